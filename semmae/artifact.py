@@ -1,0 +1,144 @@
+"""Files that are whole or absent: atomic writes, digests, models that describe themselves, the state root and its locks.
+
+- `replacing(path)`: write under a temporary name, fsync, rename; a reader never sees half a file or half a folder.
+- `save_model` / `read_model`: safetensors beside a JSON that rebuilds the model; nothing is ever unpickled.
+- `state_root()`: what must survive DVC's deletion of outs (checkpoints, part-map store, locks); `SEMMAE_STATE` moves it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block succeeds, what was written there (file or folder) replaces `path`.
+
+    When the block fails the temporary is removed and `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
+            if file.is_file():
+                _fsync(file)
+        if temporary.is_dir():
+            _remove(path)  # a folder cannot be renamed over a full one
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON, atomically; NaN and infinity are refused (ValueError), since JSON has neither."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; ValueError names the file when it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """The SHA-256 of a JSON value in canonical form, in hex: equal values give equal digests."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def save_model(folder: Path, name: str, state: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """Write `<name>.safetensors` and, with its digest, `<name>.json` into `folder`."""
+    with replacing(folder / f"{name}.safetensors") as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
+    write_json(folder / f"{name}.json", {**config, "sha256": sha256(folder / f"{name}.safetensors")})
+
+
+def read_model(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights and the config of `save_model`; ValueError when the weights are not those the JSON was written for."""
+    config = read_json(folder / f"{name}.json")
+    weights = folder / f"{name}.safetensors"
+    if not weights.exists():
+        raise ValueError(f"{weights} does not exist beside {name}.json; run the stage that writes it (dvc repro)")
+    if sha256(weights) != config["sha256"]:
+        raise ValueError(f"{weights} does not match the sha256 in {name}.json; restore it (dvc checkout) or rerun its stage")
+    return load_file(weights), config
+
+
+def model_digest(folder: Path, name: str) -> str:
+    """The identity of a saved model: the digest of its JSON, which holds the digest of its weights."""
+    return digest(read_json(folder / f"{name}.json"))
+
+
+def raw(path: str) -> Path:
+    """Where something that a user brings lies: relative paths start in data/raw, of the main repository in a DVC queue."""
+    return Path(os.environ.get("DVC_ROOT", "")) / "data/raw" / path
+
+
+def state_root() -> Path:
+    """Where resumable state, the part-map store and locks live: `$SEMMAE_STATE`, else the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("SEMMAE_STATE") or Path(cache) / "semmae").absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@contextmanager
+def lock(*what: str) -> Iterator[None]:
+    """Hold an exclusive lock under the state root on the thing named `what`, until the block or the process ends.
+
+    Raises BlockingIOError naming the process that holds it already.
+    """
+    path = state_root() / "locks" / digest(what)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(
+                f"process {file.read().strip() or 'unknown'} is already writing {' '.join(what)}; wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,73 @@
+"""One sampled box moves image and part map.
+
+- `random_resized_crop`: sample a `Box`, a crop and a flip in coordinates relative to the image, from a generator.
+- `crop_image`: the box of an image, resized. `crop_part_map`: the same box of its part map, on the encoder's grid.
+- `WHOLE`: the box that changes nothing.
+
+Relative coordinates fit an image decoded at any scale and a part map of any grid, whatever the teacher's resolution.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+ATTEMPTS = 10  # boxes to try before the central one, as in torchvision
+
+
+class Box(NamedTuple):
+    """A crop as shares of the image's height and width, flipped left to right afterwards if `flip`."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+    flip: bool
+
+
+WHOLE = Box(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
+
+
+def random_resized_crop(
+    rng: np.random.Generator, *, aspect: float, scale: tuple[float, float], ratio: tuple[float, float], flip: float
+) -> Box:
+    """A box of uniform area within `scale` (share of the image), log-uniform width / height within `ratio`, anywhere.
+
+    `aspect` is the image's width / height, `flip` the probability of a flip. When no attempt fits into the image: the
+    largest central box whose shape is within `ratio`. (torchvision's distribution without its rounding to pixels.)
+    """
+    flipped = bool(rng.random() < flip)
+    for _ in range(ATTEMPTS):
+        area = rng.uniform(*scale)
+        shape = math.exp(rng.uniform(*np.log(ratio))) / aspect  # width / height in relative coordinates
+        height, width = math.sqrt(area / shape), math.sqrt(area * shape)
+        if height <= 1 and width <= 1:
+            return Box(rng.uniform(0, 1 - height), rng.uniform(0, 1 - width), height, width, flipped)
+    height, width = min(1.0, aspect / ratio[0]), min(1.0, ratio[1] / aspect)
+    return Box((1 - height) / 2, (1 - width) / 2, height, width, flipped)
+
+
+def crop_image(image: UInt8[np.ndarray, "h w 3"], box: Box, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The box of the image as size x size pixels: bicubic, antialiased, its edges not rounded to pixels."""
+    h, w = image.shape[:2]
+    right, bottom = min(1, box.left + box.width) * w, min(1, box.top + box.height) * h
+    edges = (box.left * w, box.top * h, right, bottom)
+    pixels = np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=edges))
+    return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
+
+
+def crop_part_map(
+    part_map: UInt8[np.ndarray, "h w"], box: Box, grid: tuple[int, int]
+) -> UInt8[np.ndarray, "{grid[0]} {grid[1]}"]:
+    """The label nearest to the centre of each of the encoder's patches, when its grid covers the box."""
+    rows = _cells(box.top, box.height, grid[0], part_map.shape[0])
+    columns = _cells(box.left, box.width, grid[1], part_map.shape[1])
+    return part_map[np.ix_(rows, columns[::-1] if box.flip else columns)]
+
+
+def _cells(start: float, extent: float, patches: int, cells: int) -> np.ndarray:
+    """Along one axis, the cell where each patch's centre lies; on the border of two cells, the later one."""
+    centres = start + extent * (np.arange(patches) + 0.5) / patches
+    return np.minimum(np.floor(centres * cells + 1e-9).astype(int), cells - 1)  # 1e-9: on the border despite rounding

@@ -1,0 +1,149 @@
+"""iBOT: self-distillation with an online tokenizer (Zhou et al. 2022), which contains DINO (Caron et al. 2021).
+
+A student sees crops of an image, some of their patches replaced by a mask token; a teacher, the student's moving average, sees the
+two global crops whole. The student's class token matches the teacher's across crops (class loss, DINO eq. 1-2); its masked
+patches match the teacher's patches of the same crop (patch loss, iBOT eq. 2). Centring keeps the teacher from one-cluster
+collapse, a sharp temperature from the uniform one.
+
+Letters: g global crops, l all crops, m prototypes.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """Three-layer projection, L2 norm, prototypes of unit length: the cosine to each of `prototypes` (DINO appendix C)."""
+
+    def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... m"]:
+        """Logits in [-1, 1]."""
+        return F.normalize(self.mlp(x), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+
+
+class Network(nn.Module):
+    """A ViT, its mask token and its head (shared by class token and patches, as iBOT's ViT-S)."""
+
+    def __init__(self, vit: VisionTransformer, head: Head) -> None:
+        super().__init__()
+        self.vit, self.head = vit, head
+        self.mask_token = nn.Parameter(torch.zeros(vit.embed_dim))
+
+    def forward(
+        self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b n m"]]:
+        """Logits of the class token and of the patches; patches under `mask` enter as the mask token."""
+        x = self.vit.patch_embed(images)  # (b, h, w, d)
+        if mask is not None:
+            x = torch.where(mask.view(*x.shape[:3], 1), self.mask_token.to(x.dtype), x)
+        x = self.vit.norm(self.vit.blocks(self.vit.norm_pre(self.vit._pos_embed(x))))
+        return self.head(x[:, 0]), self.head(x[:, self.vit.num_prefix_tokens :])
+
+
+def targets(
+    logits: Float[Tensor, "... m"], center: Float[Tensor, " m"], temperature: float
+) -> Float[Tensor, "... m"]:
+    """The teacher's distributions: centred, sharpened, without gradient."""
+    return ((logits.detach().float() - center) / temperature).softmax(-1)
+
+
+def cross_entropy(
+    student: Float[Tensor, "... m"], target: Float[Tensor, "... m"], temperature: float
+) -> Float[Tensor, "..."]:
+    """The cross entropy of the student's sharpened distribution under the target's, in nats."""
+    return -(target * (student.float() / temperature).log_softmax(-1)).sum(-1)
+
+
+def class_loss(
+    student: Float[Tensor, "l b m"], target: Float[Tensor, "g b m"], temperature: float
+) -> Float[Tensor, ""]:
+    """Mean cross entropy over the pairs of a teacher's global crop and a student's *other* crop (global crops lead in both)."""
+    pairs = [
+        cross_entropy(student[i], target[j], temperature).mean()
+        for j in range(len(target)) for i in range(len(student)) if i != j
+    ]  # fmt: skip
+    return torch.stack(pairs).mean()
+
+
+def patch_loss(
+    student: Float[Tensor, "b n m"], target: Float[Tensor, "b n m"], mask: Bool[Tensor, "b n"], temperature: float
+) -> Float[Tensor, ""]:
+    """Cross entropy on masked patches: mean over an image's masked patches, then over the images that have any."""
+    error = cross_entropy(student, target, temperature) * mask
+    masked = mask.sum(1)
+    return (error.sum(1) / masked.clamp(min=1)).sum() / (masked > 0).sum().clamp(min=1)
+
+
+def entropy(probabilities: Float[Tensor, "... m"]) -> Float[Tensor, ""]:
+    """Mean entropy in nats: ln m says that the targets hold nothing, 0 that they are one-hot."""
+    return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1).mean()
+
+
+@torch.no_grad()
+def update_center(center: Float[Tensor, " m"], logits: Float[Tensor, "... m"], momentum: float) -> None:
+    """The moving mean of the teacher's logits, in place (DINO eq. 4)."""
+    center.mul_(momentum).add_(logits.float().flatten(0, -2).mean(0), alpha=1 - momentum)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """The moving average of the student's parameters, in place."""
+    torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
+
+
+class SelfDistillation(nn.Module):
+    """Student, teacher and centres as one module, so that a checkpoint or a process group handles them together."""
+
+    def __init__(self, student: Network, teacher: Network, *, center_momentum: float) -> None:
+        super().__init__()
+        self.student, self.teacher, self.center_momentum = student, teacher.requires_grad_(False), center_momentum
+        teacher.load_state_dict(student.state_dict())
+        prototypes = len(student.head.prototypes)
+        self.register_buffer("class_center", torch.zeros(prototypes))
+        self.register_buffer("patch_center", torch.zeros(prototypes))
+
+    def forward(
+        self,
+        global_crops: Float[Tensor, "gb 3 H W"],
+        local_crops: Float[Tensor, "lb 3 h w"] | None,
+        mask: Bool[Tensor, "gb n"],
+        *,
+        student_temp: float,
+        teacher_temp: float,
+    ) -> dict[str, Tensor]:
+        """The losses of a step, the teacher's entropies and its raw logits; crops are crop-major: both global ones of size b."""
+        with torch.no_grad():
+            class_logits, patch_logits = self.teacher(global_crops)
+        class_target = targets(class_logits, self.class_center, teacher_temp)
+        patch_target = targets(patch_logits, self.patch_center, teacher_temp)
+        student_class, student_patch = self.student(global_crops, mask)
+        if local_crops is not None:
+            student_class = torch.cat([student_class, self.student(local_crops)[0]])
+        b = len(global_crops) // 2
+        by_class = class_loss(student_class.unflatten(0, (-1, b)), class_target.unflatten(0, (2, b)), student_temp)
+        by_patch = patch_loss(student_patch, patch_target, mask, student_temp)
+        return {
+            "class_loss": by_class, "patch_loss": by_patch, "loss": by_class + by_patch,
+            "class_logits": class_logits, "patch_logits": patch_logits,
+            "class_entropy": entropy(class_target), "patch_entropy": entropy(patch_target),
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def update(self, class_logits: Tensor, patch_logits: Tensor, momentum: float) -> None:
+        """After the student's step: the teacher and its centres move."""
+        update_teacher(self.teacher, self.student, momentum)
+        update_center(self.class_center, class_logits, self.center_momentum)
+        update_center(self.patch_center, patch_logits, self.center_momentum)

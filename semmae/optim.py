@@ -1,0 +1,34 @@
+"""AdamW as MAE and iBOT use it: no decay on vectors, linear warm-up, half a cosine."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of `model`; biases, norms and single tokens are not decayed.
+
+    Learning rate and decay are set at every step (`set_rate`), so the optimiser starts at zero.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrix = [p for name, p in trainable if p.squeeze().ndim > 1]
+    vector = [p for name, p in trainable if p.squeeze().ndim <= 1]
+    groups = [{"params": matrix, "weight_decay": weight_decay}, {"params": vector, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def warmup_cosine(step: int, *, steps: int, warmup: int, start: float = 0.0, peak: float, end: float) -> float:
+    """The value at `step` of 0...steps-1: linear from `start` to `peak` over `warmup` steps, then half a cosine to `end`."""
+    if step < warmup:
+        return start + (peak - start) * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, *, weight_decay: float | None = None) -> None:
+    """The learning rate of all groups and, if given, the weight decay of the decayed one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if weight_decay is not None and group["weight_decay"]:
+            group["weight_decay"] = weight_decay

@@ -1,0 +1,65 @@
+"""The typed loader of params.yaml: unknown, missing and ill-typed keys fail by name.
+
+A stage describes its section as a frozen pydantic dataclass without defaults (a default in Python is a parameter that DVC
+cannot see) and calls `load(Pretrain, "pretrain")`. YAML 1.2 is read as DVC reads it: `1e-3` is a float, `no` is a string.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError
+
+STRICT = ConfigDict(extra="forbid", strict=True)  # `@dataclass(frozen=True, config=STRICT)` from pydantic.dataclasses
+PARAMS = Path("params.yaml")
+
+T = TypeVar("T")
+
+
+def load(schema: type[T], *path: str, file: Path = PARAMS) -> T:
+    """The section of `file` under the keys `path`, as an instance of `schema`.
+
+    Raises ValueError, one line per mistake: the key in full, what was given, what is allowed, where to change it.
+    """
+    section = read(file)
+    for depth, key in enumerate(path):
+        if not isinstance(section, dict) or key not in section:
+            above = ".".join(path[:depth]) or "the file"
+            known = ", ".join(section) if isinstance(section, dict) and section else "nothing"
+            raise ValueError(f"{file}: no '{key}' in {above}; it has {known}")
+        section = section[key]
+    try:
+        # JSON mode: strict about types, yet a YAML list may fill a tuple.
+        return TypeAdapter(schema).validate_json(json.dumps(section))
+    except ValidationError as error:
+        lines = [_sentence(path, mistake) for mistake in error.errors()]
+        raise ValueError("\n".join(f"{file}: {line}" for line in lines)) from None
+
+
+def read(file: Path = PARAMS) -> dict[str, Any]:
+    """The whole of `file` as plain dicts, lists and scalars; a duplicate key or a syntax error is a ValueError."""
+    if not file.exists():
+        raise ValueError(f"{file} does not exist in {Path.cwd()}; run from the project's root")
+    try:
+        return YAML(typ="safe", pure=True).load(file) or {}
+    except DuplicateKeyError as error:
+        raise ValueError(f"{file}: {error.problem} {error.problem_mark}") from None
+    except MarkedYAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error.problem} {error.problem_mark}") from None
+
+
+def _sentence(path: tuple[str, ...], mistake: Any) -> str:
+    """One mistake in words: key, given, allowed."""
+    key = ".".join(str(part) for part in (*path, *mistake["loc"]))
+    match mistake["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return f"unknown key {key}; remove it or correct its spelling"
+        case "missing" | "missing_argument":
+            return f"missing key {key}; add it"
+        case "literal_error":
+            return f"{key} is {mistake['input']!r}; expected one of {mistake['ctx']['expected']}"
+        case _:
+            return f"{key} is {mistake['input']!r}; {mistake['msg'].removeprefix('Value error, ')}"

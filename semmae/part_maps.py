@@ -1,0 +1,266 @@
+"""The part-map cache: one label per cell of a coarse grid for every image, kept apart from the images.
+
+- `write` / `read`: one Parquet file per shard, row i for sample i; the metadata says what it was made from.
+- `quantise_attention`: class-token attention in 16 levels, the file's second column.
+- `join`: the maps of a dataset in the order of a reader's samples; what does not belong to them is refused by name.
+- the store: DVC deletes an output before it is made anew, so files live in a content-addressed store under the state
+  root (`store_path`, `stored`), from which the output is assembled (`assemble`); `listing` and `prune` keep house.
+- `summary`: how large the parts are, how many images use them, what they cost.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float, UInt8
+
+from semmae import artifact
+from semmae.reader import Reader
+
+ATTENTION_LEVELS = 16
+METADATA = ("grid", "num_parts", "background", "shard", "teacher", "parts")  # the last three are digests
+REMEDY = "run dvc repro part_maps"
+
+
+@dataclass(frozen=True)
+class PartMaps:
+    """The part maps of some images, row by row."""
+
+    keys: list[str]
+    part_map: UInt8[np.ndarray, "b n"]
+    attention: UInt8[np.ndarray, "b n"] | None
+    metadata: dict[str, Any]  # METADATA; without `shard` after a join
+    num_bytes: int  # of the files they were read from
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        h, w = self.metadata["grid"]
+        return h, w
+
+
+def write(
+    path: Path, *, keys: list[str], part_maps: UInt8[np.ndarray, "b n"], attention: UInt8[np.ndarray, "b n"] | None,
+    metadata: dict[str, Any],
+) -> None:  # fmt: skip
+    """Write the part maps of one shard, atomically; the same content gives the same bytes."""
+    h, w = metadata["grid"]
+    background = metadata["background"]
+    assert set(metadata) >= set(METADATA), metadata
+    assert background in (None, metadata["num_parts"]), metadata
+    assert part_maps.shape == (len(keys), h * w), (part_maps.shape, len(keys), h, w)
+    assert part_maps.size == 0 or part_maps.max() < metadata["num_parts"] + (background is not None), part_maps.max()
+    columns: dict[str, pa.Array] = {"key": pa.array(keys, pa.string()), "part_map": _binary(part_maps)}
+    if attention is not None:
+        assert attention.shape == part_maps.shape, attention.shape
+        assert attention.size == 0 or attention.max() < ATTENTION_LEVELS, attention.max()
+        columns["attention"] = _binary(attention)
+    table = pa.table(columns).replace_schema_metadata({"semmae": json.dumps(metadata, sort_keys=True)})
+    with artifact.replacing(path) as temporary:
+        pq.write_table(
+            table, temporary, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
+        )
+
+
+def read(path: Path) -> PartMaps:
+    """The part maps in one file; ValueError when it is missing, damaged or something else."""
+    table = _table(path)
+    return PartMaps(
+        keys=table["key"].to_pylist(),
+        part_map=_cells(table["part_map"]),
+        attention=_cells(table["attention"]) if "attention" in table.column_names else None,
+        metadata=_metadata(table),
+        num_bytes=path.stat().st_size,
+    )
+
+
+def quantise_attention(attention: Float[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b n"]:
+    """Attention in levels 0...15, proportional to it, each image's highest at 15; only 0 itself gets level 0.
+
+    So a mask that draws patches in proportion can still draw every patch that the class token looks at.
+    """
+    if not ((attention >= 0) & np.isfinite(attention)).all():
+        raise ValueError("attention holds negative numbers, NaN or infinity; expected weights >= 0")
+    highest = np.maximum(attention.max(axis=1, keepdims=True), np.finfo(attention.dtype).tiny)
+    levels = np.rint(attention / highest * (ATTENTION_LEVELS - 1))
+    return np.where(attention > 0, np.maximum(levels, 1), 0).astype(np.uint8)
+
+
+def join(folder: Path, reader: Reader, *, teacher: str | None, parts: str | None) -> PartMaps:
+    """The part maps of `reader`'s samples, in its order; `teacher` and `parts` are the digests expected, None = any.
+
+    ValueError when a shard has no file, a file was made from another shard, teacher or part learner, or a key is not
+    where the index says.
+    """
+    encoded = pa.array(reader.shards).dictionary_encode()
+    shard, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    paths = [folder / f"{Path(name).stem}.parquet" for name in names]
+    if missing := [name for name, path in zip(names, paths, strict=True) if not path.exists()]:
+        raise ValueError(f"{folder} has no part maps for {_some(missing, len(names), 'shards')}; {REMEDY}")
+    tables = [_table(path) for path in paths]
+    known = {entry["file"]: entry for entry in reader.meta["shards"]}
+    wanted = {what: digest for what, digest in (("teacher", teacher), ("parts", parts)) if digest is not None}
+    common = _metadata(tables[0]) | wanted
+    for name, path, table in zip(names, paths, tables, strict=True):
+        _check(path, table, common | {"shard": known[name]["sha256"]}, tables[0].column_names)
+    rows = _rows(folder, reader, shard, tables)
+    for name, path, table in zip(names, paths, tables, strict=True):
+        if len(table) != known[name]["count"]:
+            given = f"{len(table)} part maps, but {name} has {known[name]['count']} samples"
+            raise ValueError(f"{path} has {given}; {REMEDY}")
+    part_map, attention = (
+        np.concatenate([_cells(table[column]) for table in tables])[rows] if column in tables[0].column_names else None
+        for column in ("part_map", "attention")
+    )
+    common = {what: value for what, value in common.items() if what != "shard"}
+    return PartMaps(reader.keys, part_map, attention, common, sum(path.stat().st_size for path in paths))
+
+
+def _check(path: Path, table: pa.Table, expected: dict[str, Any], columns: list[str]) -> None:
+    """ValueError unless the file was made from what is expected, and has the columns of the others."""
+    given = _metadata(table) | {"columns": table.column_names}
+    for what, value in (expected | {"columns": columns}).items():
+        if given[what] != value:
+            raise ValueError(f"{path} was made with {what} {given[what]}, but {value} is expected; {REMEDY}")
+
+
+def _rows(folder: Path, reader: Reader, shard: np.ndarray, tables: list[pa.Table]) -> np.ndarray:
+    """The row of each sample in the concatenated tables; ValueError unless its key stands there."""
+    counts = np.array([len(table) for table in tables])
+    row = reader.rows_in_shard()
+    exists = row < counts[shard]
+    rows = (counts.cumsum() - counts)[shard] + np.where(exists, row, 0)
+    keys = pa.concat_arrays([chunk for table in tables for chunk in table["key"].chunks])
+    wanted = pa.array(reader.keys, pa.string())
+    wrong = ~exists | pc.not_equal(keys.take(pa.array(rows)), wanted).to_numpy(zero_copy_only=False)
+    if wrong.any():
+        names = wanted.filter(pa.array(wrong)).to_pylist()
+        raise ValueError(f"{folder} has no part map in its place for {_some(names, len(rows), 'samples')}; {REMEDY}")
+    return rows
+
+
+def store_digest(*, teacher: str, parts: str, params: Any) -> str:
+    """The name of everything but the shard that decides a part map's bytes."""
+    return artifact.digest({"teacher": teacher, "parts": parts, "params": params})
+
+
+def store_path(digest: str, shard_sha256: str) -> Path:
+    """Where the store keeps the part maps of a shard; write there with `write`."""
+    return _store() / digest / f"{shard_sha256}.parquet"
+
+
+def stored(digest: str, shard_sha256: str, *, keys: list[str]) -> bool:
+    """Whether the store has the part maps of this shard, readable and for exactly these keys."""
+    try:
+        found = read(store_path(digest, shard_sha256))
+    except ValueError:
+        return False
+    return found.keys == keys and found.metadata["shard"] == shard_sha256
+
+
+def assemble(folder: Path, *, digest: str, shards: Mapping[str, str]) -> None:
+    """Replace `folder` by the stored part maps of `shards` (file name to sha256): copies, for DVC may relink them."""
+    with artifact.replacing(folder) as temporary:
+        temporary.mkdir()
+        for name, sha256 in shards.items():
+            entry = store_path(digest, sha256)
+            shutil.copyfile(entry, temporary / f"{Path(name).stem}.parquet")
+            os.utime(entry)  # the time of last use, for `prune`
+
+
+@dataclass(frozen=True)
+class StoreEntry:
+    """What the store keeps for one teacher, part learner and set of params."""
+
+    digest: str
+    num_shards: int
+    num_bytes: int
+    used: float  # seconds since 1970
+
+
+def listing() -> list[StoreEntry]:
+    """What the store holds, the last used first."""
+    entries = []
+    for folder in _store().glob("*/"):
+        stats = [path.stat() for path in folder.glob("[!.]*.parquet")]
+        if stats:
+            used = max(stat.st_mtime for stat in stats)
+            entries.append(StoreEntry(folder.name, len(stats), sum(stat.st_size for stat in stats), used))
+    return sorted(entries, key=lambda entry: -entry.used)
+
+
+def prune(*, unused_days: float) -> int:
+    """Delete what was not used for so many days, remains of interrupted writes included; the number of bytes freed."""
+    freed = 0
+    for path in [path for path in _store().glob("*/*") if path.stat().st_mtime <= time.time() - unused_days * 86_400]:
+        freed += path.stat().st_size
+        path.unlink()
+    for folder in _store().glob("*/"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return freed
+
+
+def summary(maps: PartMaps) -> dict[str, Any]:
+    """Per label its share of all cells and the share of images with any cell of it; bytes per image on disk."""
+    num_parts, background = maps.metadata["num_parts"], maps.metadata["background"]
+    labels = [*range(num_parts), *([] if background is None else [background])]
+    return {
+        "images": len(maps.keys),
+        "grid": list(maps.grid),
+        "bytes_per_image": maps.num_bytes / len(maps.keys),
+        "parts": {
+            "background" if label == background else str(label): {
+                "size": float((maps.part_map == label).mean()),
+                "images": float((maps.part_map == label).any(axis=1).mean()),
+            }
+            for label in labels
+        },
+    }
+
+
+def _store() -> Path:
+    return artifact.state_root() / "part_maps"
+
+
+def _some(names: list[str], total: int, what: str) -> str:
+    return f"{len(names)} of {total} {what}, e.g. {', '.join(names[:3])}"
+
+
+def _table(path: Path) -> pa.Table:
+    """The file's content, checked against its checksums and its own metadata."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; {REMEDY}")
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and {REMEDY}") from None
+    if b"semmae" not in (table.schema.metadata or {}):
+        raise ValueError(f"{path} is a Parquet file, but none of part maps; delete it and {REMEDY}")
+    return table
+
+
+def _metadata(table: pa.Table) -> dict[str, Any]:
+    return json.loads(table.schema.metadata[b"semmae"])
+
+
+def _binary(cells: UInt8[np.ndarray, "b n"]) -> pa.Array:
+    """Each row as bytes of fixed size."""
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(cells.shape[1]), len(cells), [None, pa.py_buffer(np.ascontiguousarray(cells))]
+    )
+
+
+def _cells(column: pa.ChunkedArray) -> UInt8[np.ndarray, "b n"]:
+    """The inverse of `_binary`, without a copy."""
+    array = column.combine_chunks()
+    width = array.type.byte_width
+    return np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)[array.offset : array.offset + len(array)]

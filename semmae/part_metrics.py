@@ -1,0 +1,167 @@
+"""Part scores: how well a map of labels per patch agrees with a ground-truth mask, at the patches and at the pixels.
+
+A mask is first reduced to `cell_counts`: how many pixels of each true label lie in each cell of the patch grid. Pixels
+of 255 count nowhere. All else is contingency tables, labels x true labels, so memory does not grow with the data:
+
+- pixel level: every pixel takes the label of its cell (nearest upsampling), so the table adds up cell counts.
+- patch level: every cell counts once, for its `majority` label; a cell without labelled pixels counts nowhere.
+
+The train tables decide what a label means, the val tables what that is worth (`PartScore`):
+
+- `foreground_labels`: labels of which more than half lies on the foreground (true labels >= 1) of train.
+- `foreground_iou`: of one image; the mean is over the images of val that show any foreground at that level.
+- `nmi` (arithmetic) and `ari`: of the table pooled over val, (fg) on the true foreground only, (all) on everything,
+  with the labels that are background on train merged into one.
+- `part_miou`: one label per true label, matched on train (Hungarian); mean over the parts that val shows, without the
+  background.
+"""
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, UInt8
+from scipy.optimize import linear_sum_assignment
+from scipy.special import xlogy
+
+IGNORE = 255
+Level = Literal["patch", "pixel"]
+LEVELS: tuple[Level, ...] = ("patch", "pixel")
+
+
+def cell_counts(
+    mask: UInt8[np.ndarray, "H W"], *, grid: tuple[int, int], num_classes: int
+) -> Integer[np.ndarray, "n g"]:
+    """Pixels of each true label 0...num_classes-1 in each cell, row-major; a pixel is where its centre is."""
+    height, width = mask.shape
+    rows = (2 * np.arange(height) + 1) * grid[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * grid[1] // (2 * width)
+    labelled = mask != IGNORE
+    if (strange := mask[labelled & (mask >= num_classes)]).size:
+        raise ValueError(
+            f"a mask holds the label {strange[0]}; its dataset names 0 to {num_classes - 1}, and 255 to ignore"
+        )
+    cells = rows[:, None] * grid[1] + columns
+    flat = np.bincount((cells * num_classes + mask)[labelled], minlength=grid[0] * grid[1] * num_classes)
+    return flat.reshape(-1, num_classes)
+
+
+def majority(counts: Integer[np.ndarray, "n g"]) -> Integer[np.ndarray, " n"]:
+    """The true label of each cell: foreground if most of its labelled pixels are, then of the part that has most of them.
+
+    In two steps, so that what is foreground does not depend on how many parts the masks tell apart. Of two equals the
+    lower label wins; a cell without labelled pixels is 255.
+    """
+    foreground = counts[:, 1:].sum(1) > counts[:, 0]
+    return np.where(counts.any(1), np.where(foreground, 1 + counts[:, 1:].argmax(1), 0), IGNORE)
+
+
+def contingency(
+    labels: Integer[np.ndarray, " n"], counts: Integer[np.ndarray, "n g"], *, num_labels: int, level: Level
+) -> Integer[np.ndarray, "l g"]:
+    """What lies under each label of one image's patch map: pixels, or patches by their majority."""
+    if level == "patch":
+        counts = majority(counts)[:, None] == np.arange(counts.shape[1])
+    return np.equal.outer(np.arange(num_labels), labels).astype(np.int64) @ counts
+
+
+def foreground_labels(train: Integer[np.ndarray, "l g"]) -> Bool[np.ndarray, " l"]:
+    """Whether more than half of what lies under a label on train is foreground; an unused label is not."""
+    return 2 * train[:, 1:].sum(1) > train.sum(1)
+
+
+def foreground_iou(image: Integer[np.ndarray, "l g"], foreground: Bool[np.ndarray, " l"]) -> float | None:
+    """Intersection over union of the foreground labels and the true foreground; None where that is empty."""
+    true = image[:, 1:].sum()
+    intersection = image[foreground, 1:].sum()
+    return float(intersection / (true + image[foreground, 0].sum())) if true else None
+
+
+def merge_background(
+    table: Integer[np.ndarray, "l g"], foreground: Bool[np.ndarray, " l"]
+) -> Integer[np.ndarray, "m g"]:
+    """The table with all labels that are not foreground as one."""
+    return np.concatenate([table[~foreground].sum(0, keepdims=True), table[foreground]])
+
+
+def nmi(table: Integer[np.ndarray, "l g"]) -> float:
+    """Normalised mutual information, I / mean(H, H'); 1 where both sides are a single cluster."""
+    joint = table / table.sum()
+    rows, columns = joint.sum(1), joint.sum(0)
+    entropy = -xlogy(rows, rows).sum() - xlogy(columns, columns).sum()
+    if entropy == 0:
+        return 1.0
+    information = entropy + xlogy(joint, joint).sum()
+    return float(max(0.0, 2 * information / entropy))
+
+
+def ari(table: Integer[np.ndarray, "l g"]) -> float:
+    """The adjusted Rand index (Hubert & Arabie 1985) over pairs: 0 by chance, 1 where both sides are the same."""
+    agree, rows, columns, total = (
+        float((x.astype(np.float64) * (x - 1) / 2).sum()) for x in (table, table.sum(1), table.sum(0), table.sum())
+    )
+    expected, largest = rows * columns / max(total, 1), (rows + columns) / 2
+    return 1.0 if largest == expected else (agree - expected) / (largest - expected)
+
+
+def match(train: Integer[np.ndarray, "l g"]) -> Integer[np.ndarray, " g"]:
+    """A label for each true label, background too, with the highest sum of IoUs on train; -1 where labels run out."""
+    labels, true = linear_sum_assignment(label_iou(train), maximize=True)
+    matched = np.full(train.shape[1], -1)
+    matched[true] = labels
+    return matched
+
+
+def part_miou(val: Integer[np.ndarray, "l g"], matched: Integer[np.ndarray, " g"]) -> float:
+    """Mean IoU of the parts (true labels >= 1) that val shows with their labels; a part without a label has IoU 0.
+
+    A label without a part is no part: what lies under it is missed.
+    """
+    parts = 1 + np.flatnonzero(val[:, 1:].sum(0))
+    iou = np.where(matched[parts] >= 0, label_iou(val)[matched[parts], parts], 0)
+    return float(iou.mean())
+
+
+def label_iou(table: Integer[np.ndarray, "l g"]) -> Float[np.ndarray, "l g"]:
+    """Intersection over union of each label with each true label; 0 where neither occurs."""
+    union = table.sum(1, keepdims=True) + table.sum(0, keepdims=True) - table
+    return table / np.maximum(union, 1)
+
+
+class PartScore:
+    """The scores of one way to label patches: show it every image of train, then every image of val.
+
+    `parts` says whether the true labels tell parts apart; where they are only background and foreground, the scores
+    that need parts (NMI and ARI on the foreground, part mIoU) would say nothing and are left out.
+    """
+
+    def __init__(self, *, num_labels: int, num_classes: int, parts: bool) -> None:
+        self.num_labels, self.parts = num_labels, parts
+        self.train = {level: np.zeros((num_labels, num_classes), np.int64) for level in LEVELS}
+        self.val = {level: np.zeros((num_labels, num_classes), np.int64) for level in LEVELS}
+        self.ious: dict[str, list[float]] = {level: [] for level in LEVELS}
+
+    def add_train(self, labels: Integer[np.ndarray, " n"], counts: Integer[np.ndarray, "n g"]) -> None:
+        """One image of train: its patch map and its cell counts."""
+        for level in LEVELS:
+            self.train[level] += contingency(labels, counts, num_labels=self.num_labels, level=level)
+
+    def add_val(self, labels: Integer[np.ndarray, " n"], counts: Integer[np.ndarray, "n g"]) -> None:
+        """One image of val, after all of train."""
+        for level in LEVELS:
+            image = contingency(labels, counts, num_labels=self.num_labels, level=level)
+            iou = foreground_iou(image, foreground_labels(self.train[level]))
+            self.val[level] += image
+            self.ious[level] += [] if iou is None else [iou]
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Per level: fg_iou, nmi_all, ari_all and, with parts, nmi_fg, ari_fg, miou."""
+        if not all(self.ious.values()):
+            raise ValueError("no mask of val shows any foreground; part scores need masks with labels above 0")
+        return {level: self._level(self.train[level], self.val[level], self.ious[level]) for level in LEVELS}
+
+    def _level(self, train: np.ndarray, val: np.ndarray, ious: list[float]) -> dict[str, float]:
+        everything = merge_background(val, foreground_labels(train))
+        scores = {"fg_iou": float(np.mean(ious)), "nmi_all": nmi(everything), "ari_all": ari(everything)}
+        if self.parts:
+            scores |= {"nmi_fg": nmi(val[:, 1:]), "ari_fg": ari(val[:, 1:]), "miou": part_miou(val, match(train))}
+        return scores

@@ -1,0 +1,170 @@
+"""Part learning (SemMAE section 3.1): from a frozen teacher's tokens to a soft map per part, without labels.
+
+The paper's equations are in no public code; docs/method.md says what is ours and why. A `PartLearner`
+- embeds the class token into one query per part and one for the background (learned queries where no class token was trained),
+- correlates them with the patch tokens: cosine over temperature, softmax over the queries, so every patch is shared out once,
+- in training blurs the maps and lets a decoder rebuild the target from them: the maps are its only spatial input, the class token
+  its only other one, through AdaIN. What the maps do not separate in space, the decoder cannot draw.
+`KMeansParts`, spherical k-means on the same tokens, is the training-free baseline. Both assign, save and load alike.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from semmae import artifact
+from semmae.mae import patchify
+from semmae.teacher import Tokens
+from semmae.vit import normalise
+
+
+class Parts(nn.Module):
+    """What every part method shares: tokens standardised per channel, `num_parts` labels and perhaps a background after them."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config, self.digest = config, ""
+        self.num_parts: int = config["num_parts"]
+        self.background: int | None = config["num_parts"] if config["background"] else None
+        self.num_labels = self.num_parts + (self.background is not None)
+        self.register_buffer("mean", torch.zeros(config["width"]))
+        self.register_buffer("std", torch.ones(config["width"]))
+
+    def standardise(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Zero mean, unit variance per channel over the training patches: no channel speaks by its scale alone."""
+        return (patch - self.mean) / self.std
+
+    def fit_scale(self, patch: Float[Tensor, "s d"]) -> None:
+        """Set that scale from a sample of training patches."""
+        self.mean.copy_(patch.mean(0))
+        self.std.copy_(patch.std(0).clamp(min=1e-6))
+
+    def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
+        """Each patch's share of every label (sums to 1 over labels); the argmax is the part map."""
+        raise TypeError(f"{type(self).__name__} does not assign parts")
+
+
+class KMeansParts(Parts):
+    """Nearest of `num_parts` directions, found by k-means on unit-length tokens; there is no background of its own."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.register_buffer("centroids", torch.zeros(self.num_labels, config["width"]))
+
+    def fit(self, patch: Float[Tensor, "s d"], *, seed: int) -> float:
+        """Find the directions in a sample of patches; returns the mean cosine to the nearest one."""
+        self.fit_scale(patch)
+        unit = F.normalize(self.standardise(patch), dim=-1).numpy()
+        centroids = KMeans(self.num_labels, n_init=4, random_state=seed % 2**32).fit(unit).cluster_centers_
+        self.centroids.copy_(F.normalize(torch.from_numpy(np.asarray(centroids, dtype=np.float32)), dim=-1))
+        return float((unit @ self.centroids.numpy().T).max(1).mean())
+
+    def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
+        cosine = F.normalize(self.standardise(tokens.patch), dim=-1) @ self.centroids.T
+        return (cosine / self.config["temperature"]).softmax(-1).transpose(1, 2)
+
+
+class PartLearner(Parts):
+    """Part queries and the decoder that trains them; see the module's text."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        width, hidden = config["width"], config["hidden"]
+        self.queries = nn.Parameter(torch.randn(self.num_labels, hidden))
+        self.embed_class = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, self.num_labels * hidden)
+        )
+        nn.init.zeros_(self.embed_class[-1].weight)  # at first the queries are the same in every image: labels stay aligned
+        nn.init.zeros_(self.embed_class[-1].bias)
+        self.embed_patch = nn.Linear(width, hidden, bias=False)
+        nn.init.orthogonal_(self.embed_patch.weight)
+        self.decoder = Decoder(self.num_labels, config["decoder_width"], config["decoder_depth"], width, config["values"])
+
+    def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
+        keys = F.normalize(self.embed_patch(self.standardise(tokens.patch)), dim=-1)
+        queries = self.queries.expand(len(keys), -1, -1)
+        if self.config["class_token"]:
+            queries = queries + self.embed_class(tokens.cls).view(queries.shape)
+        correlation = F.normalize(queries, dim=-1) @ keys.transpose(1, 2)  # (b, p, n)
+        return (correlation / self.config["temperature"]).softmax(1)
+
+    def forward(self, tokens: Tokens, grid: tuple[int, int]) -> tuple[Float[Tensor, "b p n"], Float[Tensor, "b n v"]]:
+        """The maps, and what the decoder rebuilds from them, blurred, and the style."""
+        maps = self.assign(tokens)
+        spatial = blur(maps.unflatten(2, grid), self.config["blur_sigma"])
+        return maps, self.decoder(spatial, tokens.cls).flatten(2).transpose(1, 2)
+
+
+class Decoder(nn.Module):
+    """Convolutions over the maps, each instance-normalised and restyled by the class token (AdaIN, Huang & Belongie 2017)."""
+
+    def __init__(self, labels: int, width: int, depth: int, style: int, values: int) -> None:
+        super().__init__()
+        sizes = [labels] + [width] * depth
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1, padding_mode="replicate") for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.style = nn.LayerNorm(style)
+        self.styles = nn.ModuleList(nn.Linear(style, 2 * width) for _ in range(depth))
+        self.out = nn.Conv2d(width, values, 1)
+
+    def forward(self, maps: Float[Tensor, "b p h w"], style: Float[Tensor, "b d"]) -> Float[Tensor, "b v h w"]:
+        x, style = maps, self.style(style)
+        for convolve, restyle in zip(self.convolutions, self.styles, strict=True):
+            scale, shift = restyle(style)[:, :, None, None].chunk(2, dim=1)
+            x = F.gelu(F.instance_norm(convolve(x)) * (1 + scale) + shift)
+        return self.out(x)
+
+
+def blur(maps: Float[Tensor, "b p h w"], sigma: float) -> Float[Tensor, "b p h w"]:
+    """Gaussian blur, sigma in patches, edges repeated; 0 leaves the maps as they are."""
+    if sigma == 0:
+        return maps
+    radius = math.ceil(2 * sigma)
+    kernel = torch.exp(-torch.arange(-radius, radius + 1, device=maps.device).float().square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(maps.shape[1], 1, 1, -1)
+    x = F.pad(maps, [radius] * 4, mode="replicate")
+    x = F.conv2d(x, kernel, groups=maps.shape[1])
+    return F.conv2d(x, kernel.transpose(2, 3), groups=maps.shape[1])
+
+
+def diversity(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
+    """How much maps overlap: the sum over pairs of labels of their product, mean over patches; 0 when every patch is decided."""
+    return (1 - maps.square().sum(1)).mean()
+
+
+def usage(maps: Float[Tensor, "b p n"], floor: float) -> Float[Tensor, ""]:
+    """How far labels fall below a share `floor` of a batch's patches, relative to it, mean over labels; 0 when all are used.
+
+    A floor, not a uniform prior: the background may keep most of an image (a uniform prior pulls it apart).
+    """
+    return (1 - maps.mean((0, 2)) / floor).clamp(min=0).mean()
+
+
+def pixel_target(images: UInt8[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor, "b n v"]:
+    """Pixels as the decoder's target, row by row of patches, in the teacher's zero-mean, unit-variance units."""
+    return patchify(normalise(images), patch_size)
+
+
+METHODS = {"learned": PartLearner, "kmeans": KMeansParts}
+
+
+def save(folder: Path, parts: Parts) -> None:
+    """Write parts.safetensors and parts.json."""
+    artifact.save_model(folder, "parts", parts.state_dict(), parts.config)
+
+
+def load(folder: Path) -> Parts:
+    """The part method in `folder`, frozen."""
+    state, config = artifact.read_model(folder, "parts")
+    parts = METHODS[config["method"]](config)
+    parts.load_state_dict(state, strict=True)
+    parts.digest = artifact.model_digest(folder, "parts")
+    return parts.eval().requires_grad_(False)

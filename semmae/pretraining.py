@@ -1,0 +1,116 @@
+"""The MAE training loop, with any mask strategy: the pretrain stage's, and the teacher stage's plain bootstrap.
+
+What a step takes is drawn by name: crops from (seed, epoch, key), mask noise from (seed, step) for the global batch, of which
+each rank takes its rows. So a resumed run repeats the one that was killed, and two ranks see what one would.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
+
+from semmae import dist, mae, masking, optim, vit
+from semmae.params import STRICT
+from semmae.part_maps import PartMaps
+from semmae.reader import Reader
+from semmae.rng import fold, torch_generator
+from semmae.run import Compute, Run
+from semmae.views import Crop, OneCrop
+
+
+@dataclass(frozen=True, config=STRICT)
+class Network:
+    """A ViT's shape, but for the size of its images."""
+
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class Decoder:
+    """The decoder's shape: narrow and shallow."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """How long and how fast; `lr = base_lr * batch_size / 256`, batch_size over all processes."""
+
+    epochs: int
+    batch_size: int
+    base_lr: float
+    min_lr: float
+    warmup_epochs: int
+    weight_decay: float
+    betas: tuple[float, float]
+    norm_pix_loss: bool
+    decoder: Decoder
+    crop: Crop
+
+
+@dataclass(frozen=True, config=STRICT)
+class Curriculum:
+    """Weight of the inter-part rule: start + (end - start) * progress ** power."""
+
+    start: float
+    end: float
+    power: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class Masking:
+    """Which patches go; `inter_part` matters to the semantic strategy alone."""
+
+    strategy: Literal["random", "block", "green_noise", "attention", "semantic"]
+    mask_ratio: float
+    inter_part: Curriculum
+
+
+def pretrain(
+    recipe: Recipe, masks: Masking, encoder: VisionTransformer, *, reader: Reader, maps: PartMaps | None, seed: int,
+    compute: Compute, world: dist.World, run: Run, measure: Callable[[VisionTransformer, int, bool], dict[str, float]],
+) -> mae.MAE:  # fmt: skip
+    """Train `encoder` in place and return it with its decoder; `measure(encoder, epoch, last)` adds to an epoch's history."""
+    strategy, (size, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
+    grid, b = encoder.patch_embed.grid_size, recipe.batch_size
+    num_masked = masking.num_masked(grid[0] * grid[1], masks.mask_ratio)
+    evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
+    crops = OneCrop(seed, recipe.crop, size, grid, maps if evidence else None, evidence or "")
+
+    torch.manual_seed(fold(seed, "decoder"))
+    model = mae.MAE(encoder, **vars(recipe.decoder)).to(world.device).train()
+    vit.use_fastest_attention(model, world.device)
+    if compute.compile:
+        model.compile()
+    parallel = dist.parallel(model, world)
+    optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=recipe.betas)
+    rate, state = recipe.base_lr * b / 256, {"model": model, "optimizer": optimizer}
+
+    for step in run.steps(reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers, state=state):
+        warmup = recipe.warmup_epochs * step.per_epoch
+        lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
+        inter_part = masking.inter_part(step.progress, **vars(masks.inter_part))
+        noise = strategy.draw(b, grid, generator=torch_generator(seed, "mask", step.number))
+        mask = strategy(
+            world.slice(noise).to(world.device), masks.mask_ratio, grid=grid, inter_part=torch.tensor(inter_part),
+            **({evidence: step.batch["evidence"].to(world.device)} if evidence else {}),
+        )  # fmt: skip
+        images = vit.normalise(step.batch["image"].to(world.device, non_blocking=True))
+        with dist.autocast(world.device, compute.precision):
+            pred = parallel(images, mask, num_masked)
+        loss = mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
+        optim.set_rate(optimizer, lr)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        run.record(loss=loss, lr=lr, inter_part=inter_part)
+        if step.ends_epoch:
+            run.log(**measure(encoder, step.epoch + 1, step.ends_run))
+    return model.eval()

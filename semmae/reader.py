@@ -1,0 +1,230 @@
+"""A dataset as a sequence: random access to its samples by offset, the order of an epoch, batches of tensors.
+
+- `Reader`: the samples of a split, in the order of the index; `verify_shards` compares the shards with their digests.
+- `epoch_order`, `windowed_order`: orders that are pure functions of (seed, epoch).
+- `batches`: samples loaded in exactly a given order, here or in worker processes, as dicts of torch tensors.
+"""
+
+import copy
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Int64, Integer, UInt8
+from torch.utils.data import DataLoader, Dataset
+
+from semmae import artifact, images, rng
+
+
+class Reader:
+    """The samples of one split (None: of all) of the dataset in a folder; `select` makes views.
+
+    It holds the index in memory and opens a shard when it first reads from it; it may be pickled and forked.
+    """
+
+    def __init__(self, dataset: Path, split: str | None = None, verify: bool = False) -> None:
+        self.dataset = Path(dataset)
+        if not (self.dataset / "index.parquet").is_file():
+            raise ValueError(f"{self.dataset} is no dataset; run: dvc repro shards@{self.dataset.name}")
+        if verify:
+            verify_shards(self.dataset)
+        self.meta: dict[str, Any] = artifact.read_json(self.dataset / "shards.json")
+        table = pq.read_table(self.dataset / "index.parquet")
+        if split is not None:
+            splits = table["split"].unique().to_pylist()
+            if split not in splits:
+                raise ValueError(f"{self.dataset} has no split {split!r}; its splits are: {', '.join(splits)}")
+            table = table.filter(pc.equal(table["split"], split))
+        self.keys: list[str] = table["key"].to_pylist()
+        self.shards: list[str] = table["shard"].to_pylist()
+        self.labels = _integers(table["label"])
+        self._image_span = np.stack([_integers(table["offset"]), _integers(table["size"])], axis=1)
+        self._mask_span = np.stack([_integers(table["mask_offset"]), _integers(table["mask_size"])], axis=1)
+        self._row = _rows(self.shards)
+        self._files: dict[str, io.FileIO] = {}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # another process opens its own
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.meta["class_names"]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def mask_kind(self) -> str | None:
+        return self.meta["mask_kind"]
+
+    @property
+    def mask_names(self) -> list[str]:
+        return self.meta["mask_names"]
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of an image as they are in its shard."""
+        return self._read(index, self._image_span)
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """An image in RGB, upright."""
+        return self._decoded(index, images.to_rgb, self._image_span)
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "h w"] | None:
+        """The mask of an image in its upright coordinates, None where there is none."""
+        return self._decoded(index, images.mask_indices, self._mask_span) if self._mask_span[index, 0] >= 0 else None
+
+    def select(self, ids: Integer[np.ndarray, " n"]) -> Self:
+        """A view of the samples at `ids`, in that order."""
+        view = copy.copy(self)
+        view._files = self._files
+        view.keys = [self.keys[i] for i in ids]
+        view.shards = [self.shards[i] for i in ids]
+        view.labels, view._row = self.labels[ids], self._row[ids]
+        view._image_span, view._mask_span = self._image_span[ids], self._mask_span[ids]
+        return view
+
+    def rows_in_shard(self) -> Int64[np.ndarray, " n"]:
+        """The position of each sample in its shard."""
+        return self._row
+
+    def _decoded(self, index: int, decode: Callable[[bytes], np.ndarray], span: np.ndarray) -> np.ndarray:
+        data = self._read(index, span)
+        try:
+            return decode(data)
+        except ValueError as error:
+            raise self._damage(index, str(error)) from None
+
+    def _read(self, index: int, span: np.ndarray) -> bytes:
+        offset, size = span[index].tolist()
+        shard = self.shards[index]
+        if shard not in self._files:
+            try:
+                self._files[shard] = io.FileIO(self.dataset / shard)
+            except OSError as error:
+                raise self._damage(index, str(error.strerror)) from None
+        data = os.pread(self._files[shard].fileno(), size, offset)
+        if len(data) < size:
+            raise self._damage(index, "the shard ends before the sample does")
+        return data
+
+    def _damage(self, index: int, what: str) -> ValueError:
+        shard, key = self.dataset / self.shards[index], self.keys[index]
+        return ValueError(f"{shard}, sample {key}: {what}; {_remedy(self.dataset)}")
+
+
+def verify_shards(dataset: Path) -> None:
+    """ValueError names the first shard that is missing or not what shards.json says it is."""
+    for shard in artifact.read_json(dataset / "shards.json")["shards"]:
+        path = dataset / shard["file"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"] or artifact.sha256(path) != shard["sha256"]:
+            problem = "is damaged: its bytes are not those in shards.json" if path.exists() else "is missing"
+            raise ValueError(f"{path} {problem}; {_remedy(dataset)}")
+
+
+def _remedy(dataset: Path) -> str:
+    stage = f"shards@{dataset.name}"
+    return f"restore it (dvc checkout --force {stage}) or write it again (dvc repro -f {stage})"
+
+
+def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """A permutation of the samples for one epoch."""
+    return rng.numpy_generator(seed, "epoch_order", epoch).permutation(num_samples)
+
+
+def windowed_order(shard_of: np.ndarray, *, seed: int, epoch: int, window: int) -> Int64[np.ndarray, " n"]:
+    """A permutation that stays within `window` shards at a time: for storage that is cold or far away.
+
+    The shards are shuffled, then the samples of each run of `window` shards. `shard_of` names the shard of each sample.
+    """
+    generator = rng.numpy_generator(seed, "windowed_order", epoch)
+    _, shard = np.unique(shard_of, return_inverse=True)
+    window_of = generator.permutation(shard.max() + 1)[shard] // window
+    return np.lexsort((generator.permutation(len(shard)), window_of))
+
+
+def batches(
+    reader: Reader,
+    ids: Integer[np.ndarray, " n"],
+    load: Callable[[Reader, int], dict[str, Any]],
+    *,
+    batch_size: int,
+    workers: int,
+) -> Iterator[dict[str, Any]]:
+    """`load(reader, i)` for the `ids` in exactly their order, collated by `batch_size`; the last batch may be short.
+
+    Arrays and numbers become tensors of their own type, strings lists. `workers` processes load ahead; 0: this one.
+    """
+    samples = _Batches(reader, ids, load, batch_size)
+    if workers == 0:
+        loaded: Any = (samples[i] for i in range(len(samples)))
+    else:
+        loaded = DataLoader(
+            samples,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_same,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # the loader would draw a seed from torch's global one
+        )
+    for batch in loaded:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+class _Batches(Dataset):
+    """Whole batches by number, for a DataLoader; a ValueError is handed over as it is, not as a worker's traceback."""
+
+    def __init__(self, reader: Reader, ids: np.ndarray, load: Callable, batch_size: int) -> None:
+        self.reader, self.ids, self.load, self.batch_size = reader, np.asarray(ids), load, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self.batch_size)
+
+    def __getitem__(self, number: int) -> dict[str, Any] | ValueError:
+        ids = self.ids[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+        try:
+            return _collated([self.load(self.reader, i) for i in ids])
+        except ValueError as error:
+            return error
+
+
+def _collated(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: _column([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _column(values: list[Any]) -> Any:
+    return values if isinstance(values[0], str) else torch.from_numpy(np.stack(values))
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """One thread per worker: they are many already."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _rows(shards: list[str]) -> Int64[np.ndarray, " n"]:
+    """0, 1, 2, ... within each run of equal names: the index lists a shard's samples together, in its order."""
+    starts = np.array([i == 0 or shards[i] != shards[i - 1] for i in range(len(shards))])
+    number = np.arange(len(shards))
+    return number - np.maximum.accumulate(np.where(starts, number, 0))
+
+
+def _integers(column: Any) -> Int64[np.ndarray, " n"]:
+    """A column with -1 for null."""
+    return column.fill_null(-1).to_numpy().astype(np.int64)

@@ -1,0 +1,261 @@
+"""A training run between its steps: order of the data, checkpoints, clean stops, history, progress.
+
+A stage keeps its loop visible and asks a `Run` for the next step:
+
+    with Run("pretrain", world, out=..., params=..., inputs=...) as run:
+        for step in run.steps(reader, load, ...):
+            loss = ...; loss.backward(); optimizer.step()
+            run.record(loss=loss)
+
+A run is known by its fingerprint: stage, params, digests of its inputs and of the source it imported. A run with the same
+fingerprint goes on at the step where the last one was killed, with the same numbers; anything else starts afresh.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from semmae import artifact, checkpoint, dist
+from semmae.params import STRICT
+from semmae.progress import Progress
+from semmae.reader import Reader, batches, epoch_order
+
+
+@dataclass(frozen=True, config=STRICT)
+class Compute:
+    """Where and how fast a stage computes; of these only `precision` is meant to move a result."""
+
+    device: dist.Device
+    precision: dist.Precision
+    compile: bool
+    workers: int  # processes that load images; 0 loads between the steps
+    checkpoint_minutes: float
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps: a module or an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One optimiser update of `steps`: its epoch, this process's share of the batch, whether the epoch ends with it."""
+
+    number: int
+    steps: int
+    per_epoch: int
+    epoch: int
+    batch: dict[str, Any]
+    ends_epoch: bool
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step of the whole run, 1 at the last."""
+        return self.number / max(1, self.steps - 1)
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether this is the last step."""
+        return self.number == self.steps - 1
+
+
+class Run:
+    """The bookkeeping of one training run; use as a context manager."""
+
+    def __init__(
+        self, stage: str, world: dist.World, *, out: Path, params: Any, inputs: list[str], checkpoint_minutes: float
+    ) -> None:
+        self.stage, self.world, self.out = stage, world, out
+        self.identity = {"stage": stage, "params": _plain(params), "inputs": inputs, "source": source_digest()}
+        self.fingerprint = artifact.digest(self.identity)
+        self.folder = artifact.state_root() / "runs" / self.fingerprint
+        self.checkpoint_seconds = 60 * checkpoint_minutes
+        self.history: list[dict[str, float]] = []
+        self._sums: dict[str, Tensor] = {}  # of the values recorded in this epoch
+        self._count = 0
+        self._measured: dict[str, float] = {}
+        self._latest = torch.zeros(())  # the last recorded loss
+        self._signal = 0
+
+    def __enter__(self) -> Self:
+        if self.world.leads:
+            self._locks = [artifact.lock("run", self.fingerprint), artifact.lock("output", str(self.out.absolute()))]
+            for lock in self._locks:
+                lock.__enter__()
+            artifact.write_json(self.folder / "identity.json", self.identity)
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.world.leads:
+            if kind is None:
+                checkpoint.forget(self.folder)
+            for lock in reversed(self._locks):
+                lock.__exit__(None, None, None)
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        self._signal = number
+
+    def steps(
+        self,
+        reader: Reader,
+        load: Callable[[Reader, int, int], dict[str, Any]],
+        *,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        workers: int,
+        state: dict[str, Stateful],
+    ) -> Iterator[Step]:
+        """Every step of `epochs`, from where the last run with this fingerprint stopped; `load(reader, index, epoch)`.
+
+        Step s of an epoch takes the samples s * batch_size ... of the epoch's permutation, each rank its slice, so the order
+        is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs.
+        """
+        per_epoch = len(reader) // batch_size
+        if per_epoch == 0:
+            raise ValueError(f"{self.stage}.batch_size is {batch_size}, but the data set has {len(reader)} samples")
+        if batch_size % self.world.size:
+            raise ValueError(f"{self.stage}.batch_size is {batch_size}; {self.world.size} processes cannot share it evenly")
+        share = batch_size // self.world.size
+        number, steps, saved = self._restore(state), epochs * per_epoch, time.monotonic()
+        with Progress(self.stage, steps, per_epoch, batch_size, start=number, shown=self.world.leads) as progress:
+            while number < steps:
+                epoch, first = divmod(number, per_epoch)
+                order = epoch_order(len(reader), seed=seed, epoch=epoch)[: per_epoch * batch_size]
+                mine = order.reshape(per_epoch, self.world.size, share)[first:, self.world.rank].reshape(-1)
+                for batch in batches(reader, mine, _Load(load, epoch), batch_size=share, workers=workers):
+                    ends_epoch = (number + 1) % per_epoch == 0
+                    yield Step(number, steps, per_epoch, epoch, batch, ends_epoch)
+                    self._check(number, batch)
+                    number += 1
+                    progress.advance(self._latest)
+                    if ends_epoch:
+                        self._close_epoch(epoch)
+                        progress.line(self.history[-1])
+                    stop = dist.any_rank(self._signal != 0, self.world)
+                    due = time.monotonic() - saved > self.checkpoint_seconds or (ends_epoch and number < steps)
+                    if stop or dist.any_rank(due, self.world):
+                        self._save(number, state)
+                        saved = time.monotonic()
+                    if stop:
+                        self._stop(number, steps)
+
+    def record(self, **values: Tensor | float) -> None:
+        """Values of this step, averaged over the epoch's steps and the ranks; `loss` must be finite."""
+        self._count += 1
+        for name, value in values.items():
+            value = torch.as_tensor(value, dtype=torch.float64).detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            if name == "loss":
+                self._latest = value
+
+    def log(self, **values: float) -> None:
+        """Values measured once, at the end of this epoch."""
+        self._measured.update(values)
+
+    def _check(self, number: int, batch: dict[str, Any]) -> None:
+        if not torch.isfinite(self._latest):
+            keys = ", ".join(batch["key"][:8])
+            raise FloatingPointError(
+                f"{self.stage}: the loss is {float(self._latest)} at step {number} on rank {self.world.rank}; its samples: "
+                f"{keys}{' ...' if len(batch['key']) > 8 else ''}; lower base_lr or set precision to fp32 in params.yaml"
+            )
+
+    def _close_epoch(self, epoch: int) -> None:
+        row = {"epoch": epoch + 1}
+        for name, total in self._sums.items():
+            row[name] = float(dist.mean(total / self._count, self.world))
+        self.history.append({**row, **self._measured})
+        self._sums, self._count, self._measured = {}, 0, {}
+
+    def _restore(self, state: dict[str, Stateful]) -> int:
+        saved = checkpoint.latest(self.folder, map_location=self.world.device)
+        if saved is None:
+            return 0
+        for name, owner in state.items():
+            owner.load_state_dict(saved["state"][name])
+        self.history, self._sums, self._count = saved["history"], saved["sums"], saved["count"]
+        return saved["step"]
+
+    def _save(self, number: int, state: dict[str, Stateful]) -> None:
+        if self.world.leads:
+            content = {"step": number, "history": self.history, "sums": self._sums, "count": self._count}
+            content["state"] = {name: owner.state_dict() for name, owner in state.items()}
+            checkpoint.save(self.folder, number, content)
+        dist.barrier(self.world)
+
+    def _stop(self, number: int, steps: int) -> None:
+        name = signal.Signals(self._signal or signal.SIGTERM).name
+        if self.world.leads:
+            print(
+                f"{self.stage}: stopped by {name} after step {number} of {steps}, saved under {self.folder}; "
+                "run the same command again to go on from there",
+                file=sys.stderr,
+            )
+        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Load:
+    """`load` at one epoch, as `reader.batches` calls it (a class, so that worker processes can receive it)."""
+
+    load: Callable[[Reader, int, int], dict[str, Any]]
+    epoch: int
+
+    def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
+        return self.load(reader, index, self.epoch)
+
+
+def source_digest() -> str:
+    """The digest of the project's own source that this process has imported, the running stage included."""
+    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("semmae", "stages")}
+    files = {module.__file__ for module in (*modules.values(), sys.modules["__main__"]) if getattr(module, "__file__", None)}
+    return artifact.digest(sorted(artifact.sha256(Path(file)) for file in files if file))
+
+
+def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> None:
+    """The curves of a run for `dvc plots` and `dvc exp show`: one DVCLive TSV per column, rewritten whole.
+
+    Without DVCLive (a training machine that has no DVC) there is nobody to read them: the history in the artifact stays.
+    """
+    try:
+        from dvclive import Live
+    except ImportError:
+        return
+    with Live(str(folder), resume=False, dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False) as live:
+        for row in history:
+            live.step = int(row["epoch"])
+            for name, value in row.items():
+                if name != "epoch":
+                    live.log_metric(f"{stage}/{name}", value, plot=True)
+            live.make_summary()
+
+
+def stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main`: what a user can mend ends in one sentence on standard error and exit status 1, no traceback."""
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("SEMMAE_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _plain(params: Any) -> Any:
+    return dataclasses.asdict(params) if dataclasses.is_dataclass(params) and not isinstance(params, type) else params
+

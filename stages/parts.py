@@ -1,0 +1,158 @@
+"""parts: learn which patches belong together across images, from the teacher's tokens alone.
+
+    python -m stages.parts
+
+Reads  data/shards/<parts.dataset>, data/teacher
+Calls  parts.PartLearner (trained here: the loop) or parts.KMeansParts (fitted on a sample)
+Writes data/parts/: parts.safetensors, parts.json, history.json; results/parts/: metrics.json and the curves
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic.dataclasses import dataclass
+
+from semmae import artifact, dist, optim, params, parts, run, teacher, vit
+from semmae.params import STRICT
+from semmae.reader import Reader, batches, verify_shards
+from semmae.rng import fold, numpy_generator
+from semmae.views import Whole
+
+OUT, RESULTS, SHARDS, TEACHER = Path("data/parts"), Path("results/parts"), Path("data/shards"), Path("data/teacher")
+
+
+@dataclass(frozen=True, config=STRICT)
+class KMeans:
+    """Spherical k-means; the temperature only shapes the confidence, not the map."""
+
+    temperature: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class Learned:
+    """The part learner and how it is trained; weights of its losses beside the reconstruction's 1."""
+
+    background: bool
+    hidden: int
+    temperature: float
+    blur_sigma: float
+    target: Literal["features", "pixels"]
+    decoder_width: int
+    decoder_depth: int
+    diversity: float
+    usage: float
+    usage_floor: float
+    epochs: int
+    batch_size: int
+    base_lr: float
+    warmup_epochs: int
+    weight_decay: float
+    flip: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class Parts:
+    """The section `parts` of params.yaml."""
+
+    dataset: str
+    seed: int
+    method: Literal["learned", "kmeans"]
+    img_size: int
+    num_parts: int
+    sample: int
+    kmeans: KMeans
+    learned: Learned
+    compute: run.Compute
+
+
+def main() -> None:
+    """Learn parts by the method that parts.method names."""
+    section = params.load(Parts, "parts")
+    verify_shards(SHARDS / section.dataset)
+    reader, elder = Reader(SHARDS / section.dataset, "train"), teacher.load(TEACHER)
+    config = {
+        "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,
+        "grid": elder.grid(section.img_size), "width": elder.embed_dim, "teacher": elder.digest,
+    }  # fmt: skip
+    inputs = [artifact.sha256(SHARDS / section.dataset / "shards.json"), elder.digest]
+    minutes = section.compute.checkpoint_minutes
+    with (
+        dist.world(section.compute.device) as world,
+        run.Run("parts", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
+    ):
+        elder = elder.to(world.device)
+        vit.use_fastest_attention(elder, world.device)
+        sample = patch_sample(section, reader, elder, world.device)
+        learn = {"learned": learned, "kmeans": kmeans}[section.method]
+        model, quality = learn(section, config, sample, reader, elder, world, now)
+        if world.leads:
+            with artifact.replacing(OUT) as folder:
+                parts.save(folder, model)
+                artifact.write_json(folder / "history.json", now.history)
+            artifact.write_json(RESULTS / "metrics.json", {"parts": quality})
+            run.write_history(RESULTS / "live", "parts", now.history)
+
+
+def patch_sample(section: Parts, reader: Reader, elder: teacher.Teacher, device: torch.device) -> torch.Tensor:
+    """All patch tokens of `sample` training images, (patches, d): enough for channel statistics and for k-means."""
+    ids = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.sample]
+    loader = batches(
+        reader, np.sort(ids), Whole(section.img_size, section.seed, 0.0), batch_size=64, workers=section.compute.workers
+    )
+    return torch.cat([elder.encode(batch["image"].to(device)).patch.flatten(0, 1).cpu() for batch in loader])
+
+
+def kmeans(
+    section: Parts, config: dict[str, Any], sample: torch.Tensor, reader: Reader, elder: teacher.Teacher,
+    world: dist.World, now: run.Run,
+) -> tuple[parts.Parts, dict[str, float]]:  # fmt: skip
+    """The training-free baseline."""
+    model = parts.KMeansParts(config | asdict(section.kmeans) | {"background": False})
+    return model, {"cosine": model.fit(sample, seed=fold(section.seed, "kmeans"))}
+
+
+def learned(
+    section: Parts, config: dict[str, Any], sample: torch.Tensor, reader: Reader, elder: teacher.Teacher,
+    world: dist.World, now: run.Run,
+) -> tuple[parts.Parts, dict[str, float]]:  # fmt: skip
+    """The part learner, trained to rebuild the teacher's tokens or the image's pixels from its maps."""
+    recipe, pixels = section.learned, section.learned.target == "pixels"
+    config |= asdict(recipe) | {
+        "class_token": elder.class_token,
+        "values": 3 * elder.patch_size**2 if pixels else elder.embed_dim,
+    }
+    torch.manual_seed(fold(section.seed, "parts"))
+    model = parts.PartLearner(config)
+    model.fit_scale(sample)
+    model.to(world.device)
+    parallel = dist.parallel(model, world)
+    optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
+    rate, state = recipe.base_lr * recipe.batch_size / 256, {"model": model, "optimizer": optimizer}
+    view = Whole(section.img_size, section.seed, recipe.flip)
+
+    for step in now.steps(
+        reader, view, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=section.seed,
+        workers=section.compute.workers, state=state,
+    ):  # fmt: skip
+        images = step.batch["image"].to(world.device)
+        with dist.autocast(world.device, section.compute.precision):
+            tokens = elder.encode(images)
+        target = parts.pixel_target(images, elder.patch_size) if pixels else model.standardise(tokens.patch)
+        maps, rebuilt = parallel(tokens, config["grid"])
+        reconstruction = (rebuilt - target).square().mean()
+        diversity, usage = parts.diversity(maps), parts.usage(maps, recipe.usage_floor)
+        loss = reconstruction + recipe.diversity * diversity + recipe.usage * usage
+        warmup = recipe.warmup_epochs * step.per_epoch
+        optim.set_rate(optimizer, optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=0.0))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        now.record(loss=loss, reconstruction=reconstruction, diversity=diversity, usage=usage)
+    return model, {name: value for name, value in now.history[-1].items() if name != "epoch"}
+
+
+if __name__ == "__main__":
+    run.stage(main)

@@ -1,0 +1,78 @@
+"""pretrain: SemMAE, a masked autoencoder whose masks follow the cached part maps, from a share of each part to whole parts.
+
+    python -m stages.pretrain
+
+Reads  data/shards/<pretrain.dataset>, data/part_maps/<pretrain.dataset>, data/teacher and data/parts (their digests), and
+       data/shards/<pretrain.online_knn.dataset> to watch the encoder
+Calls  pretraining.pretrain
+Writes data/pretrain/: encoder.safetensors, encoder.json, decoder.safetensors, decoder.json, history.json;
+       results/pretrain/: metrics.json and the curves
+"""
+
+from pathlib import Path
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from semmae import artifact, dist, mae, params, part_maps, pretraining, run, vit
+from semmae.health import Health, Watch
+from semmae.params import STRICT
+from semmae.reader import Reader, verify_shards
+from semmae.rng import fold
+
+OUT, RESULTS, SHARDS = Path("data/pretrain"), Path("results/pretrain"), Path("data/shards")
+TEACHER, PARTS, PART_MAPS = Path("data/teacher"), Path("data/parts"), Path("data/part_maps")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pretrain:
+    """The section `pretrain` of params.yaml."""
+
+    dataset: str
+    seed: int
+    img_size: int
+    encoder: pretraining.Network
+    masking: pretraining.Masking
+    recipe: pretraining.Recipe
+    online_knn: Health
+    compute: run.Compute
+
+
+def main() -> None:
+    """Pretrain an encoder from scratch."""
+    section = params.load(Pretrain, "pretrain")
+    shards = SHARDS / section.dataset
+    verify_shards(shards)
+    reader = Reader(shards, "train")
+    made_by = {"teacher": artifact.model_digest(TEACHER, "teacher"), "parts": artifact.model_digest(PARTS, "parts")}
+    maps = part_maps.join(PART_MAPS / section.dataset, reader, **made_by)
+    inputs = [artifact.sha256(shards / "shards.json"), *made_by.values()]
+    minutes = section.compute.checkpoint_minutes
+    with (
+        dist.world(section.compute.device) as world,
+        run.Run("pretrain", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
+    ):
+        watch = Watch(
+            section.online_knn, SHARDS / section.online_knn.dataset, pool="patch_mean", img_size=section.img_size,
+            device=world.device, shown=world.leads,
+        )  # fmt: skip
+        config = {"img_size": section.img_size, **vars(section.encoder)}
+        torch.manual_seed(fold(section.seed, "encoder"))
+        model = pretraining.pretrain(
+            section.recipe, section.masking, vit.build(config), reader=reader, maps=maps, seed=section.seed,
+            compute=section.compute, world=world, run=now, measure=watch.after_epoch,
+        )  # fmt: skip
+        if world.leads:
+            masking = {"strategy": section.masking.strategy, "mask_ratio": section.masking.mask_ratio}
+            with artifact.replacing(OUT) as folder:
+                encoder = config | {"mean": vit.MEAN, "std": vit.STD, **masking}
+                decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
+                mae.save(folder, model, encoder=encoder, decoder=decoder)
+                artifact.write_json(folder / "history.json", now.history)
+            final = {name: value for name, value in now.history[-1].items() if name != "epoch"}
+            artifact.write_json(RESULTS / "metrics.json", {"pretrain": final})
+            run.write_history(RESULTS / "live", "pretrain", now.history)
+
+
+if __name__ == "__main__":
+    run.stage(main)

@@ -1,0 +1,91 @@
+"""shards: turn the sources of one dataset into WebDataset tars, an index and a list of rejects.
+
+    python -m stages.shards <dataset>
+
+Reads  the sources in shards.datasets.<dataset>; relative paths lie in data/raw, in a DVC queue of the main repository
+Calls  semmae.shards.write
+Writes data/shards/<dataset>/: <split>-000000.tar ..., index.parquet, rejected.parquet, shards.json
+"""
+
+import os
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from semmae import artifact, params, run, shards
+from semmae.params import STRICT
+from semmae.sources import Source, Tree
+
+
+@dataclass(frozen=True, config=STRICT)
+class Writing:
+    """How every dataset is written."""
+
+    seed: int  # of the order of samples, and of the splits drawn by val_fraction
+    short_side: Annotated[int, Field(ge=16)] | None
+    samples_per_shard: Annotated[int, Field(ge=1)]
+    max_rejects: Annotated[float, Field(ge=0, lt=1)]
+    workers: Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dataset:
+    """One dataset: the union of its sources."""
+
+    sources: Annotated[dict[str, Source], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Shards:
+    """The section `shards` of params.yaml."""
+
+    writing: Writing
+    datasets: dict[str, Dataset]
+
+
+def main() -> None:
+    """Write the dataset named on the command line."""
+    section = params.load(Shards, "shards")
+    name = " ".join(sys.argv[1:])
+    if name not in section.datasets:
+        raise ValueError(f"shards has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
+    out, writing = Path("data/shards") / name, section.writing
+    with artifact.lock("output", str(out.absolute())):
+        meta = shards.write(
+            out,
+            located(section.datasets[name].sources),
+            seed=writing.seed,
+            short_side=writing.short_side,
+            samples_per_shard=writing.samples_per_shard,
+            max_rejects=writing.max_rejects,
+            workers=writing.workers,
+        )
+    print(summary(out, meta))
+
+
+def summary(out: Path, meta: dict[str, Any]) -> str:
+    """A dataset in one line, from the content of its shards.json."""
+    samples: Counter[str] = Counter()
+    for shard in meta["shards"]:
+        samples[shard["split"]] += shard["count"]
+    inputs = sum(source["inputs"] for source in meta["sources"].values())
+    return (
+        f"{out}: {', '.join(f'{count} {split}' for split, count in samples.items())} in {len(meta['shards'])} shards, "
+        f"{len(meta['class_names'])} classes, masks: {meta['mask_kind'] or 'none'}; "
+        f"{inputs - samples.total()} of {inputs} inputs rejected"
+    )
+
+
+def located(sources: dict[str, Source]) -> dict[str, Source]:
+    """The sources with their relative paths resolved against data/raw."""
+    raw = Path(os.environ.get("DVC_ROOT", "")) / "data/raw"
+    return {name: replace(s, path=str(raw / s.path)) if isinstance(s, Tree) else s for name, s in sources.items()}
+
+
+if __name__ == "__main__":
+    run.stage(main)

@@ -1,0 +1,128 @@
+"""teacher: a frozen self-supervised ViT, learnt on your own shards or taken from timm.
+
+    python -m stages.teacher
+
+Reads  data/shards/<teacher.dataset>, and data/shards/<teacher.health.dataset> to watch the quality of the tokens
+Calls  pretraining.pretrain (mae), distillation.distil (ibot) or teacher.from_timm
+Writes data/teacher/: teacher.safetensors, teacher.json, history.json; results/teacher/: metrics.json and the curves
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
+
+from semmae import artifact, dist, distillation, params, pretraining, run, teacher, vit
+from semmae.health import Health, Watch
+from semmae.params import STRICT
+from semmae.reader import Reader, verify_shards
+from semmae.rng import fold
+
+OUT, RESULTS, SHARDS = Path("data/teacher"), Path("results/teacher"), Path("data/shards")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Mae:
+    """Plain MAE: random masks."""
+
+    mask_ratio: float
+    recipe: pretraining.Recipe
+
+
+@dataclass(frozen=True, config=STRICT)
+class Checkpoint:
+    """A file that a user brings, and its digest."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class Teacher:
+    """The section `teacher` of params.yaml."""
+
+    dataset: str
+    source: Literal["mae", "ibot", "timm"]
+    seed: int
+    img_size: int
+    network: pretraining.Network
+    mae: Mae
+    ibot: distillation.Recipe
+    model: str
+    checkpoint: Checkpoint | None
+    health: Health
+    compute: run.Compute
+
+
+def main() -> None:
+    """Freeze a teacher from the source that teacher.source names."""
+    section = params.load(Teacher, "teacher")
+    verify_shards(SHARDS / section.dataset)
+    reader = Reader(SHARDS / section.dataset, "train")
+    inputs = [artifact.sha256(SHARDS / section.dataset / "shards.json")]
+    minutes = section.compute.checkpoint_minutes
+    with (
+        dist.world(section.compute.device) as world,
+        run.Run("teacher", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
+    ):
+        watch = Watch(
+            section.health, SHARDS / section.health.dataset, pool="patch_mean" if section.source == "mae" else "class",
+            img_size=section.img_size, device=world.device, shown=world.leads,
+        )  # fmt: skip
+        source = {"mae": from_mae, "ibot": from_ibot, "timm": from_timm}[section.source]
+        network, config = source(section, reader, watch, world, now)
+        if world.leads:
+            with artifact.replacing(OUT) as folder:
+                teacher.save(folder, network, config | {"source": section.source})
+                artifact.write_json(folder / "history.json", now.history)
+            quality = watch.measure(network.eval()) | ({"loss": now.history[-1]["loss"]} if now.history else {})
+            artifact.write_json(RESULTS / "metrics.json", {"teacher": quality})
+            run.write_history(RESULTS / "live", "teacher", now.history)
+
+
+def from_mae(
+    section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """A masked autoencoder's encoder. Nothing trains its class token, so it is not offered as one."""
+    config = {"img_size": section.img_size, **vars(section.network)}
+    torch.manual_seed(fold(section.seed, "encoder"))
+    unused = pretraining.Curriculum(start=0.0, end=0.0, power=1.0)
+    model = pretraining.pretrain(
+        section.mae.recipe, pretraining.Masking(strategy="random", mask_ratio=section.mae.mask_ratio, inter_part=unused),
+        vit.build(config), reader=reader, maps=None, seed=section.seed, compute=section.compute, world=world, run=now,
+        measure=watch.after_epoch,
+    )  # fmt: skip
+    return model.encoder, config | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
+
+
+def from_ibot(
+    section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The teacher at the end of self-distillation."""
+    network = distillation.distil(
+        section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,
+        compute=section.compute, world=world, run=now, measure=watch.after_epoch,
+    )  # fmt: skip
+    config = {"img_size": section.img_size, **vars(section.network)}
+    return network, config | {"class_token": True, "mean": vit.MEAN, "std": vit.STD}
+
+
+def from_timm(
+    section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """A timm model with timm's weights, or with those of a checkpoint whose digest is the one in params.yaml."""
+    file = None
+    if section.checkpoint is not None:
+        file = artifact.raw(section.checkpoint.path)
+        if not file.is_file():
+            raise ValueError(f"teacher.checkpoint.path is {section.checkpoint.path}; there is no file {file}")
+        if (found := artifact.sha256(file)) != section.checkpoint.sha256:
+            raise ValueError(f"{file} has sha256 {found}, but teacher.checkpoint.sha256 is {section.checkpoint.sha256}")
+    network, config = teacher.from_timm(section.model, img_size=section.img_size, checkpoint=file)
+    return network.to(world.device), config
+
+
+if __name__ == "__main__":
+    run.stage(main)

@@ -1,0 +1,34 @@
+"""What all tests share: shapes are checked, state stays in a temporary folder, one thread, one toy dataset."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ["SEMMAE_STATE"] = tempfile.mkdtemp(prefix="semmae-state-")  # also for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and several test processes at a time
+
+# Every annotated shape in semmae is checked at every call, across arguments. Must precede the first import of semmae.
+install_import_hook("semmae", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state root of its own for every test."""
+    root = tmp_path / "state"
+    monkeypatch.setenv("SEMMAE_STATE", str(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 + 16 creatures of 32 pixels in 5 + 2 shards."""
+    from semmae import shards
+    from semmae.sources import Creatures
+
+    out = tmp_path_factory.mktemp("shards") / "toy"
+    source = Creatures(kind="creatures", train=40, val=16, size=32, seed=0)
+    shards.write(out, {"toy": source}, seed=0, short_side=None, samples_per_shard=8, max_rejects=0.0, workers=0)
+    return out

@@ -1,0 +1,144 @@
+"""The probe against a plain loop of torch modules, sweeps against single rates, read-outs on planted classes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from semmae import heads
+from semmae.heads import Recipe, Samples
+from semmae.optim import warmup_cosine
+from semmae.rng import numpy_generator, torch_generator
+
+LRS = [0.03, 0.1, 0.3, 1.0, 3.0]
+RECIPE = Recipe(epochs=4, warmup_epochs=1, batch_size=32, seed=3, device=torch.device("cpu"))
+
+
+def planted(
+    n: int, *, views: int = 2, width: int = 12, classes: int = 4, spread: float = 0.7, seed: int = 0
+) -> Samples:
+    """Noisy class centres, far from zero mean and unit variance."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    noise = torch.randn(views, n, width, generator=generator)
+    return Samples(5 + 3 * (noise * spread + 2 * torch.eye(width)[labels]), labels)
+
+
+def plain_probe(train: Samples, base_lr: float, recipe: Recipe, classes: int) -> nn.Module:
+    """The same recipe in torch's own modules."""
+    views, n, width = train.features.shape
+    model = nn.Sequential(nn.BatchNorm1d(width, eps=1e-6, affine=False), nn.Linear(width, classes))
+    weight = torch.randn(width, 1, classes, generator=torch_generator(recipe.seed, "head"))
+    model[1].weight.data, model[1].bias.data = 0.01 * weight[:, 0].T.contiguous(), torch.zeros(classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    per_epoch = n // recipe.batch_size
+    for step in range(recipe.epochs * per_epoch):
+        epoch, number = divmod(step, per_epoch)
+        order = numpy_generator(recipe.seed, "order", epoch).permutation(n)
+        ids = order[number * recipe.batch_size : (number + 1) * recipe.batch_size]
+        peak, warmup = base_lr * recipe.batch_size / 256, recipe.warmup_epochs * per_epoch
+        optimizer.param_groups[0]["lr"] = warmup_cosine(
+            step, steps=recipe.epochs * per_epoch, warmup=warmup, peak=peak, end=0.0
+        )
+        loss = nn.functional.cross_entropy(model(train.features[epoch % views, ids]), train.labels[ids])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("base_lr", LRS)
+def test_a_head_equals_a_plain_loop_with_torch_modules(base_lr):
+    train, val = planted(200), planted(50, seed=1).features[0]
+    trained, _ = heads.train_heads(train, num_classes=4, base_lrs=[base_lr], recipe=RECIPE)
+    expected = plain_probe(train, base_lr, RECIPE, 4)(val)
+    torch.testing.assert_close(trained.scores(val)[:, 0], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_rate_does_not_depend_on_the_others_of_its_sweep():
+    train, val = planted(200), planted(50, seed=1).features[0]
+    sweep, history = heads.train_heads(train, num_classes=4, base_lrs=LRS, recipe=RECIPE)
+    for i, base_lr in enumerate(LRS):
+        alone, curve = heads.train_heads(train, num_classes=4, base_lrs=[base_lr], recipe=RECIPE)
+        torch.testing.assert_close(sweep.scores(val)[:, i], alone.scores(val)[:, 0], rtol=1e-4, atol=1e-5)
+        assert [row["train_loss"][i] for row in history] == pytest.approx([row["train_loss"][0] for row in curve])
+
+
+def probe(train: Samples, val: Samples, base_lrs: list[float], recipe: Recipe = RECIPE) -> heads.Probe:
+    held_out = heads.stratified_split(train.labels, share=0.2, seed=0)
+    return heads.linear_probe(
+        train, val.features[0], num_classes=4, base_lrs=base_lrs, recipe=recipe, held_out=held_out,
+        holdout=train.select(held_out),
+    )  # fmt: skip
+
+
+def test_the_probe_learns_and_says_how():
+    found = probe(planted(400), val := planted(200, seed=1), LRS)
+    assert (found.scores.argmax(1) == val.labels).double().mean() > 0.8
+    assert [row["epoch"] for row in found.history] == [1, 2, 3, 4]
+    assert found.history[-1]["lr"] == 0
+    assert found.history[-1]["train_loss"] < found.history[0]["train_loss"]
+
+
+def test_the_probe_is_deterministic_and_its_seed_matters():
+    train, val = planted(200), planted(50, seed=1)
+    again = [probe(train, val, LRS, Recipe(4, 1, 32, seed, torch.device("cpu"))).scores for seed in (3, 3, 4)]
+    assert torch.equal(again[0], again[1])
+    assert not torch.equal(again[0], again[2])
+
+
+def test_the_chosen_rate_is_the_best_on_the_holdout_and_val_has_no_say():
+    train = planted(400, spread=2.0)
+    held_out = heads.stratified_split(train.labels, share=0.2, seed=0)
+    kept = np.setdiff1d(np.arange(400), held_out)
+    rates = [1e-6, 0.1]
+    _, sweep = heads.train_heads(
+        train.select(kept), num_classes=4, base_lrs=rates, recipe=RECIPE, holdout=train.select(held_out)
+    )
+    best = int(np.argmax(sweep[-1]["holdout_top1"]))
+    shuffled = Samples(planted(80, seed=5).features, torch.zeros(80, dtype=torch.long))
+    found = probe(train, shuffled, rates)
+    assert found.base_lr == rates[best]
+    alone, _ = heads.train_heads(train, num_classes=4, base_lrs=[rates[best]], recipe=RECIPE)
+    assert torch.equal(found.scores, alone.scores(shuffled.features[0])[:, 0])
+
+
+def test_a_batch_larger_than_the_set_is_the_set_and_its_rate_follows():
+    train, val = planted(40), planted(20, seed=1).features[0]
+    of_size = [
+        heads.train_heads(train, num_classes=4, base_lrs=[0.3], recipe=Recipe(3, 0, size, 0, torch.device("cpu")))[0]
+        for size in (40, 1000)
+    ]
+    assert torch.equal(of_size[0].scores(val), of_size[1].scores(val))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_the_holdout_is_a_share_of_every_class(share):
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 2 + [3])
+    held = heads.stratified_split(labels, share=share, seed=1)
+    assert labels[held].bincount(minlength=4).tolist() == [round(share * 40), round(share * 20), 1, 0]
+    assert np.array_equal(held, heads.stratified_split(labels, share=share, seed=1))
+    assert not np.array_equal(held, heads.stratified_split(labels, share=share, seed=2))
+
+
+def test_a_train_set_of_single_samples_is_refused():
+    with pytest.raises(ValueError, match="single sample"):
+        heads.stratified_split(torch.arange(5), share=0.2, seed=0)
+
+
+def test_the_readout_finds_planted_labels_and_ignores_what_is_ignored():
+    train, val = planted(600), planted(200, seed=1)
+    labels = train.labels.numpy().copy()
+    found = heads.linear_readout(train.features[0].numpy(), labels, val.features[0].numpy(), num_classes=4)
+    assert (found == val.labels.numpy()).mean() > 0.85
+    junk = np.full((100, 12), 1e3, np.float32)
+    with_junk = heads.linear_readout(
+        np.concatenate([train.features[0].numpy(), junk]), np.concatenate([labels, np.full(100, 255)]),
+        val.features[0].numpy(), num_classes=4,
+    )  # fmt: skip
+    assert np.array_equal(with_junk, found)
+
+
+def test_a_readout_of_one_label_is_refused():
+    with pytest.raises(ValueError, match="fewer than two"):
+        heads.fit_readout(np.zeros((5, 2)), np.array([0, 0, 0, 255, 255]), num_classes=2)

@@ -19,7 +19,8 @@ BODY, HEAD, LEGS, TAIL, EARS, WINGS, EYES, SNOUT = range(1, len(PARTS))
 COATS = ("fur", "far", "trim", "white", "ink")  # far: the side away from us, trim: beak, inner ear
 FUR, FAR, TRIM, WHITE, INK = range(len(COATS))
 
-Points = Sequence[tuple[float, float]]
+Number = float | int
+Points = Sequence[tuple[Number, Number]] | np.ndarray
 
 
 class Piece(NamedTuple):
@@ -53,12 +54,12 @@ def _spline(n: int, closed: bool) -> np.ndarray:
     return matrix
 
 
-def oval(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> np.ndarray:
+def oval(x: Number, y: Number, rx: Number, ry: Number, turn: Number = 0.0) -> np.ndarray:
     """An ellipse around (x, y), turned clockwise by `turn` radians."""
     return np.add(rotated(_CIRCLE * (rx, ry), turn), (x, y))
 
 
-def tube(points: Points, radii: Sequence[float]) -> np.ndarray:
+def tube(points: Points, radii: Sequence[Number]) -> np.ndarray:
     """A limb with round ends: a spline through `points`, as thick as `radii` at each of them."""
     matrix = _spline(len(points), False)
     centre, radius = matrix @ np.asarray(points, float), (matrix @ np.asarray(radii))[:, None]
@@ -76,19 +77,19 @@ def blob(points: Points) -> np.ndarray:
     return _spline(len(points), True) @ np.asarray(points, float)
 
 
-def rotated(points: np.ndarray, turn: float) -> np.ndarray:
+def rotated(points: np.ndarray, turn: Number) -> np.ndarray:
     c, s = np.cos(turn), np.sin(turn)
     return points @ np.array([[c, s], [-s, c]])
 
 
 def moved(
-    pieces: Iterable[Piece], x: float, y: float, turn: float = 0.0, size: float = 1.0
+    pieces: Iterable[Piece], x: Number, y: Number, turn: Number = 0.0, size: Number = 1.0
 ) -> list[Piece]:
     """The pieces turned and scaled about the origin, then shifted to (x, y)."""
     return [p._replace(outline=rotated(p.outline, turn) * size + (x, y)) for p in pieces]
 
 
-def _eye(rng: np.random.Generator, x: float, y: float, r: float) -> list[Piece]:
+def _eye(rng: np.random.Generator, x: Number, y: Number, r: Number) -> list[Piece]:
     gaze_x, gaze_y = rng.uniform(-0.1, 0.35) * r, rng.uniform(-0.25, 0.25) * r
     return [
         Piece(oval(x, y, r, r * 1.1), EYES, WHITE),
@@ -97,13 +98,13 @@ def _eye(rng: np.random.Generator, x: float, y: float, r: float) -> list[Piece]:
     ]
 
 
-def _smile(x: float, y: float, length: float, part: int = SNOUT) -> Piece:
+def _smile(x: Number, y: Number, length: Number, part: int = SNOUT) -> Piece:
     points = [(x - length, y - 0.35 * length), (x - 0.4 * length, y), (x, y - 0.1 * length)]
     return Piece(tube(points, [0.012, 0.02, 0.012]), part, INK)
 
 
 def _leg(
-    x: float, y: float, length: float, thick: float, swing: float, bend: float, foot: float,
+    x: Number, y: Number, length: Number, thick: Number, swing: Number, bend: Number, foot: Number,
     coat: int = FUR,
 ) -> list[Piece]:  # fmt: skip
     """A leg from the hip (x, y) down: thigh swung by `swing`, shin bent back by `bend`."""
@@ -118,8 +119,9 @@ def _leg(
 
 
 def _walk(
-    rng: np.random.Generator, hind: Points, fore: Points, length: float, thick: float,
-    foot: float, stride: float = 0.45,
+    rng: np.random.Generator, hind: Sequence[tuple[float, float]],
+    fore: Sequence[tuple[float, float]], length: Number, thick: Number, foot: Number,
+    stride: Number = 0.45,
 ) -> tuple[list[Piece], list[Piece]]:  # fmt: skip
     """Four legs in step, as (far legs, near legs); `hind` and `fore` are the near and far hips."""
     a, b = rng.uniform(-stride, stride, 2)

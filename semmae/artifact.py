@@ -6,6 +6,7 @@
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -28,7 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if old == temporary or not Path("/proc", old.suffixes[-2][1:]).exists():
+            _remove(old)  # left by a process that was killed
     try:
         yield temporary
         for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):

@@ -10,6 +10,7 @@ image side, so a key is the same animal at every size.
 """
 
 import colorsys
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -120,10 +121,11 @@ def _surroundings(rng: np.random.Generator) -> tuple[list[Piece], list[Piece]]:
     for coat in THINGS[: rng.integers(MAX_THINGS + 1)]:
         thing = _THINGS[rng.integers(len(_THINGS))](rng, coat)
         size, turn = rng.uniform(0.07, 0.17), rng.uniform(-MAX_TILT, MAX_TILT)
+        x, y = rng.uniform(0.03, 0.97, 2)
         if rng.random() < 0.2:
-            ahead += moved(thing, rng.uniform(0, 1), rng.uniform(0.93, 1.0), turn, size)
+            ahead += moved(thing, x, rng.uniform(0.93, 1.0), turn, size)
         else:
-            behind += moved(thing, *rng.uniform(0.03, 0.97, 2), turn, size)
+            behind += moved(thing, x, y, turn, size)
     return behind, ahead
 
 
@@ -284,17 +286,17 @@ def _texture(rng: np.random.Generator, n: int) -> np.ndarray:
     """(n, n) in [0, 1]: stripes, spots, patches, speckles or cloud, at any scale and angle."""
     kind, angle, waves = rng.integers(5), rng.uniform(0, np.pi), rng.uniform(5, 14)
     threshold, sharpness = rng.uniform(0.0, 0.5), rng.uniform(1.5, 5)
-    t = np.arange(n, dtype=np.float32) / n * np.float32(2 * np.pi * waves)
-    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    t = np.arange(n, dtype=np.float32) / n * (2 * math.pi * waves)
+    c, s = math.cos(angle), math.sin(angle)
     u, v = c * t + s * t[:, None], c * t[:, None] - s * t
     if kind == 0:
-        field = np.sin(u + np.float32(1.3) * _noise(rng, 8, n))
+        field = np.sin(u + 1.3 * _noise(rng, 8, n))
     elif kind == 1:
         warp = 0.8 * _noise(rng, 10, n)
         field = 1.4 * np.sin(u + warp) * np.sin(v + warp)
     else:
         field = _noise(rng, (12, 28, 5)[kind - 2], n)
-    return np.clip(np.float32(sharpness) * (field - np.float32(threshold)) + np.float32(0.5), 0, 1)
+    return np.clip(sharpness * (field - threshold) + 0.5, 0, 1)
 
 
 def _paint(
@@ -317,7 +319,7 @@ def _paint(
     slope = 1 - np.minimum(distance / 0.07, 1)
     height = cv2.GaussianBlur(np.sqrt(1 - slope * slope), (0, 0), 0.01 * n)
     towards = rng.uniform(-0.9, 0.9)  # the light comes from above, more or less
-    across, down = np.float32([0.012 * n * np.sin(towards), -0.012 * n * np.cos(towards)])
+    across, down = 0.012 * n * math.sin(towards), -0.012 * n * math.cos(towards)
     light = across * cv2.Sobel(height, cv2.CV_32F, 1, 0)
     light += down * cv2.Sobel(height, cv2.CV_32F, 0, 1)
     light = 1 + relief * (0.35 * np.clip(light, -1, 1) - 0.1 * (1 - height))
@@ -325,7 +327,7 @@ def _paint(
 
     solid = (kind > 0).astype(np.float32)  # animals and things cast a shadow, scenery does not
     coarse = cv2.resize(solid, (48, 48), interpolation=cv2.INTER_AREA)
-    fall = np.float32([[1, 0, -2 * np.sin(towards)], [0, 1, 2]])  # two cells, away from the light
+    fall = np.array([[1, 0, -2 * math.sin(towards)], [0, 1, 2]])  # two cells, away from the light
     shadow = cv2.GaussianBlur(cv2.warpAffine(coarse, fall, (48, 48)), (0, 0), 1.5)
     shadow = cv2.resize(shadow, (n, n), interpolation=cv2.INTER_LINEAR)
     light *= 1 - 0.4 * shadow * (1 - solid)

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer, UInt8
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from semmae import part_metrics, vit
+from semmae import dist, part_metrics, vit
 from semmae.augment import WHOLE, Box, crop_image, random_resized_crop
 from semmae.reader import Reader, batches
 from semmae.rng import numpy_generator
@@ -26,6 +26,7 @@ CROP = 224 / 256  # the share of the short side that the evaluation view keeps
 SCALE, RATIO, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # the random views of a linear probe (MAE, table 10)
 
 Pool = Literal["class", "patch_mean", "both"]
+Load = Callable[[Reader, int], dict[str, Any]]
 Encode = Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b d"]]
 
 
@@ -68,8 +69,13 @@ class WholeView:
     num_classes: int
 
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        counts = part_metrics.cell_counts(reader.mask(index), grid=self.grid, num_classes=self.num_classes)
-        return {"image": _pixels(reader.image(index), WHOLE, self.img_size), "counts": counts}
+        return {"image": _pixels(reader.image(index), WHOLE, self.img_size), "counts": self.counts(reader, index)}
+
+    def counts(self, reader: Reader, index: int) -> Integer[np.ndarray, "n g"]:
+        """The pixels of each label in each cell, of a sample that has a mask."""
+        mask = reader.mask(index)
+        assert mask is not None, f"{reader.keys[index]} has no mask; select with masked_splits"
+        return part_metrics.cell_counts(mask, grid=self.grid, num_classes=self.num_classes)
 
 
 @torch.inference_mode()
@@ -83,11 +89,11 @@ def extract(
     views: int | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "*v n d"]:
-    """The features of every sample in the reader's order, on the CPU: of the evaluation view, or of `views` random ones.
+    """The features of every sample in the reader's order, on the CPU: of the evaluation view, or `views` random ones.
 
     Random views come stacked before the samples, (v, n, d). Beyond the result, memory holds one batch.
     """
-    loads = [CentreView(img_size)] if views is None else [RandomView(img_size, seed, view) for view in range(views)]
+    loads: list[Load] = [RandomView(img_size, seed, view) for view in range(views or 0)] or [CentreView(img_size)]
     features = torch.empty(0)
     for view, load in enumerate(loads):
         start = 0
@@ -103,13 +109,16 @@ def extract(
     return features[0] if views is None else features
 
 
-def pooled(network: VisionTransformer, *, pool: Pool, device: torch.device) -> Encode:
+def pooled(
+    network: VisionTransformer, *, pool: Pool, device: torch.device, precision: dist.Precision = "fp32"
+) -> Encode:
     """Images -> vectors by a frozen ViT: `class` token, `patch_mean` of the patch tokens, or `both` concatenated."""
     network = network.to(device).eval()
     vit.use_fastest_attention(network, device)
 
     def encode(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        tokens = vit.tokens(network, vit.normalise(images.to(device)))
+        with dist.autocast(device, precision):
+            tokens = vit.tokens(network, vit.normalise(images.to(device))).float()
         mean = tokens[:, network.num_prefix_tokens :].mean(1)
         return {"class": tokens[:, 0], "patch_mean": mean, "both": torch.cat([tokens[:, 0], mean], dim=1)}[pool]
 
@@ -117,7 +126,7 @@ def pooled(network: VisionTransformer, *, pool: Pool, device: torch.device) -> E
 
 
 def labelled_splits(dataset: Path) -> tuple[Reader, Reader]:
-    """The labelled samples of train and of val; ValueError if there are none, or if val shows a class that train lacks."""
+    """The labelled samples of train and of val; ValueError if there are none, or val shows a class that train lacks."""
     train, val = (_kept(dataset, split, lambda reader: reader.labels >= 0, "labels") for split in ("train", "val"))
     if missing := sorted(set(val.labels) - set(train.labels)):
         names = ", ".join(val.class_names[label] for label in missing[:5])

@@ -96,8 +96,8 @@ def train_heads(
 ) -> tuple[Heads, list[dict[str, list[float]]]]:
     """Train a head per learning rate; with `holdout`, each epoch also says how they do there.
 
-    Epoch e shows view e modulo the number of views; what does not fill a batch is left to other epochs. The history has,
-    per epoch and head, the rate at the last step, the mean loss of the steps, and the hold-out's top-1.
+    Epoch e shows view e modulo the number of views; what does not fill a batch is left to other epochs. The history
+    has, per epoch and head, the rate at the last step, the mean loss of the steps, and the hold-out's top-1.
     """
     views, n, width = train.features.shape
     batch_size = min(recipe.batch_size, n)
@@ -127,7 +127,7 @@ def linear_probe(
     held_out: Integer[np.ndarray, " h"],
     holdout: Samples,
 ) -> Probe:
-    """Choose the learning rate on the samples `held_out` of train, then train with it on all of train; val is seen once.
+    """Choose the rate on the samples `held_out` of train, then train with it on all of train; val is seen once.
 
     `holdout` has those samples in the evaluation view. Of rates that do equally well the first is taken.
     """

@@ -26,7 +26,7 @@ class Head(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.orthogonal_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... m"]:

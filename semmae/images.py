@@ -122,7 +122,9 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise ValueError(f"the image has too many pixels: more than {MAX_PIXELS}") from None
     except Exception as error:  # Pillow's plugins raise whatever their parsing meets
-        raise ValueError("not an image in " + ", ".join(FORMATS) if data else "the file is empty") from error
+        raise ValueError(
+            f"not a readable image: known are {', '.join(FORMATS)}" if data else "the file is empty"
+        ) from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"the image has too many pixels: {image.width}x{image.height}, allowed are {MAX_PIXELS}")
     return image

@@ -30,32 +30,20 @@ def places(names: Iterable[str], *, labels: bool, masks: str) -> list[Place]:
     """The inputs among the files `names` of a tree; `masks` is its folder of masks.
 
     A tree without split folders is all train. With `labels`, the first folder below the split is the class; a file
-    above the class folders is an input (and refused) if its extension is an image's, a paper otherwise. ValueError:
-    images beside the split folders, which must not be dropped in silence.
+    above the class folders is an input (and refused) if its extension is an image's, a paper otherwise.
     """
-    files = [name.split("/") for name in names]
-    files = [file for file in files if not any(part.startswith(".") for part in file)]
-    base = int(any(file[0] == "images" and len(file) > 1 for file in files))  # folders above the tree proper
     aside = masks.strip("/").split("/")
-    files = [
-        file
-        for file in files
-        if len(file) > base and (not base or file[0] == "images") and file[0] != "masks" and file[: len(aside)] != aside
-    ]
+    files, base = _below_images([file for name in names if not _is_hidden(file := name.split("/"))])
+    files = [file for file in files if file[0] != "masks" and file[: len(aside)] != aside]
     splits = {file[base] for file in files if len(file) > base + 1}.intersection(SPLITS)
+    if splits:
+        files = _in_splits(files, base, splits)
     found = []
     for file in files:
-        below, is_image = file[base:], file[-1].lower().endswith(EXTENSIONS)
-        if splits and (len(below) == 1 or below[0] not in SPLITS):
-            if is_image and len(below) > 1:
-                raise ValueError(
-                    f"images lie in {'/'.join(file[:-1])}, beside the split folders {', '.join(sorted(splits))}; "
-                    "move them into train, val or test (a class of such a name needs a split folder above it)"
-                )
-            continue
+        below = file[base:]
         inside = below[1:] if splits else below
         has_class = len(inside) > 1
-        if labels and not has_class and not is_image:
+        if labels and not has_class and not _is_image(file):
             continue
         found.append(
             Place(
@@ -67,3 +55,28 @@ def places(names: Iterable[str], *, labels: bool, masks: str) -> list[Place]:
             )
         )
     return found
+
+
+def _below_images(files: list[list[str]]) -> tuple[list[list[str]], int]:
+    """The files of the tree proper, those under images/ if there are any, and how many folders lie above it."""
+    below = [file for file in files if file[0] == "images" and len(file) > 1]
+    return (below, 1) if below else (files, 0)
+
+
+def _in_splits(files: list[list[str]], base: int, splits: set[str]) -> list[list[str]]:
+    """The files in split folders. ValueError: images in folders beside them, not to be dropped in silence."""
+    for file in files:
+        if file[base] not in SPLITS and len(file) > base + 1 and _is_image(file):
+            raise ValueError(
+                f"images lie in {'/'.join(file[:-1])}, beside the split folders {', '.join(sorted(splits))}; "
+                "move them into train, val or test (a class of such a name needs a split folder above it)"
+            )
+    return [file for file in files if file[base] in SPLITS and len(file) > base + 1]
+
+
+def _is_hidden(file: list[str]) -> bool:
+    return any(part.startswith(".") for part in file)
+
+
+def _is_image(file: list[str]) -> bool:
+    return file[-1].lower().endswith(EXTENSIONS)

@@ -81,11 +81,10 @@ def block_shapes(grid: tuple[int, int], largest: int) -> list[tuple[int, int]]:
     """
     h, w = grid
     low, high = BLOCK_ASPECT
-    upright = [(i, j) for i in range(1, h + 1) for j in range(1, w + 1) if low <= i / j <= high]
-    area = max(1, min(largest, int(BLOCK_AREA[1] * h * w)))
-    upright = [(i, j) for i, j in upright if i * j <= area]
-    area = min(BLOCK_AREA[0] * h * w, max(i * j for i, j in upright))  # a thin grid has no large blocks
-    return [(i, j) for i, j in upright if i * j >= area]
+    most = max(1, min(largest, int(BLOCK_AREA[1] * h * w)))
+    shapes = [(i, j) for i in range(1, h + 1) for j in range(1, w + 1) if low <= i / j <= high and i * j <= most]
+    least = min(BLOCK_AREA[0] * h * w, max(i * j for i, j in shapes))  # a thin grid has no large blocks
+    return [(i, j) for i, j in shapes if i * j >= least]
 
 
 def green_noise(b: int, grid: tuple[int, int], mask_ratio: Number, *, generator: torch.Generator) -> Mask:

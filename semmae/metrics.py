@@ -25,7 +25,7 @@ def per_class_accuracy(predictions: Integer[Tensor, " b"], labels: Integer[Tenso
     """The mean, over the classes that occur in `labels`, of the share of their samples that are predicted right."""
     total = labels.bincount()
     right = labels[predictions == labels].bincount(minlength=len(total))
-    return float((right / total)[total > 0].double().mean())
+    return float((right.double() / total)[total > 0].mean())
 
 
 def standard_error(accuracy: float, samples: int) -> float:

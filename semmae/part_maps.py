@@ -116,12 +116,14 @@ def join(folder: Path, reader: Reader, *, teacher: str | None, parts: str | None
         if len(table) != known[name]["count"]:
             given = f"{len(table)} part maps, but {name} has {known[name]['count']} samples"
             raise ValueError(f"{path} has {given}; {REMEDY}")
-    part_map, attention = (
-        np.concatenate([_cells(table[column]) for table in tables])[rows] if column in tables[0].column_names else None
-        for column in ("part_map", "attention")
-    )
+    cells = {
+        column: np.concatenate([_cells(table[column]) for table in tables])[rows]
+        for column in tables[0].column_names
+        if column != "key"
+    }
     common = {what: value for what, value in common.items() if what != "shard"}
-    return PartMaps(reader.keys, part_map, attention, common, sum(path.stat().st_size for path in paths))
+    size = sum(path.stat().st_size for path in paths)
+    return PartMaps(reader.keys, cells["part_map"], cells.get("attention"), common, size)
 
 
 def _check(path: Path, table: pa.Table, expected: dict[str, Any], columns: list[str]) -> None:

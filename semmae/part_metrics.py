@@ -8,7 +8,7 @@ of 255 count nowhere. All else is contingency tables, labels x true labels, so m
 
 The train tables decide what a label means, the val tables what that is worth (`PartScore`):
 
-- `foreground_labels`: labels of which more than half lies on the foreground (true labels >= 1) of train.
+- `foreground_labels`: the labels that together cover the foreground (true labels >= 1) of train best.
 - `foreground_iou`: of one image; the mean is over the images of val that show any foreground at that level.
 - `nmi` (arithmetic) and `ari`: of the table pooled over val, (fg) on the true foreground only, (all) on everything,
   with the labels that are background on train merged into one.
@@ -19,7 +19,7 @@ The train tables decide what a label means, the val tables what that is worth (`
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Bool, Float, Integer, Num, UInt8
 from scipy.optimize import linear_sum_assignment
 from scipy.special import xlogy
 
@@ -45,8 +45,8 @@ def cell_counts(
     return flat.reshape(-1, num_classes)
 
 
-def majority(counts: Integer[np.ndarray, "n g"]) -> Integer[np.ndarray, " n"]:
-    """The true label of each cell: foreground if most of its labelled pixels are, then of the part that has most of them.
+def majority(counts: Num[np.ndarray, "n g"]) -> Integer[np.ndarray, " n"]:
+    """The true label of each cell: foreground if most of its labelled pixels are, then its largest part.
 
     In two steps, so that what is foreground does not depend on how many parts the masks tell apart. Of two equals the
     lower label wins; a cell without labelled pixels is 255.
@@ -65,8 +65,17 @@ def contingency(
 
 
 def foreground_labels(train: Integer[np.ndarray, "l g"]) -> Bool[np.ndarray, " l"]:
-    """Whether more than half of what lies under a label on train is foreground; an unused label is not."""
-    return 2 * train[:, 1:].sum(1) > train.sum(1)
+    """The set of labels whose union has the highest IoU with the foreground of train, all images pooled.
+
+    In the order of their share of foreground the best set is a prefix: at its IoU x, adding a label of share above
+    x / (1 + x) helps and any other hurts. The centre mask picks its threshold on train likewise. Unused labels are out.
+    """
+    true, size = train[:, 1:].sum(1), train.sum(1)
+    order = np.argsort(-true / np.maximum(size, 1), kind="stable")
+    iou = true[order].cumsum() / np.maximum(true.sum() + (size - true)[order].cumsum(), 1)
+    chosen = np.zeros(len(train), dtype=bool)
+    chosen[order[: iou.argmax() + 1]] = True
+    return chosen & (true > 0)
 
 
 def foreground_iou(image: Integer[np.ndarray, "l g"], foreground: Bool[np.ndarray, " l"]) -> float | None:
@@ -91,7 +100,7 @@ def nmi(table: Integer[np.ndarray, "l g"]) -> float:
     if entropy == 0:
         return 1.0
     information = entropy + xlogy(joint, joint).sum()
-    return float(max(0.0, 2 * information / entropy))
+    return float(np.clip(2 * information / entropy, 0, 1))  # clip: rounding
 
 
 def ari(table: Integer[np.ndarray, "l g"]) -> float:
@@ -134,7 +143,7 @@ class PartScore:
     that need parts (NMI and ARI on the foreground, part mIoU) would say nothing and are left out.
     """
 
-    def __init__(self, *, num_labels: int, num_classes: int, parts: bool) -> None:
+    def __init__(self, num_labels: int, num_classes: int, *, parts: bool) -> None:
         self.num_labels, self.parts = num_labels, parts
         self.train = {level: np.zeros((num_labels, num_classes), np.int64) for level in LEVELS}
         self.val = {level: np.zeros((num_labels, num_classes), np.int64) for level in LEVELS}

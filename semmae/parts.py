@@ -37,7 +37,7 @@ class Parts(nn.Module):
         self.register_buffer("mean", torch.zeros(config["width"]))
         self.register_buffer("std", torch.ones(config["width"]))
 
-    def standardise(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def standardise(self, patch: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Zero mean, unit variance per channel over the training patches: no channel speaks by its scale alone."""
         return (patch - self.mean) / self.std
 

@@ -6,11 +6,13 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
@@ -44,6 +46,10 @@ def mapped(function: Callable[[T], R], items: Sequence[T], *, workers: int) -> I
             results = waiting.popleft().result()
             waiting.extend(pool.submit(_map_chunk, function, chunk) for chunk in islice(chunks, 1))
             yield from results
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            f"one of {workers} worker processes was killed, perhaps for its memory; use fewer"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -67,8 +73,9 @@ def _map_chunk(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def _start_worker() -> None:
-    """One thread per worker, and no worker outlives the process that it works for."""
-    cv2.setNumThreads(1)
+    """One thread per worker, Ctrl-C left to the process that it works for, which no worker outlives."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, SupportsIndex
 
 import cv2
 import numpy as np
@@ -72,19 +72,19 @@ class Reader:
     def mask_names(self) -> list[str]:
         return self.meta["mask_names"]
 
-    def encoded(self, index: int) -> bytes:
+    def encoded(self, index: SupportsIndex) -> bytes:
         """The bytes of an image as they are in its shard."""
         return self._read(index, self._image_span)
 
-    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    def image(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:
         """An image in RGB, upright."""
         return self._decoded(index, images.to_rgb, self._image_span)
 
-    def mask(self, index: int) -> UInt8[np.ndarray, "h w"] | None:
+    def mask(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w"] | None:
         """The mask of an image in its upright coordinates, None where there is none."""
         return self._decoded(index, images.mask_indices, self._mask_span) if self._mask_span[index, 0] >= 0 else None
 
-    def select(self, ids: Integer[np.ndarray, " n"]) -> Self:
+    def select(self, ids: Integer[np.ndarray, " n"]) -> "Reader":
         """A view of the samples at `ids`, in that order."""
         view = copy.copy(self)
         view._files = self._files
@@ -98,14 +98,14 @@ class Reader:
         """The position of each sample in its shard."""
         return self._row
 
-    def _decoded(self, index: int, decode: Callable[[bytes], np.ndarray], span: np.ndarray) -> np.ndarray:
+    def _decoded(self, index: SupportsIndex, decode: Callable[[bytes], np.ndarray], span: np.ndarray) -> np.ndarray:
         data = self._read(index, span)
         try:
             return decode(data)
         except ValueError as error:
             raise self._damage(index, str(error)) from None
 
-    def _read(self, index: int, span: np.ndarray) -> bytes:
+    def _read(self, index: SupportsIndex, span: np.ndarray) -> bytes:
         offset, size = span[index].tolist()
         shard = self.shards[index]
         if shard not in self._files:
@@ -118,7 +118,7 @@ class Reader:
             raise self._damage(index, "the shard ends before the sample does")
         return data
 
-    def _damage(self, index: int, what: str) -> ValueError:
+    def _damage(self, index: SupportsIndex, what: str) -> ValueError:
         shard, key = self.dataset / self.shards[index], self.keys[index]
         return ValueError(f"{shard}, sample {key}: {what}; {_remedy(self.dataset)}")
 
@@ -215,7 +215,7 @@ def _same(batch: Any) -> Any:
 def _start_worker(_: int) -> None:
     """One thread per worker: they are many already."""
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)  # none; 1 would wait for threads of the parent's that no fork has
 
 
 def _rows(shards: list[str]) -> Int64[np.ndarray, " n"]:

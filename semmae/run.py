@@ -12,7 +12,6 @@ fingerprint goes on at the step where the last one was killed, with the same num
 """
 
 import dataclasses
-import os
 import signal
 import sys
 import time
@@ -77,7 +76,7 @@ class Run:
         self, stage: str, world: dist.World, *, out: Path, params: Any, inputs: list[str], checkpoint_minutes: float
     ) -> None:
         self.stage, self.world, self.out = stage, world, out
-        self.identity = {"stage": stage, "params": _plain(params), "inputs": inputs, "source": source_digest()}
+        self.identity = {"stage": stage, "params": dataclasses.asdict(params), "inputs": inputs, "source": source_digest()}
         self.fingerprint = artifact.digest(self.identity)
         self.folder = artifact.state_root() / "runs" / self.fingerprint
         self.checkpoint_seconds = 60 * checkpoint_minutes
@@ -245,17 +244,7 @@ def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> 
             live.make_summary()
 
 
-def stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`: what a user can mend ends in one sentence on standard error and exit status 1, no traceback."""
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("SEMMAE_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-def _plain(params: Any) -> Any:
-    return dataclasses.asdict(params) if dataclasses.is_dataclass(params) and not isinstance(params, type) else params
+def described(section: Any) -> dict[str, Any]:
+    """A stage's section as its artifact tells it: all that can change the result, not where and how fast it was computed."""
+    return {name: value for name, value in dataclasses.asdict(section).items() if name != "compute"}
 

@@ -95,15 +95,10 @@ def write(
         _judge(tasks, rows, rejected, max_rejects=max_rejects)
         _write_table(folder / "index.parquet", INDEX, rows)
         _write_table(folder / "rejected.parquet", REJECTED, sorted(rejected))
-        meta = {
-            "shards": _manifest(folder, rows),
-            "class_names": classes,
-            "mask_kind": kind,
-            "mask_names": names,
-            "sources": {
-                name: {"digest": sources.digest(source, contents[name]), "inputs": len(found[name])}
-                for name, source in named.items()
-            },
+        meta = {"shards": _manifest(folder, rows), "class_names": classes, "mask_kind": kind, "mask_names": names}
+        meta["sources"] = {
+            name: {"digest": sources.digest(source, contents[name]), "inputs": len(found[name])}
+            for name, source in named.items()
         }
         artifact.write_json(folder / "shards.json", meta)
     return meta

@@ -31,7 +31,7 @@ class Creatures:
     """The embedded dataset: `train` + `val` drawings, `size` pixels square."""
 
     kind: Literal["creatures"]
-    train: Annotated[int, Field(ge=0)]
+    train: Annotated[int, Field(ge=1)]
     val: Annotated[int, Field(ge=0)]
     size: Annotated[int, Field(ge=16)]
     seed: int

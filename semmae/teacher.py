@@ -4,12 +4,15 @@ Where it comes from (iBOT or MAE on your own shards, a timm model) is the teache
 `Teacher.encode`. A teacher is any timm VisionTransformer; it takes images of any size that its patches divide.
 """
 
+import pickle
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -53,23 +56,35 @@ def from_timm(name: str, *, img_size: int, checkpoint: Path | None) -> tuple[Vis
     """A timm ViT by name with timm's published weights or those in `checkpoint`, positions resampled to `img_size`.
 
     `checkpoint` is a file as timm reads it (safetensors, or a state dict that `torch.load` takes with `weights_only=True`).
-    Raises ValueError for an unknown name, a model that is not a VisionTransformer with a class token, or foreign weights.
+    Raises ValueError for a name that is no VisionTransformer, a model without a class token, or foreign weights.
     """
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"{name.split('_')[0]}*patch*")[:8]) or "see timm.list_models('vit_*')"
-        raise ValueError(f"teacher.timm.model is {name!r}; timm has no such model, but {near}")
-    source = {} if checkpoint is None else {"pretrained_cfg_overlay": {"file": str(checkpoint)}}
+    known = timm.list_models(module="vision_transformer")
+    if name.split(".")[0] not in known:
+        near = get_close_matches(name, known, n=5, cutoff=0.3)
+        raise ValueError(f"teacher.model is {name!r}; it is none of timm's VisionTransformers, such as {', '.join(near or known[:5])}")
     try:
         network = timm.create_model(
-            name, pretrained=True, num_classes=0, img_size=img_size, dynamic_img_size=True, **source
+            name, pretrained=checkpoint is None, num_classes=0, img_size=img_size, dynamic_img_size=True
         )
-    except (RuntimeError, OSError, TypeError, KeyError) as error:
-        where = checkpoint or "timm's hub (no network? give teacher.timm.checkpoint a path)"
-        raise ValueError(f"teacher.timm: {name} cannot be loaded from {where}: {str(error).splitlines()[0]}") from None
-    if not isinstance(network, VisionTransformer) or network.cls_token is None:
-        raise ValueError(f"teacher.timm.model is {name!r}, a {type(network).__name__}; only ViTs with a class token can teach")
+    except (RuntimeError, OSError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"teacher.model is {name!r}: {reason}; without a network, give teacher.checkpoint a file") from None
+    if network.cls_token is None:
+        raise ValueError(f"teacher.model is {name!r}, which has no class token; choose one that has")
+    if checkpoint is not None:
+        _fill(network, checkpoint)
     config = {"timm": name, "img_size": img_size, "class_token": True}
     return network, config | {key: list(network.pretrained_cfg[key]) for key in ("mean", "std")}
+
+
+def _fill(network: VisionTransformer, checkpoint: Path) -> None:
+    """Strictly load a file into `network`: all weights but a classifier's, positions resampled, nothing unpickled."""
+    try:
+        state = timm.models.load_state_dict(str(checkpoint), use_ema=False, weights_only=True)
+        state = timm.models.vision_transformer.checkpoint_filter_fn(state, network)
+        network.load_state_dict({k: v for k, v in state.items() if not k.startswith(("head.", "fc_norm."))}, strict=True)
+    except (RuntimeError, OSError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint} does not hold the weights of {network.pretrained_cfg['architecture']}: {error}") from None
 
 
 def save(folder: Path, network: VisionTransformer, config: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""knn: weighted nearest neighbours on frozen features, beside the same vote on thumbnails and an untrained encoder.
+"""knn: weighted nearest neighbours on frozen features, beside thumbnails, an untrained encoder and the teacher.
 
     python -m stages.knn <dataset>
 
-Reads  data/pretrain (encoder), data/shards/<dataset>: train votes, val is scored
+Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: train votes, val is scored
 Calls  features.extract, metrics.knn_votes, metrics.classification
 Writes results/knn/<dataset>.json
 """
@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, baselines, dist, features, metrics, params, run, vit
+from semmae import artifact, baselines, dist, features, metrics, params, stage, teacher, vit
 from semmae.params import STRICT
 from semmae.reader import Reader
 
@@ -34,6 +34,7 @@ class Protocol:
     batch_size: Positive
     workers: Annotated[int, Field(ge=0)]
     device: dist.Device
+    precision: dist.Precision
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,10 +59,11 @@ def main() -> None:
     splits = features.labelled_splits(Path("data/shards") / name)
     network, config = vit.load(Path("data/pretrain"))
     device = dist.choose_device(protocol.device)
-    encode = features.pooled(network, pool=protocol.pool, device=device)
+    how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
+    encode = features.pooled(network, **how)
     scores = scored(encode, config["img_size"], splits, protocol, device)
     if protocol.baselines:
-        lines = baselines.beside(config, pool=protocol.pool, seed=protocol.seed, device=device)
+        lines = baselines.beside(config, teacher.load(Path("data/teacher")), seed=protocol.seed, **how)
         for line, (encode, img_size) in lines.items():
             scores[line] = {"top1": scored(encode, img_size, splits, protocol, device)["top1"]}
     artifact.write_json(Path("results/knn") / f"{name}.json", {"knn": {name: scores}})
@@ -86,4 +88,4 @@ def scored(
 
 
 if __name__ == "__main__":
-    run.stage(main)
+    stage.main(main)

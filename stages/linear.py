@@ -1,8 +1,8 @@
-"""linear: a linear probe of frozen features, beside the same probe of thumbnails and of an untrained encoder.
+"""linear: a linear probe of frozen features, beside thumbnails, an untrained encoder and the teacher.
 
     python -m stages.linear <dataset>
 
-Reads  data/pretrain (encoder), data/shards/<dataset>: the probe learns on train, val is scored once
+Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the probe learns on train, val is scored once
 Calls  features.extract, heads.linear_probe, metrics.classification
 Writes results/linear/<dataset>.json, and <dataset>.tsv: the curve of the chosen learning rate on a part of train
 """
@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, baselines, dist, features, heads, metrics, params, run, vit
+from semmae import artifact, baselines, dist, features, heads, metrics, params, stage, teacher, vit
 from semmae.params import STRICT
 from semmae.reader import Reader
 
@@ -34,13 +34,14 @@ class Protocol:
     epochs: Positive
     warmup_epochs: Annotated[int, Field(ge=0)]
     views: Positive  # random crops per training image; epoch e shows view e modulo views
-    probe_batch_size: Positive
+    batch_size: Positive  # of SGD
     pool: features.Pool
     baselines: bool
     seed: int
-    batch_size: Positive
+    encode_batch_size: Positive
     workers: Annotated[int, Field(ge=0)]
     device: dist.Device
+    precision: dist.Precision
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -68,10 +69,11 @@ def main() -> None:
     splits = features.labelled_splits(Path("data/shards") / name)
     network, config = vit.load(Path("data/pretrain"))
     device = dist.choose_device(protocol.device)
-    encode = features.pooled(network, pool=protocol.pool, device=device)
+    how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
+    encode = features.pooled(network, **how)
     scores, history = probed(encode, config["img_size"], splits, protocol, device)
     if protocol.baselines:
-        lines = baselines.beside(config, pool=protocol.pool, seed=protocol.seed, device=device)
+        lines = baselines.beside(config, teacher.load(Path("data/teacher")), seed=protocol.seed, **how)
         for line, (encode, img_size) in lines.items():
             scores[line] = {"top1": probed(encode, img_size, splits, protocol, device)[0]["top1"]}
     out = Path("results/linear")
@@ -89,13 +91,13 @@ def probed(
     train, val = splits
     labels, val_labels = (torch.from_numpy(reader.labels) for reader in splits)
     held_out = heads.stratified_split(labels, share=protocol.holdout, seed=protocol.seed)
-    sizes = {"img_size": img_size, "batch_size": protocol.batch_size, "workers": protocol.workers}
+    sizes = {"img_size": img_size, "batch_size": protocol.encode_batch_size, "workers": protocol.workers}
     probe = heads.linear_probe(
         heads.Samples(features.extract(encode, train, views=protocol.views, seed=protocol.seed, **sizes), labels),
         features.extract(encode, val, **sizes),
         num_classes=train.num_classes,
         base_lrs=sorted(protocol.base_lrs),
-        recipe=heads.Recipe(protocol.epochs, protocol.warmup_epochs, protocol.probe_batch_size, protocol.seed, device),
+        recipe=heads.Recipe(protocol.epochs, protocol.warmup_epochs, protocol.batch_size, protocol.seed, device),
         held_out=held_out,
         holdout=heads.Samples(features.extract(encode, train.select(held_out), **sizes)[None], labels[held_out]),
     )
@@ -103,4 +105,4 @@ def probed(
 
 
 if __name__ == "__main__":
-    run.stage(main)
+    stage.main(main)

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.progress import track
 
-from semmae import artifact, dist, params, part_maps, parts, run, teacher, vit
+from semmae import artifact, dist, params, part_maps, parts, run, stage, teacher, vit
 from semmae.params import STRICT
 from semmae.reader import Reader, batches, verify_shards
 from semmae.views import Whole
@@ -88,4 +88,4 @@ def write_shard(
 
 
 if __name__ == "__main__":
-    run.stage(main)
+    stage.main(main)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, dist, optim, params, parts, run, teacher, vit
+from semmae import artifact, dist, optim, params, parts, run, stage, teacher, vit
 from semmae.params import STRICT
 from semmae.reader import Reader, batches, verify_shards
 from semmae.rng import fold, numpy_generator
@@ -76,6 +76,7 @@ def main() -> None:
     config = {
         "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,
         "grid": elder.grid(section.img_size), "width": elder.embed_dim, "teacher": elder.digest,
+        "params": run.described(section),
     }  # fmt: skip
     inputs = [artifact.sha256(SHARDS / section.dataset / "shards.json"), elder.digest]
     minutes = section.compute.checkpoint_minutes
@@ -155,4 +156,4 @@ def learned(
 
 
 if __name__ == "__main__":
-    run.stage(main)
+    stage.main(main)

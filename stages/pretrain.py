@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, dist, mae, params, part_maps, pretraining, run, vit
+from semmae import artifact, dist, mae, params, part_maps, pretraining, run, stage, vit
 from semmae.health import Health, Watch
 from semmae.params import STRICT
 from semmae.reader import Reader, verify_shards
@@ -63,9 +63,8 @@ def main() -> None:
             compute=section.compute, world=world, run=now, measure=watch.after_epoch,
         )  # fmt: skip
         if world.leads:
-            masking = {"strategy": section.masking.strategy, "mask_ratio": section.masking.mask_ratio}
             with artifact.replacing(OUT) as folder:
-                encoder = config | {"mean": vit.MEAN, "std": vit.STD, **masking}
+                encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": run.described(section)}
                 decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
                 mae.save(folder, model, encoder=encoder, decoder=decoder)
                 artifact.write_json(folder / "history.json", now.history)
@@ -75,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run.stage(main)
+    stage.main(main)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, params, run, shards
+from semmae import artifact, params, shards, stage
 from semmae.params import STRICT
 from semmae.sources import Source, Tree
 
@@ -88,4 +88,4 @@ def located(sources: dict[str, Source]) -> dict[str, Source]:
 
 
 if __name__ == "__main__":
-    run.stage(main)
+    stage.main(main)

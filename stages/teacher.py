@@ -14,7 +14,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae import artifact, dist, distillation, params, pretraining, run, teacher, vit
+from semmae import artifact, dist, distillation, params, pretraining, run, stage, teacher, vit
 from semmae.health import Health, Watch
 from semmae.params import STRICT
 from semmae.reader import Reader, verify_shards
@@ -75,7 +75,7 @@ def main() -> None:
         network, config = source(section, reader, watch, world, now)
         if world.leads:
             with artifact.replacing(OUT) as folder:
-                teacher.save(folder, network, config | {"source": section.source})
+                teacher.save(folder, network, config | {"source": section.source, "params": run.described(section)})
                 artifact.write_json(folder / "history.json", now.history)
             quality = watch.measure(network.eval()) | ({"loss": now.history[-1]["loss"]} if now.history else {})
             artifact.write_json(RESULTS / "metrics.json", {"teacher": quality})
@@ -125,4 +125,4 @@ def from_timm(
 
 
 if __name__ == "__main__":
-    run.stage(main)
+    stage.main(main)

@@ -1,17 +1,26 @@
 """What all tests share: shapes are checked, state stays in a temporary folder, one thread, one toy dataset."""
 
+import inspect
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from beartype import beartype
 from jaxtyping import install_import_hook
 
 os.environ["SEMMAE_STATE"] = tempfile.mkdtemp(prefix="semmae-state-")  # also for the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and several test processes at a time
 
-# Every annotated shape in semmae is checked at every call, across arguments. Must precede the first import of semmae.
-install_import_hook("semmae", "beartype.beartype")
+
+def shapes(function: Callable) -> Callable:
+    """The type checker of the import hook: functions that state shapes are checked at every call, others left alone."""
+    states_shapes = "jaxtyping" in str(inspect.get_annotations(function))
+    return beartype(function) if states_shapes else function
+
+
+install_import_hook("semmae", f"{__name__}.shapes")  # must precede the first import of semmae
 
 
 @pytest.fixture(autouse=True)

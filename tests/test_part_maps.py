@@ -17,11 +17,6 @@ GRID, PARTS = (3, 4), 5
 MADE_BY = {"teacher": "the teacher", "parts": "the parts"}
 
 
-@pytest.fixture(autouse=True)
-def state(tmp_path, monkeypatch):
-    monkeypatch.setenv("SEMMAE_STATE", str(tmp_path / "state"))
-
-
 @pytest.fixture
 def images(tmp_path) -> Path:
     """24 flat colours in a folder."""
@@ -291,7 +286,8 @@ def test_the_output_is_a_copy_and_whole_or_absent(images, tmp_path):
     assert [path.name for path in out.iterdir()] == ["train-000000.parquet"]  # nothing of the old output stays
 
 
-def test_the_store_is_listed_and_pruned_by_last_use():
+def test_the_store_is_listed_and_pruned_by_last_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMMAE_STATE", str(tmp_path / "pruned"))  # whatever conftest does: all of it is deleted here
     for digest, shard, days in [("old", "a", 40), ("old", "b", 50), ("mixed", "a", 1), ("mixed", "b", 40)]:
         path = part_maps.store_path(digest, shard)
         write(path, ["x"])

@@ -1,6 +1,6 @@
 """Part scores from contingency tables against scikit-learn on raw labels, brute force, and cases worked out by hand."""
 
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def raw(pairs: list, level: str) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def score(train: list, val: list, *, parts: bool = True) -> dict:
-    found = PartScore(num_labels=LABELS, num_classes=CLASSES, parts=parts)
+    found = PartScore(LABELS, CLASSES, parts=parts)
     for labels, truth in train:
         found.add_train(labels, part_metrics.cell_counts(truth, grid=GRID, num_classes=CLASSES))
     for labels, truth in val:
@@ -112,8 +112,8 @@ def test_scores_equal_scikit_learn_on_raw_labels(level, seed):
     train_predicted, train_true = map(np.concatenate, zip(*raw(train, level), strict=True))
     predicted, true = map(np.concatenate, zip(*raw(val, level), strict=True))
 
-    share = np.array([(train_true[train_predicted == label] > 0).mean() for label in range(LABELS)])
-    foreground = share > 0.5
+    sets = [np.array(chosen) for chosen in product([False, True], repeat=LABELS)]
+    foreground = max(sets, key=lambda chosen: reference.jaccard_score(train_true > 0, chosen[train_predicted]))
     ious = [reference.jaccard_score(t > 0, foreground[p]) for p, t in raw(val, level) if (t > 0).any()]
     merged = np.where(foreground[predicted], predicted, -1)
     inside = true > 0
@@ -184,3 +184,16 @@ def test_degenerate_tables_are_scored_as_scikit_learn_scores_them(table):
     predicted, true = (np.repeat(axis.ravel(), table.ravel()) for axis in np.indices(table.shape))
     assert part_metrics.nmi(table) == pytest.approx(reference.normalized_mutual_info_score(true, predicted))
     assert part_metrics.ari(table) == pytest.approx(reference.adjusted_rand_score(true, predicted))
+
+
+def test_foreground_labels_are_the_best_of_all_sets():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        table = rng.integers(0, 40, (6, 3))
+        found = part_metrics.foreground_labels(table)
+
+        def iou(chosen, table=table):
+            return table[chosen, 1:].sum() / max(1, table[:, 1:].sum() + table[chosen, 0].sum())
+
+        best = max(iou(np.array([bits >> k & 1 for k in range(6)], dtype=bool)) for bits in range(64))
+        assert iou(found) == pytest.approx(best)

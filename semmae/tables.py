@@ -1,0 +1,95 @@
+"""Score tables for people: metrics files as rows in a fixed order, every line under the name that says what it is.
+
+- `classification`: a kNN or linear score beside its lines, as bars.
+- `part_tables`: part scores at the patches and at the pixels, in groups: the parts, trivial lines, ceilings.
+- `settings`: params under the dotted names that `dvc exp run -S` takes.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+LINES = {
+    "teacher": "teacher",
+    "untrained": "untrained encoder",
+    "thumbnails": "16 × 16 thumbnails",
+    "centre_mask": "one mask for all images",
+    "position": "commonest label at each place",
+    "colour_kmeans": "k-means of patch colours",
+    "untrained_kmeans": "k-means, untrained ViT",
+    "teacher_kmeans": "k-means, the teacher's tokens",
+    "readout": "supervised read-out of the teacher",
+    "silhouette": "true foreground as one part",
+    "perfect": "true parts, by patches",
+}
+GROUPS = {
+    "trivial lines": ("centre_mask", "position", "colour_kmeans", "untrained_kmeans"),
+    "the same tokens": ("teacher_kmeans",),
+    "ceilings": ("readout", "silhouette", "perfect"),
+}
+COLUMNS = {
+    "fg_iou": "foreground IoU",
+    "miou": "part mIoU",
+    "nmi_fg": "NMI, foreground",
+    "ari_fg": "ARI, foreground",
+    "nmi_all": "NMI, all",
+    "ari_all": "ARI, all",
+}
+LEVELS = {"patch": "by patches", "pixel": "by pixels"}
+
+
+class Bar(NamedTuple):
+    """An accuracy and its standard error (None: unknown), and both as shares of the longest bar's room."""
+
+    name: str
+    value: float
+    error: float | None
+    width: float
+    whisker: float
+
+
+def named(line: str) -> str:
+    """What a line of a metrics file is called in tables."""
+    return LINES.get(line, line.replace("_", " "))
+
+
+def classification(scores: dict[str, Any]) -> dict[str, Any]:
+    """`bars` (the encoder first, then its lines, the best first) and `notes`, the encoder's other numbers by name."""
+    lines = {named(name): line for name, line in scores.items() if isinstance(line, dict)}
+    rows = {"encoder": scores} | dict(sorted(lines.items(), key=lambda item: -item[1]["top1"]))
+    full = max(math.ceil(10 * max(row["top1"] for row in rows.values()) + 0.3) / 10, 0.1)  # room for a whisker
+    bars = [
+        Bar(name, row["top1"], error, row["top1"] / full, (error or 0.0) / full)
+        for name, row in rows.items()
+        for error in (row.get("standard_error"),)
+    ]
+    notes = {"top-5": scores.get("top5"), "mean over classes": scores.get("per_class")}
+    return {"bars": bars, "notes": {name: value for name, value in notes.items() if value is not None}}
+
+
+def part_tables(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table per level: `columns`, and `groups` of (title, rows of (name, values)), None for none."""
+    lines = {name: line for name, line in scores.items() if name not in LEVELS}
+    grouped = {name for names in GROUPS.values() for name in names}
+    groups = {"": {"parts": scores}}
+    groups |= {title: {named(n): lines[n] for n in names if n in lines} for title, names in GROUPS.items()}
+    groups["also"] = {named(name): line for name, line in lines.items() if name not in grouped}
+    tables = []
+    for level, title in LEVELS.items():
+        keys = [key for key in COLUMNS if key in scores.get(level, {})]
+        rows = {
+            group: [(name, [line[level].get(key) for key in keys]) for name, line in members.items() if level in line]
+            for group, members in groups.items()
+        }
+        filled = [(group, members) for group, members in rows.items() if members]
+        tables.append({"title": title, "columns": [COLUMNS[key] for key in keys], "groups": filled})
+    return tables
+
+
+def settings(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) for every value of a section; lists are values."""
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from settings(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", value

@@ -1,0 +1,112 @@
+"""part_scores: how well the parts agree with ground-truth masks, beside trivial labellings and ceilings.
+
+    python -m stages.part_scores <dataset>
+
+Reads  data/teacher, data/parts, data/shards/<dataset>: the samples that have masks; train assigns labels, val is scored
+Calls  part_baselines.lines, part_baselines.scores
+Writes results/part_scores/<dataset>.json: the scores of the parts, and of every line under its name
+"""
+
+import sys
+from collections.abc import Iterator
+from functools import partial, reduce
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from semmae import artifact, baselines, dist, features, params, part_baselines, parts, stage, teacher, vit
+from semmae.params import STRICT
+from semmae.part_baselines import Batch, CentreMask, Line
+from semmae.parts import Parts
+from semmae.reader import Reader, batches
+from semmae.rng import numpy_generator
+from semmae.teacher import Teacher, Tokens
+
+SHARDS, TEACHER, PARTS, RESULTS = (
+    Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")
+)
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Protocol:
+    """How every dataset is scored."""
+
+    sample: Positive  # images of train on whose patches clusters and the read-out are fitted
+    seed: int  # of that sample, the clusters and the untrained teacher
+    batch_size: Positive
+    workers: Annotated[int, Field(ge=0)]
+    device: dist.Device
+    precision: dist.Precision
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dataset:
+    """Nothing differs between datasets."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PartScores:
+    """The section `part_scores` of params.yaml."""
+
+    protocol: Protocol
+    datasets: dict[str, Dataset]
+
+
+def main() -> None:
+    """Score the parts on the dataset named on the command line."""
+    section = params.load(PartScores, "part_scores")
+    protocol, name = section.protocol, " ".join(sys.argv[1:])
+    if name not in section.datasets:
+        raise ValueError(
+            f"part_scores has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}"
+        )
+    train, val = features.masked_splits(SHARDS / name)
+    device = dist.choose_device(protocol.device)
+    elder, learner, untrained = networks(protocol, device)
+    grid = tuple(learner.config["grid"])
+    view = features.WholeView(learner.config["img_size"], grid, num_classes=len(train.mask_names))
+
+    def encode(network: Teacher, images: torch.Tensor) -> Tokens:
+        with dist.autocast(device, protocol.precision):
+            return network.encode(images)
+
+    def seen(reader: Reader) -> Iterator[Batch]:
+        everything = np.arange(len(reader))
+        for batch in batches(reader, everything, view, batch_size=protocol.batch_size, workers=protocol.workers):
+            images = batch["image"].to(device)
+            yield Batch(images, encode(elder, images), batch["counts"].numpy())
+
+    train_counts = reduce(np.add, (view.counts(train, index) for index in range(len(train))))
+    sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]
+    lines = part_baselines.lines(
+        list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
+        untrained=partial(encode, untrained), seed=protocol.seed,
+    )  # fmt: skip
+    lines["parts"] = Line(learner.num_labels, lambda batch: learner.assign(batch.tokens).argmax(1).cpu().numpy())
+    scores = part_baselines.scores(
+        lines, CentreMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"
+    )
+    found = scores.pop("parts")
+    artifact.write_json(RESULTS / f"{name}.json", {"part_scores": {name: found | scores}})
+    beside = ", ".join(f"{line} {levels['pixel']['fg_iou']:.3f}" for line, levels in scores.items())
+    print(f"{name}: foreground IoU of the parts {found['pixel']['fg_iou']:.3f} by pixels; beside it {beside}")
+
+
+def networks(protocol: Protocol, device: torch.device) -> tuple[Teacher, Parts, Teacher]:
+    """The teacher, the parts that were learnt from it, and the teacher before it learnt anything."""
+    elder, learner = teacher.load(TEACHER), parts.load(PARTS)
+    if learner.config["teacher"] != elder.digest:
+        raise ValueError(f"{PARTS} was learnt from another teacher than the one in {TEACHER}; run dvc repro parts")
+    untrained = Teacher(baselines.untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")
+    for network in (elder, untrained):
+        vit.use_fastest_attention(network, device)
+    return elder.to(device), learner.to(device), untrained.to(device)
+
+
+if __name__ == "__main__":
+    stage.main(main)

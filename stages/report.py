@@ -1,0 +1,188 @@
+"""report: one page that shows the run: scores, curves, parts, masks, reconstructions, params. One file, no network.
+
+    python -m stages.report
+
+Reads  data/pretrain, data/parts, data/teacher and what they say of themselves; data/shards/<pretrain.dataset> and
+       data/part_maps/<pretrain.dataset>; results/{teacher,parts,part_maps}/metrics.json and the results/{knn,linear,
+       part_scores}/<dataset>.json that params.yaml lists
+Calls  figures, overlays, curves, tables; stages/report.html is the page's template
+Writes results/report/index.html
+"""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from semmae import artifact, curves, figures, mae, overlays, params, part_maps, parts, stage, tables, teacher, vit
+from semmae.palettes import palette
+from semmae.params import STRICT
+from semmae.reader import Reader, batches
+from semmae.rng import numpy_generator
+from semmae.views import Whole
+
+OUT, RESULTS, SHARDS, PART_MAPS = Path("results/report"), Path("results"), Path("data/shards"), Path("data/part_maps")
+TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
+SPLITS = ("val", "test", "train")  # images come from the first that exists: rather not those that were learnt from
+PROTOCOLS = {"knn": "kNN", "linear": "linear probe"}
+CURVES = {  # titles of the columns of a history
+    "lr": "learning rate", "inter_part": "weight of whole parts", "knn_top1": "kNN top-1",
+    "readout_iou": "supervised read-out, foreground IoU",
+}  # fmt: skip
+SHARES = ("knn_top1", "readout_iou")  # columns in percent
+CROP, TYPICAL = 168, 9  # pixels of a region, and how many per part
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Report:
+    """The section `report` of params.yaml."""
+
+    colours: str
+    overlays: Positive
+    film: Positive
+    reconstructions: Positive
+    sample: Positive
+    seed: int
+
+
+def main() -> None:
+    """Gather what there is and write the page."""
+    section = params.load(Report, "report")
+    encoder, elder, learner = artifact.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER), parts.load(PARTS)
+    dataset = encoder["params"]["dataset"]
+    meta = artifact.read_json(SHARDS / dataset / "shards.json")
+    split = next(name for name in SPLITS if any(shard["split"] == name for shard in meta["shards"]))
+    reader = Reader(SHARDS / dataset, split)
+    maps = part_maps.join(PART_MAPS / dataset, reader, teacher=elder.digest, parts=learner.digest)
+    tones = palette(section.colours, learner.num_parts)
+    digests = {"teacher": elder.digest, "parts": learner.digest, "encoder": artifact.model_digest(PRETRAIN, "encoder")}
+    content = {
+        "run": encoder["params"], "teacher": elder.config, "parts": learner.config, "shards": meta, "split": split,
+        "scores": list(scores()), "part_scores": list(part_scores()), "curves": list(histories()),
+        "overlays": [
+            [uri(picture) for picture in figures.pair(reader, maps, index, colours=tones)]
+            for index in figures.choose(len(reader), count=section.overlays, seed=section.seed)
+        ],
+        "gallery": gallery(section, reader, elder, learner, tones),
+        **strips(section, reader, maps, encoder["params"]["masking"], tones),
+        "settings": {
+            name: list(tables.settings(config["params"], name))
+            for name, config in (("teacher", elder.config), ("parts", learner.config), ("pretrain", encoder))
+        },
+        "digests": digests,
+    }  # fmt: skip
+    template = Path(__file__).with_suffix(".html").read_text()
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = page.from_string(template).render(content)
+    with artifact.replacing(OUT) as folder:
+        folder.mkdir()
+        (folder / "index.html").write_text(text)
+    print(f"report: {OUT / 'index.html'}, {len(text.encode()) / 1e6:.1f} MB")
+
+
+def listed(evaluation: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Dataset and metrics of every evaluation that params.yaml lists and that was run."""
+    for name in params.load(dict[str, Any], evaluation, "datasets"):
+        path = RESULTS / evaluation / f"{name}.json"
+        if path.exists():
+            yield name, artifact.read_json(path)[evaluation][name]
+
+
+def scores() -> Iterator[dict[str, Any]]:
+    """Every classification score as a table of bars."""
+    for evaluation, protocol in PROTOCOLS.items():
+        for dataset, found in listed(evaluation):
+            yield {"protocol": protocol, "dataset": dataset, **tables.classification(found)}
+
+
+def part_scores() -> Iterator[dict[str, Any]]:
+    """Every part score as a table per level."""
+    for dataset, found in listed("part_scores"):
+        yield {"dataset": dataset, "tables": tables.part_tables(found)}
+
+
+def histories() -> Iterator[dict[str, Any]]:
+    """The curves of each training stage; one that has no history has its final metrics."""
+    for name, folder in (("teacher", TEACHER), ("parts", PARTS), ("pretrain", PRETRAIN)):
+        found = curves.columns(artifact.read_json(folder / "history.json"))
+        charts = [
+            curves.chart(points, title=title(column), percent=column in SHARES)
+            for column, points in found.items()
+            if len(points) == 1 or len({value for _, value in points}) > 1  # what never changes is no curve
+        ]
+        final = {} if charts else artifact.read_json(RESULTS / name / "metrics.json")[name]
+        yield {"stage": name, "charts": charts, "final": {title(column): value for column, value in final.items()}}
+
+
+def title(column: str) -> str:
+    """What a column of a history is called."""
+    return CURVES.get(column, column.replace("_", " "))
+
+
+def gallery(
+    section: Report, reader: Reader, elder: teacher.Teacher, learner: parts.Parts, tones: np.ndarray
+) -> list[dict[str, Any]]:
+    """For every label its share and its most typical regions among `sample` images; the background last."""
+    ids = numpy_generator(section.seed, "gallery").permutation(len(reader))[: section.sample]
+    vit.use_fastest_attention(elder, torch.device("cpu"))
+    view = Whole(learner.config["img_size"], seed=0, flip=0.0)
+    with torch.no_grad():
+        loader = batches(reader, ids, view, batch_size=32, workers=0)
+        shares = torch.cat([learner.assign(elder.encode(batch["image"])) for batch in loader]).numpy()
+    labels = shares.argmax(1).reshape(-1, *learner.config["grid"])
+    best = overlays.typical(shares, count=TYPICAL)
+    summary = artifact.read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
+    colours = [*tones, np.full(3, 160, np.uint8)]  # gray: the background, the label after the parts
+    return [
+        {
+            "name": name if label == learner.background else f"part {name}",
+            "colour": colours[label].tolist(),
+            "share": share,
+            "regions": [
+                uri(overlays.region(reader.image(ids[i]), labels[i] == label, size=CROP, colour=colours[label]))
+                for i in best[label]
+            ],
+        }
+        for label, (name, share) in enumerate(summary.items())
+    ]
+
+
+def strips(
+    section: Report, reader: Reader, maps: part_maps.PartMaps, masking: dict[str, Any], tones: np.ndarray
+) -> dict[str, Any]:
+    """The film strip of the masks and the reconstructions; a title over every column."""
+    model, decoder = mae.load(PRETRAIN)
+    size = {"img_size": model.encoder.patch_embed.img_size[0], "patch_size": model.patch_size}
+    shown = figures.samples(reader, maps, figures.choose(len(reader), count=section.film, seed=section.seed), **size)
+    film = figures.strip(shown, masking=masking, seed=section.seed, colours=tones)
+    rebuilt = figures.rebuilt(
+        reader, maps, figures.choose(len(reader), count=section.reconstructions, seed=section.seed), model=model,
+        masking=masking, norm_pix_loss=decoder["norm_pix_loss"], seed=section.seed,
+    )  # fmt: skip
+    return {
+        "film": [[uri(picture) for picture in row] for row in film],
+        "frames": figures.captions(masking),
+        "moves": figures.has_curriculum(masking),
+        "rebuilt": [[uri(picture) for picture in row] for row in rebuilt],
+    }
+
+
+def uri(picture: np.ndarray) -> str:
+    """A picture inside the page: a data URI."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "WEBP", quality=90, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    stage.main(main)

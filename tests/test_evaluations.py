@@ -1,0 +1,117 @@
+"""The evaluation stages on toy artifacts: what they write, that they repeat it, and how they refuse."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semmae import parts as parts_module
+from semmae import stage, teacher, vit
+from semmae.parts import KMeansParts
+from stages import knn, linear, part_scores
+
+CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+STAGES = {"knn": knn, "linear": linear, "part_scores": part_scores}
+PARAMS = """
+knn:
+  protocol: {k: 20, temperature: 0.07, pool: patch_mean, baselines: true, seed: 0, batch_size: 16, workers: 0,
+    device: cpu, precision: fp32}
+  datasets: {toy: {}, gone: {}}
+linear:
+  protocol: {base_lrs: [1.0, 0.1], holdout: 0.25, epochs: 4, warmup_epochs: 1, views: 2, batch_size: 16, pool: both,
+    baselines: true, seed: 0, encode_batch_size: 16, workers: 0, device: cpu, precision: fp32}
+  datasets: {toy: {epochs: 3}}
+part_scores:
+  protocol: {sample: 20, seed: 0, batch_size: 16, workers: 0, device: cpu, precision: fp32}
+  datasets: {toy: {}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose encoder and teacher are untrained and whose parts are three fixed directions."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(PARAMS)
+    Path("data/shards").mkdir(parents=True)
+    Path("data/shards/toy").symlink_to(toy_dataset)
+    vit.save(Path("data/pretrain"), vit.build(CONFIG), CONFIG)
+    described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
+    teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
+    learner = KMeansParts(
+        {"method": "kmeans", "num_parts": 3, "background": False, "width": 32, "temperature": 0.1, "img_size": 32,
+         "grid": [4, 4], "teacher": teacher.load(Path("data/teacher")).digest}
+    )  # fmt: skip
+    learner.centroids.copy_(torch.eye(32)[:3])
+    parts_module.save(Path("data/parts"), learner)
+    return tmp_path
+
+
+def start(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
+    """As `python -m stages.<name> <arguments>` does."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    stage.main(STAGES[name].main)
+
+
+def written(name: str) -> dict:
+    return json.loads(Path(f"results/{name}/toy.json").read_text())[name]["toy"]
+
+
+@pytest.mark.parametrize("name", ["knn", "linear"])
+def test_a_protocol_is_written_with_the_lines_beside_it(project, monkeypatch, name):
+    start(monkeypatch, name, "toy")
+    scores = written(name)
+    assert {"top1", "top5", "per_class", "standard_error", "thumbnails", "untrained", "teacher"} <= set(scores)
+    assert all(0 <= scores[name] <= 1 for name in ("top1", "top5", "per_class", "standard_error"))
+    assert all(list(scores[line]) == ["top1"] for line in ("thumbnails", "untrained", "teacher"))
+    start(monkeypatch, name, "toy")
+    assert written(name) == scores
+
+
+def test_the_curve_of_the_linear_probe_has_the_epochs_of_its_dataset(project, monkeypatch):
+    start(monkeypatch, "linear", "toy")
+    header, *rows = Path("results/linear/toy.tsv").read_text().splitlines()
+    assert header.split("\t") == ["epoch", "lr", "train_loss", "holdout_top1"]
+    assert [row.split("\t")[0] for row in rows] == ["1", "2", "3"]
+
+
+def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch):
+    start(monkeypatch, "part_scores", "toy")
+    scores = written("part_scores")
+    names = {"fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou"}
+    lines = {"colour_kmeans", "untrained_kmeans", "teacher_kmeans", "position", "readout", "silhouette"}
+    assert set(scores) == lines | {"patch", "pixel", "perfect", "centre_mask"}
+    assert set(scores["patch"]) == set(scores["pixel"]) == names
+    assert all(set(scores[line][level]) == names for line in lines for level in ("patch", "pixel"))
+    assert np.isclose(scores["silhouette"]["patch"]["fg_iou"], 1)
+    assert scores["perfect"]["pixel"]["fg_iou"] == scores["silhouette"]["pixel"]["fg_iou"] < 1
+    start(monkeypatch, "part_scores", "toy")
+    assert written("part_scores") == scores
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("knn", ["tyo"], "knn has no dataset 'tyo'; params.yaml has toy, gone"),
+        ("linear", [], "linear has no dataset ''"),
+        ("knn", ["gone"], "gone is no dataset"),
+    ],
+)
+def test_a_wrong_name_ends_in_one_sentence(project, monkeypatch, capsys, name, arguments, sentence):
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, name, *arguments)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+    assert not list(project.glob("results/*/*"))
+
+
+def test_parts_of_another_teacher_are_refused(project, monkeypatch, capsys):
+    described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
+    teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
+    with pytest.raises(SystemExit):
+        start(monkeypatch, "part_scores", "toy")
+    assert "learnt from another teacher" in capsys.readouterr().err

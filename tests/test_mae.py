@@ -1,0 +1,163 @@
+"""The autoencoder against transformers' ViTMAE, a naive loss, and what masking promises."""
+
+import pytest
+import torch
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from semmae import mae, masking, vit
+
+CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+DECODER = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+N, MASKED = 16, 12
+
+
+@pytest.fixture
+def model() -> mae.MAE:
+    torch.manual_seed(0)
+    return mae.MAE(vit.build(CONFIG), **DECODER).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def mask() -> torch.Tensor:
+    return masking.random(3, N, 0.75, generator=torch.Generator().manual_seed(2))
+
+
+def theirs(ours: mae.MAE, *, norm_pix_loss: bool) -> ViTMAEForPreTraining:
+    """transformers' model with the weights of ours."""
+    config = ViTMAEConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=32, patch_size=8,
+        decoder_hidden_size=16, decoder_num_hidden_layers=2, decoder_num_attention_heads=2,
+        decoder_intermediate_size=64, mask_ratio=0.75, norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    peer = ViTMAEForPreTraining(config).eval()
+    state = {}
+
+    def linear(to: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        state[f"{to}.weight"], state[f"{to}.bias"] = weight, bias
+
+    def block(to: str, module: torch.nn.Module, names: dict[str, str]) -> None:
+        width = module.attn.qkv.weight.shape[1]
+        for i, part in enumerate(("query", "key", "value")):
+            rows = slice(i * width, (i + 1) * width)
+            linear(f"{to}.{names[part]}", module.attn.qkv.weight[rows], module.attn.qkv.bias[rows])
+        linear(f"{to}.{names['proj']}", module.attn.proj.weight, module.attn.proj.bias)
+        linear(f"{to}.{names['fc1']}", module.mlp.fc1.weight, module.mlp.fc1.bias)
+        linear(f"{to}.{names['fc2']}", module.mlp.fc2.weight, module.mlp.fc2.bias)
+        linear(f"{to}.layernorm_before", module.norm1.weight, module.norm1.bias)
+        linear(f"{to}.layernorm_after", module.norm2.weight, module.norm2.bias)
+
+    names = layer_names(peer)
+    encoder = ours.encoder
+    state["vit.embeddings.cls_token"] = encoder.cls_token
+    state["vit.embeddings.position_embeddings"] = encoder.pos_embed
+    linear("vit.embeddings.patch_embeddings.projection", encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias)
+    linear("vit.layernorm", encoder.norm.weight, encoder.norm.bias)
+    prefix = names.pop("encoder")
+    for i, module in enumerate(encoder.blocks):
+        block(f"{prefix}.{i}", module, names)
+    for i, module in enumerate(ours.decoder["blocks"]):
+        block(f"decoder.decoder_layers.{i}", module, names)
+    state["decoder.mask_token"], state["decoder.decoder_pos_embed"] = ours.mask_token, ours.positions
+    linear("decoder.decoder_embed", ours.decoder["embed"].weight, ours.decoder["embed"].bias)
+    linear("decoder.decoder_norm", ours.decoder["norm"].weight, ours.decoder["norm"].bias)
+    linear("decoder.decoder_pred", ours.decoder["pred"].weight, ours.decoder["pred"].bias)
+    peer.load_state_dict(state, strict=True)
+    return peer
+
+
+def layer_names(peer: ViTMAEForPreTraining) -> dict[str, str]:
+    """Where this version of transformers keeps a layer's weights."""
+    keys = list(peer.state_dict())
+    layer = next(key for key in keys if key.startswith("vit.") and ".0." in key)
+    prefix = layer.split(".0.")[0]
+    inside = {key.removeprefix(f"{prefix}.0.").rsplit(".", 1)[0] for key in keys if key.startswith(f"{prefix}.0.")}
+    find = {
+        "query": ("q_proj", "query"), "key": ("k_proj", "key"), "value": ("v_proj", "value"),
+        "proj": ("o_proj", "attention.output.dense"), "fc1": ("fc1", "intermediate.dense"),
+    }  # fmt: skip
+    found = {name: next(k for k in inside for e in ends if k.endswith(e)) for name, ends in find.items()}
+    taken = {*found.values(), "layernorm_before", "layernorm_after"}
+    (found["fc2"],) = inside - taken
+    return found | {"encoder": prefix}
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_loss_and_prediction_equal_transformers(model, images, mask, norm_pix_loss):
+    peer = theirs(model, norm_pix_loss=norm_pix_loss)
+    with torch.no_grad():
+        pred = model(images, mask, MASKED)
+        ours = mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=norm_pix_loss)
+        expected = peer(images, noise=mask.float())  # transformers keeps the patches of the lowest noise
+    assert torch.equal(expected.mask.bool(), mask)
+    torch.testing.assert_close(ours, expected.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pred, expected.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_changing_masked_pixels_does_not_change_the_latent(model, images, mask):
+    noise = torch.randn_like(mae.patchify(images, 8))
+    changed = mae.unpatchify(torch.where(mask[:, :, None], noise, mae.patchify(images, 8)), 8)
+    assert not torch.equal(changed, images)
+    with torch.no_grad():
+        assert torch.equal(model.encode(images, mask, MASKED), model.encode(changed, mask, MASKED))
+
+
+def test_visible_patches_carry_no_loss(model, images, mask):
+    pred = model(images, mask, MASKED)
+    pred.retain_grad()
+    mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=True).backward()
+    assert (pred.grad[~mask] == 0).all()
+    assert (pred.grad[mask] != 0).any(-1).all()
+
+
+def test_loss_equals_a_loop(images, mask):
+    pred = torch.randn(3, N, 192)
+    errors = []
+    for b in range(3):
+        for y in range(4):
+            for x in range(4):
+                if mask[b, 4 * y + x]:
+                    patch = images[b, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].permute(1, 2, 0).flatten()
+                    patch = (patch - patch.mean()) / (patch.var() + 1e-6) ** 0.5
+                    errors.append((pred[b, 4 * y + x] - patch).square().mean())
+    ours = mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=True)
+    torch.testing.assert_close(ours, torch.stack(errors).mean())
+
+
+def test_patchify_round_trip(images):
+    assert torch.equal(mae.unpatchify(mae.patchify(images, 8), 8), images)
+
+
+def test_one_colour_makes_no_nan(model, mask):
+    flat = torch.full((3, 3, 32, 32), 0.3)
+    loss = mae.loss(model(flat, mask, MASKED), flat, mask, patch_size=8, norm_pix_loss=True)
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_a_perfect_prediction_reconstructs_the_image(images, mask, norm_pix_loss):
+    target = mae.patchify(images, 8)
+    if norm_pix_loss:
+        mean, deviation = mae.moments(target)
+        target = (target - mean) / deviation
+    rebuilt = mae.reconstruct(target, images, mask, patch_size=8, norm_pix_loss=norm_pix_loss)
+    torch.testing.assert_close(rebuilt, images, rtol=0, atol=1e-5)
+
+
+def test_reconstruction_keeps_what_was_visible(images, mask):
+    rebuilt = mae.reconstruct(torch.zeros(3, N, 192), images, mask, patch_size=8, norm_pix_loss=True)
+    same = (mae.patchify(rebuilt, 8) == mae.patchify(images, 8)).all(-1)
+    assert same[~mask].all()
+    assert not same[mask].any()
+
+
+def test_saved_and_loaded_it_predicts_the_same(model, images, mask, tmp_path):
+    mae.save(tmp_path, model, encoder=CONFIG, decoder=DECODER | {"norm_pix_loss": True})
+    again, config = mae.load(tmp_path)
+    assert config["norm_pix_loss"] is True
+    with torch.no_grad():
+        assert torch.equal(again(images, mask, MASKED), model(images, mask, MASKED))

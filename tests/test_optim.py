@@ -1,0 +1,36 @@
+"""Schedules at their corners, and which parameters decay."""
+
+import pytest
+import torch
+
+from semmae import mae, optim, vit
+
+
+def test_warmup_then_half_a_cosine():
+    values = [optim.warmup_cosine(s, steps=101, warmup=10, peak=1.0, end=0.2) for s in range(101)]
+    assert values[0] == pytest.approx(0.1)
+    assert values[9] == pytest.approx(1.0)
+    assert values[10] == pytest.approx(1.0)
+    assert values[55] == pytest.approx(0.6)
+    assert values[100] == pytest.approx(0.2)
+    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+
+
+def test_a_schedule_may_rise():
+    assert optim.warmup_cosine(0, steps=11, warmup=0, peak=0.99, end=1.0) == pytest.approx(0.99)
+    assert optim.warmup_cosine(10, steps=11, warmup=0, peak=0.99, end=1.0) == pytest.approx(1.0)
+
+
+def test_only_matrices_decay_and_positions_are_left_alone():
+    encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
+    model = mae.MAE(encoder, embed_dim=16, depth=1, num_heads=2)
+    optimizer = optim.adamw(model, weight_decay=0.05, betas=(0.9, 0.95))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, free = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert all("weight" in name for name in decayed)
+    assert {"mask_token", "encoder.cls_token", "encoder.norm.weight", "encoder.blocks.0.attn.qkv.bias"} <= free
+    assert "encoder.pos_embed" not in decayed | free
+    optim.set_rate(optimizer, 0.5, weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
+    assert torch.optim.AdamW is type(optimizer)

@@ -27,6 +27,7 @@ MAX_TILT = 0.35  # radians, in the plane
 MAX_CUT = 0.04  # how far an animal may reach beyond the frame
 MIN_CONTRAST = 0.5  # RGB distance between a coat and the backdrop, so that nobody is invisible
 
+FOCUS = (0.006, 0.02)  # blur of the scenery, as a fraction of the picture
 MAX_THINGS = 4
 CONTOUR = 0.55  # how dark the line around an animal's parts is
 
@@ -250,9 +251,9 @@ def _paints(rng: np.random.Generator) -> list[Paint]:
         Paint(ink, ink, texture=1, relief=0.2, contour=0.0),
     ]
     backdrop = Paint(ground, _near(ground, rng, 0.2), texture=0, relief=0.0, contour=0.0)
-    relief, wild = rng.uniform(0.2, 0.9), 0.25
+    relief, wild = rng.uniform(0.0, 0.3), 0.25
     scenery = [
-        Paint(_near(ground, rng, wild), _near(ground, rng, wild), 0, relief, 0.5 * CONTOUR)
+        Paint(_near(ground, rng, wild), _near(ground, rng, wild), 0, relief, 0.0)
         for _ in SCENERY
     ]
     things = []
@@ -299,6 +300,14 @@ def _texture(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.clip(sharpness * (field - threshold) + 0.5, 0, 1)
 
 
+def _defocused(image: np.ndarray, *, far: np.ndarray, sigma: float) -> np.ndarray:
+    """The scenery out of focus, as behind a subject in a photograph; what is near keeps its edge."""
+    weight = far.astype(np.float32)
+    haze = cv2.GaussianBlur(image * weight[..., None], (0, 0), sigma)
+    haze /= cv2.GaussianBlur(weight, (0, 0), sigma)[..., None] + 1e-6
+    return np.where(far[..., None], haze, image)
+
+
 def _paint(
     canvas: np.ndarray, rows: np.ndarray, paints: list[Paint], rng: np.random.Generator
 ) -> np.ndarray:
@@ -311,6 +320,8 @@ def _paint(
     )
     textures = [_texture(rng, n) for _ in range(3)]
     image = base + change * np.choose(kind.astype(np.uint8), textures)[..., None]
+
+    image = _defocused(image, far=kind == 0, sigma=rng.uniform(*FOCUS) * n)
 
     inside = np.ones((n, n), np.uint8)  # 0 on the border between two pieces
     inside[:, 1:] &= piece[:, 1:] == piece[:, :-1]

@@ -6,6 +6,7 @@ crops is masked block by block at that ratio; the others stay whole (iBOT's "pre
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -37,6 +38,7 @@ class Recipe:
     student_temp: float
     teacher_temp: tuple[float, float]
     teacher_temp_warmup_epochs: int
+    centering: Literal["mean", "sinkhorn"]
     center_momentum: float
     prototypes: int
     hidden_dim: int
@@ -62,7 +64,9 @@ def distil(
     )
     torch.manual_seed(fold(seed, "init"))
     student, teacher = (_network(recipe, network, img_size, drop_path) for drop_path in (recipe.drop_path, 0.0))
-    model = ibot.SelfDistillation(student, teacher, center_momentum=recipe.center_momentum).to(world.device)
+    model = ibot.SelfDistillation(
+        student, teacher, centering=recipe.centering, center_momentum=recipe.center_momentum
+    ).to(world.device)
     vit.use_fastest_attention(model, world.device)
     if compute.compile:
         model.compile()

@@ -8,6 +8,8 @@ collapse, a sharp temperature from the uniform one.
 Letters: g global crops, l all crops, m prototypes.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -60,6 +62,18 @@ def targets(
     return ((logits.detach().float() - center) / temperature).softmax(-1)
 
 
+def sinkhorn(logits: Float[Tensor, "... m"], temperature: float) -> Float[Tensor, "... m"]:
+    """The teacher's distributions with every prototype used equally within the batch (Caron et al. 2020, SwAV, section 3.1).
+
+    Three rounds of the Sinkhorn-Knopp algorithm on exp(logits / temperature), in logarithms; without gradient.
+    """
+    log_q = logits.detach().float().flatten(0, -2) / temperature
+    for _ in range(3):
+        log_q = log_q - log_q.logsumexp(0, keepdim=True)  # every prototype the same share
+        log_q = log_q - log_q.logsumexp(1, keepdim=True)  # every sample a distribution
+    return log_q.exp().view(logits.shape)
+
+
 def cross_entropy(
     student: Float[Tensor, "... m"], target: Float[Tensor, "... m"], temperature: float
 ) -> Float[Tensor, "..."]:
@@ -107,8 +121,11 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 class SelfDistillation(nn.Module):
     """Student, teacher and centres as one module, so that a checkpoint or a process group handles them together."""
 
-    def __init__(self, student: Network, teacher: Network, *, center_momentum: float) -> None:
+    def __init__(
+        self, student: Network, teacher: Network, *, centering: Literal["mean", "sinkhorn"], center_momentum: float
+    ) -> None:
         super().__init__()
+        self.centering = centering
         self.student, self.teacher, self.center_momentum = student, teacher.requires_grad_(False), center_momentum
         teacher.load_state_dict(student.state_dict())
         prototypes = len(student.head.prototypes)
@@ -127,8 +144,8 @@ class SelfDistillation(nn.Module):
         """The losses of a step, the teacher's entropies and its raw logits; crops are crop-major: both global ones of size b."""
         with torch.no_grad():
             class_logits, patch_logits = self.teacher(global_crops)
-        class_target = targets(class_logits, self.class_center, teacher_temp)
-        patch_target = targets(patch_logits, self.patch_center, teacher_temp)
+        class_target = self._targets(class_logits, self.class_center, teacher_temp)
+        patch_target = self._targets(patch_logits, self.patch_center, teacher_temp)
         student_class, student_patch = self.student(global_crops, mask)
         if local_crops is not None:
             student_class = torch.cat([student_class, self.student(local_crops)[0]])
@@ -140,6 +157,9 @@ class SelfDistillation(nn.Module):
             "class_logits": class_logits, "patch_logits": patch_logits,
             "class_entropy": entropy(class_target), "patch_entropy": entropy(patch_target),
         }  # fmt: skip
+
+    def _targets(self, logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+        return sinkhorn(logits, temperature) if self.centering == "sinkhorn" else targets(logits, center, temperature)
 
     @torch.no_grad()
     def update(self, class_logits: Tensor, patch_logits: Tensor, momentum: float) -> None:

@@ -66,8 +66,8 @@ def lines(
 
     return {
         "colour_kmeans": _colour_kmeans(sample, grid, num_labels, fold(seed, "colour")),
-        "untrained_kmeans": _token_kmeans(sample, fresh, num_labels, fold(seed, "untrained")),
-        "teacher_kmeans": _token_kmeans(sample, lambda batch: batch.tokens.patch, num_labels, fold(seed, "teacher")),
+        "untrained_kmeans": _token_kmeans(sample, fresh, grid, num_labels, fold(seed, "untrained")),
+        "teacher_kmeans": _token_kmeans(sample, lambda batch: batch.tokens.patch, grid, num_labels, fold(seed, "teacher")),
         "position": Line(num_classes, lambda batch: np.tile(position, (len(batch.images), 1))),
         "readout": _readout(sample, num_classes),
         "silhouette": Line(2, lambda batch: (batch.truth() > 0).astype(int)),
@@ -93,12 +93,13 @@ def _colour_kmeans(sample: list[Batch], grid: tuple[int, int], num_labels: int, 
 
 
 def _token_kmeans(
-    sample: list[Batch], patch_tokens: Callable[[Batch], Float[Tensor, "b n d"]], num_labels: int, seed: int
+    sample: list[Batch], patch_tokens: Callable[[Batch], Float[Tensor, "b n d"]], grid: tuple[int, int], num_labels: int,
+    seed: int,
 ) -> Line:
     """Clusters exactly as `parts.method: kmeans` does."""
-    patches = torch.cat([patch_tokens(batch).flatten(0, 1).cpu() for batch in sample])
+    patches = torch.cat([patch_tokens(batch).cpu() for batch in sample])
     clusters = KMeansParts(
-        {"num_parts": num_labels, "background": False, "width": patches.shape[1], "temperature": 1.0}
+        {"num_parts": num_labels, "background": False, "grid": grid, "width": patches.shape[2], "temperature": 1.0}
     )
     clusters.fit(patches, seed=seed)
 

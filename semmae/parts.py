@@ -25,26 +25,38 @@ from semmae.teacher import Tokens
 from semmae.vit import normalise
 
 
+SHRINK = 0.01  # of the mean variance, added before whitening: directions of mere noise stay quiet
+
+
 class Parts(nn.Module):
-    """What every part method shares: tokens standardised per channel, `num_parts` labels and perhaps a background after them."""
+    """What every part method shares: prepared tokens, `num_parts` labels and perhaps a background after them.
+
+    Raw tokens of a small teacher say first of all where a patch is and how bright, and k-means follows the loudest channels.
+    So tokens are taken relative to the mean at their place, whitened, and joined by the mean of their neighbourhood.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config, self.digest = config, ""
+        self.grid: tuple[int, int] = tuple(config["grid"])
         self.num_parts: int = config["num_parts"]
         self.background: int | None = config["num_parts"] if config["background"] else None
         self.num_labels = self.num_parts + (self.background is not None)
-        self.register_buffer("mean", torch.zeros(config["width"]))
-        self.register_buffer("std", torch.ones(config["width"]))
+        self.register_buffer("place", torch.zeros(self.grid[0] * self.grid[1], config["width"]))
+        self.register_buffer("whiten", torch.eye(config["width"]))
 
-    def standardise(self, patch: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """Zero mean, unit variance per channel over the training patches: no channel speaks by its scale alone."""
-        return (patch - self.mean) / self.std
+    def prepare(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Whitened tokens without what their place alone says, each plus the mean of the 3 x 3 patches around it."""
+        x = (patch - self.place) @ self.whiten
+        around = F.pad(x.transpose(1, 2).unflatten(2, self.grid), [1] * 4, mode="replicate")
+        return x + F.avg_pool2d(around, 3, stride=1).flatten(2).transpose(1, 2)
 
-    def fit_scale(self, patch: Float[Tensor, "s d"]) -> None:
-        """Set that scale from a sample of training patches."""
-        self.mean.copy_(patch.mean(0))
-        self.std.copy_(patch.std(0).clamp(min=1e-6))
+    def fit_scale(self, patch: Float[Tensor, "s n d"]) -> None:
+        """Set mean and whitening from the tokens of a sample of training images."""
+        self.place.copy_(patch.mean(0))
+        x = (patch - self.place).flatten(0, 1).double()
+        variance, axes = torch.linalg.eigh(x.T @ x / len(x))
+        self.whiten.copy_(axes / (variance + SHRINK * variance.mean()).sqrt())
 
     def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
         """Each patch's share of every label (sums to 1 over labels); the argmax is the part map."""
@@ -58,17 +70,22 @@ class KMeansParts(Parts):
         super().__init__(config)
         self.register_buffer("centroids", torch.zeros(self.num_labels, config["width"]))
 
-    def fit(self, patch: Float[Tensor, "s d"], *, seed: int) -> float:
-        """Find the directions in a sample of patches; returns the mean cosine to the nearest one."""
+    def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> float:
+        """Find the directions in the tokens of a sample of images; returns the mean cosine to the nearest one."""
         self.fit_scale(patch)
-        unit = F.normalize(self.standardise(patch), dim=-1).numpy()
-        centroids = KMeans(self.num_labels, n_init=4, random_state=seed % 2**32).fit(unit).cluster_centers_
-        self.centroids.copy_(F.normalize(torch.from_numpy(np.asarray(centroids, dtype=np.float32)), dim=-1))
-        return float((unit @ self.centroids.numpy().T).max(1).mean())
+        unit = F.normalize(self.prepare(patch), dim=-1).flatten(0, 1)
+        self.centroids.copy_(directions(unit, self.num_labels, seed=seed))
+        return float((unit @ self.centroids.T).amax(1).mean())
 
     def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
-        cosine = F.normalize(self.standardise(tokens.patch), dim=-1) @ self.centroids.T
+        cosine = F.normalize(self.prepare(tokens.patch), dim=-1) @ self.centroids.T
         return (cosine / self.config["temperature"]).softmax(-1).transpose(1, 2)
+
+
+def directions(unit: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Tensor, "p d"]:
+    """Spherical k-means: `count` unit vectors near which the rows of `unit` lie."""
+    found = KMeans(count, n_init=4, random_state=seed % 2**32).fit(unit.numpy()).cluster_centers_
+    return F.normalize(torch.from_numpy(np.asarray(found, dtype=np.float32)), dim=-1)
 
 
 class PartLearner(Parts):
@@ -76,29 +93,36 @@ class PartLearner(Parts):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        width, hidden = config["width"], config["hidden"]
-        self.queries = nn.Parameter(torch.randn(self.num_labels, hidden))
-        self.embed_class = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, self.num_labels * hidden)
-        )
+        width = config["width"]
+        self.queries = nn.Parameter(torch.randn(self.num_labels, width))
+        self.embed_class = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.embed_class.append(nn.Linear(width, self.num_labels * width))
         nn.init.zeros_(self.embed_class[-1].weight)  # at first the queries are the same in every image: labels stay aligned
         nn.init.zeros_(self.embed_class[-1].bias)
-        self.embed_patch = nn.Linear(width, hidden, bias=False)
-        nn.init.orthogonal_(self.embed_patch.weight)
+        self.embed_patch = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.embed_patch.weight)
         self.decoder = Decoder(self.num_labels, config["decoder_width"], config["decoder_depth"], width, config["values"])
 
+    def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> None:
+        """Start from k-means: its directions as queries, the largest cluster last, as background if there is one."""
+        self.fit_scale(patch)
+        unit = F.normalize(self.prepare(patch), dim=-1).flatten(0, 1)
+        found = directions(unit, self.num_labels, seed=seed)
+        sizes = (unit @ found.T).argmax(1).bincount(minlength=self.num_labels)
+        self.queries.data.copy_(found[sizes.argsort()])
+
     def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
-        keys = F.normalize(self.embed_patch(self.standardise(tokens.patch)), dim=-1)
+        keys = F.normalize(self.embed_patch(self.prepare(tokens.patch)), dim=-1)
         queries = self.queries.expand(len(keys), -1, -1)
         if self.config["class_token"]:
             queries = queries + self.embed_class(tokens.cls).view(queries.shape)
         correlation = F.normalize(queries, dim=-1) @ keys.transpose(1, 2)  # (b, p, n)
         return (correlation / self.config["temperature"]).softmax(1)
 
-    def forward(self, tokens: Tokens, grid: tuple[int, int]) -> tuple[Float[Tensor, "b p n"], Float[Tensor, "b n v"]]:
+    def forward(self, tokens: Tokens) -> tuple[Float[Tensor, "b p n"], Float[Tensor, "b n v"]]:
         """The maps, and what the decoder rebuilds from them, blurred, and the style."""
         maps = self.assign(tokens)
-        spatial = blur(maps.unflatten(2, grid), self.config["blur_sigma"])
+        spatial = blur(maps.unflatten(2, self.grid), self.config["blur_sigma"])
         return maps, self.decoder(spatial, tokens.cls).flatten(2).transpose(1, 2)
 
 

@@ -36,7 +36,6 @@ class Learned:
     """The part learner and how it is trained; weights of its losses beside the reconstruction's 1."""
 
     background: bool
-    hidden: int
     temperature: float
     blur_sigma: float
     target: Literal["features", "pixels"]
@@ -98,12 +97,12 @@ def main() -> None:
 
 
 def patch_sample(section: Parts, reader: Reader, elder: teacher.Teacher, device: torch.device) -> torch.Tensor:
-    """All patch tokens of `sample` training images, (patches, d): enough for channel statistics and for k-means."""
+    """The patch tokens of `sample` training images, (images, n, d): enough for statistics and for k-means."""
     ids = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.sample]
     loader = batches(
         reader, np.sort(ids), Whole(section.img_size, section.seed, 0.0), batch_size=64, workers=section.compute.workers
     )
-    return torch.cat([elder.encode(batch["image"].to(device)).patch.flatten(0, 1).cpu() for batch in loader])
+    return torch.cat([elder.encode(batch["image"].to(device)).patch.cpu() for batch in loader])
 
 
 def kmeans(
@@ -127,7 +126,7 @@ def learned(
     }
     torch.manual_seed(fold(section.seed, "parts"))
     model = parts.PartLearner(config)
-    model.fit_scale(sample)
+    model.fit(sample, seed=fold(section.seed, "kmeans"))
     model.to(world.device)
     parallel = dist.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
@@ -141,8 +140,8 @@ def learned(
         images = step.batch["image"].to(world.device)
         with dist.autocast(world.device, section.compute.precision):
             tokens = elder.encode(images)
-        target = parts.pixel_target(images, elder.patch_size) if pixels else model.standardise(tokens.patch)
-        maps, rebuilt = parallel(tokens, config["grid"])
+        target = parts.pixel_target(images, elder.patch_size) if pixels else model.prepare(tokens.patch)
+        maps, rebuilt = parallel(tokens)
         reconstruction = (rebuilt - target).square().mean()
         diversity, usage = parts.diversity(maps), parts.usage(maps, recipe.usage_floor)
         loss = reconstruction + recipe.diversity * diversity + recipe.usage * usage

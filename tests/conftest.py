@@ -1,14 +1,20 @@
 """What all tests share: shapes are checked, state stays in a temporary folder, one thread, one toy dataset."""
 
+import fcntl
 import inspect
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from beartype import beartype
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from project import Project
 
 os.environ["SEMMAE_STATE"] = tempfile.mkdtemp(prefix="semmae-state-")  # also for the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and several test processes at a time
@@ -41,3 +47,25 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Creatures(kind="creatures", train=40, val=16, size=32, seed=0)
     shards.write(out, {"toy": source}, seed=0, short_side=None, samples_per_shard=8, max_rejects=0.0, workers=0)
     return out
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> "Project":
+    """The toy project after `dvc repro`, which the first of the test processes runs for all. Look, do not touch."""
+    import project
+
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    with open(shared / "finished.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not (shared / "finished/said").exists():
+            shutil.rmtree(shared / "finished", ignore_errors=True)
+            said = project.create(shared / "finished").dvc("repro")
+            (shared / "finished/said").write_text(said)
+    return project.Project(shared / "finished")
+
+
+@pytest.fixture
+def toy(finished: "Project", tmp_path: Path) -> "Project":
+    """A copy of the finished toy project, to do anything with."""
+    return finished.copy(tmp_path / "toy")

@@ -1,0 +1,34 @@
+# make demo: from a fresh clone to the report. make test, make lint. All three build .venv themselves.
+# Python >= 3.11 and make are all a machine needs; `make PYTHON=python3.12 demo` chooses another Python.
+
+PYTHON ?= python3
+INSTALLED := .venv/.installed
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: demo test lint
+
+demo: $(INSTALLED)
+	dvc repro
+	@dvc metrics show
+	@echo "report: $(CURDIR)/results/report/index.html"
+
+test: export OMP_NUM_THREADS := 1
+test: export OMP_WAIT_POLICY := passive
+test: $(INSTALLED)
+	pytest -n 2 --dist worksteal
+
+lint: $(INSTALLED)
+	ruff check
+	ruff format --check
+	mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python >= 3.11 is needed, $(PYTHON) is {sys.version.split()[0]}; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@

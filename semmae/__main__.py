@@ -1,0 +1,212 @@
+"""The `semmae` command: look at a pipeline's data, keep house under its state root, run it as a Prefect flow.
+
+    semmae show parts|masks|reconstructions --dataset NAME --out grid.png
+    semmae index DATASET [--check]
+    semmae state ls|gc
+    semmae flow
+
+Training and scoring are stages (`dvc repro`); this command only looks. Commands import what they need when they run, so that
+`--help` is quick. What a user can mend ends in one sentence on standard error and exit status 1.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+SHARDS, PART_MAPS, PRETRAIN = Path("data/shards"), Path("data/part_maps"), Path("data/pretrain")
+NUMBERS = {"shards", "samples", "labelled", "with mask", "MB", "train", "val", "test", "inputs", "step", "seconds"}
+
+app = typer.Typer(
+    help="Semantic-guided masked autoencoders: look at part maps, masks and data; run the pipeline.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+state = typer.Typer(help="Unfinished runs and cached part maps under the state root.", no_args_is_help=True)
+app.add_typer(state, name="state")
+console = Console()
+
+
+@app.command()
+def show(
+    what: Annotated[Literal["parts", "masks", "reconstructions"], typer.Argument(help="What to draw.")],
+    dataset: Annotated[str, typer.Option(help="A dataset under data/shards.")],
+    out: Annotated[Path, typer.Option(help="Where to write the picture, e.g. grid.png.")],
+    split: Annotated[str, typer.Option(help="The split to take images from.")] = "val",
+    count: Annotated[int, typer.Option(min=1, help="Images.")] = 8,
+    seed: Annotated[int, typer.Option(help="Which images, and the noise of masks.")] = 0,
+    colours: Annotated[str, typer.Option(help="Palette of the parts.")] = "okabe_ito",
+) -> None:
+    """Draw a grid of images with their parts, masks or reconstructions."""
+    from semmae import artifact, figures, mae, params, part_maps
+    from semmae.reader import Reader
+    from stages.pretrain import Pretrain
+
+    reader = Reader(SHARDS / dataset, split)
+    folder = PART_MAPS / dataset
+    maps = part_maps.join(folder, reader, teacher=None, parts=None) if what == "parts" or folder.exists() else None
+    chosen = {"count": count, "seed": seed}
+    if what == "parts":
+        assert maps is not None
+        image = figures.parts_grid(reader, maps, colours=colours, **chosen)
+    elif what == "masks":
+        section = params.load(Pretrain, "pretrain")
+        size = {"img_size": section.img_size, "patch_size": section.encoder.patch_size}
+        masking = params.read()["pretrain"]["masking"]
+        image = figures.masks_grid(reader, maps, masking=masking, **size, colours=colours, **chosen)
+    else:
+        model, decoder = mae.load(PRETRAIN)
+        masking = artifact.read_json(PRETRAIN / "encoder.json")["params"]["masking"]
+        image = figures.reconstructions_grid(
+            reader, maps, model=model, masking=masking, norm_pix_loss=decoder["norm_pix_loss"], **chosen
+        )
+    image.save(out)
+    console.print(f"{out}: {what} of {dataset}, {image.width} x {image.height} pixels")
+
+
+@app.command()
+def index(
+    dataset: Annotated[str, typer.Argument(help="A dataset under data/shards.")],
+    check: Annotated[bool, typer.Option("--check", help="Compare the sources with their recorded digests.")] = False,
+) -> None:
+    """Tell what a dataset holds: shards, splits, labels, rejected inputs."""
+    import pyarrow.parquet as pq
+
+    from semmae import artifact
+
+    folder = SHARDS / dataset
+    meta = artifact.read_json(folder / "shards.json")
+    samples = pq.read_table(folder / "index.parquet", columns=["split", "class_name", "mask_offset"]).to_pandas()
+    columns = ("split", "shards", "samples", "labelled", "with mask", "MB")
+    table = _table(f"{folder}  masks: {meta['mask_kind'] or 'none'}", *columns)
+    for split, rows in samples.groupby("split", sort=False):
+        shards = [shard for shard in meta["shards"] if shard["split"] == split]
+        size = sum(shard["bytes"] for shard in shards)
+        counts = (len(shards), len(rows), rows["class_name"].notna().sum(), rows["mask_offset"].notna().sum())
+        table.add_row(str(split), *map(str, counts), f"{size / 1e6:.1f}")
+    console.print(table)
+    if meta["class_names"]:
+        table = _table("labels", "class", *samples["split"].unique())
+        for name in meta["class_names"]:
+            of_class = samples[samples["class_name"] == name]
+            table.add_row(name, *(str((of_class["split"] == split).sum()) for split in samples["split"].unique()))
+        console.print(table)
+    _rejects(pq.read_table(folder / "rejected.parquet").to_pylist(), len(samples))
+    if check:
+        _check(dataset)
+
+
+def _rejects(rejected: list[dict[str, str]], samples: int) -> None:
+    """The reasons why inputs were refused, the commonest first, each with an example."""
+    console.print(f"{len(rejected)} of {len(rejected) + samples} inputs were rejected")
+    if not rejected:
+        return
+    kind = {row["source"]: row["reason"].partition(": ")[0] for row in rejected}
+    example = {kind[row["source"]]: row["source"] for row in reversed(rejected)}
+    table = _table("rejected", "inputs", "reason", "for example")
+    for reason, count in Counter(kind.values()).most_common():
+        table.add_row(str(count), reason, example[reason])
+    console.print(table)
+
+
+def _check(dataset: str) -> None:
+    """Say whether the sources are as they were when the dataset was written; exit status 1 if not."""
+    from semmae import params, shards
+    from stages.shards import Shards, located
+
+    section = params.load(Shards, "shards")
+    if dataset not in section.datasets:
+        raise ValueError(f"shards has no dataset {dataset!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
+    changed = shards.check(SHARDS / dataset, located(section.datasets[dataset].sources))
+    if changed:
+        console.print(f"changed since then: {', '.join(changed)}; run: dvc repro -f shards@{dataset}")
+        raise typer.Exit(1)
+    console.print("the sources are as they were")
+
+
+@state.command("ls")
+def list_state() -> None:
+    """List unfinished runs and cached part maps, with their sizes and when they were last used."""
+    from semmae import artifact, part_maps
+    from semmae import state as kept
+
+    console.print(f"state root: {artifact.state_root()}")
+    table = _table("unfinished runs", "stage", "fingerprint", "step", "MB", "last used", "")
+    for run in kept.runs():
+        step = "-" if run.step is None else str(run.step)
+        at_work = "at work" if run.locked else ""
+        table.add_row(run.stage, run.fingerprint[:12], step, f"{run.num_bytes / 1e6:.1f}", _ago(run.used), at_work)
+    console.print(table)
+    table = _table("part maps", "digest", "shards", "MB", "last used")
+    for entry in part_maps.listing():
+        size = f"{entry.num_bytes / 1e6:.1f}"
+        table.add_row(entry.digest[:12], str(entry.num_shards), size, _ago(entry.used))
+    console.print(table)
+
+
+@state.command("gc")
+def collect_state(
+    unused_days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last so many days.")],
+) -> None:
+    """Delete unfinished runs and cached part maps that nobody has used for long."""
+    from semmae import part_maps
+    from semmae import state as kept
+
+    old = kept.prune_runs(unused_days=unused_days)
+    console.print(f"{len(old)} unfinished runs deleted, {sum(run.num_bytes for run in old) / 1e6:.1f} MB")
+    if at_work := kept.at_work():
+        console.print(f"part maps left alone: process {', '.join(at_work)} is at work and may need them")
+    else:
+        console.print(f"{part_maps.prune(unused_days=unused_days) / 1e6:.1f} MB of part maps deleted")
+
+
+@app.command()
+def flow(jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time.")] = 2) -> None:
+    """Bring every stage up to date as a Prefect flow, siblings in parallel."""
+    from semmae.flow import pipeline
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # an exit, so that Prefect's server goes too
+    ended = pipeline(jobs, return_state=True)
+    table = _table("stages", "stage", "result", "seconds")
+    for outcome in ended.result(raise_on_failure=False):
+        table.add_row(outcome.stage, outcome.result, f"{outcome.seconds:.1f}")
+    console.print(table)
+    if not ended.is_completed():
+        raise ValueError(f"{ended.message}; what is wrong stands above, in the log of its task")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right" if column in NUMBERS else "left")
+    return table
+
+
+def _ago(when: float) -> str:
+    """How long ago a time in seconds since 1970 was, in its largest unit."""
+    seconds = max(0.0, time.time() - when)
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"
+
+
+def main() -> None:
+    """Run the command; SEMMAE_DEBUG=1 shows where an error came from."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("SEMMAE_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What lies under the state root: unfinished runs and their checkpoints, and who is at work there.
+
+- `runs()`: every unfinished run, the last used first; `prune_runs` deletes those that nobody has used for long.
+- `at_work()`: the processes that hold a lock; what is locked is never touched.
+
+The part-map store keeps its own house: `part_maps.listing`, `part_maps.prune`.
+"""
+
+import fcntl
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from semmae import artifact
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run that can be resumed."""
+
+    fingerprint: str
+    stage: str
+    step: int | None  # of its last checkpoint, None: it has none yet
+    num_bytes: int
+    used: float  # seconds since 1970
+    locked: bool  # a process is at work on it
+
+
+def runs() -> list[UnfinishedRun]:
+    """The unfinished runs, the last used first."""
+    found = []
+    for folder in _runs().glob("*/"):
+        identity = artifact.read_json(folder / "identity.json") if (folder / "identity.json").exists() else {}
+        stats = [path.stat() for path in (folder, *folder.rglob("*"))]
+        steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
+        found.append(
+            UnfinishedRun(
+                fingerprint=folder.name,
+                stage=identity.get("stage", "unknown"),
+                step=max(steps, default=None),
+                num_bytes=sum(stat.st_size for stat in stats[1:]),
+                used=max(stat.st_mtime for stat in stats),
+                locked=_holder(_locks() / artifact.digest(("run", folder.name))) is not None,
+            )
+        )
+    return sorted(found, key=lambda run: -run.used)
+
+
+def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:
+    """Delete the runs that were not used for so many days and are not at work; returns them."""
+    old = [run for run in runs() if not run.locked and run.used <= time.time() - unused_days * 86_400]
+    for run in old:
+        with artifact.lock("run", run.fingerprint):
+            shutil.rmtree(_runs() / run.fingerprint)
+    return old
+
+
+def at_work() -> list[str]:
+    """The ids of the processes that hold any lock under the state root."""
+    holders = {_holder(path) for path in _locks().glob("*")}
+    return sorted(holder for holder in holders if holder)
+
+
+def _holder(path: Path) -> str | None:
+    """The id of the process that holds the lock file, None if nobody does."""
+    if not path.exists():
+        return None
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "unknown"
+    return None
+
+
+def _runs() -> Path:
+    return artifact.state_root() / "runs"
+
+
+def _locks() -> Path:
+    """Where `artifact.lock` keeps its files."""
+    return artifact.state_root() / "locks"

@@ -1,0 +1,111 @@
+"""A copy of the project in a folder of its own, at toy size, for tests that run the real commands in real processes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+from ruamel.yaml import YAML
+
+from semmae import creatures
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("semmae/**/*.py", "stages/*.py", "stages/*.html", "results/*/.gitkeep", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+NOBODY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}  # no git identity
+AUTHOR = {f"GIT_{role}_{what}": "toy" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project and the folders beside it that its processes use instead of the user's."""
+
+    root: Path  # holds project/ state/ home/ site/
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "project"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """No user's configuration, this Python first, one thread."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "PREFECT_"))}
+        return kept | NOBODY | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(self.root / "home"),
+            "SEMMAE_STATE": str(self.root / "state"),
+            "DVC_SITE_CACHE_DIR": str(self.root / "site"),
+            "OMP_NUM_THREADS": "1",
+            "DO_NOT_TRACK": "1",
+            "COLUMNS": "200",
+        }  # fmt: skip
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """A command in the project, in a session of its own; standard error goes where output goes."""
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment | environment, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, *command: str, expect: int = 0, **environment: str) -> str:
+        """Run a command to its end; what it said."""
+        process = self.start(*command, **environment)
+        try:
+            said, _ = process.communicate(timeout=300)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == expect, f"{' '.join(command)} ended with {process.returncode}:\n{said}"
+        return said
+
+    def dvc(self, *arguments: str, **keywords: Any) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments, **keywords)
+
+    def stage(self, name: str, *arguments: str, **keywords: Any) -> str:
+        return self.run(sys.executable, "-m", f"stages.{name}", *arguments, **keywords)
+
+    def set(self, key: str, value: Any) -> None:
+        """Change one value of params.yaml."""
+        yaml, file = YAML(), self.folder / "params.yaml"
+        params = section = yaml.load(file)
+        *path, last = key.split(".")
+        for name in path:
+            section = section[name]
+        section[last] = value
+        yaml.dump(params, file)
+
+    def picture(self, split: str, number: int, source: Path = Path("data/raw/pictures")) -> None:
+        """Draw one more creature with its mask into the pictures."""
+        image, mask, label = creatures.draw(0, f"{split}-{number:06d}", 32)
+        place = Path(split) / creatures.SPECIES[label] / f"{number:03d}.png"
+        for folder, pixels in (("images", image[..., ::-1]), ("masks", mask)):
+            path = self.folder / source / folder / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), pixels)
+
+    def copy(self, to: Path) -> "Project":
+        """The same project elsewhere, with its state, its runs and its cache."""
+        shutil.copytree(self.root, to, symlinks=True)
+        return Project(to)
+
+
+def create(root: Path) -> Project:
+    """The project as a clone would have it, with toy parameters and 64 + 32 pictures, committed once."""
+    project = Project(root)
+    for source in [source for pattern in COPIED for source in ROOT.glob(pattern)]:
+        target = project.folder / source.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    shutil.copy(ROOT / "tests/toy/params.yaml", project.folder)
+    (root / "home").mkdir()
+    for split, count in (("train", 64), ("val", 32)):
+        for number in range(count):
+            project.picture(split, number)
+    project.run("git", "init", "--quiet")
+    project.run("git", "add", ".")
+    project.run("git", "commit", "--quiet", "--message", "toy", **AUTHOR)
+    return project

@@ -1,0 +1,114 @@
+"""The Prefect flow: DVC's graph and nothing else, siblings in parallel, failures by name, nothing left behind."""
+
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from imports import ROOT
+from project import Project
+
+from semmae import params
+
+# Two chains that meet; the work of a stage is a line of shell.
+GRAPH = """
+stages:
+  first: {cmd: "echo 1 > first.txt", deps: [source.txt], outs: [first.txt]}
+  left: {cmd: "sleep 0 && cp first.txt left.txt", deps: [first.txt], outs: [left.txt]}
+  right: {cmd: "cp first.txt right.txt", deps: [first.txt], outs: [right.txt]}
+  after_right: {cmd: "cp right.txt after_right.txt", deps: [right.txt], outs: [after_right.txt]}
+  last: {cmd: "cat left.txt after_right.txt > last.txt", deps: [left.txt, after_right.txt], outs: [last.txt]}
+"""
+ONE = "stages:\n  only: {cmd: touch only.txt, outs: [only.txt]}\n"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Project:
+    """A project with a graph of shell commands."""
+    project = Project(tmp_path)
+    for folder in (project.folder, tmp_path / "home"):
+        folder.mkdir()
+    project.run("git", "init", "--quiet")
+    project.dvc("init", "--quiet")
+    (project.folder / "source.txt").write_text("a\n")
+    (project.folder / "dvc.yaml").write_text(GRAPH)
+    return project
+
+
+def flow(project: Project, *, expect: int = 0) -> str:
+    return project.run(sys.executable, "-m", "semmae", "flow", expect=expect, PYTHONPATH=str(ROOT))
+
+
+def results(said: str) -> dict[str, str]:
+    """What the table at the end says of each stage."""
+    return dict(re.findall(r"^  (\S+) +(ran|cached|failed|skipped) +[\d.]+ *$", said, re.MULTILINE))
+
+
+def test_the_installation_can_run_a_flow_of_one_task(small: Project):
+    (small.folder / "dvc.yaml").write_text(ONE)
+    assert results(flow(small)) == {"only": "ran"}
+
+
+def test_every_stage_runs_after_those_it_depends_on_and_a_second_time_none(small: Project):
+    said = flow(small)
+    assert results(said) == dict.fromkeys(("first", "left", "right", "after_right", "last"), "ran")
+    assert (small.folder / "last.txt").read_text() == "1\n1\n"
+    at = {stage: said.index(f"Running stage '{stage}'") for stage in results(said)}
+    assert at["first"] < min(at["left"], at["right"])
+    assert max(at["left"], at["after_right"]) < at["last"]
+    (small.folder / "source.txt").write_text("b\n")  # first runs again, but makes what it made before
+    assert results(flow(small)) == {**dict.fromkeys(("left", "right", "after_right", "last"), "cached"), "first": "ran"}
+
+
+def test_a_failing_stage_fails_the_flow_and_names_itself(small: Project):
+    (small.folder / "dvc.yaml").write_text(GRAPH.replace("cp first.txt right.txt", "echo no right here; exit 3"))
+    said = flow(small, expect=1)
+    assert results(said) == {"first": "ran", "left": "ran", "right": "failed", "after_right": "skipped", "last": "skipped"}
+    assert "no right here" in said
+    assert re.search(r"^error: failed: right; what is wrong stands above", said, re.MULTILINE)
+    assert "Traceback" not in said
+    assert not (small.folder / "after_right.txt").exists()
+
+
+def test_siblings_run_side_by_side(small: Project):
+    meet = "touch {me} && for i in $(seq 600); do test -e {other} && break; sleep 0.1; done && test -e {other}"
+    text = GRAPH.replace("cp first.txt right.txt", f"{meet.format(me='r', other='l')} && cp first.txt right.txt")
+    text = text.replace("sleep 0", meet.format(me="l", other="r"))
+    (small.folder / "dvc.yaml").write_text(text)
+    assert set(results(flow(small)).values()) == {"ran"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stopped_flow_interrupts_its_stages_and_leaves_no_process(small: Project, number: signal.Signals):
+    sleeper = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    (small.folder / "dvc.yaml").write_text(GRAPH.replace("cp first.txt right.txt", "python sleeper.py"))
+    (small.folder / "sleeper.py").write_text(sleeper)
+    process = small.start(sys.executable, "-m", "semmae", "flow", PYTHONPATH=str(ROOT))
+    while not (small.folder / "pid").exists() or not (small.folder / "pid").read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)  # ends only when nobody holds the pipe: neither stage nor server
+    assert process.returncode == 128 + number, said
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((small.folder / "pid").read_text()), 0)
+    assert "Running stage 'after_right'" not in said
+
+
+def test_the_toy_pipeline_runs_as_a_flow(toy: Project):
+    toy.set("knn.protocol.k", 4)
+    assert {stage: result for stage, result in results(flow(toy)).items() if result != "cached"} == {
+        "knn@toy": "ran", "report": "ran",
+    }  # fmt: skip
+    again = results(flow(toy))
+    assert len(again) == 9
+    assert set(again.values()) == {"cached"}
+
+
+def test_no_stage_is_named_in_the_flow():
+    text = (ROOT / "semmae/flow.py").read_text()
+    for stage in params.read(ROOT / "dvc.yaml")["stages"]:
+        assert not re.search(rf"[\"']{stage}(@|[\"'])", text), stage

@@ -1,0 +1,150 @@
+"""The pipeline as a user runs it: everything once, then only what has changed; dvc.yaml, params.yaml and code agree."""
+
+import ast
+import dataclasses
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from imports import ROOT, closure, imported
+from project import AUTHOR, Project
+
+from semmae import params
+
+GRAPH = params.read(ROOT / "dvc.yaml")["stages"]
+STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
+RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+LAYERS = (  # of DESIGN section 3; a file imports from its own layer and from those before it
+    ("__init__", "params", "stage", "rng", "dist", "artifact"),
+    ("images", "layout", "pool", "anatomy", "creatures", "sources", "shards", "reader", "part_maps", "augment", "views",
+     "masking", "optim", "metrics", "part_metrics", "checkpoint", "progress", "palettes", "overlays", "curves", "tables"),
+    ("vit", "mae", "ibot", "teacher", "parts", "heads", "features", "baselines", "part_baselines", "health"),
+    ("run", "pretraining", "distillation", "figures", "state", "flow"),
+    ("__main__",),
+)  # fmt: skip
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def ran(said: str) -> set[str]:
+    """The stages whose commands DVC has run."""
+    return set(re.findall(r"^Running stage '(.+)':", said, re.MULTILINE))
+
+
+# Running it
+
+
+def test_everything_runs_without_a_git_identity_and_a_second_time_nothing(finished: Project):
+    said = (finished.root / "said").read_text()
+    assert {name.partition("@")[0] for name in ran(said)} == set(STAGES)
+    assert (finished.folder / "results/report/index.html").stat().st_size > 10_000
+    again = finished.dvc("repro")
+    assert ran(again) == set()
+    assert "Data and pipelines are up to date." in again
+    assert finished.run("git", "status", "--porcelain", "--", "semmae", "stages", "params.yaml", "dvc.yaml") == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stage"),
+    [
+        ("pretrain.masking.inter_part.power", 3.0, "pretrain"),
+        ("report.colours", "tol_bright", "report"),
+        ("knn.protocol.k", 4, "knn@toy"),
+        ("parts.num_parts", 4, "parts"),
+    ],
+)
+def test_a_parameter_concerns_its_stage_and_nothing_before(toy: Project, key: str, value: object, stage: str):
+    toy.set(key, value)
+    assert set(json.loads(toy.dvc("status", "--json"))) == {stage}
+
+
+def test_an_experiment_reruns_pretrain_and_what_follows_and_keeps_the_rest(toy: Project):
+    said = toy.dvc("exp", "run", "-n", "random", "-S", "pretrain.masking.strategy=random", **AUTHOR)
+    assert ran(said) == {"pretrain", "knn@toy", "linear@toy", "report"}
+    shown = toy.dvc("exp", "show", "--csv")
+    assert "random" in shown
+    assert "knn.toy.top1" in shown
+
+
+def test_one_more_image_is_one_more_shard_to_map(toy: Project):
+    toy.picture("train", 64)
+    toy.dvc("repro", "--force", "--single-item", "shards@toy")
+    said = toy.dvc("repro", "--single-item", "part_maps")
+    assert "part_maps: 1 of 6 shards to compute" in said
+
+
+def test_another_dataset_is_scored_alone(toy: Project):
+    toy.set("shards.datasets.more", {"sources": {"creatures": {"kind": "creatures", "train": 16, "val": 8, "size": 32, "seed": 1}}})
+    toy.set("knn.datasets.more", {})
+    said = toy.dvc("repro")
+    assert ran(said) == {"shards@more", "knn@more", "report"}
+
+
+# What the files say
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_code_that_it_imports(stage: str):
+    stated = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert stated == {str(path.relative_to(ROOT)) for path in closure(ROOT / f"stages/{stage}.py")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_who_knows_the_name_of_a_stage_knows_five_things(stage: str):
+    module = importlib.import_module(f"stages.{stage}")
+    section = getattr(module, "".join(word.title() for word in stage.split("_")))
+    assert dataclasses.is_dataclass(section)
+    assert section.__dataclass_params__.frozen
+    assert stage in params.read(ROOT / "params.yaml")
+    assert STAGES[stage]["desc"].endswith(".")
+    assert STAGES[stage]["cmd"].split() == ["python", "-m", f"stages.{stage}", *(["${key}"] if "foreach" in GRAPH[stage] else [])]
+    kept = [next(iter(out)) if isinstance(out, dict) else out for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
+    assert kept
+    assert all(out.split("/")[:2] in (["data", stage], ["results", stage]) for out in kept), kept
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_its_own_section(stage: str):
+    assert stage in {key.partition(".")[0] for key in STAGES[stage]["params"]}
+    if stage != "report":  # which also asks what was scored
+        assert {key.partition(".")[0] for key in STAGES[stage]["params"]} == {stage}
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=[str(file.relative_to(ROOT)) for file in RECIPES])
+def test_a_recipe_is_complete_and_fits_the_stages(file: Path):
+    assert list(params.read(file)) == list(params.read(ROOT / "params.yaml"))
+    for stage in STAGES:
+        section = getattr(importlib.import_module(f"stages.{stage}"), "".join(word.title() for word in stage.split("_")))
+        params.load(section, stage, file=file)
+
+
+# Who imports whom
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "semmae").glob("*.py")), ids=lambda file: file.stem)
+def test_imports_point_down(file: Path):
+    assert file.stem in RANK, f"{file.name} has no layer yet; give it one in this test and in docs/architecture.md"
+    for other in imported(file):
+        if other.parent.name == "stages":
+            assert file.stem == "__main__", f"{file.name} imports a stage"
+        else:
+            assert RANK[other.stem] <= RANK[file.stem], f"{file.name} imports {other.name}, which lies above it"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "stages").glob("*.py")), ids=lambda file: file.stem)
+def test_stages_never_import_stages(file: Path):
+    others = {other.stem for other in imported(file) if other.parent.name == "stages"}
+    assert others <= {"__init__"}
+
+
+@pytest.mark.parametrize("folder", ["semmae", "stages"])
+def test_training_needs_neither_dvc_nor_prefect(folder: str):
+    for file in (ROOT / folder).glob("*.py"):
+        names = set()
+        for node in ast.parse(file.read_text()).body:  # of the module itself, not inside functions
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+        assert file.name == "flow.py" or not names & {"dvc", "dvclive", "prefect"}, file

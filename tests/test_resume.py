@@ -1,0 +1,99 @@
+"""A pretraining that is killed, stopped or distributed ends with the weights of one that was not: real processes, real signals."""
+
+import json
+import os
+import random
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from project import Project
+
+from semmae import artifact
+
+# `python -m stages.pretrain`, but at the given step the process sends itself a signal.
+SIGNALLED = """
+import os, runpy, sys
+from semmae import run
+step, number, record, seen = int(sys.argv[1]), int(sys.argv[2]), run.Run.record, 0
+def counted(self, **values):
+    global seen
+    seen += 1
+    if seen == step:
+        os.kill(os.getpid(), number)
+    record(self, **values)
+run.Run.record = counted
+runpy.run_module("stages.pretrain", run_name="__main__", alter_sys=True)
+"""
+STEPS, PER_EPOCH = 24, 4
+
+
+def weights(project: Project) -> list[str]:
+    return [artifact.sha256(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")]
+
+
+def history(project: Project) -> list[dict[str, float]]:
+    return json.loads((project.folder / "data/pretrain/history.json").read_text())
+
+
+def first_epoch(said: str) -> int:
+    """The first epoch that a stage reports."""
+    found = re.search(r"^epoch (\d+)/", said, re.MULTILINE)
+    assert found, said
+    return int(found[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
+    finished: Project, toy: Project, number: signal.Signals
+):
+    step = random.Random(int(number)).randrange(PER_EPOCH + 1, STEPS)
+    (toy.folder / "data/pretrain/encoder.safetensors").unlink()
+    status = -number if number == signal.SIGKILL else 128 + number
+    said = toy.run(sys.executable, "-c", SIGNALLED, str(step), str(int(number)), expect=status)
+    if number != signal.SIGKILL:
+        assert f"pretrain: stopped by {number.name} after step {step} of {STEPS}" in said
+        assert "run the same command again to go on from there" in said
+    assert not (toy.folder / "data/pretrain/encoder.safetensors").exists()  # nothing half-done under its final name
+    begun = step if number != signal.SIGKILL else (step - 1) // PER_EPOCH * PER_EPOCH  # the last checkpoint
+    assert first_epoch(toy.stage("pretrain")) == begun // PER_EPOCH + 1
+    assert weights(toy) == weights(finished)
+    assert history(toy) == history(finished)
+
+
+def test_dvc_does_not_take_a_stopped_stage_for_a_finished_one(toy: Project):
+    (toy.folder / "dvc.yaml").write_text(
+        (toy.folder / "dvc.yaml").read_text().replace("cmd: python -m stages.pretrain", "cmd: python stopped.py 6 15")
+    )
+    (toy.folder / "stopped.py").write_text(SIGNALLED)
+    said = toy.dvc("repro", "--single-item", "pretrain", expect=255)
+    assert "exited with 143" in said
+    assert "pretrain" in json.loads(toy.dvc("status", "--json"))
+
+
+def test_a_second_writer_is_refused_and_told_who_is_first(toy: Project):
+    first = toy.start(sys.executable, "-c", SIGNALLED, "3", str(int(signal.SIGSTOP)))
+    try:
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+        said = toy.stage("pretrain", expect=1)
+        assert said.startswith(f"error: process {first.pid} is already writing")
+        toy.set("pretrain.seed", 1)  # another run, the same output
+        said = toy.stage("pretrain", expect=1)
+        assert said.startswith(f"error: process {first.pid} is already writing output {toy.folder}/data/pretrain")
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_two_processes_learn_what_one_does(finished: Project, toy: Project):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stages.pretrain")
+    toy.run(sys.executable, *torchrun)
+    for one, two in zip(history(finished), history(toy), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
+        assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))
+
+
+def test_a_run_leaves_no_checkpoints_when_it_has_finished(finished: Project):
+    assert list(Path(finished.root / "state/runs").glob("*")) == []

@@ -1,0 +1,222 @@
+"""Files are whole or absent, checkpoints are whole or skipped, a run goes on where it stopped or starts afresh."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semmae import artifact, checkpoint, state
+from semmae.dist import World
+from semmae.reader import Reader, epoch_order
+from semmae.run import Run, write_history
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    lr: float
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_fails_leaves_what_was_there(tmp_path: Path, kind: str):
+    def write(path: Path, text: str) -> None:
+        if kind == "folder":
+            path.mkdir()
+        (path if kind == "file" else path / "content").write_text(text)
+
+    target = tmp_path / "target"
+    with artifact.replacing(target) as temporary:
+        write(temporary, "old")
+    with pytest.raises(RuntimeError), artifact.replacing(target) as temporary:  # noqa: PT012
+        write(temporary, "half of")
+        raise RuntimeError
+    assert (target if kind == "file" else target / "content").read_text() == "old"
+    with artifact.replacing(target) as temporary:
+        write(temporary, "new")
+    assert (target if kind == "file" else target / "content").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["target", *(["state"] if (tmp_path / "state").exists() else [])]
+
+
+def test_json_has_no_nan(tmp_path: Path):
+    with pytest.raises(ValueError, match="Out of range float"):
+        artifact.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_model_comes_back_and_other_weights_are_refused(tmp_path: Path):
+    artifact.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    weights, config = artifact.read_model(tmp_path, "encoder")
+    assert torch.equal(weights["w"], torch.arange(4.0))
+    assert config["depth"] == 1
+    _flip_a_bit(tmp_path / "encoder.safetensors")
+    with pytest.raises(ValueError, match=r"encoder\.safetensors does not match the sha256"):
+        artifact.read_model(tmp_path, "encoder")
+
+
+def test_a_lock_names_its_holder_and_ends_with_it(state_root: Path):
+    program = "import sys; from semmae import artifact\nwith artifact.lock('output', 'x'): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError, match=f"process {other.pid} is already writing output x"), artifact.lock("output", "x"):
+            pass
+        with artifact.lock("output", "y"):
+            assert state.at_work() == sorted([str(other.pid), str(os.getpid())])
+        other.kill()
+    with artifact.lock("output", "x"):
+        assert state.at_work() == [str(os.getpid())]
+    assert state.at_work() == []
+
+
+# Checkpoints
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path):
+    for step in (1, 2, 10):
+        checkpoint.save(tmp_path, step, {"step": step})
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002", "step-000000010"]
+    assert checkpoint.latest(tmp_path, map_location=ALONE.device) == {"step": 10}
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no manifest", "no state"])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"step": step, "weights": torch.arange(1000.0)})
+    newest = tmp_path / "step-000000002"
+    if damage == "flipped bit":
+        _flip_a_bit(newest / "state.pt")
+    elif damage == "cut short":
+        os.truncate(newest / "state.pt", 100)
+    else:
+        (newest / ("manifest.json" if damage == "no manifest" else "state.pt")).unlink()
+    found = checkpoint.latest(tmp_path, map_location=ALONE.device)
+    assert found is not None
+    assert found["step"] == 1
+    assert "checkpoint skipped" in capsys.readouterr().err
+
+
+def test_half_a_save_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint.save(tmp_path, 1, {"step": 1})
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, 2, {"step": 2})
+    assert checkpoint.latest(tmp_path, map_location=ALONE.device) == {"step": 1}
+
+
+# Runs
+
+
+class Halt(Exception):
+    """What ends a run in these tests."""
+
+
+def _train(
+    dataset: Path, out: Path, *, lr: float = 0.1, halt_after: int | None = None, loss: float = 1.0
+) -> tuple[list[list[str]], torch.Tensor, list[dict[str, float]]]:
+    """Three epochs of 5 steps of SGD with momentum; the keys of every batch, the weight, the history."""
+    reader, weight = Reader(dataset, "train"), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(weight.weight)
+    optimizer = torch.optim.SGD(weight.parameters(), lr=lr, momentum=0.9)
+    seen = []
+    with Run("toy", ALONE, out=out, params=Recipe(lr), inputs=["digest"], checkpoint_minutes=60) as run:
+        for step in run.steps(
+            reader, _load, batch_size=8, epochs=3, seed=0, workers=0, state={"weight": weight, "optimizer": optimizer}
+        ):
+            if step.number == halt_after:
+                raise Halt
+            seen.append(step.batch["key"])
+            optimizer.zero_grad()
+            error = (weight(step.batch["value"].float()[:, None]) - 2).square().mean()
+            error.backward()
+            optimizer.step()
+            run.record(loss=error * loss)
+            if step.ends_epoch:
+                run.log(epoch_again=step.epoch + 1)
+    return seen, weight.weight.detach().clone(), run.history
+
+
+def _load(reader: Reader, index: int, epoch: int) -> dict[str, object]:
+    return {"key": reader.keys[index], "value": np.array(len(reader.encoded(index)) / 1000 + epoch)}
+
+
+def test_a_run_takes_every_sample_once_an_epoch_in_the_order_of_seed_and_epoch(toy_dataset: Path, tmp_path: Path):
+    seen, _, history = _train(toy_dataset, tmp_path / "out")
+    keys = np.array(Reader(toy_dataset, "train").keys)
+    expected = [list(keys[ids]) for epoch in range(3) for ids in epoch_order(40, seed=0, epoch=epoch).reshape(5, 8)]
+    assert seen == expected
+    assert [row["epoch"] for row in history] == [row["epoch_again"] for row in history] == [1, 2, 3]
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(toy_dataset: Path, tmp_path: Path):
+    whole, weight, history = _train(toy_dataset, tmp_path / "out")
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=12)
+    (left,) = state.runs()
+    assert (left.stage, left.step, left.locked) == ("toy", 10, False)
+    rest, weight_again, history_again = _train(toy_dataset, tmp_path / "out")
+    assert rest == whole[10:]  # the last checkpoint was after the second epoch
+    assert torch.equal(weight_again, weight)
+    assert history_again == history
+    assert state.runs() == []  # a finished run leaves nothing
+
+
+def test_a_changed_parameter_does_not_resume(toy_dataset: Path, tmp_path: Path):
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=12)
+    seen, _, _ = _train(toy_dataset, tmp_path / "out", lr=0.2)
+    assert len(seen) == 15
+    assert [left.step for left in state.runs()] == [10]  # the other one still could
+
+
+def test_old_runs_are_pruned_and_locked_ones_are_not(toy_dataset: Path, tmp_path: Path):
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=6)
+    (left,) = state.runs()
+    assert state.prune_runs(unused_days=1) == []
+    with artifact.lock("run", left.fingerprint):
+        assert state.prune_runs(unused_days=0) == []
+    assert [run.fingerprint for run in state.prune_runs(unused_days=0)] == [left.fingerprint]
+    assert state.runs() == []
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_samples(toy_dataset: Path, tmp_path: Path):
+    first = Reader(toy_dataset, "train").keys[epoch_order(40, seed=0, epoch=0)[0]]
+    with pytest.raises(FloatingPointError, match=rf"loss is nan at step 0 on rank 0; its samples: {first}"):
+        _train(toy_dataset, tmp_path / "out", loss=float("nan"))
+
+
+def test_one_writer_per_output(toy_dataset: Path, tmp_path: Path):
+    with (
+        artifact.lock("output", str(tmp_path / "out")),
+        pytest.raises(BlockingIOError, match=f"process {os.getpid()} is already writing output {tmp_path}/out"),
+    ):
+        _train(toy_dataset, tmp_path / "out")
+
+
+def test_a_batch_larger_than_the_data_is_refused(toy_dataset: Path, tmp_path: Path):
+    with Run("toy", ALONE, out=tmp_path, params=Recipe(0.1), inputs=[], checkpoint_minutes=1) as run, pytest.raises(
+        ValueError, match=r"toy\.batch_size is 41, but the data set has 40 samples"
+    ):  # fmt: skip
+        next(run.steps(Reader(toy_dataset, "train"), _load, batch_size=41, epochs=1, seed=0, workers=0, state={}))
+
+
+def test_the_curves_are_rewritten_whole(tmp_path: Path):
+    for history in ([{"epoch": 1, "loss": 3.0}], [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]):
+        write_history(tmp_path / "live", "toy", history)
+    lines = (tmp_path / "live/plots/metrics/toy/loss.tsv").read_text().split()
+    assert lines == ["step", "loss", "1", "2.0", "2", "1.0"]

@@ -15,7 +15,17 @@ from ruamel.yaml import YAML
 from semmae import creatures
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("semmae/**/*.py", "stages/*.py", "stages/*.html", "results/*/.gitkeep", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+COPIED = (
+    "semmae/**/*.py",
+    "stages/*.py",
+    "stages/*.html",
+    "results/*/.gitkeep",
+    "dvc.yaml",
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+    ".gitignore",
+)
 NOBODY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}  # no git identity
 AUTHOR = {f"GIT_{role}_{what}": "toy" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 

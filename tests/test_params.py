@@ -51,7 +51,11 @@ def test_an_integer_is_a_float_where_one_is_asked_for_but_not_the_reverse(tmp_pa
 @pytest.mark.parametrize(
     ("given", "instead", "sentence"),
     [
-        ("strategy: random", "strategy: semantc", r"section\.strategy is 'semantc'; expected one of 'random' or 'semantic'"),
+        (
+            "strategy: random",
+            "strategy: semantc",
+            r"section\.strategy is 'semantc'; expected one of 'random' or 'semantic'",
+        ),
         ("epochs: 2", "epochs: two", r"section\.recipe\.epochs is 'two'; .*integer"),
         ("epochs: 2", "epochs: '2'", r"section\.recipe\.epochs is '2'; .*integer"),
         ("compile: false", "compile: no", r"section\.compile is 'no'; .*boolean"),  # YAML 1.2: a string

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from imports import ROOT, closure, imported
@@ -18,13 +19,19 @@ STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 LAYERS = (  # of DESIGN section 3; a file imports from its own layer and from those before it
     ("__init__", "params", "stage", "rng", "dist", "artifact"),
-    ("images", "layout", "pool", "anatomy", "creatures", "sources", "shards", "reader", "part_maps", "augment", "views",
-     "masking", "optim", "metrics", "part_metrics", "checkpoint", "progress", "palettes", "overlays", "curves", "tables"),
+    ("images", "layout", "pool", "anatomy", "creatures", "sources", "shards", "reader", "part_maps", "augment",
+     "views", "masking", "optim", "metrics", "part_metrics", "checkpoint", "progress", "palettes", "overlays", "curves",
+     "tables"),
     ("vit", "mae", "ibot", "teacher", "parts", "heads", "features", "baselines", "part_baselines", "health"),
     ("run", "pretraining", "distillation", "figures", "state", "flow"),
     ("__main__",),
 )  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def dataclass_of(stage: str) -> type:
+    """The dataclass of a stage: its name in capitals, in its file."""
+    return getattr(importlib.import_module(f"stages.{stage}"), "".join(word.title() for word in stage.split("_")))
 
 
 def ran(said: str) -> set[str]:
@@ -75,7 +82,8 @@ def test_one_more_image_is_one_more_shard_to_map(toy: Project):
 
 
 def test_another_dataset_is_scored_alone(toy: Project):
-    toy.set("shards.datasets.more", {"sources": {"creatures": {"kind": "creatures", "train": 16, "val": 8, "size": 32, "seed": 1}}})
+    drawn = {"kind": "creatures", "train": 16, "val": 8, "size": 32, "seed": 1}
+    toy.set("shards.datasets.more", {"sources": {"drawn": drawn}})
     toy.set("knn.datasets.more", {})
     said = toy.dvc("repro")
     assert ran(said) == {"shards@more", "knn@more", "report"}
@@ -92,14 +100,14 @@ def test_a_stage_depends_on_the_code_that_it_imports(stage: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_who_knows_the_name_of_a_stage_knows_five_things(stage: str):
-    module = importlib.import_module(f"stages.{stage}")
-    section = getattr(module, "".join(word.title() for word in stage.split("_")))
+    section: Any = dataclass_of(stage)
     assert dataclasses.is_dataclass(section)
     assert section.__dataclass_params__.frozen
     assert stage in params.read(ROOT / "params.yaml")
     assert STAGES[stage]["desc"].endswith(".")
-    assert STAGES[stage]["cmd"].split() == ["python", "-m", f"stages.{stage}", *(["${key}"] if "foreach" in GRAPH[stage] else [])]
-    kept = [next(iter(out)) if isinstance(out, dict) else out for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}" + " ${key}" * ("foreach" in GRAPH[stage])
+    outs = [out for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
+    kept = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
     assert kept
     assert all(out.split("/")[:2] in (["data", stage], ["results", stage]) for out in kept), kept
 
@@ -115,8 +123,7 @@ def test_a_stage_reads_its_own_section(stage: str):
 def test_a_recipe_is_complete_and_fits_the_stages(file: Path):
     assert list(params.read(file)) == list(params.read(ROOT / "params.yaml"))
     for stage in STAGES:
-        section = getattr(importlib.import_module(f"stages.{stage}"), "".join(word.title() for word in stage.split("_")))
-        params.load(section, stage, file=file)
+        params.load(dataclass_of(stage), stage, file=file)
 
 
 # Who imports whom

@@ -1,4 +1,4 @@
-"""A pretraining that is killed, stopped or distributed ends with the weights of one that was not: real processes, real signals."""
+"""A pretraining that is killed, stopped or distributed learns what another does: real processes, real signals."""
 
 import json
 import os

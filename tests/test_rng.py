@@ -24,7 +24,9 @@ def test_only_strings_and_integers_are_names():
 
 
 def test_generators_repeat():
-    assert torch.equal(torch.rand(4, generator=torch_generator(0, "a")), torch.rand(4, generator=torch_generator(0, "a")))
+    assert torch.equal(
+        torch.rand(4, generator=torch_generator(0, "a")), torch.rand(4, generator=torch_generator(0, "a"))
+    )
     assert np.array_equal(numpy_generator(0, "a").random(4), numpy_generator(0, "a").random(4))
     assert not np.array_equal(numpy_generator(0, "a").random(4), numpy_generator(0, "b").random(4))
 

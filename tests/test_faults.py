@@ -1,0 +1,134 @@
+"""Bad input ends in one sentence and exit status 1, and what was there before is still there."""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from project import Project
+
+from semmae import stage
+
+
+@pytest.fixture
+def inside(toy: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The finished toy project, this process in its folder and with its state."""
+    monkeypatch.chdir(toy.folder)
+    monkeypatch.setenv("SEMMAE_STATE", str(toy.root / "state"))
+    return toy
+
+
+def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage as its command runs it, in this process."""
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    stage.main(importlib.import_module(f"stages.{name}").main)
+
+
+def contents() -> dict[str, str]:
+    """The digest of every file that the pipeline keeps."""
+    files = [path for root in ("data", "results") for path in Path(root).rglob("*") if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "sentence"),
+    [
+        ("shards toy", "shards.datasets.toy.sources.pictures.path", "nowhere", "data/raw/nowhere is not a folder"),
+        ("shards toy", "shards.datasets.toy.sources.pictures.splits", ["train", "test"], "no images in split 'test'"),
+        ("shards photos", "", None, "shards has no dataset 'photos'; params.yaml has toy"),
+        ("knn photos", "", None, "knn has no dataset 'photos'; params.yaml has toy"),
+        ("linear photos", "", None, "linear has no dataset 'photos'; params.yaml has toy"),
+        ("part_scores photos", "", None, "part_scores has no dataset 'photos'; params.yaml has toy"),
+        ("teacher", "teacher.dataset", "photos", "data/shards/photos"),
+        ("teacher", "teacher.source", "dino", "teacher.source is 'dino'; expected one of"),
+        ("teacher", "teacher.mae.recipe.epochs", "ten", "teacher.mae.recipe.epochs is 'ten'"),
+        ("teacher", "teacher.img_size", 30, "30"),
+        ("parts", "parts.method", "guess", "parts.method is 'guess'; expected one of 'learned' or 'kmeans'"),
+        ("parts", "parts.colour", 1, "unknown key parts.colour"),
+        ("part_maps", "part_maps.attention", None, "part_maps.attention is None"),
+        ("pretrain", "pretrain.masking.strategy", "semantc", "pretrain.masking.strategy is 'semantc'; expected one of"),
+        ("pretrain", "pretrain.dataset", "photos", "data/shards/photos"),
+        ("pretrain", "pretrain.recipe.batch_size", 65, "pretrain.batch_size is 65, but the data set has 64 samples"),
+        ("pretrain", "pretrain.compute.device", "cuda", "device is cuda, but torch sees no GPU here"),
+        ("report", "report.colours", "grey", "grey"),
+    ],
+)
+def test_a_wrong_parameter_is_named_and_nothing_is_lost(
+    inside: Project, command: str, key: str, value: Any, sentence: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    if key:
+        inside.set(key, value)
+    before = contents()
+    with pytest.raises(SystemExit) as ended:
+        run(*command.split(), monkeypatch=monkeypatch)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1, said
+    assert said[0].startswith("error: ")
+    assert sentence in said[0]
+    assert contents() == before
+
+
+def test_a_missing_key_is_named(inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("    mask_ratio: 0.75\n    inter_part", "    inter_part"))
+    with pytest.raises(SystemExit):
+        run("pretrain", monkeypatch=monkeypatch)
+    assert capsys.readouterr().err == "error: params.yaml: missing key pretrain.masking.mask_ratio; add it\n"
+
+
+def test_part_maps_of_another_teacher_are_refused(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    inside.set("teacher.seed", 1)
+    run("teacher", monkeypatch=monkeypatch)
+    before = contents()
+    for command, sentence in (
+        ("pretrain", "was made with teacher"),
+        ("part_maps", "data/parts was learnt from another teacher than the one in data/teacher; run dvc repro parts"),
+        ("part_scores toy", "data/parts was learnt from another teacher"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(*command.split(), monkeypatch=monkeypatch)
+        assert ended.value.code == 1
+        assert sentence in capsys.readouterr().err
+    assert contents() == before
+
+
+def test_a_truncated_image_is_counted_and_too_many_of_them_stop_the_stage(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    image = next(iter(Path("data/raw/pictures/images/train").glob("*/*.png")))
+    image.write_bytes(image.read_bytes()[:200])
+    run("shards", "toy", monkeypatch=monkeypatch)
+    assert "63 train, 32 val" in (said := capsys.readouterr().out)
+    assert "1 of 96 inputs rejected" in said
+
+    inside.set("shards.writing.max_rejects", 0.01)
+    before = contents()
+    with pytest.raises(SystemExit) as ended:
+        run("shards", "toy", monkeypatch=monkeypatch)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: 1 of 96 inputs are rejected, max_rejects allows 1.00%")
+    assert image.name in said
+    assert contents() == before
+
+
+def test_a_damaged_shard_stops_the_run_before_its_first_step(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shard = Path("data/shards/toy/train-000001.tar")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(data)
+    with pytest.raises(SystemExit):
+        run("pretrain", monkeypatch=monkeypatch)
+    said = capsys.readouterr()
+    assert "train-000001.tar" in said.err
+    assert "epoch" not in said.err + said.out

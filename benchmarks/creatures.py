@@ -124,6 +124,7 @@ def full(patches: np.ndarray) -> np.ndarray:
 
 def colour_clusters(train, val, seed: int) -> tuple[float, float]:
     """Patch and pixel IoU of k-means on patch colours, clusters named by majority on train."""
+
     def features(images):
         pixels = patch_pixels(images / np.float32(255))
         return np.concatenate([pixels.mean(axis=3), pixels.std(axis=3)], axis=-1).reshape(-1, 6)
@@ -147,6 +148,7 @@ def centre_mask(train, val) -> float:
 
 def conv_stem(width: int) -> nn.Sequential:
     """Small convolutions instead of one big one: from scratch, minutes instead of hours."""
+
     def conv(before: int, after: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
         layer = nn.Conv2d(before, after, kernel, stride, padding, bias=False)
         return [layer, nn.BatchNorm2d(after), nn.ReLU()]
@@ -222,9 +224,7 @@ def main() -> None:
         "foreground_area_p05": float(np.quantile(area, 0.05)),
         "foreground_area_mean": float(area.mean()),
         "foreground_area_p95": float(np.quantile(area, 0.95)),
-        "thumbnail_knn_top1": vote(
-            similarity(thumbnails(val[0]), thumbnails(train[0])), train[2], val[2]
-        ),
+        "thumbnail_knn_top1": vote(similarity(thumbnails(val[0]), thumbnails(train[0])), train[2], val[2]),
         "colour_histogram_probe_top1": colour_probe(train, val),
         "silhouette_uncropped_knn_top1": vote(similarity(*uncropped), train[2], val[2]),
         "silhouette_crop_mirror_knn_top1": silhouette_knn(train, val, (0.0,)),

@@ -5,12 +5,11 @@
     semmae state ls|gc
     semmae flow
 
-Training and scoring are stages (`dvc repro`); this command only looks. Commands import what they need when they run, so that
-`--help` is quick. What a user can mend ends in one sentence on standard error and exit status 1.
+Training and scoring are stages (`dvc repro`); this command only looks. Commands import what they need when they run, so
+that `--help` is quick. What a user can mend ends in one sentence on standard error and exit status 1.
 """
 
 import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -170,16 +169,15 @@ def collect_state(
 @app.command()
 def flow(jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time.")] = 2) -> None:
     """Bring every stage up to date as a Prefect flow, siblings in parallel."""
-    from semmae.flow import pipeline
+    from semmae.flow import run
 
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # an exit, so that Prefect's server goes too
-    ended = pipeline(jobs, return_state=True)
+    outcomes = run(jobs)
     table = _table("stages", "stage", "result", "seconds")
-    for outcome in ended.result(raise_on_failure=False):
+    for outcome in outcomes:
         table.add_row(outcome.stage, outcome.result, f"{outcome.seconds:.1f}")
     console.print(table)
-    if not ended.is_completed():
-        raise ValueError(f"{ended.message}; what is wrong stands above, in the log of its task")
+    if failed := [outcome.stage for outcome in outcomes if outcome.result == "failed"]:
+        raise ValueError(f"failed: {', '.join(failed)}; what is wrong stands above, in the log of its task")
 
 
 def _table(title: str, *columns: str) -> Table:

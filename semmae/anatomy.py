@@ -40,9 +40,7 @@ _STEPS = 6  # polygon vertices per spline segment
 def _spline(n: int, closed: bool) -> np.ndarray:
     """The matrix that turns n control points into Catmull-Rom samples, through the points."""
     t = np.arange(_STEPS)[:, None] / _STEPS
-    weights = 0.5 * np.hstack(
-        [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]
-    )
+    weights = 0.5 * np.hstack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2])
     segments = n if closed else n - 1
     matrix = np.zeros((segments * _STEPS + (not closed), n))
     for i in range(segments):
@@ -82,9 +80,7 @@ def rotated(points: np.ndarray, turn: Number) -> np.ndarray:
     return points @ np.array([[c, s], [-s, c]])
 
 
-def moved(
-    pieces: Iterable[Piece], x: Number, y: Number, turn: Number = 0.0, size: Number = 1.0
-) -> list[Piece]:
+def moved(pieces: Iterable[Piece], x: Number, y: Number, turn: Number = 0.0, size: Number = 1.0) -> list[Piece]:
     """The pieces turned and scaled about the origin, then shifted to (x, y)."""
     return [p._replace(outline=rotated(p.outline, turn) * size + (x, y)) for p in pieces]
 
@@ -193,9 +189,7 @@ def _rabbit(rng: np.random.Generator) -> list[Piece]:
 
 
 def _elephant(rng: np.random.Generator) -> list[Piece]:
-    far, near = _walk(
-        rng, [(-0.36, 0.2), (-0.18, 0.18)], [(0.2, 0.2), (0.36, 0.18)], 0.44, 0.125, 0.1, 0.3
-    )
+    far, near = _walk(rng, [(-0.36, 0.2), (-0.18, 0.18)], [(0.2, 0.2), (0.36, 0.18)], 0.44, 0.125, 0.1, 0.3)
     swish, raised = rng.uniform(-0.1, 0.1), rng.uniform(-0.55, 0.25)
     tail = tube([(-0.5, -0.1), (-0.64, 0.05), (-0.68 + swish, 0.3)], [0.045, 0.04, 0.06])
     body = oval(0, 0, 0.56, rng.uniform(0.36, 0.42))
@@ -222,9 +216,7 @@ def _elephant(rng: np.random.Generator) -> list[Piece]:
 
 
 def _giraffe(rng: np.random.Generator) -> list[Piece]:
-    far, near = _walk(
-        rng, [(-0.32, 0.1), (-0.22, 0.08)], [(0.2, 0.1), (0.3, 0.08)], 0.52, 0.1, 0.1, 0.3
-    )
+    far, near = _walk(rng, [(-0.32, 0.1), (-0.22, 0.08)], [(0.2, 0.1), (0.3, 0.08)], 0.52, 0.1, 0.1, 0.3)
     lean, swish = rng.uniform(-0.15, 0.3), rng.uniform(-0.15, 0.1)
     tail = tube([(-0.42, -0.02), (-0.55, 0.15), (-0.56 + swish, 0.38)], [0.05, 0.05, 0.085])
     body = tube([(-0.32, 0.05), (0, 0), (0.26, -0.05)], [0.25, 0.26, 0.27])
@@ -257,9 +249,7 @@ def _duck(rng: np.random.Generator) -> list[Piece]:
     )  # fmt: skip
     cock = rng.uniform(-0.15, 0.15)
     tail = blob([(-0.4, 0.05), (-0.78, -0.28 + cock), (-0.72, -0.42 + cock), (-0.32, -0.16)])
-    wing = blob(
-        [(0.28, -0.02), (0.1, -0.16), (-0.25, -0.14), (-0.56, -0.04), (-0.4, 0.12), (0.05, 0.2)]
-    )
+    wing = blob([(0.28, -0.02), (0.1, -0.16), (-0.25, -0.14), (-0.56, -0.04), (-0.4, 0.12), (0.05, 0.2)])
     spread = rng.choice([rng.uniform(-0.1, 0.2), rng.uniform(0.5, 1.1)])
     reach, high = rng.uniform(-0.05, 0.15), rng.uniform(-0.12, 0.1)
     beak = blob([(0.15, -0.06), (0.3, -0.01), (0.46, 0.03), (0.34, 0.13), (0.15, 0.12)])
@@ -283,9 +273,7 @@ def _duck(rng: np.random.Generator) -> list[Piece]:
 
 def _fish(rng: np.random.Generator) -> list[Piece]:
     deep, bow = rng.uniform(0.3, 0.42), rng.uniform(-0.15, 0.15)
-    body = tube(
-        [(-0.5, bow / 2), (-0.25, 0), (0.1, 0), (0.48, 0.02)], [0.09, 0.66 * deep, deep, 0.16]
-    )
+    body = tube([(-0.5, bow / 2), (-0.25, 0), (0.1, 0), (0.48, 0.02)], [0.09, 0.66 * deep, deep, 0.16])
     fork = rng.uniform(0.24, 0.36)
     tail = blob(
         [(-0.45, bow / 2), (-0.7, bow - fork), (-0.92, bow - fork), (-0.8, bow),
@@ -337,13 +325,9 @@ def _crocodile(rng: np.random.Generator) -> list[Piece]:
     spine = [(-0.35, 0), (-0.66, 0.06), (-0.88, 0.03 + 0.4 * sway), (-1.02, sway)]
     tail = tube(spine, [0.23, 0.17, 0.11, 0.03])
     ridge = [
-        Piece(np.array([(x - 0.09, 0.0), (x - 0.01, -0.37), (x + 0.1, 0.0)]), BODY, FAR)
-        for x in (-0.4, -0.2, 0.0, 0.2)
+        Piece(np.array([(x - 0.09, 0.0), (x - 0.01, -0.37), (x + 0.1, 0.0)]), BODY, FAR) for x in (-0.4, -0.2, 0.0, 0.2)
     ]
-    teeth = [
-        Piece(np.array([(x, 0), (x + 0.045, 0.12), (x + 0.09, 0)]), SNOUT, WHITE)
-        for x in (0.19, 0.32, 0.45)
-    ]
+    teeth = [Piece(np.array([(x, 0), (x + 0.045, 0.12), (x + 0.09, 0)]), SNOUT, WHITE) for x in (0.19, 0.32, 0.45)]
     lower = Piece(tube([(0.0, 0.06), (0.5, 0.07)], [0.11, 0.08]), SNOUT, FAR)
     upper = Piece(tube([(0.02, 0), (0.3, -0.01), (0.52, -0.02)], [0.16, 0.105, 0.105]), SNOUT, FUR)
     head = [

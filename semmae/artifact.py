@@ -1,8 +1,10 @@
-"""Files that are whole or absent: atomic writes, digests, models that describe themselves, the state root and its locks.
+"""Files that are whole or absent: atomic writes, digests, models that describe themselves, the state root and its
+locks.
 
 - `replacing(path)`: write under a temporary name, fsync, rename; a reader never sees half a file or half a folder.
 - `save_model` / `read_model`: safetensors beside a JSON that rebuilds the model; nothing is ever unpickled.
-- `state_root()`: what must survive DVC's deletion of outs (checkpoints, part-map store, locks); `SEMMAE_STATE` moves it.
+- `state_root()`: what must survive DVC's deletion of outs (checkpoints, part-map store, locks); `SEMMAE_STATE` moves
+  it.
 """
 
 import fcntl
@@ -22,7 +24,8 @@ from safetensors.torch import load_file, save_file
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds, what was written there (file or folder) replaces `path`.
+    """Yield a temporary path beside `path`; when the block succeeds, what was written there (file or folder)
+    replaces `path`.
 
     When the block fails the temporary is removed and `path` stays as it was.
     """
@@ -97,13 +100,17 @@ def save_model(folder: Path, name: str, state: dict[str, torch.Tensor], config: 
 
 
 def read_model(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The weights and the config of `save_model`; ValueError when the weights are not those the JSON was written for."""
+    """The weights and the config of `save_model`; ValueError when the weights are not those the JSON was written
+    for.
+    """
     config = read_json(folder / f"{name}.json")
     weights = folder / f"{name}.safetensors"
     if not weights.exists():
         raise ValueError(f"{weights} does not exist beside {name}.json; run the stage that writes it (dvc repro)")
     if sha256(weights) != config["sha256"]:
-        raise ValueError(f"{weights} does not match the sha256 in {name}.json; restore it (dvc checkout) or rerun its stage")
+        raise ValueError(
+            f"{weights} does not match the sha256 in {name}.json; restore it (dvc checkout) or rerun its stage"
+        )
     return load_file(weights), config
 
 
@@ -113,7 +120,9 @@ def model_digest(folder: Path, name: str) -> str:
 
 
 def raw(path: str) -> Path:
-    """Where something that a user brings lies: relative paths start in data/raw, of the main repository in a DVC queue."""
+    """Where something that a user brings lies: relative paths start in data/raw, of the main repository in a DVC
+    queue.
+    """
     return Path(os.environ.get("DVC_ROOT", "")) / "data/raw" / path
 
 
@@ -139,7 +148,8 @@ def lock(*what: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise BlockingIOError(
-                f"process {file.read().strip() or 'unknown'} is already writing {' '.join(what)}; wait for it or stop it"
+                f"process {file.read().strip() or 'unknown'} is already writing {' '.join(what)}; "
+                "wait for it or stop it"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,7 +1,7 @@
 """Checkpoints of a run: a new folder per save, named in a manifest with its digest, two kept, never half of one.
 
-A save writes, syncs and renames, and only then drops the oldest; a checkpoint that fails its manifest is skipped, loudly, for
-the one before. They hold tensors, numbers and strings, read with `weights_only=True`.
+A save writes, syncs and renames, and only then drops the oldest; a checkpoint that fails its manifest is skipped,
+loudly, for the one before. They hold tensors, numbers and strings, read with `weights_only=True`.
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """Ranks and devices: one process is the same code path as many.
 
-Started by torchrun, a stage finds its rank in the environment; started alone it is rank 0 of 1 and every function here is the
-identity.
+Started by torchrun, a stage finds its rank in the environment; started alone it is rank 0 of 1 and every function
+here is the identity.
 """
 
 import os
@@ -53,7 +53,9 @@ def world(device: Device) -> Iterator[World]:
 
 
 def choose_device(device: Device) -> torch.device:
-    """`auto` is this rank's GPU where there is one, else the CPU; asking for a GPU that is not there is a ValueError."""
+    """`auto` is this rank's GPU where there is one, else the CPU; asking for a GPU that is not there is a
+    ValueError.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here; set device to cpu or auto in params.yaml")
     if device == "cpu" or not torch.cuda.is_available():

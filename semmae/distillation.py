@@ -1,7 +1,7 @@
 """The iBOT training loop: a teacher from scratch on your own shards.
 
-The recipe's pairs are where a schedule starts and ends. Per step a mask ratio is drawn, and the share `masked_share` of the global
-crops is masked block by block at that ratio; the others stay whole (iBOT's "prediction ratio").
+The recipe's pairs are where a schedule starts and ends. Per step a mask ratio is drawn, and the share `masked_share`
+of the global crops is masked block by block at that ratio; the others stay whole (iBOT's "prediction ratio").
 """
 
 import math
@@ -74,7 +74,9 @@ def distil(
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay[0], betas=(0.9, 0.999))
     state, nothing_known = {"model": model, "optimizer": optimizer}, math.log(recipe.prototypes)
 
-    for step in run.steps(reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers, state=state):
+    for step in run.steps(
+        reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers, state=state
+    ):
         lr, weight_decay, momentum, teacher_temp = _schedules(recipe, step)
         mask = _mask(recipe, grid, world, seed, step.number)
         global_crops, local_crops = _crops(step.batch, world.device)

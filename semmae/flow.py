@@ -3,11 +3,13 @@
 - `graph()`: every stage and the stages it depends on, as DVC reads them from dvc.yaml; no stage is named in this file.
 - `Stages`: runs stages as `dvc repro --single-item`, each in a process group of its own that does not outlive the flow.
 - `pipeline(jobs)`: the flow; one task per stage that waits for those it depends on, at most `jobs` at work at a time.
+- `run(jobs)`: the flow from a terminal.
 
-DVC decides what there is to do, so Prefect keeps no results. Without configuration Prefect starts a server for the time of
-the flow; with PREFECT_API_URL or a profile (`prefect cloud login`) the flow shows there.
+DVC decides what there is to do, so Prefect keeps no results. Without configuration Prefect starts a server for the time
+of the flow; with PREFECT_API_URL or a profile (`prefect cloud login`) the flow shows there.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,16 +19,17 @@ import time
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 # Prefect reads these when it is imported. On a busy machine its server takes longer than the 20 s that are the default.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from prefect import Task, flow, get_run_logger
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed, State
 
 Result = Literal["ran", "cached", "failed", "skipped"]
@@ -43,9 +46,12 @@ class Outcome:
 
 def graph() -> dict[str, set[str]]:
     """Every stage with the stages it depends on, dependencies first."""
-    with Repo(".") as repo:
-        edges = repo.index.graph
-        depends = {node.addressing: {other.addressing for other in edges.successors(node)} for node in edges}
+    try:
+        with Repo(".") as repo:
+            edges = repo.index.graph
+            depends = {node.addressing: {other.addressing for other in edges.successors(node)} for node in edges}
+    except DvcException as error:
+        raise ValueError(f"{error}; dvc dag says more") from error
     return {stage: depends[stage] for stage in TopologicalSorter(depends).static_order()}
 
 
@@ -101,11 +107,12 @@ class Stages:
 @flow(name="semmae")
 def pipeline(jobs: int) -> State:
     """Bring every stage up to date."""
-    stages, futures = Stages(jobs), {}
+    stages = Stages(jobs)
+    futures: dict[str, PrefectFuture[Any]] = {}
     try:
         for stage, depends in graph().items():
             task = Task(stages.reproduce, name=stage, task_run_name=stage, cache_policy=NO_CACHE)
-            futures[stage] = task.submit(stage, wait_for=[futures[other] for other in depends])
+            futures[stage] = task.submit(stage, return_state=False, wait_for=[futures[other] for other in depends])
         wait(list(futures.values()))
     except BaseException:  # Ctrl-C, SIGTERM, a flow cancelled in Prefect
         stages.stop()
@@ -117,9 +124,18 @@ def pipeline(jobs: int) -> State:
     return Completed(message="every stage is up to date", data=outcomes)
 
 
+def run(jobs: int) -> list[Outcome]:
+    """Run the flow; what became of every stage, in order of dependence."""
+    graph()  # what is wrong with dvc.yaml is told at once, before Prefect starts a server
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that Prefect takes its server down
+    ended: Any = pipeline(jobs, return_state=True)
+    outcomes = ended.result(raise_on_failure=False)
+    if isinstance(outcomes, BaseException):
+        raise outcomes
+    return outcomes
+
+
 def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
     """Send a signal to a process and all that it started, if anything is left of them."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass

@@ -69,7 +69,8 @@ class Watch:
     def _knn(self, encoder: VisionTransformer, train: Reader, val: Reader) -> float:
         encode = features.pooled(encoder, pool=self.pool, device=self.device)
         train_features, val_features = (
-            features.extract(encode, reader, img_size=self.img_size, batch_size=64, workers=0) for reader in (train, val)
+            features.extract(encode, reader, img_size=self.img_size, batch_size=64, workers=0)
+            for reader in (train, val)
         )
         votes = metrics.knn_votes(
             train_features, torch.from_numpy(train.labels), val_features,

@@ -1,9 +1,9 @@
 """iBOT: self-distillation with an online tokenizer (Zhou et al. 2022), which contains DINO (Caron et al. 2021).
 
-A student sees crops of an image, some of their patches replaced by a mask token; a teacher, the student's moving average, sees the
-two global crops whole. The student's class token matches the teacher's across crops (class loss, DINO eq. 1-2); its masked
-patches match the teacher's patches of the same crop (patch loss, iBOT eq. 2). Centring keeps the teacher from one-cluster
-collapse, a sharp temperature from the uniform one.
+A student sees crops of an image, some of their patches replaced by a mask token; a teacher, the student's moving
+average, sees the two global crops whole. The student's class token matches the teacher's across crops (class loss,
+DINO eq. 1-2); its masked patches match the teacher's patches of the same crop (patch loss, iBOT eq. 2). Centring
+keeps the teacher from one-cluster collapse, a sharp temperature from the uniform one.
 
 Letters: g global crops, l all crops, m prototypes.
 """
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module):
-    """Three-layer projection, L2 norm, prototypes of unit length: the cosine to each of `prototypes` (DINO appendix C)."""
+    """Three-layer projection, L2 norm, prototypes of unit length: the cosine to each of `prototypes` (DINO appendix
+    C).
+    """
 
     def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
@@ -55,15 +57,14 @@ class Network(nn.Module):
         return self.head(x[:, 0]), self.head(x[:, self.vit.num_prefix_tokens :])
 
 
-def targets(
-    logits: Float[Tensor, "... m"], center: Float[Tensor, " m"], temperature: float
-) -> Float[Tensor, "... m"]:
+def targets(logits: Float[Tensor, "... m"], center: Float[Tensor, " m"], temperature: float) -> Float[Tensor, "... m"]:
     """The teacher's distributions: centred, sharpened, without gradient."""
     return ((logits.detach().float() - center) / temperature).softmax(-1)
 
 
 def sinkhorn(logits: Float[Tensor, "... m"], temperature: float) -> Float[Tensor, "... m"]:
-    """The teacher's distributions with every prototype used equally within the batch (Caron et al. 2020, SwAV, section 3.1).
+    """The teacher's distributions with every prototype used equally within the batch (Caron et al. 2020, SwAV,
+    section 3.1).
 
     Three rounds of the Sinkhorn-Knopp algorithm on exp(logits / temperature), in logarithms; without gradient.
     """
@@ -84,7 +85,9 @@ def cross_entropy(
 def class_loss(
     student: Float[Tensor, "l b m"], target: Float[Tensor, "g b m"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Mean cross entropy over the pairs of a teacher's global crop and a student's *other* crop (global crops lead in both)."""
+    """Mean cross entropy over the pairs of a teacher's global crop and a student's *other* crop (global crops lead
+    in both).
+    """
     pairs = [
         cross_entropy(student[i], target[j], temperature).mean()
         for j in range(len(target)) for i in range(len(student)) if i != j
@@ -141,7 +144,9 @@ class SelfDistillation(nn.Module):
         student_temp: float,
         teacher_temp: float,
     ) -> dict[str, Tensor]:
-        """The losses of a step, the teacher's entropies and its raw logits; crops are crop-major: both global ones of size b."""
+        """The losses of a step, the teacher's entropies and its raw logits; crops are crop-major: both global ones
+        of size b.
+        """
         with torch.no_grad():
             class_logits, patch_logits = self.teacher(global_crops)
         class_target = self._targets(class_logits, self.class_center, teacher_temp)

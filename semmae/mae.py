@@ -1,7 +1,8 @@
 """The masked autoencoder (He et al. 2022): encode the visible patches, decode all of them, regress the masked pixels.
 
-The encoder is a ViT that never sees a masked patch; the decoder is a few narrow blocks over the encoder's tokens and a shared
-mask token; the loss is the squared error on masked patches, each patch optionally normalised by its own mean and deviation.
+The encoder is a ViT that never sees a masked patch; the decoder is a few narrow blocks over the encoder's tokens and
+a shared mask token; the loss is the squared error on masked patches, each patch optionally normalised by its own
+mean and deviation.
 """
 
 from pathlib import Path
@@ -62,7 +63,9 @@ class MAE(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"], num_masked: int
     ) -> Float[Tensor, "b n v"]:
-        """The predicted pixels of every patch from those that `mask` leaves; each row of `mask` has `num_masked` True."""
+        """The predicted pixels of every patch from those that `mask` leaves; each row of `mask` has `num_masked`
+        True.
+        """
         return self.decode(self.encode(images, mask, num_masked), mask, num_masked)
 
 
@@ -119,7 +122,9 @@ def reconstruct(
 
 
 def save(folder: Path, model: MAE, *, encoder: dict[str, Any], decoder: dict[str, Any]) -> None:
-    """Write encoder and decoder, each with the config that rebuilds it (`encoder`: vit.CONFIG; `decoder`: MAE's keywords)."""
+    """Write encoder and decoder, each with the config that rebuilds it (`encoder`: vit.CONFIG; `decoder`: MAE's
+    keywords).
+    """
     vit.save(folder, model.encoder, encoder)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
     artifact.save_model(folder, "decoder", state, decoder)

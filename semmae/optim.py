@@ -19,7 +19,9 @@ def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) 
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, start: float = 0.0, peak: float, end: float) -> float:
-    """The value at `step` of 0...steps-1: linear from `start` to `peak` over `warmup` steps, then half a cosine to `end`."""
+    """The value at `step` of 0...steps-1: linear from `start` to `peak` over `warmup` steps, then half a cosine to
+    `end`.
+    """
     if step < warmup:
         return start + (peak - start) * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)

@@ -1,7 +1,8 @@
 """The typed loader of params.yaml: unknown, missing and ill-typed keys fail by name.
 
-A stage describes its section as a frozen pydantic dataclass without defaults (a default in Python is a parameter that DVC
-cannot see) and calls `load(Pretrain, "pretrain")`. YAML 1.2 is read as DVC reads it: `1e-3` is a float, `no` is a string.
+A stage describes its section as a frozen pydantic dataclass without defaults (a default in Python is a parameter
+that DVC cannot see) and calls `load(Pretrain, "pretrain")`. YAML 1.2 is read as DVC reads it: `1e-3` is a float,
+`no` is a string.
 """
 
 import json

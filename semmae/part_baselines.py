@@ -67,7 +67,9 @@ def lines(
     return {
         "colour_kmeans": _colour_kmeans(sample, grid, num_labels, fold(seed, "colour")),
         "untrained_kmeans": _token_kmeans(sample, fresh, grid, num_labels, fold(seed, "untrained")),
-        "teacher_kmeans": _token_kmeans(sample, lambda batch: batch.tokens.patch, grid, num_labels, fold(seed, "teacher")),
+        "teacher_kmeans": _token_kmeans(
+            sample, lambda batch: batch.tokens.patch, grid, num_labels, fold(seed, "teacher")
+        ),
         "position": Line(num_classes, lambda batch: np.tile(position, (len(batch.images), 1))),
         "readout": _readout(sample, num_classes),
         "silhouette": Line(2, lambda batch: (batch.truth() > 0).astype(int)),
@@ -93,7 +95,10 @@ def _colour_kmeans(sample: list[Batch], grid: tuple[int, int], num_labels: int, 
 
 
 def _token_kmeans(
-    sample: list[Batch], patch_tokens: Callable[[Batch], Float[Tensor, "b n d"]], grid: tuple[int, int], num_labels: int,
+    sample: list[Batch],
+    patch_tokens: Callable[[Batch], Float[Tensor, "b n d"]],
+    grid: tuple[int, int],
+    num_labels: int,
     seed: int,
 ) -> Line:
     """Clusters exactly as `parts.method: kmeans` does."""

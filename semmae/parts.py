@@ -1,13 +1,16 @@
 """Part learning (SemMAE section 3.1): from a frozen teacher's tokens to a soft map per part, without labels.
 
 The paper's equations are in no public code; docs/method.md says what is ours and why. A `PartLearner`
-- embeds the class token into one query per part and one for the background (learned queries where no class token was trained),
-- correlates them with the patch tokens: cosine over temperature, softmax over the queries, so every patch is shared out once,
-- in training blurs the maps and lets a decoder rebuild the target from them: the maps are its only spatial input, the class token
-  its only other one, through AdaIN. What the maps do not separate in space, the decoder cannot draw.
+- embeds the class token into one query per part and one for the background (learned queries where no class token was
+  trained),
+- correlates them with the patch tokens: cosine over temperature, softmax over the queries, so every patch is shared
+  out once,
+- in training blurs the maps and lets a decoder rebuild the target from them: the maps are its only spatial input,
+  the class token its only other one, through AdaIN. What the maps do not separate in space, the decoder cannot draw.
 `KMeansParts`, spherical k-means on the same tokens, is the training-free baseline. Both assign, save and load alike.
 """
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -24,15 +27,15 @@ from semmae.mae import patchify
 from semmae.teacher import Tokens
 from semmae.vit import normalise
 
-
 SHRINK = 0.01  # of the mean variance, added before whitening: directions of mere noise stay quiet
 
 
 class Parts(nn.Module):
     """What every part method shares: prepared tokens, `num_parts` labels and perhaps a background after them.
 
-    Raw tokens of a small teacher say first of all where a patch is and how bright, and k-means follows the loudest channels.
-    So tokens are taken relative to the mean at their place, whitened, and joined by the mean of their neighbourhood.
+    Raw tokens of a small teacher say first of all where a patch is and how bright, and k-means follows the loudest
+    channels. So tokens are taken relative to the mean at their place, whitened, and joined by the mean of their
+    neighbourhood.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -97,11 +100,15 @@ class PartLearner(Parts):
         self.queries = nn.Parameter(torch.randn(self.num_labels, width))
         self.embed_class = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.embed_class.append(nn.Linear(width, self.num_labels * width))
-        nn.init.zeros_(self.embed_class[-1].weight)  # at first the queries are the same in every image: labels stay aligned
+        nn.init.zeros_(
+            self.embed_class[-1].weight
+        )  # at first the queries are the same in every image: labels stay aligned
         nn.init.zeros_(self.embed_class[-1].bias)
         self.embed_patch = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.embed_patch.weight)
-        self.decoder = Decoder(self.num_labels, config["decoder_width"], config["decoder_depth"], width, config["values"])
+        self.decoder = Decoder(
+            self.num_labels, config["decoder_width"], config["decoder_depth"], width, config["values"]
+        )
 
     def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> None:
         """Start from k-means: its directions as queries, the largest cluster last, as background if there is one."""
@@ -127,13 +134,15 @@ class PartLearner(Parts):
 
 
 class Decoder(nn.Module):
-    """Convolutions over the maps, each instance-normalised and restyled by the class token (AdaIN, Huang & Belongie 2017)."""
+    """Convolutions over the maps, each instance-normalised and restyled by the class token (AdaIN, Huang & Belongie
+    2017).
+    """
 
     def __init__(self, labels: int, width: int, depth: int, style: int, values: int) -> None:
         super().__init__()
         sizes = [labels] + [width] * depth
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, padding_mode="replicate") for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Conv2d(a, b, 3, padding=1, padding_mode="replicate") for a, b in itertools.pairwise(sizes)
         )
         self.style = nn.LayerNorm(style)
         self.styles = nn.ModuleList(nn.Linear(style, 2 * width) for _ in range(depth))
@@ -160,12 +169,15 @@ def blur(maps: Float[Tensor, "b p h w"], sigma: float) -> Float[Tensor, "b p h w
 
 
 def diversity(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
-    """How much maps overlap: the sum over pairs of labels of their product, mean over patches; 0 when every patch is decided."""
+    """How much maps overlap: the sum over pairs of labels of their product, mean over patches; 0 when every patch is
+    decided.
+    """
     return (1 - maps.square().sum(1)).mean()
 
 
 def usage(maps: Float[Tensor, "b p n"], floor: float) -> Float[Tensor, ""]:
-    """How far labels fall below a share `floor` of a batch's patches, relative to it, mean over labels; 0 when all are used.
+    """How far labels fall below a share `floor` of a batch's patches, relative to it, mean over labels; 0 when all
+    are used.
 
     A floor, not a uniform prior: the background may keep most of an image (a uniform prior pulls it apart).
     """

@@ -1,7 +1,7 @@
 """The MAE training loop, with any mask strategy: the pretrain stage's, and the teacher stage's plain bootstrap.
 
-What a step takes is drawn by name: crops from (seed, epoch, key), mask noise from (seed, step) for the global batch, of which
-each rank takes its rows. So a resumed run repeats the one that was killed, and two ranks see what one would.
+What a step takes is drawn by name: crops from (seed, epoch, key), mask noise from (seed, step) for the global batch,
+of which each rank takes its rows. So a resumed run repeats the one that was killed, and two ranks see what one would.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,9 @@ def pretrain(
     recipe: Recipe, masks: Masking, encoder: VisionTransformer, *, reader: Reader, maps: PartMaps | None, seed: int,
     compute: Compute, world: dist.World, run: Run, measure: Callable[[VisionTransformer, int, bool], dict[str, float]],
 ) -> mae.MAE:  # fmt: skip
-    """Train `encoder` in place and return it with its decoder; `measure(encoder, epoch, last)` adds to an epoch's history."""
+    """Train `encoder` in place and return it with its decoder; `measure(encoder, epoch, last)` adds to an epoch's
+    history.
+    """
     strategy, (size, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
     grid, b = encoder.patch_embed.grid_size, recipe.batch_size
     num_masked = masking.num_masked(grid[0] * grid[1], masks.mask_ratio)
@@ -93,7 +95,9 @@ def pretrain(
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=recipe.betas)
     rate, state = recipe.base_lr * b / 256, {"model": model, "optimizer": optimizer}
 
-    for step in run.steps(reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers, state=state):
+    for step in run.steps(
+        reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers, state=state
+    ):
         warmup = recipe.warmup_epochs * step.per_epoch
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
         inter_part = masking.inter_part(step.progress, **vars(masks.inter_part))

@@ -34,7 +34,11 @@ class Progress:
     def advance(self, loss: Tensor) -> None:
         """One more step is done."""
         self.done += 1
-        shown = {"loss": f"loss {float(loss):.4f}", "speed": f"{self.speed():,.0f} images/s"} if not self.bar.disable else {}
+        shown = (
+            {"loss": f"loss {float(loss):.4f}", "speed": f"{self.speed():,.0f} images/s"}
+            if not self.bar.disable
+            else {}
+        )
         self.bar.update(self.task, completed=self.done, **shown)
 
     def speed(self) -> float:

@@ -1,6 +1,7 @@
 """Randomness by name: every random number is a pure function of a seed and the names of what it is for.
 
-Nothing about a generator is ever saved: a resumed run folds the same names (epoch, step, key) and draws the same numbers.
+Nothing about a generator is ever saved: a resumed run folds the same names (epoch, step, key) and draws the same
+numbers.
 """
 
 import hashlib

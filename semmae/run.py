@@ -7,8 +7,8 @@ A stage keeps its loop visible and asks a `Run` for the next step:
             loss = ...; loss.backward(); optimizer.step()
             run.record(loss=loss)
 
-A run is known by its fingerprint: stage, params, digests of its inputs and of the source it imported. A run with the same
-fingerprint goes on at the step where the last one was killed, with the same numbers; anything else starts afresh.
+A run is known by its fingerprint: stage, params, digests of its inputs and of the source it imported. A run with the
+same fingerprint goes on at the step where the last one was killed, with the same numbers; anything else starts afresh.
 """
 
 import dataclasses
@@ -76,7 +76,12 @@ class Run:
         self, stage: str, world: dist.World, *, out: Path, params: Any, inputs: list[str], checkpoint_minutes: float
     ) -> None:
         self.stage, self.world, self.out = stage, world, out
-        self.identity = {"stage": stage, "params": dataclasses.asdict(params), "inputs": inputs, "source": source_digest()}
+        self.identity = {
+            "stage": stage,
+            "params": dataclasses.asdict(params),
+            "inputs": inputs,
+            "source": source_digest(),
+        }
         self.fingerprint = artifact.digest(self.identity)
         self.folder = artifact.state_root() / "runs" / self.fingerprint
         self.checkpoint_seconds = 60 * checkpoint_minutes
@@ -121,14 +126,16 @@ class Run:
     ) -> Iterator[Step]:
         """Every step of `epochs`, from where the last run with this fingerprint stopped; `load(reader, index, epoch)`.
 
-        Step s of an epoch takes the samples s * batch_size ... of the epoch's permutation, each rank its slice, so the order
-        is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs.
+        Step s of an epoch takes the samples s * batch_size ... of the epoch's permutation, each rank its slice, so
+        the order is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs.
         """
         per_epoch = len(reader) // batch_size
         if per_epoch == 0:
             raise ValueError(f"{self.stage}.batch_size is {batch_size}, but the data set has {len(reader)} samples")
         if batch_size % self.world.size:
-            raise ValueError(f"{self.stage}.batch_size is {batch_size}; {self.world.size} processes cannot share it evenly")
+            raise ValueError(
+                f"{self.stage}.batch_size is {batch_size}; {self.world.size} processes cannot share it evenly"
+            )
         share = batch_size // self.world.size
         number, steps, saved = self._restore(state), epochs * per_epoch, time.monotonic()
         with Progress(self.stage, steps, per_epoch, batch_size, start=number, shown=self.world.leads) as progress:
@@ -170,8 +177,8 @@ class Run:
         if not torch.isfinite(self._latest):
             keys = ", ".join(batch["key"][:8])
             raise FloatingPointError(
-                f"{self.stage}: the loss is {float(self._latest)} at step {number} on rank {self.world.rank}; its samples: "
-                f"{keys}{' ...' if len(batch['key']) > 8 else ''}; lower base_lr or set precision to fp32 in params.yaml"
+                f"{self.stage}: the loss is {float(self._latest)} at step {number} on rank {self.world.rank}; its "
+                f"samples: {keys}{' ...' if len(batch['key']) > 8 else ''}; lower base_lr or set precision to fp32"
             )
 
     def _close_epoch(self, epoch: int) -> None:
@@ -222,14 +229,17 @@ class _Load:
 def source_digest() -> str:
     """The digest of the project's own source that this process has imported, the running stage included."""
     modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("semmae", "stages")}
-    files = {module.__file__ for module in (*modules.values(), sys.modules["__main__"]) if getattr(module, "__file__", None)}
+    files = {
+        module.__file__ for module in (*modules.values(), sys.modules["__main__"]) if getattr(module, "__file__", None)
+    }
     return artifact.digest(sorted(artifact.sha256(Path(file)) for file in files if file))
 
 
 def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> None:
     """The curves of a run for `dvc plots` and `dvc exp show`: one DVCLive TSV per column, rewritten whole.
 
-    Without DVCLive (a training machine that has no DVC) there is nobody to read them: the history in the artifact stays.
+    Without DVCLive (a training machine that has no DVC) there is nobody to read them: the history in the artifact
+    stays.
     """
     try:
         from dvclive import Live
@@ -245,6 +255,7 @@ def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> 
 
 
 def described(section: Any) -> dict[str, Any]:
-    """A stage's section as its artifact tells it: all that can change the result, not where and how fast it was computed."""
+    """A stage's section as its artifact tells it: all that can change the result, not where and how fast it was
+    computed.
+    """
     return {name: value for name, value in dataclasses.asdict(section).items() if name != "compute"}
-

@@ -1,7 +1,7 @@
 """The frozen teacher, one format for all of them: patch tokens, class token, class-token attention.
 
-Where it comes from (iBOT or MAE on your own shards, a timm model) is the teacher stage's business; what follows only sees
-`Teacher.encode`. A teacher is any timm VisionTransformer; it takes images of any size that its patches divide.
+Where it comes from (iBOT or MAE on your own shards, a timm model) is the teacher stage's business; what follows only
+sees `Teacher.encode`. A teacher is any timm VisionTransformer; it takes images of any size that its patches divide.
 """
 
 import pickle
@@ -40,7 +40,9 @@ class Teacher(nn.Module):
     def grid(self, img_size: int) -> tuple[int, int]:
         """Rows and columns of patches in a square image; ValueError where patches do not fit."""
         if img_size % self.patch_size:
-            raise ValueError(f"img_size is {img_size}; the teacher needs a multiple of its patch size {self.patch_size}")
+            raise ValueError(
+                f"img_size is {img_size}; the teacher needs a multiple of its patch size {self.patch_size}"
+            )
         return img_size // self.patch_size, img_size // self.patch_size
 
     @torch.no_grad()
@@ -55,20 +57,25 @@ class Teacher(nn.Module):
 def from_timm(name: str, *, img_size: int, checkpoint: Path | None) -> tuple[VisionTransformer, dict[str, Any]]:
     """A timm ViT by name with timm's published weights or those in `checkpoint`, positions resampled to `img_size`.
 
-    `checkpoint` is a file as timm reads it (safetensors, or a state dict that `torch.load` takes with `weights_only=True`).
-    Raises ValueError for a name that is no VisionTransformer, a model without a class token, or foreign weights.
+    `checkpoint` is a file as timm reads it (safetensors, or a state dict that `torch.load` takes with
+    `weights_only=True`). Raises ValueError for a name that is no VisionTransformer, a model without a class token,
+    or foreign weights.
     """
     known = timm.list_models(module="vision_transformer")
     if name.split(".")[0] not in known:
         near = get_close_matches(name, known, n=5, cutoff=0.3)
-        raise ValueError(f"teacher.model is {name!r}; it is none of timm's VisionTransformers, such as {', '.join(near or known[:5])}")
+        raise ValueError(
+            f"teacher.model is {name!r}, none of timm's VisionTransformers, such as {', '.join(near or known[:5])}"
+        )
     try:
         network = timm.create_model(
             name, pretrained=checkpoint is None, num_classes=0, img_size=img_size, dynamic_img_size=True
         )
     except (RuntimeError, OSError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"teacher.model is {name!r}: {reason}; without a network, give teacher.checkpoint a file") from None
+        raise ValueError(
+            f"teacher.model is {name!r}: {reason}; without a network, give teacher.checkpoint a file"
+        ) from None
     if network.cls_token is None:
         raise ValueError(f"teacher.model is {name!r}, which has no class token; choose one that has")
     if checkpoint is not None:
@@ -82,9 +89,13 @@ def _fill(network: VisionTransformer, checkpoint: Path) -> None:
     try:
         state = timm.models.load_state_dict(str(checkpoint), use_ema=False, weights_only=True)
         state = timm.models.vision_transformer.checkpoint_filter_fn(state, network)
-        network.load_state_dict({k: v for k, v in state.items() if not k.startswith(("head.", "fc_norm."))}, strict=True)
+        network.load_state_dict(
+            {k: v for k, v in state.items() if not k.startswith(("head.", "fc_norm."))}, strict=True
+        )
     except (RuntimeError, OSError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"{checkpoint} does not hold the weights of {network.pretrained_cfg['architecture']}: {error}") from None
+        raise ValueError(
+            f"{checkpoint} does not hold the weights of {network.pretrained_cfg['architecture']}: {error}"
+        ) from None
 
 
 def save(folder: Path, network: VisionTransformer, config: dict[str, Any]) -> None:

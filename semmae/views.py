@@ -1,7 +1,7 @@
 """What a training step sees of a sample: crops sampled by name, so that a resumed run sees the same ones.
 
-Every box and colour is drawn from (seed, epoch, key). The loaders are called by `run.Run.steps`, in worker processes too, as
-`load(reader, index, epoch)`; they return uint8 arrays, which the device normalises.
+Every box and colour is drawn from (seed, epoch, key). The loaders are called by `run.Run.steps`, in worker processes
+too, as `load(reader, index, epoch)`; they return uint8 arrays, which the device normalises.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,10 @@ class OneCrop:
         image = reader.image(index)
         rng = numpy_generator(self.seed, "crop", epoch, reader.keys[index])
         box = random_resized_crop(rng, aspect=image.shape[1] / image.shape[0], **vars(self.crop))
-        sample = {"key": reader.keys[index], "image": np.ascontiguousarray(crop_image(image, box, self.img_size).transpose(2, 0, 1))}
+        sample = {
+            "key": reader.keys[index],
+            "image": np.ascontiguousarray(crop_image(image, box, self.img_size).transpose(2, 0, 1)),
+        }
         if self.maps is not None:
             labels = getattr(self.maps, self.field)[index].reshape(self.maps.grid)
             sample["evidence"] = crop_part_map(labels, box, self.grid).reshape(-1)
@@ -64,7 +67,9 @@ class OneCrop:
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole image resized, not cropped, to a square, as part maps see it; flipped at random with probability `flip`."""
+    """The whole image resized, not cropped, to a square, as part maps see it; flipped at random with probability
+    `flip`.
+    """
 
     img_size: int
     seed: int
@@ -111,6 +116,7 @@ def colour_matrix(rng: np.random.Generator, colour: Colour) -> Float[np.ndarray,
 
     Contrast turns about middle gray, saturation about luma, hue about the gray axis.
     """
+
     def factor(spread: float) -> float:
         return rng.uniform(max(0.0, 1 - spread), 1 + spread)
 

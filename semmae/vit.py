@@ -1,7 +1,8 @@
 """The Vision Transformer: timm's own, so that weights come from timm and go back to it without translation.
 
 - `build`: a `VisionTransformer` from a small config, with the fixed 2-D sine-cosine positions of MAE.
-- `tokens`: its forward pass in the order of timm's `forward_features`, with masked patches left out before the first block.
+- `tokens`: its forward pass in the order of timm's `forward_features`, with masked patches left out before the first
+  block.
 - `class_attention`: how much the class token of the last block attends to each patch.
 - `save` / `load`: weights and config, enough to rebuild it with no flags.
 """
@@ -39,7 +40,9 @@ def build(config: dict[str, Any], *, drop_path: float = 0.0) -> VisionTransforme
 
 
 def sincos_positions(side: int, width: int) -> Float[Tensor, "1 n d"]:
-    """Fixed positions for a class token (zeros) and side * side patches (MAE appendix A; Vaswani et al. 2017, in 2-D)."""
+    """Fixed positions for a class token (zeros) and side * side patches (MAE appendix A; Vaswani et al. 2017, in
+    2-D).
+    """
     patches = build_sincos2d_pos_embed([side, side], dim=width)
     return torch.cat([torch.zeros(1, width), patches])[None]
 
@@ -99,7 +102,9 @@ def use_fastest_attention(model: nn.Module, device: torch.device) -> None:
 
 
 def save(folder: Path, vit: VisionTransformer, config: dict[str, Any], *, name: str = "encoder") -> None:
-    """Write `<name>.safetensors` and `<name>.json`; `config` holds CONFIG and whatever else tells where it comes from."""
+    """Write `<name>.safetensors` and `<name>.json`; `config` holds CONFIG and whatever else tells where it comes
+    from.
+    """
     artifact.save_model(folder, name, vit.state_dict(), config)
 
 

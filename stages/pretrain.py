@@ -1,9 +1,10 @@
-"""pretrain: SemMAE, a masked autoencoder whose masks follow the cached part maps, from a share of each part to whole parts.
+"""pretrain: SemMAE, a masked autoencoder whose masks follow the cached part maps, from a share of each part to whole
+parts.
 
     python -m stages.pretrain
 
-Reads  data/shards/<pretrain.dataset>, data/part_maps/<pretrain.dataset>, data/teacher and data/parts (their digests), and
-       data/shards/<pretrain.online_knn.dataset> to watch the encoder
+Reads  data/shards/<pretrain.dataset>, data/part_maps/<pretrain.dataset>, data/teacher and data/parts (their
+digests), and data/shards/<pretrain.online_knn.dataset> to watch the encoder
 Calls  pretraining.pretrain
 Writes data/pretrain/: encoder.safetensors, encoder.json, decoder.safetensors, decoder.json, history.json;
        results/pretrain/: metrics.json and the curves

@@ -90,7 +90,8 @@ def from_mae(
     torch.manual_seed(fold(section.seed, "encoder"))
     unused = pretraining.Curriculum(start=0.0, end=0.0, power=1.0)
     model = pretraining.pretrain(
-        section.mae.recipe, pretraining.Masking(strategy="random", mask_ratio=section.mae.mask_ratio, inter_part=unused),
+        section.mae.recipe,
+        pretraining.Masking(strategy="random", mask_ratio=section.mae.mask_ratio, inter_part=unused),
         vit.build(config), reader=reader, maps=None, seed=section.seed, compute=section.compute, world=world, run=now,
         measure=watch.after_epoch,
     )  # fmt: skip

@@ -20,7 +20,9 @@ def config(method: str, **changes) -> dict:
 
 
 def planted(images: int, seed: int) -> tuple[Tokens, torch.Tensor]:
-    """Tokens of four kinds in four quarters, dealt anew in every image, whose corner moves: (tokens, the kinds (b, n))."""
+    """Tokens of four kinds in four quarters, dealt anew in every image, whose corner moves: (tokens, the kinds (b,
+    n)).
+    """
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(7)) * 2
     rows, columns = torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")

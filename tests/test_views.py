@@ -50,7 +50,9 @@ def test_whole_images_are_resized_not_cropped(reader):
 
 
 def test_multi_crop_has_two_global_views_and_colours_of_their_own(reader):
-    load = MultiCrop(0, CROP, Crop(scale=(0.05, 0.2), ratio=(1.0, 1.0), flip=0.5), 3, 32, 16, Colour(0.4, 0.4, 0.2, 0.1, 0.2))
+    load = MultiCrop(
+        0, CROP, Crop(scale=(0.05, 0.2), ratio=(1.0, 1.0), flip=0.5), 3, 32, 16, Colour(0.4, 0.4, 0.2, 0.1, 0.2)
+    )
     sample = load(reader, 0, 0)
     assert sample["global"].shape == (2, 3, 32, 32)
     assert sample["local"].shape == (3, 3, 16, 16)

@@ -72,11 +72,12 @@ def distil(
         model.compile()
     parallel = dist.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay[0], betas=(0.9, 0.999))
-    state, nothing_known = {"model": model, "optimizer": optimizer}, math.log(recipe.prototypes)
+    nothing_known = math.log(recipe.prototypes)
 
     for step in run.steps(
-        reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers, state=state
-    ):
+        reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers,
+        state={"model": model, "optimizer": optimizer},
+    ):  # fmt: skip
         lr, weight_decay, momentum, teacher_temp = _schedules(recipe, step)
         mask = _mask(recipe, grid, world, seed, step.number)
         global_crops, local_crops = _crops(step.batch, world.device)
@@ -90,7 +91,7 @@ def distil(
             student.head.prototypes.grad = None
         torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.clip_grad)
         optimizer.step()
-        model.update(*(dist.gather(out[name], world) for name in ("class_logits", "patch_logits")), momentum)
+        model.update(dist.gather(out["class_logits"], world), dist.gather(out["patch_logits"], world), momentum)
         run.record(
             loss=out["loss"], class_loss=out["class_loss"], patch_loss=out["patch_loss"], lr=lr,
             class_loss_by_ln_k=out["class_loss"] / nothing_known, patch_loss_by_ln_k=out["patch_loss"] / nothing_known,

@@ -124,6 +124,9 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 class SelfDistillation(nn.Module):
     """Student, teacher and centres as one module, so that a checkpoint or a process group handles them together."""
 
+    class_center: Tensor
+    patch_center: Tensor
+
     def __init__(
         self, student: Network, teacher: Network, *, centering: Literal["mean", "sinkhorn"], center_momentum: float
     ) -> None:

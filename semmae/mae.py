@@ -23,6 +23,8 @@ EPSILON = 1e-6  # added to a patch's variance: a patch of one colour becomes zer
 class MAE(nn.Module):
     """An encoder and the decoder that trains it; `embed_dim`, `depth`, `num_heads` are the decoder's."""
 
+    positions: Tensor
+
     def __init__(self, encoder: VisionTransformer, *, embed_dim: int, depth: int, num_heads: int) -> None:
         super().__init__()
         self.encoder = encoder

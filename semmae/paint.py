@@ -103,7 +103,7 @@ def _texture(rng: np.random.Generator, n: int) -> np.ndarray:
 def _defocused(image: np.ndarray, *, far: np.ndarray, sigma: float) -> np.ndarray:
     """The scenery out of focus, as behind a subject in a photograph; what is near keeps its edge."""
     weight = far.astype(np.float32)
-    haze = cv2.GaussianBlur(image * weight[..., None], (0, 0), sigma)
+    haze: np.ndarray = cv2.GaussianBlur(image * weight[..., None], (0, 0), sigma)
     haze /= cv2.GaussianBlur(weight, (0, 0), sigma)[..., None] + 1e-6
     return np.where(far[..., None], haze, image)
 

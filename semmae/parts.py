@@ -38,6 +38,9 @@ class Parts(nn.Module):
     neighbourhood.
     """
 
+    place: Tensor
+    whiten: Tensor
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config, self.digest = config, ""
@@ -69,6 +72,8 @@ class Parts(nn.Module):
 class KMeansParts(Parts):
     """Nearest of `num_parts` directions, found by k-means on unit-length tokens; there is no background of its own."""
 
+    centroids: Tensor
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self.register_buffer("centroids", torch.zeros(self.num_labels, config["width"]))
@@ -99,11 +104,10 @@ class PartLearner(Parts):
         width = config["width"]
         self.queries = nn.Parameter(torch.randn(self.num_labels, width))
         self.embed_class = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
-        self.embed_class.append(nn.Linear(width, self.num_labels * width))
-        nn.init.zeros_(
-            self.embed_class[-1].weight
-        )  # at first the queries are the same in every image: labels stay aligned
-        nn.init.zeros_(self.embed_class[-1].bias)
+        last = nn.Linear(width, self.num_labels * width)
+        nn.init.zeros_(last.weight)  # at first the queries are the same in every image: labels stay aligned
+        nn.init.zeros_(last.bias)
+        self.embed_class.append(last)
         self.embed_patch = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.embed_patch.weight)
         self.decoder = Decoder(

@@ -93,11 +93,12 @@ def pretrain(
         model.compile()
     parallel = dist.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=recipe.betas)
-    rate, state = recipe.base_lr * b / 256, {"model": model, "optimizer": optimizer}
+    rate = recipe.base_lr * b / 256
 
     for step in run.steps(
-        reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers, state=state
-    ):
+        reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers,
+        state={"model": model, "optimizer": optimizer},
+    ):  # fmt: skip
         warmup = recipe.warmup_epochs * step.per_epoch
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
         inter_part = masking.inter_part(step.progress, **vars(masks.inter_part))

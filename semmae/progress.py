@@ -34,12 +34,9 @@ class Progress:
     def advance(self, loss: Tensor) -> None:
         """One more step is done."""
         self.done += 1
-        shown = (
-            {"loss": f"loss {float(loss):.4f}", "speed": f"{self.speed():,.0f} images/s"}
-            if not self.bar.disable
-            else {}
-        )
-        self.bar.update(self.task, completed=self.done, **shown)
+        if not self.bar.disable:
+            shown, speed = f"loss {float(loss):.4f}", f"{self.speed():,.0f} images/s"
+            self.bar.update(self.task, completed=self.done, loss=shown, speed=speed)
 
     def speed(self) -> float:
         """Images per second since this process took up the run."""

@@ -44,7 +44,7 @@ class Stateful(Protocol):
     """What a checkpoint keeps: a module or an optimiser."""
 
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Run:
             )
 
     def _close_epoch(self, epoch: int) -> None:
-        row = {"epoch": epoch + 1}
+        row: dict[str, float] = {"epoch": epoch + 1}
         for name, total in self._sums.items():
             row[name] = float(dist.mean(total / self._count, self.world))
         self.history.append({**row, **self._measured})

@@ -7,7 +7,7 @@ sees `Teacher.encode`. A teacher is any timm VisionTransformer; it takes images 
 import pickle
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -68,9 +68,7 @@ def from_timm(name: str, *, img_size: int, checkpoint: Path | None) -> tuple[Vis
             f"teacher.model is {name!r}, none of timm's VisionTransformers, such as {', '.join(near or known[:5])}"
         )
     try:
-        network = timm.create_model(
-            name, pretrained=checkpoint is None, num_classes=0, img_size=img_size, dynamic_img_size=True
-        )
+        network = _create(name, img_size, pretrained=checkpoint is None)
     except (RuntimeError, OSError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -78,13 +76,19 @@ def from_timm(name: str, *, img_size: int, checkpoint: Path | None) -> tuple[Vis
         ) from None
     if network.cls_token is None:
         raise ValueError(f"teacher.model is {name!r}, which has no class token; choose one that has")
+    published = cast(dict[str, Any], network.pretrained_cfg)
     if checkpoint is not None:
-        _fill(network, checkpoint)
+        _fill(network, checkpoint, published["architecture"])
     config = {"timm": name, "img_size": img_size, "class_token": True}
-    return network, config | {key: list(network.pretrained_cfg[key]) for key in ("mean", "std")}
+    return network, config | {key: list(published[key]) for key in ("mean", "std")}
 
 
-def _fill(network: VisionTransformer, checkpoint: Path) -> None:
+def _create(name: str, img_size: int, *, pretrained: bool) -> VisionTransformer:
+    network = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=img_size, dynamic_img_size=True)
+    return cast(VisionTransformer, network)
+
+
+def _fill(network: VisionTransformer, checkpoint: Path, architecture: str) -> None:
     """Strictly load a file into `network`: all weights but a classifier's, positions resampled, nothing unpickled."""
     try:
         state = timm.models.load_state_dict(str(checkpoint), use_ema=False, weights_only=True)
@@ -93,9 +97,10 @@ def _fill(network: VisionTransformer, checkpoint: Path) -> None:
             {k: v for k, v in state.items() if not k.startswith(("head.", "fc_norm."))}, strict=True
         )
     except (RuntimeError, OSError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(
-            f"{checkpoint} does not hold the weights of {network.pretrained_cfg['architecture']}: {error}"
-        ) from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        first = lines[1] if isinstance(error, RuntimeError) and len(lines) > 1 else lines[0]  # below torch's headline
+        name = network.pretrained_cfg["architecture"]
+        raise ValueError(f"{checkpoint} does not hold the weights of {name}: {first}") from None
 
 
 def save(folder: Path, network: VisionTransformer, config: dict[str, Any]) -> None:
@@ -106,11 +111,6 @@ def save(folder: Path, network: VisionTransformer, config: dict[str, Any]) -> No
 def load(folder: Path) -> Teacher:
     """The teacher in `folder`, frozen; strict about its weights."""
     state, config = artifact.read_model(folder, "teacher")
-    if "timm" in config:
-        network = timm.create_model(
-            config["timm"], pretrained=False, num_classes=0, img_size=config["img_size"], dynamic_img_size=True
-        )
-    else:
-        network = vit.build(config)
+    network = _create(config["timm"], config["img_size"], pretrained=False) if "timm" in config else vit.build(config)
     network.load_state_dict(state, strict=True)
     return Teacher(network, config, artifact.model_digest(folder, "teacher"))

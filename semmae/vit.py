@@ -8,12 +8,12 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Integer, UInt8
-from timm.layers import build_sincos2d_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import Attention, build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from semmae import artifact
@@ -33,6 +33,8 @@ def build(config: dict[str, Any], *, drop_path: float = 0.0) -> VisionTransforme
     vit = VisionTransformer(
         **{key: config[key] for key in CONFIG}, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path
     )
+    assert vit.pos_embed is not None
+    assert vit.cls_token is not None
     vit.pos_embed.requires_grad_(False)
     vit.pos_embed.data.copy_(sincos_positions(size // patch, config["embed_dim"]))
     nn.init.normal_(vit.cls_token, std=0.02)
@@ -80,14 +82,15 @@ def class_attention(
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b n"]]:
     """`tokens`, and the last block's class-token attention to the patches: mean over heads, sums to 1 over patches."""
     x = vit.blocks[:-1](embed(vit, images))
-    block = vit.blocks[-1]
-    q, k, _ = _qkv(block.attn, block.norm1(x))
-    weights = (q[:, :, :1] * block.attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
+    block = cast(Block, vit.blocks[-1])
+    attn = cast(Attention, block.attn)
+    q, k, _ = _qkv(attn, block.norm1(x))
+    weights = (q[:, :, :1] * attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
     attention = weights[:, :, 0, vit.num_prefix_tokens :].float().mean(1)
     return vit.norm(block(x)), attention / attention.sum(1, keepdim=True)
 
 
-def _qkv(attn: nn.Module, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor]:
+def _qkv(attn: Attention, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys, values (b, heads, t, d / heads) of a timm attention layer."""
     b, t, _ = x.shape
     q, k, v = attn.qkv(x).reshape(b, t, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -98,7 +101,7 @@ def use_fastest_attention(model: nn.Module, device: torch.device) -> None:
     """Fused attention on GPUs; on CPUs explicit products, whose backward pass is twice as fast at these lengths."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = device.type == "cuda"
+            cast(Any, module).fused_attn = device.type == "cuda"
 
 
 def save(folder: Path, vit: VisionTransformer, config: dict[str, Any], *, name: str = "encoder") -> None:

@@ -130,12 +130,12 @@ def learned(
     model.to(world.device)
     parallel = dist.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
-    rate, state = recipe.base_lr * recipe.batch_size / 256, {"model": model, "optimizer": optimizer}
+    rate = recipe.base_lr * recipe.batch_size / 256
     view = Whole(section.img_size, section.seed, recipe.flip)
 
     for step in now.steps(
         reader, view, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=section.seed,
-        workers=section.compute.workers, state=state,
+        workers=section.compute.workers, state={"model": model, "optimizer": optimizer},
     ):  # fmt: skip
         images = step.batch["image"].to(world.device)
         with dist.autocast(world.device, section.compute.precision):

@@ -83,7 +83,11 @@ def pretrain(
     strategy, (size, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
     grid, b = encoder.patch_embed.grid_size, recipe.batch_size
     num_masked = masking.num_masked(grid[0] * grid[1], masks.mask_ratio)
+    if num_masked == grid[0] * grid[1]:
+        raise ValueError(f"mask_ratio is {masks.mask_ratio}, which leaves none of {num_masked} patches; lower it")
     evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
+    if evidence and getattr(maps, evidence) is None:
+        raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")
     crops = OneCrop(seed, recipe.crop, size, grid, maps if evidence else None, evidence or "")
 
     torch.manual_seed(fold(seed, "decoder"))

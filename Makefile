@@ -2,6 +2,7 @@
 # Python >= 3.11 and make are all a machine needs; `make PYTHON=python3.12 demo` chooses another Python.
 
 PYTHON ?= python3
+SCORES := Experiment|pretrain\.(masking\.strategy|seed)$$|(knn|linear)\.[^.]+\.top1$$|part_scores\.[^.]+\.patch\.fg_iou$$
 INSTALLED := .venv/.installed
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -13,7 +14,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 demo: $(INSTALLED)
 	dvc repro
-	@dvc metrics show
+	@dvc exp show --md --drop '.*' --keep '$(SCORES)'
 	@echo "report: $(CURDIR)/results/report/index.html"
 
 test: export OMP_NUM_THREADS := 1

@@ -69,3 +69,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> "Proje
 def toy(finished: "Project", tmp_path: Path) -> "Project":
     """A copy of the finished toy project, to do anything with."""
     return finished.copy(tmp_path / "toy")
+
+
+@pytest.fixture
+def inside(toy: "Project", monkeypatch: pytest.MonkeyPatch) -> "Project":
+    """A copy of the finished toy project, this process in its folder and with its state."""
+    monkeypatch.chdir(toy.folder)
+    monkeypatch.setenv("SEMMAE_STATE", str(toy.root / "state"))
+    return toy

@@ -1,5 +1,6 @@
 """A copy of the project in a folder of its own, at toy size, for tests that run the real commands in real processes."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -8,11 +9,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 from ruamel.yaml import YAML
 
-from semmae import creatures
+from semmae import creatures, stage
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = (
@@ -119,3 +121,9 @@ def create(root: Path) -> Project:
     project.run("git", "add", ".")
     project.run("git", "commit", "--quiet", "--message", "toy", **AUTHOR)
     return project
+
+
+def call(name: str, *arguments: str) -> None:
+    """A stage as its command runs it, but in this process and its working directory."""
+    with mock.patch("sys.argv", [name, *arguments]):
+        stage.main(importlib.import_module(f"stages.{name}").main)

@@ -14,14 +14,6 @@ from semmae import artifact, part_maps
 from semmae.__main__ import app
 
 
-@pytest.fixture
-def inside(toy: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """The finished toy project, this process in its folder and with its state."""
-    monkeypatch.chdir(toy.folder)
-    monkeypatch.setenv("SEMMAE_STATE", str(toy.root / "state"))
-    return toy
-
-
 def semmae(*arguments: str, expect: int = 0) -> str:
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == expect, result.output

@@ -1,28 +1,11 @@
 """Bad input ends in one sentence and exit status 1, and what was there before is still there."""
 
 import hashlib
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project
-
-from semmae import stage
-
-
-@pytest.fixture
-def inside(toy: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """The finished toy project, this process in its folder and with its state."""
-    monkeypatch.chdir(toy.folder)
-    monkeypatch.setenv("SEMMAE_STATE", str(toy.root / "state"))
-    return toy
-
-
-def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage as its command runs it, in this process."""
-    monkeypatch.setattr("sys.argv", [name, *arguments])
-    stage.main(importlib.import_module(f"stages.{name}").main)
+from project import Project, call
 
 
 def contents() -> dict[str, str]:
@@ -63,7 +46,7 @@ def test_a_wrong_parameter_is_named_and_nothing_is_lost(
         inside.set(key, value)
     before = contents()
     with pytest.raises(SystemExit) as ended:
-        run(*command.split(), monkeypatch=monkeypatch)
+        call(*command.split())
     assert ended.value.code == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1, said
@@ -72,19 +55,17 @@ def test_a_wrong_parameter_is_named_and_nothing_is_lost(
     assert contents() == before
 
 
-def test_a_missing_key_is_named(inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_key_is_named(inside: Project, capsys: pytest.CaptureFixture[str]):
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("    mask_ratio: 0.75\n    inter_part", "    inter_part"))
     with pytest.raises(SystemExit):
-        run("pretrain", monkeypatch=monkeypatch)
+        call("pretrain")
     assert capsys.readouterr().err == "error: params.yaml: missing key pretrain.masking.mask_ratio; add it\n"
 
 
-def test_part_maps_of_another_teacher_are_refused(
-    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_part_maps_of_another_teacher_are_refused(inside: Project, capsys: pytest.CaptureFixture[str]):
     inside.set("teacher.seed", 1)
-    run("teacher", monkeypatch=monkeypatch)
+    call("teacher")
     before = contents()
     for command, sentence in (
         ("pretrain", "was made with teacher"),
@@ -93,25 +74,25 @@ def test_part_maps_of_another_teacher_are_refused(
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run(*command.split(), monkeypatch=monkeypatch)
+            call(*command.split())
         assert ended.value.code == 1
         assert sentence in capsys.readouterr().err
     assert contents() == before
 
 
 def test_a_truncated_image_is_counted_and_too_many_of_them_stop_the_stage(
-    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    inside: Project, capsys: pytest.CaptureFixture[str]
 ):
     image = next(iter(Path("data/raw/pictures/images/train").glob("*/*.png")))
     image.write_bytes(image.read_bytes()[:200])
-    run("shards", "toy", monkeypatch=monkeypatch)
+    call("shards", "toy")
     assert "63 train, 32 val" in (said := capsys.readouterr().out)
     assert "1 of 96 inputs rejected" in said
 
     inside.set("shards.writing.max_rejects", 0.01)
     before = contents()
     with pytest.raises(SystemExit) as ended:
-        run("shards", "toy", monkeypatch=monkeypatch)
+        call("shards", "toy")
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert said.startswith("error: 1 of 96 inputs are rejected, max_rejects allows 1.00%")
@@ -119,16 +100,14 @@ def test_a_truncated_image_is_counted_and_too_many_of_them_stop_the_stage(
     assert contents() == before
 
 
-def test_a_damaged_shard_stops_the_run_before_its_first_step(
-    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_damaged_shard_stops_the_run_before_its_first_step(inside: Project, capsys: pytest.CaptureFixture[str]):
     shard = Path("data/shards/toy/train-000001.tar")
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.chmod(0o644)
     shard.write_bytes(data)
     with pytest.raises(SystemExit):
-        run("pretrain", monkeypatch=monkeypatch)
+        call("pretrain")
     said = capsys.readouterr()
     assert "train-000001.tar" in said.err
     assert "epoch" not in said.err + said.out

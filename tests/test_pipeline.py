@@ -5,28 +5,28 @@ import dataclasses
 import importlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from imports import ROOT, closure, imported
-from project import AUTHOR, Project
+from project import AUTHOR, Project, call
 
 from semmae import params
 
 GRAPH = params.read(ROOT / "dvc.yaml")["stages"]
 STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
-LAYERS = (  # of DESIGN section 3; a file imports from its own layer and from those before it
-    ("__init__", "params", "stage", "rng", "dist", "artifact"),
-    ("images", "layout", "pool", "anatomy", "creatures", "sources", "shards", "reader", "part_maps", "augment",
-     "views", "masking", "optim", "metrics", "part_metrics", "checkpoint", "progress", "palettes", "overlays", "curves",
-     "tables"),
-    ("vit", "mae", "ibot", "teacher", "parts", "heads", "features", "baselines", "part_baselines", "health"),
-    ("run", "pretraining", "distillation", "figures", "state", "flow"),
-    ("__main__",),
-)  # fmt: skip
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+LAYERS = (  # see docs/architecture.md; a file imports from its own layer and from those before it
+    "__init__ params stage rng dist artifact",
+    "images layout pool anatomy scenery paint creatures sources shards reader part_maps augment views masking optim"
+    " metrics part_metrics checkpoint progress palettes overlays curves tables",
+    "vit mae ibot teacher parts heads features baselines part_baselines health",
+    "run pretraining distillation figures state flow",
+    "__main__",
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 
 
 def dataclass_of(stage: str) -> type:
@@ -87,6 +87,24 @@ def test_another_dataset_is_scored_alone(toy: Project):
     toy.set("knn.datasets.more", {})
     said = toy.dvc("repro")
     assert ran(said) == {"shards@more", "knn@more", "report"}
+
+
+def test_images_alone_are_enough(inside: Project):
+    """A folder without labels and masks, nothing to score: all stages but the scores, and the report."""
+    for stage in ("knn", "linear", "part_scores"):
+        inside.set(f"{stage}.datasets", {})
+        for file in Path("results", stage).glob("*.*s*"):
+            file.unlink()
+    inside.set("shards.datasets.toy.sources.pictures.labels", False)
+    inside.set("shards.datasets.toy.sources.pictures.masks", None)
+    shutil.rmtree("results/report")
+    for stage, *arguments in (["shards", "toy"], ["teacher"], ["parts"], ["part_maps"], ["pretrain"], ["report"]):
+        call(stage, *arguments)
+    assert Path("results/report/index.html").stat().st_size > 10_000
+    missing = [
+        out for entry in json.loads(inside.dvc("status", "--json")).values() for out in entry if "deleted" in str(out)
+    ]
+    assert not missing
 
 
 # What the files say

@@ -15,7 +15,7 @@ def test_warmup_then_half_a_cosine():
     assert values[10] == pytest.approx(1.0)
     assert values[55] == pytest.approx(0.6)
     assert values[100] == pytest.approx(0.2)
-    assert all(a >= b for a, b in itertools.pairwise(values))
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
 
 
 def test_a_schedule_may_rise():

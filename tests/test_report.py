@@ -46,10 +46,10 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     elder = teacher.load(Path("data/teacher"))
 
     config = {"method": method, "num_parts": 3, "background": method == "learned", "width": 32, "grid": [4, 4]}
-    config |= {"img_size": 32, "temperature": 0.1, "hidden": 8, "decoder_width": 8, "decoder_depth": 1, "values": 32}
+    config |= {"img_size": 32, "temperature": 0.1, "decoder_width": 8, "decoder_depth": 1, "values": 32}
     config |= {"class_token": False, "params": {"method": method}}
     learner = parts.METHODS[method](config)
-    torch.nn.init.normal_(learner.mean)
+    torch.nn.init.normal_(learner.place)
     parts.save(Path("data/parts"), learner)
     learner = parts.load(Path("data/parts"))
 

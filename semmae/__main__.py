@@ -30,7 +30,7 @@ app = typer.Typer(
 )  # fmt: skip
 state = typer.Typer(help="Unfinished runs and cached part maps under the state root.", no_args_is_help=True)
 app.add_typer(state, name="state")
-console = Console()
+console = Console(markup=False, highlight=False)  # names of files may hold brackets
 
 
 @app.command()
@@ -67,7 +67,7 @@ def show(
             reader, maps, model=model, masking=masking, norm_pix_loss=decoder["norm_pix_loss"], **chosen
         )
     image.save(out)
-    console.print(f"{out}: {what} of {dataset}, {image.width} x {image.height} pixels")
+    typer.echo(f"{out}: {what} of {dataset}, {image.width} x {image.height} pixels")
 
 
 @app.command()
@@ -104,7 +104,7 @@ def index(
 
 def _rejects(rejected: list[dict[str, str]], samples: int) -> None:
     """The reasons why inputs were refused, the commonest first, each with an example."""
-    console.print(f"{len(rejected)} of {len(rejected) + samples} inputs were rejected")
+    typer.echo(f"{len(rejected)} of {len(rejected) + samples} inputs were rejected")
     if not rejected:
         return
     kind = {row["source"]: row["reason"].partition(": ")[0] for row in rejected}
@@ -125,9 +125,9 @@ def _check(dataset: str) -> None:
         raise ValueError(f"shards has no dataset {dataset!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
     changed = shards.check(SHARDS / dataset, located(section.datasets[dataset].sources))
     if changed:
-        console.print(f"changed since then: {', '.join(changed)}; run: dvc repro -f shards@{dataset}")
+        typer.echo(f"changed since then: {', '.join(changed)}; run: dvc repro -f shards@{dataset}")
         raise typer.Exit(1)
-    console.print("the sources are as they were")
+    typer.echo("the sources are as they were")
 
 
 @state.command("ls")
@@ -136,7 +136,7 @@ def list_state() -> None:
     from semmae import artifact, part_maps
     from semmae import state as kept
 
-    console.print(f"state root: {artifact.state_root()}")
+    typer.echo(f"state root: {artifact.state_root()}")
     table = _table("unfinished runs", "stage", "fingerprint", "step", "MB", "last used", "")
     for run in kept.runs():
         step = "-" if run.step is None else str(run.step)
@@ -159,11 +159,11 @@ def collect_state(
     from semmae import state as kept
 
     old = kept.prune_runs(unused_days=unused_days)
-    console.print(f"{len(old)} unfinished runs deleted, {sum(run.num_bytes for run in old) / 1e6:.1f} MB")
+    typer.echo(f"{len(old)} unfinished runs deleted, {sum(run.num_bytes for run in old) / 1e6:.1f} MB")
     if at_work := kept.at_work():
-        console.print(f"part maps left alone: process {', '.join(at_work)} is at work and may need them")
+        typer.echo(f"part maps left alone: process {', '.join(at_work)} is at work and may need them")
     else:
-        console.print(f"{part_maps.prune(unused_days=unused_days) / 1e6:.1f} MB of part maps deleted")
+        typer.echo(f"{part_maps.prune(unused_days=unused_days) / 1e6:.1f} MB of part maps deleted")
 
 
 @app.command()

@@ -30,8 +30,7 @@ def latest(folder: Path, *, map_location: torch.device) -> dict[str, Any] | None
     """The newest checkpoint that is whole, or None."""
     for path in _saves(folder):
         try:
-            manifest = artifact.read_json(path / "manifest.json")
-            if artifact.sha256(path / "state.pt") != manifest["state.pt"]:
+            if artifact.read_json(path / "manifest.json") != {"state.pt": artifact.sha256(path / "state.pt")}:
                 raise ValueError(f"{path / 'state.pt'} does not match its manifest")
             return torch.load(path / "state.pt", map_location=map_location, weights_only=True)
         except (ValueError, OSError) as error:

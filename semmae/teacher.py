@@ -99,8 +99,7 @@ def _fill(network: VisionTransformer, checkpoint: Path, architecture: str) -> No
     except (RuntimeError, OSError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         first = lines[1] if isinstance(error, RuntimeError) and len(lines) > 1 else lines[0]  # below torch's headline
-        name = network.pretrained_cfg["architecture"]
-        raise ValueError(f"{checkpoint} does not hold the weights of {name}: {first}") from None
+        raise ValueError(f"{checkpoint} does not hold the weights of {architecture}: {first}") from None
 
 
 def save(folder: Path, network: VisionTransformer, config: dict[str, Any]) -> None:

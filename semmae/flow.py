@@ -128,6 +128,8 @@ def run(jobs: int) -> list[Outcome]:
     """Run the flow; what became of every stage, in order of dependence."""
     graph()  # what is wrong with dvc.yaml is told at once, before Prefect starts a server
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that Prefect takes its server down
+    # A shell starts what it puts in the background with SIGINT ignored, which stages would inherit; they must hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ended: Any = pipeline(jobs, return_state=True)
     outcomes = ended.result(raise_on_failure=False)
     if isinstance(outcomes, BaseException):

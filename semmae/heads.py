@@ -144,20 +144,6 @@ def linear_probe(
     return Probe(heads.scores(val)[:, 0], base_lrs[best], history)
 
 
-def stratified_split(labels: Integer[Tensor, " n"], *, share: float, seed: int) -> Integer[np.ndarray, " h"]:
-    """The samples to hold out: `share` of every class, at least one of a class that has two, drawn by (seed, class)."""
-    held = []
-    for label in labels.unique().tolist():
-        members = np.flatnonzero(labels.numpy() == label)
-        size = min(len(members) - 1, max(1, round(share * len(members))))
-        held.append(numpy_generator(seed, "holdout", label).permutation(members)[:size])
-    if not sum(map(len, held)):
-        raise ValueError(
-            "every class of train has a single sample; a linear probe needs two to choose its learning rate"
-        )
-    return np.sort(np.concatenate(held))
-
-
 def linear_readout(
     train_tokens: Float[np.ndarray, "n d"],
     train_labels: Integer[np.ndarray, " n"],

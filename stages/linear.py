@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, baselines, dist, features, heads, metrics, params, stage, teacher, vit
+from semmae import artifact, baselines, dist, features, heads, metrics, params, stage, subsets, teacher, vit
 from semmae.params import STRICT
 from semmae.reader import Reader
 
@@ -90,7 +90,7 @@ def probed(
     """The scores of val under the probe, and the curve by which its learning rate was chosen."""
     train, val = splits
     labels, val_labels = (torch.from_numpy(reader.labels) for reader in splits)
-    held_out = heads.stratified_split(labels, share=protocol.holdout, seed=protocol.seed)
+    held_out = subsets.stratified_split(train.labels, share=protocol.holdout, seed=protocol.seed)
     sizes = {"img_size": img_size, "batch_size": protocol.encode_batch_size, "workers": protocol.workers}
     probe = heads.linear_probe(
         heads.Samples(features.extract(encode, train, views=protocol.views, seed=protocol.seed, **sizes), labels),

@@ -21,7 +21,7 @@ RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT /
 LAYERS = (  # see docs/architecture.md; a file imports from its own layer and from those before it
     "__init__ params stage rng dist artifact",
     "images layout pool anatomy scenery paint creatures sources shards reader part_maps augment views masking optim"
-    " metrics part_metrics checkpoint progress palettes overlays curves tables",
+    " metrics part_metrics subsets checkpoint progress palettes overlays curves tables",
     "vit mae ibot teacher parts heads features baselines part_baselines health",
     "run pretraining distillation figures state flow",
     "__main__",

@@ -134,13 +134,18 @@ def state_root() -> Path:
     return root
 
 
+def lock_path(*what: str) -> Path:
+    """The file that `lock(*what)` holds."""
+    return state_root() / "locks" / digest(what)
+
+
 @contextmanager
 def lock(*what: str) -> Iterator[None]:
     """Hold an exclusive lock under the state root on the thing named `what`, until the block or the process ends.
 
     Raises BlockingIOError naming the process that holds it already.
     """
-    path = state_root() / "locks" / digest(what)
+    path = lock_path(*what)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:

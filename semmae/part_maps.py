@@ -161,9 +161,11 @@ def store_path(digest: str, shard_sha256: str) -> Path:
 
 def stored(digest: str, shard_sha256: str, *, keys: list[str]) -> bool:
     """Whether the store has the part maps of this shard, readable and for exactly these keys."""
+    entry = store_path(digest, shard_sha256)
     try:
-        found = read(store_path(digest, shard_sha256))
-    except ValueError:
+        found = read(entry)
+        os.utime(entry)  # in use: `prune` keeps it until `assemble` comes
+    except (ValueError, FileNotFoundError):
         return False
     return found.keys == keys and found.metadata["shard"] == shard_sha256
 

@@ -131,10 +131,12 @@ class Run:
         """
         per_epoch = len(reader) // batch_size
         if per_epoch == 0:
-            raise ValueError(f"{self.stage}.batch_size is {batch_size}, but the data set has {len(reader)} samples")
+            raise ValueError(
+                f"{self.stage}: batch_size is {batch_size}, but there are {len(reader)} samples"
+            )
         if batch_size % self.world.size:
             raise ValueError(
-                f"{self.stage}.batch_size is {batch_size}; {self.world.size} processes cannot share it evenly"
+                f"{self.stage}: batch_size is {batch_size}; {self.world.size} processes cannot share it evenly"
             )
         share = batch_size // self.world.size
         number, steps, saved = self._restore(state), epochs * per_epoch, time.monotonic()

@@ -41,7 +41,7 @@ def runs() -> list[UnfinishedRun]:
                 step=max(steps, default=None),
                 num_bytes=sum(stat.st_size for stat in stats[1:]),
                 used=max(stat.st_mtime for stat in stats),
-                locked=_holder(_locks() / artifact.digest(("run", folder.name))) is not None,
+                locked=_holder(artifact.lock_path("run", folder.name)) is not None,
             )
         )
     return sorted(found, key=lambda run: -run.used)
@@ -58,7 +58,7 @@ def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:
 
 def at_work() -> list[str]:
     """The ids of the processes that hold any lock under the state root."""
-    holders = {_holder(path) for path in _locks().glob("*")}
+    holders = {_holder(path) for path in artifact.lock_path().parent.glob("*")}
     return sorted(holder for holder in holders if holder)
 
 
@@ -76,8 +76,3 @@ def _holder(path: Path) -> str | None:
 
 def _runs() -> Path:
     return artifact.state_root() / "runs"
-
-
-def _locks() -> Path:
-    """Where `artifact.lock` keeps its files."""
-    return artifact.state_root() / "locks"

@@ -1,4 +1,4 @@
-# make demo: from a fresh clone to the report. make test, make lint. All three build .venv themselves.
+# make demo: from a fresh clone to the report. make test, make lint, make docs. All of them build .venv themselves.
 # Python >= 3.11 and make are all a machine needs; `make PYTHON=python3.12 demo` chooses another Python.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 
 demo: $(INSTALLED)
 	dvc repro
@@ -26,6 +26,11 @@ lint: $(INSTALLED)
 	ruff check
 	ruff format --check
 	mypy
+	zensical build --strict
+
+docs: $(INSTALLED)
+	zensical build --clean --strict
+	@echo "site: $(CURDIR)/site/index.html"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

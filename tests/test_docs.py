@@ -1,0 +1,72 @@
+"""What the documentation tells people to type works: its commands run, in their order, on the toy project."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from project import AUTHOR, ROOT, Project, create
+from ruamel.yaml import YAML
+
+BLOCK = re.compile(r"^```(sh|yaml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# The tests cannot run themselves; and what a user's shell would find in .venv, the toy project finds here.
+PRELUDE = 'set -e\nmake() { if [ "$1" = test ]; then command make --dry-run test; else command make "$@"; fi; }\n'
+
+
+def merged(section: Any, changes: Any) -> Any:
+    """`section` with the values of `changes` in the place of its own, key by key; {} empties a mapping."""
+    if not isinstance(changes, dict) or not isinstance(section, dict) or not changes:
+        return changes
+    return section | {key: merged(section.get(key), value) for key, value in changes.items()}
+
+
+def follow(page: Path, project: Project) -> str:
+    """Do what a page says, block by block: run commands and Python, change params.yaml; what the commands said."""
+    yaml, file, said = YAML(typ="safe"), project.folder / "params.yaml", []
+    for language, block in BLOCK.findall(page.read_text()):
+        if language == "yaml":
+            yaml.dump(merged(yaml.load(file), yaml.load(block)), file)
+        else:
+            command = ["bash", "-c", PRELUDE + block] if language == "sh" else [sys.executable, "-c", block]
+            said.append(project.run(*command, **AUTHOR))
+    return "\n".join(said)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Project:
+    """A clone whose demo is the toy pipeline on creatures, and which has this Python as its .venv."""
+    project = create(tmp_path / "clone")
+    text = (project.folder / "params.yaml").read_text()
+    drawn = "toy:\n      sources:\n        drawn: {kind: creatures, train: 64, val: 32, size: 32, seed: 0}\n"
+    text = re.sub(r"toy:\n      sources:\n(        .*\n)+", drawn, text, count=1)
+    (project.folder / "params.yaml").write_text(re.sub(r"\btoy\b", "creatures", text))
+    (project.folder / "data/raw/pictures").rename(project.folder / "data/raw/photos")
+    (project.folder / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (project.folder / ".venv").symlink_to(Path(sys.prefix))
+    (project.folder / ".gitignore").open("a").write("/.venv\n")
+    for name in ("pyproject.toml", "constraints.txt"):  # older than what is installed
+        (project.folder / name).touch()
+    project.run("git", "add", ".", **AUTHOR)
+    project.run("git", "commit", "--quiet", "--message", "creatures", **AUTHOR)
+    return project
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_the_commands_of_a_page_run(page: str, clone: Project):
+    said = follow(ROOT / page, clone)
+    assert f"report: {clone.folder}/results/report/index.html" in said
+
+
+def test_the_site_is_whole(tmp_path: Path):
+    """Every page is in the navigation, every link leads somewhere, every module of the reference is there."""
+    config = (ROOT / "mkdocs.yml").read_text()
+    assert {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} == set(
+        re.findall(r"[\w/]+\.md", config)
+    )
+    (tmp_path / "mkdocs.yml").write_text(config)
+    for name in ("docs", "semmae"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    subprocess.run([Path(sys.executable).parent / "zensical", "build", "--strict"], cwd=tmp_path, check=True)
+    assert "inter_part" in (tmp_path / "site/reference/masking/index.html").read_text()

@@ -3,7 +3,7 @@
 - `thumbnail`: the pixels of a 16 x 16 image in place of features.
 - `untrained`: the encoder's architecture with fresh weights.
 - `taught`: the teacher, whose knowledge went into the masks.
-- `beside`: all of them, ready to stand in for the encoder.
+- `beside`: all of them, ready to stand in for the encoder; `tokens_beside`: those that have patch tokens.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semmae import dist, vit
-from semmae.features import Encode, Pool, pooled
+from semmae.features import Encode, Pool, See, pooling, seen
 from semmae.rng import fold
 from semmae.teacher import Teacher
 
@@ -40,18 +40,17 @@ def untrained(config: dict[str, Any], *, seed: int) -> VisionTransformer:
     return network.eval().requires_grad_(False)
 
 
-def taught(teacher: Teacher, *, pool: Pool, device: torch.device, precision: dist.Precision) -> Encode:
-    """Images -> vectors by the teacher; its `class` is what it offers as one, the mean of its patches if need be."""
+def taught(teacher: Teacher, *, device: torch.device, precision: dist.Precision) -> See:
+    """Images -> class token and patch tokens by the teacher; the former is the mean of the latter if need be."""
     teacher = teacher.to(device)
     vit.use_fastest_attention(teacher, device)
 
-    def encode(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+    def see(images: UInt8[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
         with dist.autocast(device, precision):
             tokens = teacher.encode(images.to(device))
-        mean = tokens.patch.mean(1)
-        return {"class": tokens.cls, "patch_mean": mean, "both": torch.cat([tokens.cls, mean], dim=1)}[pool]
+        return tokens.cls, tokens.patch
 
-    return encode
+    return see
 
 
 def beside(
@@ -64,10 +63,15 @@ def beside(
     precision: dist.Precision,
 ) -> dict[str, tuple[Encode, int]]:
     """The lines to print beside the encoder of that `config`: for each, images -> features, and the images' size."""
-    fresh = pooled(untrained(config, seed=seed), pool=pool, device=device, precision=precision)
-    elder = taught(teacher, pool=pool, device=device, precision=precision)
-    return {
-        "thumbnails": (thumbnail, THUMBNAIL),
-        "untrained": (fresh, config["img_size"]),
-        "teacher": (elder, teacher.config["img_size"]),
-    }
+    networks = tokens_beside(config, teacher, seed=seed, device=device, precision=precision)
+    lines: dict[str, tuple[Encode, int]] = {"thumbnails": (thumbnail, THUMBNAIL)}
+    return lines | {line: (pooling(see, pool), img_size) for line, (see, img_size) in networks.items()}
+
+
+def tokens_beside(
+    config: dict[str, Any], teacher: Teacher, *, seed: int, device: torch.device, precision: dist.Precision
+) -> dict[str, tuple[See, int]]:
+    """The networks among these lines: for each, images -> class token and patch tokens, and the images' size."""
+    fresh = seen(untrained(config, seed=seed), device=device, precision=precision)
+    elder = taught(teacher, device=device, precision=precision)
+    return {"untrained": (fresh, config["img_size"]), "teacher": (elder, teacher.config["img_size"])}

@@ -1,8 +1,9 @@
 """Features of a frozen network: every image of a split through it once, in order, whatever the memory.
 
-- `extract`: stream a reader through a function images -> vectors, in the evaluation view or in seeded random views.
+- `extract`: stream a reader through a function images -> vectors, in the evaluation view or in seeded random views,
+  into a file.
 - `CentreView`, `RandomView`: the two views of classification; `WholeView`: what part scores see, and its mask's counts.
-- `pooled`: that function for a ViT: its class token, the mean of its patch tokens, or both side by side.
+- `seen`: images -> class token and patch tokens, for a ViT; `pooled`: one of them, the mean of the patches, or both.
 - `labelled_splits`, `masked_splits`: train and val of a dataset, or one sentence on why it cannot be scored.
 """
 
@@ -21,6 +22,7 @@ from semmae import dist, part_metrics, vit
 from semmae.augment import WHOLE, Box, crop_image, random_resized_crop
 from semmae.reader import Reader, batches
 from semmae.rng import numpy_generator
+from semmae.rows import Rows
 
 CROP = 224 / 256  # the share of the short side that the evaluation view keeps
 SCALE, RATIO, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # the random views of a linear probe (MAE, table 10)
@@ -28,6 +30,7 @@ SCALE, RATIO, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # the random views of a l
 Pool = Literal["class", "patch_mean", "both"]
 Load = Callable[[Reader, int], dict[str, Any]]
 Encode = Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b d"]]
+See = Callable[[UInt8[Tensor, "b 3 s s"]], tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,18 @@ class RandomView:
 
 
 @dataclass(frozen=True)
+class RandomViews:
+    """The random view of each epoch in several sizes, with key and label: what a training step takes."""
+
+    sizes: tuple[int, ...]
+    seed: int
+
+    def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
+        views = {f"image{size}": RandomView(size, self.seed, epoch)(reader, index)["image"] for size in self.sizes}
+        return {"key": reader.keys[index], "label": reader.labels[index], **views}
+
+
+@dataclass(frozen=True)
 class WholeView:
     """The whole image resized, not cropped, and how its mask's labels lie in the cells of the grid."""
 
@@ -78,7 +93,6 @@ class WholeView:
         return part_metrics.cell_counts(mask, grid=self.grid, num_classes=self.num_classes)
 
 
-@torch.inference_mode()
 def extract(
     encode: Encode,
     reader: Reader,
@@ -88,41 +102,62 @@ def extract(
     workers: int,
     views: int | None = None,
     seed: int = 0,
+    file: Path | None = None,
 ) -> Float[Tensor, "*v n d"]:
     """The features of every sample in the reader's order, on the CPU: of the evaluation view, or `views` random ones.
 
-    Random views come stacked before the samples, (v, n, d). Beyond the result, memory holds one batch.
+    Random views come stacked before the samples, (v, n, d). The result lies in a file, memory holds one batch. A named
+    `file` is kept, and what a killed process has put there is taken as it is.
     """
     loads: list[Load] = [RandomView(img_size, seed, view) for view in range(views or 0)] or [CentreView(img_size)]
-    features = torch.empty(0)
-    for view, load in enumerate(loads):
-        start = 0
-        for batch in batches(reader, np.arange(len(reader)), load, batch_size=batch_size, workers=workers):
-            found = encode(batch["image"])
-            if not found.isfinite().all():
-                bad = start + int((~found.isfinite()).any(1).nonzero()[0])
-                raise ValueError(f"the features of {reader.keys[bad]} are not finite; train the network again")
-            if not features.numel():
-                features = torch.empty(len(loads), len(reader), found.shape[1])
-            features[view, start : start + len(found)] = found
-            start += len(found)
-    return features[0] if views is None else features
+    n = len(reader)
+    with torch.inference_mode():
+        rows = Rows(encode(torch.zeros(1, 3, img_size, img_size, dtype=torch.uint8)).shape[1], file)
+        first, start = divmod(len(rows), n)
+        start -= start % batch_size  # the same batches as without the kill, since others may round differently
+        rows.keep(first * n + start)
+        for load in loads[first:]:
+            for batch in batches(reader, np.arange(start, n), load, batch_size=batch_size, workers=workers):
+                found = encode(batch["image"])
+                if not found.isfinite().all():
+                    bad = len(rows) % n + int((~found.isfinite()).any(1).nonzero()[0])
+                    raise ValueError(f"the features of {reader.keys[bad]} are not finite; train the network again")
+                rows.append(found)
+            start = 0
+    features = rows.tensor()
+    return features if views is None else features.unflatten(0, (views, n))
 
 
 def pooled(
     network: VisionTransformer, *, pool: Pool, device: torch.device, precision: dist.Precision = "fp32"
 ) -> Encode:
-    """Images -> vectors by a frozen ViT: `class` token, `patch_mean` of the patch tokens, or `both` concatenated."""
+    """Images -> vectors by a frozen ViT; see `pooling`."""
+    return pooling(seen(network, device=device, precision=precision), pool)
+
+
+def pooling(see: See, pool: Pool) -> Encode:
+    """Images -> vectors by what a network sees: `class` token, `patch_mean` of the patch tokens, or `both` of them."""
+
+    def encode(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        cls, patch = see(images)
+        mean = patch.mean(1)
+        return {"class": cls, "patch_mean": mean, "both": torch.cat([cls, mean], dim=1)}[pool]
+
+    return encode
+
+
+def seen(network: VisionTransformer, *, device: torch.device, precision: dist.Precision) -> See:
+    """Images -> class token and patch tokens by a frozen ViT."""
     network = network.to(device).eval()
     vit.use_fastest_attention(network, device)
 
-    def encode(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+    @torch.no_grad()
+    def see(images: UInt8[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
         with dist.autocast(device, precision):
             tokens = vit.tokens(network, vit.normalise(images.to(device))).float()
-        mean = tokens[:, network.num_prefix_tokens :].mean(1)
-        return {"class": tokens[:, 0], "patch_mean": mean, "both": torch.cat([tokens[:, 0], mean], dim=1)}[pool]
+        return tokens[:, 0], tokens[:, network.num_prefix_tokens :]
 
-    return encode
+    return see
 
 
 def labelled_splits(dataset: Path) -> tuple[Reader, Reader]:
@@ -136,7 +171,7 @@ def labelled_splits(dataset: Path) -> tuple[Reader, Reader]:
 
 def masked_splits(dataset: Path) -> tuple[Reader, Reader]:
     """The samples with masks of train and of val; ValueError if there are none or the masks show no object."""
-    train, val = (_kept(dataset, split, _has_mask, "masks") for split in ("train", "val"))
+    train, val = (_kept(dataset, split, lambda reader: reader.has_mask, "masks") for split in ("train", "val"))
     if train.mask_kind not in ("foreground", "parts"):
         raise ValueError(f"{dataset}: its masks are of kind {train.mask_kind}; part scores need foreground or parts")
     return train, val
@@ -148,10 +183,6 @@ def _kept(dataset: Path, split: str, usable: Callable[[Reader], np.ndarray], wha
     if not len(ids):
         raise ValueError(f"{dataset}: no sample of {split} has {what}; choose another dataset in params.yaml")
     return reader.select(ids)
-
-
-def _has_mask(reader: Reader) -> np.ndarray:
-    return np.array([reader.mask(index) is not None for index in range(len(reader))])
 
 
 def _pixels(image: UInt8[np.ndarray, "H W 3"], box: Box, size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:

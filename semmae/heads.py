@@ -1,30 +1,29 @@
-"""Linear read-outs of frozen features.
+"""The linear probe of frozen features, one head per learning rate, all of them in one matrix product.
 
-- `train_heads`: the linear probe, one head per learning rate, all of them in one matrix product (MAE, table 10: batch
-  norm without parameters, then a linear layer; SGD with momentum, no weight decay, warm-up and half a cosine).
-- `linear_probe`: the rate that does best on a held-out part of train, then that rate alone on all of train.
-- `linear_readout`: a logistic regression of patch tokens, the ceiling for any part method that builds on them.
+- `train_heads`: batch norm without parameters, then a linear layer (MAE, table 10: SGD with momentum, no weight decay,
+  warm-up and half a cosine).
+- `choose_rate`: the rate that does best on a held-out part of train; `probe`: that rate alone on all of train.
+
+Features may lie in a file: they are read batch by batch, and what the heads say of them goes to a file again.
 """
 
-import warnings
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from semmae.optim import warmup_cosine
 from semmae.rng import numpy_generator, torch_generator
+from semmae.rows import Rows
 
 MOMENTUM, INIT_STD, EPSILON = 0.9, 0.01, 1e-6
-READOUT_STEPS = 100  # of L-BFGS: enough to be within a few tenths of a point of convergence
+CHUNK = 1024  # samples scored at a time
 
 
 @dataclass(frozen=True)
@@ -37,24 +36,51 @@ class Recipe:
     seed: int
     device: torch.device
 
+    def steps_per_epoch(self, samples: int) -> int:
+        """The batches that `samples` fill."""
+        return samples // min(self.batch_size, samples)
 
-class Samples(NamedTuple):
-    """Features in one or more views, and the labels they share."""
-
-    features: Float[Tensor, "v n d"]
-    labels: Integer[Tensor, " n"]
-
-    def select(self, ids: Integer[np.ndarray, " k"]) -> "Samples":
-        """The samples at `ids`."""
-        return Samples(self.features[:, ids], self.labels[ids])
+    def stretched(self, *, samples: int, few: int) -> "Recipe":
+        """The recipe that takes as many steps (or just over) on `few` samples as this one takes on `samples`."""
+        times = self.steps_per_epoch(samples) / self.steps_per_epoch(few)
+        return replace(self, epochs=math.ceil(self.epochs * times), warmup_epochs=math.ceil(self.warmup_epochs * times))
 
 
-class Probe(NamedTuple):
-    """A linear probe: what it says of val, and how its learning rate was chosen."""
+class Samples:
+    """Features in one or more views, the labels they share, and which of them these are (none named: all)."""
 
-    scores: Float[Tensor, "m c"]
+    def __init__(
+        self,
+        features: Float[Tensor, "v m d"],
+        labels: Integer[Tensor, " m"],
+        ids: Integer[np.ndarray, " n"] | None = None,
+    ) -> None:
+        self.features, self.labels = features, labels
+        self.ids = np.arange(len(labels)) if ids is None else ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, places: Integer[np.ndarray, " k"]) -> "Samples":
+        """The samples at `places` among these; no feature is copied."""
+        return Samples(self.features, self.labels, self.ids[places])
+
+    def batch(self, view: int, places: Integer[np.ndarray, " b"]) -> tuple[Float[Tensor, "b d"], Integer[Tensor, " b"]]:
+        """Features and labels of the samples at `places`."""
+        ids = torch.from_numpy(self.ids[places])
+        return self.features[view, ids], self.labels[ids]
+
+    def chunks(self) -> Iterator[tuple[Float[Tensor, "b d"], Integer[Tensor, " b"]]]:
+        """All samples in order, in their first view."""
+        for start in range(0, len(self), CHUNK):
+            yield self.batch(0, np.arange(start, min(start + CHUNK, len(self))))
+
+
+class Choice(NamedTuple):
+    """A learning rate and how it was chosen."""
+
     base_lr: float
-    history: list[dict[str, float]]  # per epoch of the choice, at the chosen rate: epoch, lr, train_loss, holdout_top1
+    history: list[dict[str, float]]  # per epoch, at the chosen rate: epoch, lr, train_loss, holdout_top1
 
 
 class Heads:
@@ -71,6 +97,11 @@ class Heads:
     def scores(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b l c"]:
         """The logits of every head, under the statistics gathered in training, on the CPU."""
         return self._logits(self.norm.eval()(features.to(self.bias.device))).cpu()
+
+    def top1(self, samples: Samples) -> list[float]:
+        """The accuracy of every head."""
+        right = [(self.scores(x).argmax(2) == labels[:, None]).double().sum(0) for x, labels in samples.chunks()]
+        return (torch.stack(right).sum(0) / len(samples)).tolist()
 
     @torch.no_grad()
     def step(
@@ -99,78 +130,50 @@ def train_heads(
     Epoch e shows view e modulo the number of views; what does not fill a batch is left to other epochs. The history
     has, per epoch and head, the rate at the last step, the mean loss of the steps, and the hold-out's top-1.
     """
-    views, n, width = train.features.shape
-    batch_size = min(recipe.batch_size, n)
-    per_epoch = n // batch_size
+    (views, _, width), n = train.features.shape, len(train)
+    batch_size, per_epoch = min(recipe.batch_size, n), recipe.steps_per_epoch(n)
     steps, warmup = recipe.epochs * per_epoch, recipe.warmup_epochs * per_epoch
     peak = torch.tensor(base_lrs, dtype=torch.float64, device=recipe.device) * batch_size / 256
     heads, history = Heads(width, num_classes, len(base_lrs), recipe), []
     for epoch in range(recipe.epochs):
         order = numpy_generator(recipe.seed, "order", epoch).permutation(n)[: per_epoch * batch_size]
         losses = torch.zeros_like(peak)
-        for step, ids in enumerate(np.split(order, per_epoch), start=epoch * per_epoch):
-            features, labels = (x.to(recipe.device) for x in (train.features[epoch % views, ids], train.labels[ids]))
+        for step, places in enumerate(np.split(order, per_epoch), start=epoch * per_epoch):
+            features, labels = (x.to(recipe.device) for x in train.batch(epoch % views, places))
             lr = peak * warmup_cosine(step, steps=steps, warmup=warmup, peak=1.0, end=0.0)
             losses += heads.step(features, labels, lr.float())
         row = {"lr": lr.tolist(), "train_loss": (losses / per_epoch).tolist()}
-        history.append(row | ({"holdout_top1": _top1(heads, holdout)} if holdout else {}))
+        history.append(row | ({"holdout_top1": heads.top1(holdout)} if holdout else {}))
     return heads, history
 
 
-def linear_probe(
+def choose_rate(
     train: Samples,
-    val: Float[Tensor, "m d"],
     *,
     num_classes: int,
     base_lrs: list[float],
     recipe: Recipe,
     held_out: Integer[np.ndarray, " h"],
     holdout: Samples,
-) -> Probe:
-    """Choose the rate on the samples `held_out` of train, then train with it on all of train; val is seen once.
+) -> Choice:
+    """The rate that does best on the samples at `held_out` of train after learning from the others.
 
     `holdout` has those samples in the evaluation view. Of rates that do equally well the first is taken.
     """
-    kept = np.setdiff1d(np.arange(len(train.labels)), held_out)
-    _, sweep = train_heads(
-        train.select(kept), num_classes=num_classes, base_lrs=base_lrs, recipe=recipe, holdout=holdout
-    )
+    kept = train.select(np.setdiff1d(np.arange(len(train)), held_out))
+    _, sweep = train_heads(kept, num_classes=num_classes, base_lrs=base_lrs, recipe=recipe, holdout=holdout)
     best = int(np.argmax(sweep[-1]["holdout_top1"]))
-    heads, _ = train_heads(train, num_classes=num_classes, base_lrs=[base_lrs[best]], recipe=recipe)
     history = [
         {"epoch": epoch, **{name: per_head[best] for name, per_head in row.items()}}
         for epoch, row in enumerate(sweep, start=1)
     ]
-    return Probe(heads.scores(val)[:, 0], base_lrs[best], history)
+    return Choice(base_lrs[best], history)
 
 
-def linear_readout(
-    train_tokens: Float[np.ndarray, "n d"],
-    train_labels: Integer[np.ndarray, " n"],
-    val_tokens: Float[np.ndarray, "m d"],
-    *,
-    num_classes: int,
-) -> Integer[np.ndarray, " m"]:
-    """The labels that a logistic regression fitted on train predicts for val: `fit_readout` and its `predict`."""
-    return fit_readout(train_tokens, train_labels, num_classes=num_classes).predict(val_tokens)
-
-
-def fit_readout(tokens: Float[np.ndarray, "n d"], labels: Integer[np.ndarray, " n"], *, num_classes: int) -> Pipeline:
-    """Standardise the channels, then regress; labels from num_classes up (255 = ignore) are left out.
-
-    Logistic rather than ridge on one-hot labels: where most patches are background, ridge favours it (0.85 against 0.91
-    on synthetic tokens with known classes), and 100,000 tokens of 128 channels take under a second of L-BFGS.
-    """
-    known = labels < num_classes
-    if len(np.unique(labels[known])) < 2:
-        raise ValueError("the masks of train show fewer than two labels; there is nothing to read out")
-    readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=READOUT_STEPS))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return readout.fit(tokens[known], labels[known])
-
-
-def _top1(heads: Heads, samples: Samples) -> list[float]:
-    """The accuracy of every head."""
-    right = heads.scores(samples.features[0]).argmax(2) == samples.labels[:, None]
-    return right.double().mean(0).tolist()
+def probe(train: Samples, val: Samples, *, num_classes: int, base_lr: float, recipe: Recipe) -> Float[Tensor, "m c"]:
+    """The logits of val, in a file, by a head that learnt from all of train."""
+    heads, _ = train_heads(train, num_classes=num_classes, base_lrs=[base_lr], recipe=recipe)
+    rows = Rows(num_classes)
+    for features, _ in val.chunks():
+        rows.append(heads.scores(features)[:, 0])
+    return rows.tensor()

@@ -11,7 +11,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae import features, heads, metrics, part_metrics, vit
+from semmae import features, metrics, part_metrics, readout, vit
 from semmae.params import STRICT
 from semmae.reader import Reader, batches
 from semmae.rng import numpy_generator
@@ -74,17 +74,15 @@ class Watch:
         )
         votes = metrics.knn_votes(
             train_features, torch.from_numpy(train.labels), val_features,
-            num_classes=train.num_classes, k=NEIGHBOURS, temperature=TEMPERATURE,
+            num_classes=train.num_classes, k=NEIGHBOURS, temperature=TEMPERATURE, device=self.device,
         )  # fmt: skip
         return metrics.topk_accuracy(votes, torch.from_numpy(val.labels), k=1)
 
     def _readout(self, encoder: VisionTransformer, train: Reader, val: Reader) -> float:
         (tokens, truth), (val_tokens, val_truth) = (self._patches(encoder, reader) for reader in (train, val))
         width = tokens.shape[-1]
-        found = heads.linear_readout(
-            tokens.reshape(-1, width), truth.reshape(-1), val_tokens.reshape(-1, width), num_classes=2
-        )
-        found = found.reshape(val_truth.shape)
+        fitted = readout.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
+        found = fitted.predict(val_tokens.reshape(-1, width)).reshape(val_truth.shape)
         known = val_truth != part_metrics.IGNORE
         both = ((found == 1) & (val_truth == 1)).sum(1)
         either = (((found == 1) | (val_truth == 1)) & known).sum(1)

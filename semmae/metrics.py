@@ -1,24 +1,31 @@
 """Scores of a classification: top-k, the mean over classes, how sure they are, and the weighted kNN vote.
 
 - `topk_accuracy`, `per_class_accuracy`, `standard_error`: fractions in [0, 1].
-- `classification`: all of them at once, as the evaluation stages report them.
+- `classification`: all of them at once, as the evaluation stages report them; `brief`: what a line beside them keeps.
 - `knn_votes`: a neighbour votes for its class with the weight exp(cosine / temperature) (Wu et al. 2018; DINO).
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-CHUNK = 4096  # similarities are computed in blocks of at most CHUNK x CHUNK, whatever the size of the sets
+from semmae.rows import Rows
+
+CHUNK = 1024  # samples at a time: scores and features may lie in files, and similarities come in CHUNK x CHUNK blocks
+
+
+def highest(scores: Float[Tensor, "b c"], *, k: int) -> Integer[Tensor, "b k"]:
+    """The k classes (all, if there are fewer) with the highest scores; of equal scores the lower class comes first."""
+    return torch.cat([part.argsort(dim=1, descending=True, stable=True)[:, :k] for part in scores.split(CHUNK)])
 
 
 def topk_accuracy(scores: Float[Tensor, "b c"], labels: Integer[Tensor, " b"], *, k: int) -> float:
-    """The share of samples whose label is among the k highest scores; of equal scores the lower class comes first."""
-    top = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return float((top == labels[:, None]).any(1).double().mean())
+    """The share of samples whose label is among the k highest scores."""
+    return float((highest(scores, k=k) == labels[:, None]).any(1).double().mean())
 
 
 def per_class_accuracy(predictions: Integer[Tensor, " b"], labels: Integer[Tensor, " b"]) -> float:
@@ -39,9 +46,25 @@ def classification(scores: Float[Tensor, "b c"], labels: Integer[Tensor, " b"]) 
     return {
         "top1": top1,
         "top5": topk_accuracy(scores, labels, k=5),
-        "per_class": per_class_accuracy(scores.argsort(dim=1, descending=True, stable=True)[:, 0], labels),
+        "per_class": per_class_accuracy(highest(scores, k=1)[:, 0], labels),
         "standard_error": standard_error(top1, len(labels)),
     }
+
+
+def brief(scores: dict[str, float]) -> dict[str, float]:
+    """What is reported of a line beside the encoder: top1 and its standard error."""
+    return {name: scores[name] for name in ("top1", "standard_error")}
+
+
+def lines(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The lines beside the encoder among the entries of its scores."""
+    return {name: found for name, found in scores.items() if isinstance(found, dict) and "top1" in found}
+
+
+def told(scores: dict[str, Any]) -> str:
+    """A classification and the lines beside it in one line for people."""
+    beside = "".join(f", {line} {found['top1']:.3f}" for line, found in lines(scores).items())
+    return f"top-1 {scores['top1']:.3f} ± {scores['standard_error']:.3f}{beside}"
 
 
 def knn_votes(
@@ -52,28 +75,30 @@ def knn_votes(
     num_classes: int,
     k: int,
     temperature: float,
+    device: torch.device,
 ) -> Float[Tensor, "m c"]:
     """The votes of each val sample's k nearest train samples by cosine, summed per class; they sum to 1 per sample.
 
     With fewer than k train samples all of them vote. Weights are divided by their sum, which changes no ranking.
+    Features are taken to the device chunk by chunk; the votes lie in a file.
     """
     k = min(k, len(train))
-    train, val = F.normalize(train, dim=1), F.normalize(val, dim=1)
-    votes = []
-    for queries in val.split(CHUNK):
-        similarity, ids = _nearest(queries, train, k)
-        weights = (similarity / temperature).softmax(1)
-        votes.append(weights.new_zeros(len(queries), num_classes).scatter_add_(1, train_labels[ids], weights))
-    return torch.cat(votes)
+    votes = Rows(num_classes)
+    for part in val.split(CHUNK):
+        similarity, ids = _nearest(F.normalize(part.to(device), dim=1), train, k)
+        weights = (similarity / temperature).softmax(1).cpu()
+        votes.append(weights.new_zeros(len(part), num_classes).scatter_add_(1, train_labels[ids.cpu()], weights))
+    return votes.tensor()
 
 
 def _nearest(
     queries: Float[Tensor, "q d"], train: Float[Tensor, "n d"], k: int
 ) -> tuple[Float[Tensor, "q k"], Integer[Tensor, "q k"]]:
-    """The k highest cosines of unit vectors and where they are, merged block by block."""
+    """The k highest cosines of `queries`, which are unit vectors, and where they are, merged block by block."""
     best = queries.new_empty(len(queries), 0)
     ids = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start, block in zip(range(0, len(train), CHUNK), train.split(CHUNK), strict=True):
+        block = F.normalize(block.to(queries.device), dim=1)
         here = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
         best, chosen = torch.cat([best, queries @ block.T], dim=1).topk(min(k, best.shape[1] + len(block)), dim=1)
         ids = torch.cat([ids, here], dim=1).gather(1, chosen)

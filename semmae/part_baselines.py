@@ -20,7 +20,7 @@ from jaxtyping import Float, Integer, UInt8
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from semmae import heads, part_metrics
+from semmae import part_metrics, readout
 from semmae.part_metrics import LEVELS, PartScore, majority
 from semmae.parts import KMeansParts
 from semmae.rng import fold
@@ -118,7 +118,7 @@ def _token_kmeans(
 def _readout(sample: list[Batch], num_classes: int) -> Line:
     tokens = np.concatenate([batch.tokens.patch.flatten(0, 1).cpu().numpy() for batch in sample])
     truth = np.concatenate([batch.truth().ravel() for batch in sample])
-    fitted = heads.fit_readout(tokens, truth, num_classes=num_classes)
+    fitted = readout.fit(tokens, truth, num_classes=num_classes)
 
     def label(batch: Batch) -> np.ndarray:
         patches = batch.tokens.patch.flatten(0, 1).cpu().numpy()

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Int64, Integer, UInt8
+from jaxtyping import Bool, Int64, Integer, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from semmae import artifact, images, rng
@@ -72,6 +72,11 @@ class Reader:
     def mask_names(self) -> list[str]:
         return self.meta["mask_names"]
 
+    @property
+    def has_mask(self) -> Bool[np.ndarray, " n"]:
+        """Which samples have a mask, by the index."""
+        return self._mask_span[:, 0] >= 0
+
     def encoded(self, index: SupportsIndex) -> bytes:
         """The bytes of an image as they are in its shard."""
         return self._read(index, self._image_span)
@@ -82,7 +87,7 @@ class Reader:
 
     def mask(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w"] | None:
         """The mask of an image in its upright coordinates, None where there is none."""
-        return self._decoded(index, images.mask_indices, self._mask_span) if self._mask_span[index, 0] >= 0 else None
+        return self._decoded(index, images.mask_indices, self._mask_span) if self.has_mask[index] else None
 
     def select(self, ids: Integer[np.ndarray, " n"]) -> "Reader":
         """A view of the samples at `ids`, in that order."""

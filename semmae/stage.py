@@ -1,9 +1,13 @@
 """How a stage begins, and how it ends: well, or in one sentence that says what to mend."""
 
 import ctypes
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def main(function: Callable[[], None]) -> None:
@@ -21,8 +25,21 @@ def main(function: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("stopped by SIGINT; run the same command again to start over", file=sys.stderr)
+        print("stopped by SIGINT; run the same command again", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def named(datasets: dict[str, T], stage: str) -> tuple[str, T]:
+    """The dataset that the command line names, and what `datasets`, the section's, says of it."""
+    name = " ".join(sys.argv[1:])
+    if name not in datasets:
+        raise ValueError(f"{stage} has no dataset {name!r}; params.yaml has {', '.join(datasets) or 'none'}")
+    return name, datasets[name]
+
+
+def over(protocol: T, own: Any) -> T:
+    """`protocol` with what a dataset sets for itself; what that leaves null stays."""
+    return dataclasses.replace(protocol, **{key: value for key, value in vars(own).items() if value is not None})  # type: ignore[type-var]
 
 
 def _keep_memory() -> None:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from semmae import metrics
+
 LINES = {
     "teacher": "teacher",
     "untrained": "untrained encoder",
@@ -55,7 +57,7 @@ def named(line: str) -> str:
 
 def classification(scores: dict[str, Any]) -> dict[str, Any]:
     """`bars` (the encoder first, then its lines, the best first) and `notes`, the encoder's other numbers by name."""
-    lines = {named(name): line for name, line in scores.items() if isinstance(line, dict)}
+    lines = {named(name): line for name, line in metrics.lines(scores).items()}
     rows = {"encoder": scores} | dict(sorted(lines.items(), key=lambda item: -item[1]["top1"]))
     full = max(math.ceil(10 * max(row["top1"] for row in rows.values()) + 0.3) / 10, 0.1)  # room for a whisker
     bars = [

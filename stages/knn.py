@@ -3,11 +3,10 @@
     python -m stages.knn <dataset>
 
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: train votes, val is scored
-Calls  features.extract, metrics.knn_votes, metrics.classification
-Writes results/knn/<dataset>.json
+Calls  features.extract, metrics.knn_votes, metrics.classification, predictions.write
+Writes results/knn/<dataset>.json, and predictions/<dataset>.tsv: every answer beside the truth
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, baselines, dist, features, metrics, params, stage, teacher, vit
+from semmae import artifact, baselines, dist, features, metrics, params, predictions, stage, teacher, vit
 from semmae.params import STRICT
 from semmae.reader import Reader
 
@@ -53,38 +52,39 @@ class Knn:
 def main() -> None:
     """Score the dataset named on the command line."""
     section = params.load(Knn, "knn")
-    protocol, name = section.protocol, " ".join(sys.argv[1:])
-    if name not in section.datasets:
-        raise ValueError(f"knn has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
+    protocol, (name, _) = section.protocol, stage.named(section.datasets, "knn")
     splits = features.labelled_splits(Path("data/shards") / name)
     network, config = vit.load(Path("data/pretrain"))
     device = dist.choose_device(protocol.device)
     how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
     encode = features.pooled(network, **how)
-    scores = scored(encode, config["img_size"], splits, protocol, device)
+    votes = voted(encode, config["img_size"], splits, protocol, device)
+    val = splits[1]
+    labels = torch.from_numpy(val.labels)
+    scores: dict[str, Any] = metrics.classification(votes, labels)
     if protocol.baselines:
         lines = baselines.beside(config, teacher.load(Path("data/teacher")), seed=protocol.seed, **how)
         for line, (encode, img_size) in lines.items():
-            scores[line] = {"top1": scored(encode, img_size, splits, protocol, device)["top1"]}
-    artifact.write_json(Path("results/knn") / f"{name}.json", {"knn": {name: scores}})
-    beside = "".join(f", {line} {scores[line]['top1']:.3f}" for line in scores if isinstance(scores[line], dict))
-    print(f"{name}: kNN top-1 {scores['top1']:.3f} ± {scores['standard_error']:.3f}{beside}")
+            beside = voted(encode, img_size, splits, protocol, device)
+            scores[line] = metrics.brief(metrics.classification(beside, labels))
+    out = Path("results/knn")
+    artifact.write_json(out / f"{name}.json", {"knn": {name: scores}})
+    predictions.write(out / f"predictions/{name}.tsv", val.keys, votes, labels, val.class_names, logits=False)
+    print(f"{name}: kNN {metrics.told(scores)}")
 
 
-def scored(
+def voted(
     encode: features.Encode, img_size: int, splits: tuple[Reader, Reader], protocol: Protocol, device: torch.device
-) -> dict[str, Any]:
-    """The scores of val when train votes."""
+) -> torch.Tensor:
+    """The votes of train for every sample of val, (m, classes)."""
     train, val = (
         features.extract(encode, reader, img_size=img_size, batch_size=protocol.batch_size, workers=protocol.workers)
         for reader in splits
     )
-    train_labels, val_labels = (torch.from_numpy(reader.labels) for reader in splits)
-    votes = metrics.knn_votes(
-        train.to(device), train_labels.to(device), val.to(device),
-        num_classes=splits[0].num_classes, k=protocol.k, temperature=protocol.temperature,
+    return metrics.knn_votes(
+        train, torch.from_numpy(splits[0].labels), val, num_classes=splits[0].num_classes, k=protocol.k,
+        temperature=protocol.temperature, device=device,
     )  # fmt: skip
-    return metrics.classification(votes.cpu(), val_labels)
 
 
 if __name__ == "__main__":

@@ -3,23 +3,43 @@
     python -m stages.linear <dataset>
 
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the probe learns on train, val is scored once
-Calls  features.extract, heads.linear_probe, metrics.classification
-Writes results/linear/<dataset>.json, and <dataset>.tsv: the curve of the chosen learning rate on a part of train
+Calls  features.extract, heads.choose_rate, heads.probe, metrics.classification, predictions.write; resume.folder keeps
+       features that are done when the stage is killed
+Writes results/linear/<dataset>.json; <dataset>.tsv: the curve of the chosen learning rate on a part of train;
+       predictions/<dataset>.tsv: every answer beside the truth
 """
 
-import sys
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, baselines, dist, features, heads, metrics, params, stage, subsets, teacher, vit
+from semmae import (
+    artifact,
+    baselines,
+    dist,
+    features,
+    heads,
+    metrics,
+    params,
+    predictions,
+    resume,
+    stage,
+    subsets,
+    teacher,
+    vit,
+)
+from semmae.heads import Recipe, Samples
 from semmae.params import STRICT
 from semmae.reader import Reader
+
+OUT, PRETRAIN, TEACHER = Path("results/linear"), Path("data/pretrain"), Path("data/teacher")
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -35,6 +55,7 @@ class Protocol:
     warmup_epochs: Annotated[int, Field(ge=0)]
     views: Positive  # random crops per training image; epoch e shows view e modulo views
     batch_size: Positive  # of SGD
+    low_shot: list[subsets.Shots]
     pool: features.Pool
     baselines: bool
     seed: int
@@ -49,6 +70,7 @@ class Dataset:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
     epochs: Positive | None = None
+    low_shot: list[subsets.Shots] | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -62,46 +84,77 @@ class Linear:
 def main() -> None:
     """Probe the dataset named on the command line."""
     section = params.load(Linear, "linear")
-    name = " ".join(sys.argv[1:])
-    if name not in section.datasets:
-        raise ValueError(f"linear has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
-    protocol = replace(section.protocol, epochs=section.datasets[name].epochs or section.protocol.epochs)
-    splits = features.labelled_splits(Path("data/shards") / name)
-    network, config = vit.load(Path("data/pretrain"))
+    name, own = stage.named(section.datasets, "linear")
+    protocol = stage.over(section.protocol, own)
+    shards = Path("data/shards") / name
+    train, val = features.labelled_splits(shards)
+    network, config = vit.load(PRETRAIN)
     device = dist.choose_device(protocol.device)
     how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
-    encode = features.pooled(network, **how)
-    scores, history = probed(encode, config["img_size"], splits, protocol, device)
+    inputs = [artifact.sha256(shards / "shards.json"), artifact.model_digest(PRETRAIN, "encoder")]
+    lines = {"encoder": (features.pooled(network, **how), config["img_size"])}
     if protocol.baselines:
-        lines = baselines.beside(config, teacher.load(Path("data/teacher")), seed=protocol.seed, **how)
-        for line, (encode, img_size) in lines.items():
-            scores[line] = {"top1": probed(encode, img_size, splits, protocol, device)[0]["top1"]}
-    out = Path("results/linear")
-    artifact.write_json(out / f"{name}.json", {"linear": {name: scores}})
-    with artifact.replacing(out / f"{name}.tsv") as temporary:
-        pd.DataFrame(history).to_csv(temporary, sep="\t", index=False)
-    beside = "".join(f", {line} {scores[line]['top1']:.3f}" for line in scores if isinstance(scores[line], dict))
-    print(f"{name}: linear top-1 {scores['top1']:.3f} ± {scores['standard_error']:.3f}{beside}")
+        inputs.append(artifact.model_digest(TEACHER, "teacher"))
+        lines |= baselines.beside(config, teacher.load(TEACHER), seed=protocol.seed, **how)
+    with resume.folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
+        probes = {line: Probe(*how, train, val, protocol, device, folder / line) for line, how in lines.items()}
+        encoder = probes.pop("encoder")
+        scores: dict[str, Any] = encoder.scores | {"base_lr": encoder.choice.base_lr}
+        if protocol.low_shot:
+            scores["low_shot"] = {shots.name: encoder.low_shot(shots) for shots in protocol.low_shot}
+        scores |= {line: metrics.brief(probe.scores) for line, probe in probes.items()}
+        artifact.write_json(OUT / f"{name}.json", {"linear": {name: scores}})
+        with artifact.replacing(OUT / f"{name}.tsv") as temporary:
+            pd.DataFrame(encoder.choice.history).to_csv(temporary, sep="\t", index=False)
+        labels = torch.from_numpy(val.labels)
+        predictions.write(OUT / f"predictions/{name}.tsv", val.keys, encoder.logits, labels, val.class_names)
+    print(f"{name}: linear {metrics.told(scores)}")
 
 
-def probed(
-    encode: features.Encode, img_size: int, splits: tuple[Reader, Reader], protocol: Protocol, device: torch.device
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """The scores of val under the probe, and the curve by which its learning rate was chosen."""
-    train, val = splits
-    labels, val_labels = (torch.from_numpy(reader.labels) for reader in splits)
-    held_out = subsets.stratified_split(train.labels, share=protocol.holdout, seed=protocol.seed)
-    sizes = {"img_size": img_size, "batch_size": protocol.encode_batch_size, "workers": protocol.workers}
-    probe = heads.linear_probe(
-        heads.Samples(features.extract(encode, train, views=protocol.views, seed=protocol.seed, **sizes), labels),
-        features.extract(encode, val, **sizes),
-        num_classes=train.num_classes,
-        base_lrs=sorted(protocol.base_lrs),
-        recipe=heads.Recipe(protocol.epochs, protocol.warmup_epochs, protocol.batch_size, protocol.seed, device),
-        held_out=held_out,
-        holdout=heads.Samples(features.extract(encode, train.select(held_out), **sizes)[None], labels[held_out]),
-    )
-    return metrics.classification(probe.scores, val_labels) | {"base_lr": probe.base_lr}, probe.history
+class Probe:
+    """Features of train and val by one encoder, and what a probe that learns from the former says of the latter."""
+
+    def __init__(
+        self, encode: features.Encode, img_size: int, train: Reader, val: Reader, protocol: Protocol,
+        device: torch.device, folder: Path,
+    ) -> None:  # fmt: skip
+        self.reader, self.protocol = train, protocol
+        self.recipe = Recipe(protocol.epochs, protocol.warmup_epochs, protocol.batch_size, protocol.seed, device)
+        self.extract: Callable[..., torch.Tensor] = partial(
+            features.extract, encode, img_size=img_size, batch_size=protocol.encode_batch_size, workers=protocol.workers
+        )
+        views = self.extract(train, views=protocol.views, seed=protocol.seed, file=folder / "train")
+        self.train = Samples(views, torch.from_numpy(train.labels))
+        self.val = Samples(self.extract(val, file=folder / "val")[None], torch.from_numpy(val.labels))
+        self.choice = self.choose(self.train, self.recipe, folder / "holdout")
+        self.logits = self.learn(self.train, self.recipe, self.choice.base_lr)
+        self.scores = metrics.classification(self.logits, self.val.labels)
+
+    def low_shot(self, shots: subsets.Shots) -> dict[str, float]:
+        """The scores of val when a part of train is all there is: as many steps, the rate chosen on a part of it.
+
+        Where no class has two samples nothing can be held out, and the rate is that of the whole train.
+        """
+        few = self.train.select(subsets.low_shot(self.reader.labels, shots, seed=self.protocol.seed))
+        recipe = self.recipe.stretched(samples=len(self.train), few=len(few))
+        spare = np.bincount(self.reader.labels[few.ids]).max() > 1
+        base_lr = self.choose(few, recipe, None).base_lr if spare else self.choice.base_lr
+        return metrics.classification(self.learn(few, recipe, base_lr), self.val.labels) | {"base_lr": base_lr}
+
+    def choose(self, train: Samples, recipe: Recipe, file: Path | None) -> heads.Choice:
+        """The learning rate, by a part of `train` that is held out and seen in the evaluation view."""
+        labels = self.reader.labels[train.ids]
+        held_out = subsets.stratified_split(labels, share=self.protocol.holdout, seed=self.protocol.seed)
+        ids = train.ids[held_out]
+        holdout = Samples(self.extract(self.reader.select(ids), file=file)[None], self.train.labels[ids])
+        return heads.choose_rate(
+            train, num_classes=self.reader.num_classes, base_lrs=sorted(self.protocol.base_lrs), recipe=recipe,
+            held_out=held_out, holdout=holdout,
+        )  # fmt: skip
+
+    def learn(self, train: Samples, recipe: Recipe, base_lr: float) -> torch.Tensor:
+        """The logits of val, (m, classes)."""
+        return heads.probe(train, self.val, num_classes=self.reader.num_classes, base_lr=base_lr, recipe=recipe)
 
 
 if __name__ == "__main__":

@@ -5,24 +5,32 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from semmae import parts as parts_module
 from semmae import stage, teacher, vit
 from semmae.parts import KMeansParts
-from stages import knn, linear, part_scores
+from semmae.reader import Reader
+from stages import attentive, knn, linear, part_scores
 
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
-STAGES = {"knn": knn, "linear": linear, "part_scores": part_scores}
+STAGES = {"attentive": attentive, "knn": knn, "linear": linear, "part_scores": part_scores}
 PARAMS = """
 knn:
   protocol: {k: 20, temperature: 0.07, pool: patch_mean, baselines: true, seed: 0, batch_size: 16, workers: 0,
     device: cpu, precision: fp32}
   datasets: {toy: {}, gone: {}}
 linear:
-  protocol: {base_lrs: [1.0, 0.1], holdout: 0.25, epochs: 4, warmup_epochs: 1, views: 2, batch_size: 16, pool: both,
-    baselines: true, seed: 0, encode_batch_size: 16, workers: 0, device: cpu, precision: fp32}
+  protocol: {base_lrs: [1.0, 0.1], holdout: 0.25, epochs: 4, warmup_epochs: 1, views: 2, batch_size: 16,
+    low_shot: [{per_class: 1}, {share: 0.5}], pool: both, baselines: true, seed: 0,
+    encode_batch_size: 16, workers: 0, device: cpu, precision: fp32}
+  datasets: {toy: {epochs: 3}}
+attentive:
+  protocol: {queries: 4, base_lrs: [0.1, 0.01], weight_decays: [0.05, 0.0], holdout: 0.25, epochs: 4, warmup_epochs: 1,
+    batch_size: 8, betas: [0.9, 0.95], baselines: true, seed: 0,
+    compute: {device: cpu, precision: fp32, compile: false, workers: 0, checkpoint_minutes: 5}}
   datasets: {toy: {epochs: 3}}
 part_scores:
   protocol: {sample: 20, seed: 0, batch_size: 16, workers: 0, device: cpu, precision: fp32}
@@ -59,22 +67,52 @@ def written(name: str) -> dict:
     return json.loads(Path(f"results/{name}/toy.json").read_text())[name]["toy"]
 
 
-@pytest.mark.parametrize("name", ["knn", "linear"])
+LINES = {
+    "knn": ["thumbnails", "untrained", "teacher"],
+    "linear": ["thumbnails", "untrained", "teacher"],
+    "attentive": ["untrained", "teacher"],
+}
+
+
+@pytest.mark.parametrize("name", LINES)
 def test_a_protocol_is_written_with_the_lines_beside_it(project, monkeypatch, name):
     start(monkeypatch, name, "toy")
     scores = written(name)
-    assert {"top1", "top5", "per_class", "standard_error", "thumbnails", "untrained", "teacher"} <= set(scores)
+    assert {"top1", "top5", "per_class", "standard_error", *LINES[name]} <= set(scores)
     assert all(0 <= scores[name] <= 1 for name in ("top1", "top5", "per_class", "standard_error"))
-    assert all(list(scores[line]) == ["top1"] for line in ("thumbnails", "untrained", "teacher"))
+    assert [line for line, found in scores.items() if isinstance(found, dict) and line != "low_shot"] == LINES[name]
+    assert all(list(scores[line]) == ["top1", "standard_error"] for line in LINES[name])
     start(monkeypatch, name, "toy")
     assert written(name) == scores
+    assert not list((project / "state/runs").glob("*"))
 
 
-def test_the_curve_of_the_linear_probe_has_the_epochs_of_its_dataset(project, monkeypatch):
-    start(monkeypatch, "linear", "toy")
-    header, *rows = Path("results/linear/toy.tsv").read_text().splitlines()
+@pytest.mark.parametrize("name", LINES)
+def test_the_predictions_are_those_that_were_scored(project, monkeypatch, name):
+    start(monkeypatch, name, "toy")
+    found = pd.read_csv(f"results/{name}/predictions/toy.tsv", sep="\t")
+    val = Reader(Path("data/shards/toy"), "val")
+    assert found["key"].tolist() == val.keys
+    assert found["actual"].tolist() == [val.class_names[label] for label in val.labels]
+    assert (found["actual"] == found["predicted"]).mean() == pytest.approx(written(name)["top1"])
+    assert found["confidence"].between(1 / val.num_classes, 1).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "attentive"])
+def test_the_curve_of_a_probe_has_the_epochs_of_its_dataset(project, monkeypatch, name):
+    start(monkeypatch, name, "toy")
+    header, *rows = Path(f"results/{name}/toy.tsv").read_text().splitlines()
     assert header.split("\t") == ["epoch", "lr", "train_loss", "holdout_top1"]
     assert [row.split("\t")[0] for row in rows] == ["1", "2", "3"]
+
+
+def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_the_rate_of_all(project, monkeypatch):
+    start(monkeypatch, "linear", "toy")
+    scores = written("linear")
+    assert list(scores["low_shot"]) == ["1_per_class", "50_percent"]
+    for found in scores["low_shot"].values():
+        assert list(found) == ["top1", "top5", "per_class", "standard_error", "base_lr"]
+    assert scores["low_shot"]["1_per_class"]["base_lr"] == scores["base_lr"]
 
 
 def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch):

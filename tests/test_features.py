@@ -1,5 +1,7 @@
 """Every sample once and in order, the evaluation view against resize and centre crop, seeded random views, refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,41 @@ def test_the_evaluation_view_is_a_resize_of_the_short_side_and_a_centre_crop(sha
     expected = np.array(resized.crop((left, top, left + 224, top + 224)))
     found = CentreView(224)(reader, 0)["image"].transpose(1, 2, 0)
     assert np.abs(found.astype(int) - expected)[4:-4, 4:-4].max() <= 1  # at its edges a crop sees no neighbours
+
+
+def test_features_lie_in_a_file_and_not_in_memory(toy_dataset, state_root):
+    found = features.extract(mean_colours, Reader(toy_dataset, "val"), img_size=16, batch_size=5, workers=0)
+    assert mapped(found).startswith(f"{state_root}/scratch/")
+    assert not list((state_root / "scratch").iterdir())  # it has no name that could outlive its reader
+
+
+def mapped(tensor: torch.Tensor) -> str:
+    """The file that a tensor's memory is mapped from; empty: there is none."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, inode, name = (line + " ").split(" ", 5)
+        first, last = (int(address, 16) for address in addresses.split("-"))
+        if first <= tensor.data_ptr() < last:
+            return name.strip() if inode != "0" else ""
+    raise AssertionError("not mapped at all")
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("torn", [0, 7])
+def test_a_killed_extraction_goes_on_with_the_same_batches_and_ends_with_the_same_bits(tmp_path, batches, torn):
+    reader, sizes = Pictures([(20, 30)] * 5), []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return mean_colours(images) + len(images)  # as if a batch of another size rounded differently
+
+    sight = {"img_size": 8, "batch_size": 3, "workers": 0, "views": 2, "seed": 1}
+    whole = features.extract(encode, reader, **sight, file=tmp_path / "whole")
+    rows = [0, 3, 5, 8, 10][batches]
+    (tmp_path / "killed").write_bytes((tmp_path / "whole").read_bytes()[: rows * 3 * 4 + torn])
+    sizes.clear()
+    assert torch.equal(features.extract(encode, reader, **sight, file=tmp_path / "killed"), whole)
+    assert sizes == [1, *[3, 2, 3, 2][batches:]]  # the first asks for the width
+    assert (tmp_path / "killed").stat().st_size == 10 * 3 * 4
 
 
 def test_random_views_depend_on_seed_view_and_key_alone():
@@ -119,8 +156,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def mask(self, index: int) -> np.ndarray | None:
-        return np.zeros((2, 2), np.uint8) if self.masks[index] else None
+    @property
+    def has_mask(self) -> np.ndarray:
+        return self.masks
 
     def select(self, ids: np.ndarray) -> "Split":
         return Split(self.labels[ids].tolist(), self.masks[ids].tolist(), self.mask_kind)

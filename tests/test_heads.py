@@ -1,4 +1,4 @@
-"""The probe against a plain loop of torch modules, sweeps against single rates, read-outs on planted classes."""
+"""The probe against a plain loop of torch modules, sweeps against single rates, features in a file against memory."""
 
 import numpy as np
 import pytest
@@ -64,17 +64,18 @@ def test_a_rate_does_not_depend_on_the_others_of_its_sweep():
         assert [row["train_loss"][i] for row in history] == pytest.approx([row["train_loss"][0] for row in curve])
 
 
-def probe(train: Samples, val: Samples, base_lrs: list[float], recipe: Recipe = RECIPE) -> heads.Probe:
+def choose(train: Samples, base_lrs: list[float], recipe: Recipe = RECIPE) -> heads.Choice:
     held_out = subsets.stratified_split(train.labels.numpy(), share=0.2, seed=0)
-    return heads.linear_probe(
-        train, val.features[0], num_classes=4, base_lrs=base_lrs, recipe=recipe, held_out=held_out,
-        holdout=train.select(held_out),
-    )  # fmt: skip
+    return heads.choose_rate(
+        train, num_classes=4, base_lrs=base_lrs, recipe=recipe, held_out=held_out, holdout=train.select(held_out)
+    )
 
 
 def test_the_probe_learns_and_says_how():
-    found = probe(planted(400), val := planted(200, seed=1), LRS)
-    assert (found.scores.argmax(1) == val.labels).double().mean() > 0.8
+    train, val = planted(400), planted(200, seed=1)
+    found = choose(train, LRS)
+    scores = heads.probe(train, val, num_classes=4, base_lr=found.base_lr, recipe=RECIPE)
+    assert (scores.argmax(1) == val.labels).double().mean() > 0.8
     assert [row["epoch"] for row in found.history] == [1, 2, 3, 4]
     assert found.history[-1]["lr"] == 0
     assert found.history[-1]["train_loss"] < found.history[0]["train_loss"]
@@ -82,7 +83,8 @@ def test_the_probe_learns_and_says_how():
 
 def test_the_probe_is_deterministic_and_its_seed_matters():
     train, val = planted(200), planted(50, seed=1)
-    again = [probe(train, val, LRS, Recipe(4, 1, 32, seed, torch.device("cpu"))).scores for seed in (3, 3, 4)]
+    recipes = [Recipe(4, 1, 32, seed, torch.device("cpu")) for seed in (3, 3, 4)]
+    again = [heads.probe(train, val, num_classes=4, base_lr=1.0, recipe=recipe) for recipe in recipes]
     assert torch.equal(again[0], again[1])
     assert not torch.equal(again[0], again[2])
 
@@ -96,11 +98,33 @@ def test_the_chosen_rate_is_the_best_on_the_holdout_and_val_has_no_say():
         train.select(kept), num_classes=4, base_lrs=rates, recipe=RECIPE, holdout=train.select(held_out)
     )
     best = int(np.argmax(sweep[-1]["holdout_top1"]))
-    shuffled = Samples(planted(80, seed=5).features, torch.zeros(80, dtype=torch.long))
-    found = probe(train, shuffled, rates)
-    assert found.base_lr == rates[best]
-    alone, _ = heads.train_heads(train, num_classes=4, base_lrs=[rates[best]], recipe=RECIPE)
-    assert torch.equal(found.scores, alone.scores(shuffled.features[0])[:, 0])
+    assert choose(train, rates).base_lr == rates[best]
+
+
+def test_a_selection_is_the_same_as_a_copy():
+    train, val = planted(200), planted(50, seed=1)
+    ids = numpy_generator(0, "some").permutation(200)[:80]
+    some, copy = train.select(ids[::-1]).select(np.arange(80)[::-1]), Samples(train.features[:, ids], train.labels[ids])
+    assert some.features is train.features
+    found = [heads.probe(x, val, num_classes=4, base_lr=0.3, recipe=RECIPE) for x in (some, copy)]
+    assert torch.equal(*found)
+
+
+def test_samples_are_scored_alike_in_chunks_of_any_size(monkeypatch):
+    train, val = planted(200), planted(50, seed=1)
+    trained, _ = heads.train_heads(train, num_classes=4, base_lrs=LRS, recipe=RECIPE)
+    expected = (trained.scores(val.features[0]).argmax(2) == val.labels[:, None]).double().mean(0).tolist()
+    for chunk in (7, 50):
+        monkeypatch.setattr(heads, "CHUNK", chunk)
+        assert trained.top1(val) == pytest.approx(expected)
+        assert len(heads.probe(train, val, num_classes=4, base_lr=0.3, recipe=RECIPE)) == 50
+
+
+@pytest.mark.parametrize("few", [10, 32, 33, 70, 1000])
+def test_few_samples_take_as_many_steps_as_all(few):
+    stretched = RECIPE.stretched(samples=1000, few=few)
+    steps, per_epoch = RECIPE.epochs * RECIPE.steps_per_epoch(1000), RECIPE.steps_per_epoch(few)
+    assert steps <= stretched.epochs * per_epoch < steps + per_epoch
 
 
 def test_a_batch_larger_than_the_set_is_the_set_and_its_rate_follows():
@@ -110,21 +134,3 @@ def test_a_batch_larger_than_the_set_is_the_set_and_its_rate_follows():
         for size in (40, 1000)
     ]
     assert torch.equal(of_size[0].scores(val), of_size[1].scores(val))
-
-
-def test_the_readout_finds_planted_labels_and_ignores_what_is_ignored():
-    train, val = planted(600), planted(200, seed=1)
-    labels = train.labels.numpy().copy()
-    found = heads.linear_readout(train.features[0].numpy(), labels, val.features[0].numpy(), num_classes=4)
-    assert (found == val.labels.numpy()).mean() > 0.85
-    junk = np.full((100, 12), 1e3, np.float32)
-    with_junk = heads.linear_readout(
-        np.concatenate([train.features[0].numpy(), junk]), np.concatenate([labels, np.full(100, 255)]),
-        val.features[0].numpy(), num_classes=4,
-    )  # fmt: skip
-    assert np.array_equal(with_junk, found)
-
-
-def test_a_readout_of_one_label_is_refused():
-    with pytest.raises(ValueError, match="fewer than two"):
-        heads.fit_readout(np.zeros((5, 2)), np.array([0, 0, 0, 255, 255]), num_classes=2)

@@ -1,0 +1,29 @@
+"""What a killed evaluation leaves to the next one: a folder under the state root, found again by its fingerprint.
+
+For work that is a sequence of files; a training goes on by `run.Run`, whose fingerprints and locks these are.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from semmae import artifact, checkpoint, run
+
+
+@contextmanager
+def folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator[Path]:
+    """The folder of this stage with these params (a dataclass), digests of inputs and source; deleted on success.
+
+    Raises BlockingIOError naming the process that is at work on the same, or on the same `out`.
+    """
+    identity = {
+        "stage": stage, "params": dataclasses.asdict(params), "inputs": inputs, "source": run.source_digest(),
+    }  # fmt: skip
+    fingerprint = artifact.digest(identity)
+    place = artifact.state_root() / "runs" / fingerprint
+    with artifact.lock("run", fingerprint), artifact.lock("output", str(out.absolute())):
+        artifact.write_json(place / "identity.json", identity)
+        yield place
+        checkpoint.forget(place)

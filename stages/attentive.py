@@ -1,0 +1,197 @@
+"""attentive: an attentive probe of frozen patch tokens, beside that of an untrained encoder and of the teacher.
+
+    python -m stages.attentive <dataset>
+
+Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: heads learn on a part of train, the rest chooses
+       one of them, val is scored once
+Calls  features.seen, attentive.Bank, metrics.classification, predictions.write
+Writes results/attentive/<dataset>.json; <dataset>.tsv: the curve of the chosen head; predictions/<dataset>.tsv: every
+       answer beside the truth
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from semmae import (
+    artifact,
+    attentive,
+    baselines,
+    dist,
+    features,
+    metrics,
+    optim,
+    params,
+    predictions,
+    run,
+    stage,
+    subsets,
+    teacher,
+    vit,
+)
+from semmae.params import STRICT
+from semmae.reader import Reader
+
+OUT, PRETRAIN, TEACHER = Path("results/attentive"), Path("data/pretrain"), Path("data/teacher")
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Protocol:
+    """How every dataset is scored."""
+
+    queries: Positive  # of a head; they divide the width of the tokens among them
+    base_lrs: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    weight_decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    holdout: Share  # of train, to choose the head
+    epochs: Positive
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    batch_size: Positive  # over all processes
+    betas: tuple[float, float]
+    baselines: bool
+    seed: int
+    compute: run.Compute
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dataset:
+    """What a dataset sets for itself; null or absent: as in the protocol."""
+
+    epochs: Positive | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Attentive:
+    """The section `attentive` of params.yaml."""
+
+    protocol: Protocol
+    datasets: dict[str, Dataset]
+
+
+def main() -> None:
+    """Probe the dataset named on the command line."""
+    section = params.load(Attentive, "attentive")
+    name, own = stage.named(section.datasets, "attentive")
+    protocol = stage.over(section.protocol, own)
+    shards, minutes = Path("data/shards") / name, protocol.compute.checkpoint_minutes
+    train, val = features.labelled_splits(shards)
+    network, config = vit.load(PRETRAIN)
+    inputs = [artifact.sha256(shards / "shards.json"), artifact.model_digest(PRETRAIN, "encoder")]
+    with dist.world(protocol.compute.device) as world:
+        how: dict[str, Any] = {"device": world.device, "precision": protocol.compute.precision}
+        lines = {"encoder": (features.seen(network, **how), config["img_size"])}
+        if protocol.baselines:
+            inputs.append(artifact.model_digest(TEACHER, "teacher"))
+            lines |= baselines.tokens_beside(config, teacher.load(TEACHER), seed=protocol.seed, **how)
+        probes = {line: Probe(*look, train.num_classes, protocol, world) for line, look in lines.items()}
+        with run.Run(
+            "attentive", world, out=OUT / name, params=protocol, inputs=inputs, checkpoint_minutes=minutes
+        ) as now:
+            learn(probes, train, protocol, world, now)
+            if world.leads:
+                write(name, probes, val)
+
+
+class Probe:
+    """A frozen network and the bank of heads that learns from its patch tokens."""
+
+    def __init__(
+        self, see: features.See, img_size: int, num_classes: int, protocol: Protocol, world: dist.World
+    ) -> None:
+        self.see, self.img_size, self.world, self.precision = see, img_size, world, protocol.compute.precision
+        width = see(torch.zeros(1, 3, img_size, img_size, dtype=torch.uint8))[1].shape[2]
+        self.settings = attentive.grid(protocol.base_lrs, protocol.weight_decays)
+        self.bank = attentive.Bank(
+            width, num_classes, num_heads=len(self.settings), queries=protocol.queries, seed=protocol.seed
+        ).to(world.device)
+        if protocol.compute.compile:
+            self.bank.compile()
+        self.parallel = dist.parallel(self.bank, world)
+        self.optimizer = attentive.adamw(self.bank, self.settings, betas=protocol.betas)
+        self.curve = attentive.Curve(len(self.settings), world.device)
+        self.extract = partial(
+            features.extract, img_size=img_size, batch_size=protocol.batch_size, workers=protocol.compute.workers
+        )
+
+    @property
+    def state(self) -> dict[str, run.Stateful]:
+        """What a checkpoint keeps."""
+        return {"bank": self.bank, "optimizer": self.optimizer, "curve": self.curve}
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One update of every head; their losses before it. One that diverges harms no other."""
+        _, tokens = self.see(images)
+        with dist.autocast(self.world.device, self.precision):
+            logits = self.parallel.train()(tokens)
+        losses = attentive.losses(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        self.optimizer.step()
+        return losses.detach()
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """What every head says of images, (b, heads, classes)."""
+        _, tokens = self.see(images)
+        with dist.autocast(self.world.device, self.precision):
+            return self.bank.eval()(tokens).float()
+
+    def top1(self, reader: Reader) -> list[float]:
+        """The accuracy of every head on a reader's samples."""
+        found = self.extract(lambda images: self.logits(images).argmax(2).float(), reader)
+        return (found == torch.from_numpy(reader.labels)[:, None]).double().mean(0).tolist()
+
+    def scores(self, reader: Reader) -> torch.Tensor:
+        """The logits of the chosen head, (n, classes)."""
+        return self.extract(lambda images: self.logits(images)[:, self.curve.best], reader)
+
+
+def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: dist.World, now: run.Run) -> None:
+    """Train every bank on the same crops of a part of train, and see after each epoch how its heads do on the rest."""
+    held_out = subsets.stratified_split(train.labels, share=protocol.holdout, seed=protocol.seed)
+    kept, holdout = train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(held_out)
+    views = features.RandomViews(tuple({probe.img_size for probe in probes.values()}), protocol.seed)
+    state = {f"{line} {part}": owner for line, probe in probes.items() for part, owner in probe.state.items()}
+
+    for step in now.steps(
+        kept, views, batch_size=protocol.batch_size, epochs=protocol.epochs, seed=protocol.seed,
+        workers=protocol.compute.workers, state=state,
+    ):  # fmt: skip
+        warmup = protocol.warmup_epochs * step.per_epoch
+        schedule = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=1.0, end=0.0)
+        labels, total = step.batch["label"].to(world.device), torch.zeros((), device=world.device)
+        for line, probe in probes.items():
+            rates = attentive.set_rates(probe.optimizer, batch_size=protocol.batch_size, schedule=schedule)
+            losses = probe.step(step.batch[f"image{probe.img_size}"], labels)
+            probe.curve.add(losses)
+            total += losses.where(losses.isfinite(), torch.nan).nanmean()  # nan where every head has diverged
+            if step.ends_epoch:
+                probe.curve.close(lr=rates, holdout_top1=probe.top1(holdout), world=world)
+                now.log(**{f"{line}_holdout_top1": max(probe.curve.rows[-1]["holdout_top1"])})
+        now.record(loss=total / len(probes))
+
+
+def write(name: str, probes: dict[str, Probe], val: Reader) -> None:
+    """Score val by the chosen heads."""
+    labels = torch.from_numpy(val.labels)
+    logits = {line: probe.scores(val) for line, probe in probes.items()}
+    found = {line: metrics.classification(said, labels) for line, said in logits.items()}
+    encoder = probes["encoder"]
+    scores: dict[str, Any] = found.pop("encoder") | encoder.settings[encoder.curve.best]
+    scores |= {line: metrics.brief(beside) for line, beside in found.items()}
+    artifact.write_json(OUT / f"{name}.json", {"attentive": {name: scores}})
+    with artifact.replacing(OUT / f"{name}.tsv") as temporary:
+        pd.DataFrame(encoder.curve.history()).to_csv(temporary, sep="\t", index=False)
+    predictions.write(OUT / f"predictions/{name}.tsv", val.keys, logits["encoder"], labels, val.class_names)
+    print(f"{name}: attentive {metrics.told(scores)}")
+
+
+if __name__ == "__main__":
+    stage.main(main)

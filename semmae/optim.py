@@ -1,8 +1,10 @@
-"""AdamW as MAE and iBOT use it: no decay on vectors, linear warm-up, half a cosine."""
+"""AdamW as MAE and iBOT use it: no decay on vectors, rates by layer if asked for, linear warm-up, half a cosine."""
 
 import math
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 
@@ -18,6 +20,20 @@ def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) 
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
+def layer_decayed_adamw(
+    model: VisionTransformer, *, weight_decay: float, layer_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """AdamW whose rate falls by `layer_decay` with every layer below the head (BEiT, MAE): `lr_scale` of a group is
+    1 for the head, layer_decay ** (depth + 1 - i) for block i = 1...depth, layer_decay ** (depth + 1) below them.
+
+    The groups are timm's. Vectors, the class token and the positions are not decayed.
+    """
+    groups = param_groups_layer_decay(
+        model, weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
+    )
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
 def warmup_cosine(step: int, *, steps: int, warmup: int, start: float = 0.0, peak: float, end: float) -> float:
     """The value at `step` of 0...steps-1: linear from `start` to `peak` over `warmup` steps, then half a cosine to
     `end`.
@@ -29,8 +45,8 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, start: float = 0.0, pea
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, *, weight_decay: float | None = None) -> None:
-    """The learning rate of all groups and, if given, the weight decay of the decayed one."""
+    """The learning rate of all groups, times a group's `lr_scale`; if given, the weight decay of the decayed one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
         if weight_decay is not None and group["weight_decay"]:
             group["weight_decay"] = weight_decay

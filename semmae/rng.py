@@ -5,9 +5,14 @@ numbers.
 """
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+CPU = torch.device("cpu")
 
 
 def fold(seed: int, *names: str | int) -> int:
@@ -28,3 +33,23 @@ def torch_generator(seed: int, *names: str | int) -> torch.Generator:
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
     """A numpy generator seeded by `fold(seed, *names)`."""
     return np.random.default_rng(fold(seed, *names))
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int, device: torch.device = CPU) -> Iterator[None]:
+    """For libraries that draw from the global generators (timm's augmentations): in the block, those of `random`,
+    numpy and torch (of the CPU and of `device`) start from `fold(seed, *names)`; then they are as they were before it.
+    """
+    folded, gpu = fold(seed, *names), device.type == "cuda"
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if gpu else []):
+        random.seed(folded)
+        np.random.seed(folded % 2**32)
+        torch.default_generator.manual_seed(folded)  # torch.manual_seed would seed every GPU too, and be slow about it
+        if gpu:
+            torch.cuda.manual_seed(folded)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

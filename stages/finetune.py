@@ -1,0 +1,189 @@
+"""finetune: the pretrained encoder, trained end to end to classify, beside the same network without pretraining.
+
+    python -m stages.finetune <dataset>
+
+Reads  data/pretrain (encoder), data/shards/<dataset>: the classifier learns on train; val chooses nothing, the last
+       epoch is reported
+Calls  classifier.from_encoder, finetuning.finetune, metrics.classification
+Writes data/finetune/<dataset>/: classifier.safetensors, classifier.json;
+       results/finetune/<dataset>.json, <dataset>.tsv (the curves), predictions/<dataset>.tsv
+"""
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass as plain
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from semmae import (
+    artifact,
+    baselines,
+    classifier,
+    dist,
+    features,
+    finetuning,
+    metrics,
+    params,
+    predictions,
+    run,
+    stage,
+    subsets,
+    vit,
+)
+from semmae.params import STRICT
+from semmae.reader import Reader, verify_shards
+
+OUT, RESULTS = Path("data/finetune"), Path("results/finetune")
+SHARDS, PRETRAIN = Path("data/shards"), Path("data/pretrain")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Protocol:
+    """How every dataset is fine-tuned and scored."""
+
+    img_size: Annotated[int, Field(ge=1)] | None  # null: the encoder's
+    pool: classifier.Pool
+    recipe: finetuning.Recipe
+    eval_every_epochs: Annotated[int, Field(ge=0)]  # 0: after the last alone
+    eval_batch_size: Annotated[int, Field(ge=1)]
+    baselines: bool
+    low_shot: list[subsets.Shots]
+    seed: int
+    compute: run.Compute
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dataset:
+    """What a dataset sets for itself; null or absent: as in the protocol."""
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    base_lr: Annotated[float, Field(gt=0)] | None = None
+    low_shot: list[subsets.Shots] | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Finetune:
+    """The section `finetune` of params.yaml."""
+
+    protocol: Protocol
+    datasets: dict[str, Dataset]
+
+
+@plain
+class Tuned:
+    """A network after its training, its scores of val and its history."""
+
+    model: VisionTransformer
+    scores: Tensor
+    labels: Tensor
+    history: list[dict[str, float]]
+
+    def measured(self) -> dict[str, float]:
+        """The metrics of its scores."""
+        return metrics.classification(self.scores, self.labels)
+
+
+def main() -> None:
+    """Fine-tune on the dataset named on the command line."""
+    section = params.load(Finetune, "finetune")
+    name = " ".join(sys.argv[1:])
+    if name not in section.datasets:
+        raise ValueError(f"finetune has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
+    protocol = settled(section.protocol, section.datasets[name])
+    train, val = splits(SHARDS / name)
+    encoder, config = vit.load(PRETRAIN)
+    config |= {"img_size": protocol.img_size or config["img_size"]}
+    with dist.world(protocol.compute.device) as world, ExitStack() as runs:
+
+        def tuned(what: str, network: VisionTransformer, reader: Reader, **changed: Any) -> Tuned:
+            if world.leads:
+                print(f"{name}: {what}, {len(reader)} images to learn from", flush=True)
+            now = run.Run(
+                "finetune", world, out=OUT / name / what, params=protocol, inputs=[*inputs(name), what],
+                checkpoint_minutes=protocol.compute.checkpoint_minutes,
+            )  # fmt: skip
+            runs.enter_context(now)  # its checkpoints stay until all is done
+            how = replace(protocol, recipe=replace(protocol.recipe, **changed))
+            return trained(how, network, config, splits=(reader, val), world=world, now=now)
+
+        result = tuned("pretrained", encoder, train)
+        scores: dict[str, Any] = result.measured()
+        if protocol.baselines:
+            fresh = baselines.untrained(config, seed=protocol.seed)
+            found = tuned("untrained", fresh, train, layer_decay=1.0).measured()  # no layer has anything to keep
+            scores["untrained"] = {key: found[key] for key in ("top1", "standard_error")}
+        for shots in protocol.low_shot:
+            few = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
+            scores.setdefault("low_shot", {})[shots.name] = tuned(shots.name, encoder, few).measured()
+        if world.leads:
+            write(name, protocol, config, result, scores, val)
+
+
+def settled(protocol: Protocol, dataset: Dataset) -> Protocol:
+    """The protocol with what a dataset sets for itself."""
+    own = {key: value for key in ("epochs", "base_lr") if (value := getattr(dataset, key)) is not None}
+    low_shot = protocol.low_shot if dataset.low_shot is None else dataset.low_shot
+    return replace(protocol, recipe=replace(protocol.recipe, **own), low_shot=low_shot)
+
+
+def splits(shards: Path) -> tuple[Reader, Reader]:
+    """The labelled samples of train and of val, their shards verified; ValueError for a label that has no name."""
+    verify_shards(shards)
+    train, val = features.labelled_splits(shards)
+    if (highest := int(train.labels.max())) >= train.num_classes:
+        raise ValueError(f"{shards}: train has the label {highest}, but shards.json names {train.num_classes} classes")
+    return train, val
+
+
+def inputs(name: str) -> list[str]:
+    """The digests of what the stage reads."""
+    return [artifact.sha256(SHARDS / name / "shards.json"), artifact.model_digest(PRETRAIN, "encoder")]
+
+
+def trained(
+    protocol: Protocol, encoder: VisionTransformer, config: dict[str, Any], *, splits: tuple[Reader, Reader],
+    world: dist.World, now: run.Run,
+) -> Tuned:  # fmt: skip
+    """Fine-tune a copy of `encoder` on train, and score val."""
+    train, val = splits
+    model = classifier.from_encoder(
+        encoder, config, num_classes=train.num_classes, pool=protocol.pool, drop_path=protocol.recipe.drop_path,
+        seed=protocol.seed,
+    )  # fmt: skip
+    validation = finetuning.Validation(
+        val, img_size=config["img_size"], batch_size=protocol.eval_batch_size,
+        every_epochs=protocol.eval_every_epochs, compute=protocol.compute, world=world,
+    )  # fmt: skip
+    model = finetuning.finetune(
+        protocol.recipe, model, reader=train, seed=protocol.seed, compute=protocol.compute, world=world, run=now,
+        validation=validation,
+    )  # fmt: skip
+    scores = validation.scores(model) if validation.last is None else validation.last  # None: stopped after all steps
+    return Tuned(model, scores, validation.labels, now.history)
+
+
+def write(
+    name: str, protocol: Protocol, config: dict[str, Any], result: Tuned, scores: dict[str, Any], val: Reader
+) -> None:
+    """The classifier, its scores, its curves and what it says of every sample of val."""
+    shape = {key: config[key] for key in vit.CONFIG}
+    known = {"pool": protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
+    with artifact.replacing(OUT / name) as folder:
+        classifier.save(folder, result.model, shape | known | {"params": run.described(protocol)})
+    artifact.write_json(RESULTS / f"{name}.json", {"finetune": {name: scores}})
+    with artifact.replacing(RESULTS / f"{name}.tsv") as temporary:
+        pd.DataFrame(result.history).to_csv(temporary, sep="\t", index=False)
+    predictions.write(RESULTS / "predictions" / f"{name}.tsv", val.keys, result.scores, result.labels, val.class_names)
+    beside = f", untrained {scores['untrained']['top1']:.3f}" if "untrained" in scores else ""
+    print(f"{name}: fine-tuned top-1 {scores['top1']:.3f} ± {scores['standard_error']:.3f}{beside}")
+
+
+if __name__ == "__main__":
+    stage.main(main)

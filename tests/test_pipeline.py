@@ -20,8 +20,8 @@ STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 LAYERS = (  # see docs/architecture.md; a file imports from its own layer and from those before it
     "__init__ params stage rng dist artifact rows",
-    "images layout pool anatomy scenery paint creatures sources shards reader part_maps augment views randaugment masking optim"
-    " metrics part_metrics subsets predictions checkpoint progress palettes overlays curves tables",
+    "images layout pool anatomy scenery paint creatures sources shards reader part_maps augment views randaugment"
+    " masking optim metrics part_metrics subsets predictions checkpoint progress palettes overlays curves tables",
     "vit mae ibot teacher parts heads classifier attentive readout features baselines part_baselines health",
     "run resume pretraining distillation finetuning figures state flow",
     "__main__",

@@ -1,10 +1,12 @@
 """A seed is a pure function of names: stable for ever, different for different names."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 
-from semmae.rng import fold, numpy_generator, torch_generator
+from semmae.rng import fold, numpy_generator, seeded, torch_generator
 
 
 def test_seeds_never_change():
@@ -34,3 +36,25 @@ def test_generators_repeat():
 def test_bits_are_balanced():
     bits = np.array([[fold(7, "epoch", n) >> bit & 1 for bit in range(63)] for n in range(2000)])
     assert (np.abs(bits.mean(axis=0) - 0.5) < 0.06).all()
+
+
+def test_the_global_generators_are_lent_and_given_back():
+    def draw() -> tuple[float, float, float]:
+        return random.gauss(0, 1), np.random.normal(), float(torch.randn(()))
+
+    with seeded(0, "policy", 1):
+        first = draw()
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    expected = draw(), draw()
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    before = draw()
+    with pytest.raises(KeyError), seeded(0, "policy", 1):
+        assert draw() == first
+        raise KeyError  # given back even then
+    assert (before, draw()) == expected
+    with seeded(0, "policy", 2):
+        assert draw() != first

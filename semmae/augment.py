@@ -1,7 +1,8 @@
 """One sampled box moves image and part map.
 
 - `random_resized_crop`: sample a `Box`, a crop and a flip in coordinates relative to the image, from a generator.
-- `crop_image`: the box of an image, resized. `crop_part_map`: the same box of its part map, on the encoder's grid.
+- `crop_image`: the box of an image, resized to a square; `resize_box`: to any size. `crop_part_map`: the same box of
+  its part map, on the encoder's grid (or of its mask, on the pixels of the crop).
 - `WHOLE`: the box that changes nothing.
 
 Relative coordinates fit an image decoded at any scale and a part map of any grid, whatever the teacher's resolution.
@@ -50,11 +51,18 @@ def random_resized_crop(
 
 
 def crop_image(image: UInt8[np.ndarray, "h w 3"], box: Box, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The box of the image as size x size pixels: bicubic, antialiased, its edges not rounded to pixels."""
+    """The box of the image as size x size pixels: `resize_box` to a square."""
+    return resize_box(image, box, (size, size))
+
+
+def resize_box(
+    image: UInt8[np.ndarray, "h w 3"], box: Box, size: tuple[int, int]
+) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
+    """The box of the image as so many rows and columns: bicubic, antialiased, its edges not rounded to pixels."""
     h, w = image.shape[:2]
     right, bottom = min(1, box.left + box.width) * w, min(1, box.top + box.height) * h
     edges = (box.left * w, box.top * h, right, bottom)
-    pixels = np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=edges))
+    pixels = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, box=edges))
     return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
 
 

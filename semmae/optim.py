@@ -44,6 +44,16 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, start: float = 0.0, pea
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def warmup_poly(step: int, *, steps: int, warmup: int, peak: float, end: float, power: float) -> float:
+    """The value at `step` of 0...steps-1: linear from 0 to `peak` over `warmup` steps, then as (1 - progress) ** power
+    to `end`.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    return end + (peak - end) * (1 - progress) ** power
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, *, weight_decay: float | None = None) -> None:
     """The learning rate of all groups, times a group's `lr_scale`; if given, the weight decay of the decayed one."""
     for group in optimizer.param_groups:

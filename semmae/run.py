@@ -160,7 +160,13 @@ class Run:
                         self._save(number, state)
                         saved = time.monotonic()
                     if stop:
-                        self._stop(number, steps)
+                        where = f"saved under {self.folder}; run the same command again to go on from there"
+                        self._stop(f"after step {number} of {steps}, {where}")
+
+    def heed(self) -> None:
+        """Stop here if a signal has asked for it: for long work after the last step, which has no step to finish."""
+        if self._signal:
+            self._stop("after its last step; run the same command again to go on from the last checkpoint")
 
     def record(self, **values: Tensor | float) -> None:
         """Values of this step, averaged over the epoch's steps and the ranks; `loss` must be finite."""
@@ -206,14 +212,10 @@ class Run:
             checkpoint.save(self.folder, number, content)
         dist.barrier(self.world)
 
-    def _stop(self, number: int, steps: int) -> None:
+    def _stop(self, when: str) -> None:
         name = signal.Signals(self._signal or signal.SIGTERM).name
         if self.world.leads:
-            print(
-                f"{self.stage}: stopped by {name} after step {number} of {steps}, saved under {self.folder}; "
-                "run the same command again to go on from there",
-                file=sys.stderr,
-            )
+            print(f"{self.stage}: stopped by {name} {when}", file=sys.stderr)
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
 

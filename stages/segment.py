@@ -1,0 +1,263 @@
+"""segment: semantic segmentation by the encoder, frozen (a linear head, neighbours) and fine-tuned (UPerNet), beside an
+untrained encoder, the teacher, and what needs no image at all.
+
+    python -m stages.segment <dataset>
+
+Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the samples that have masks; train teaches, val is
+       scored once
+Calls  segmentation_probes.linear, segmentation_probes.knn, segmentation_upernet.finetune, segmentation.evaluate
+Writes results/segment/<dataset>.json, and <dataset>.tsv: the loss by epoch; data/segment/<dataset>/<key>.png: masks of
+       some of val as the last of the protocols predicts them
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass as plain
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
+
+from semmae import (
+    artifact,
+    baselines,
+    dist,
+    images,
+    params,
+    run,
+    segmentation,
+    segmentation_metrics,
+    stage,
+    teacher,
+    vit,
+)
+from semmae import segmentation_probes as probes
+from semmae import segmentation_upernet as upernet
+from semmae.params import STRICT
+from semmae.reader import Reader, verify_shards
+from semmae.rng import numpy_generator
+
+OUT, RESULTS, SHARDS = Path("data/segment"), Path("results/segment"), Path("data/shards")
+PRETRAIN, TEACHER = Path("data/pretrain"), Path("data/teacher")
+
+Name = Literal["linear", "knn", "upernet"]
+Names = Annotated[list[Name], Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Protocol:
+    """How every dataset is scored."""
+
+    protocols: Names
+    short_side: Positive  # pixels of a resized image
+    crop: Positive | None  # pixels, side of a window and of a training crop; null: img_size of the encoder
+    stride: Positive  # pixels from one window to the next
+    training_crops: segmentation.Crops
+    holdout: Annotated[float, Field(gt=0, lt=1)]  # of train, to choose the settings of frozen protocols
+    linear: probes.Linear
+    knn: probes.Knn
+    upernet: upernet.Recipe
+    baselines: bool
+    examples: Annotated[int, Field(ge=0)]
+    batch_size: Positive  # windows at a time, in inference
+    seed: int
+    compute: run.Compute
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dataset:
+    """What a dataset sets for itself; null or absent: as in the protocol."""
+
+    protocols: Names | None = None
+    short_side: Positive | None = None
+    stride: Positive | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Segment:
+    """The section `segment` of params.yaml."""
+
+    protocol: Protocol
+    datasets: dict[str, Dataset]
+
+
+@plain(frozen=True)
+class Task:
+    """What all protocols share: the settings, the masked samples, where it is computed, how a run is begun."""
+
+    protocol: Protocol
+    train: probes.Train
+    val: Reader
+    crops: segmentation.TrainCrop
+    how: segmentation.Inference
+    begin: Callable[[Name, str, str], run.Run]  # of a protocol, a line and the digest of its network
+
+    def score(self, predict: segmentation.Predict, how: segmentation.Inference) -> dict[str, Any]:
+        """What a predictor of one variant scores on val."""
+        counts = segmentation.evaluate(predict, self.val, how, num_classes=self.train.num_classes)
+        return segmentation_metrics.scores(counts[0], self.val.mask_names, seed=self.protocol.seed)
+
+
+class Scored(NamedTuple):
+    """What a protocol gives: scores, the curve of its training, and the predictor with how it was asked."""
+
+    scores: dict[str, Any]
+    history: list[dict[str, float]]
+    predict: segmentation.Predict
+    how: segmentation.Inference
+
+
+def main() -> None:
+    """Score the dataset named on the command line."""
+    section = params.load(Segment, "segment")
+    name = " ".join(sys.argv[1:])
+    if name not in section.datasets:
+        raise ValueError(f"segment has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
+    own = {key: value for key, value in vars(section.datasets[name]).items() if value is not None}
+    protocol = replace(section.protocol, **own)
+    train, counts = segmentation.masked_split(SHARDS / name, "train")
+    val, val_counts = segmentation.masked_split(SHARDS / name, "val")
+    if missing := [c for c, t, v in zip(val.mask_names, counts.sum(0), val_counts.sum(0), strict=True) if v and not t]:
+        raise ValueError(
+            f"{SHARDS / name}: val's masks show classes that train's lack ({', '.join(missing[:5])}); nothing can "
+            "learn them"
+        )
+    verify_shards(SHARDS / name)
+    with dist.world(protocol.compute.device) as world, ExitStack() as runs:
+        task = prepared(protocol, train, val, world, partial(begun, name, protocol, world, runs))
+        scored = {which: PROTOCOLS[which](task) for which in dict.fromkeys(protocol.protocols)}
+        if world.leads:
+            write_examples(OUT / name, task, scored[protocol.protocols[-1]])
+            scores: dict[str, Any] = {which: found.scores for which, found in scored.items()}
+            if protocol.baselines:
+                scores |= segmentation.trivial(counts, val, seed=protocol.seed)
+            write_scores(name, scores, [{"protocol": which} | row for which in scored for row in scored[which].history])
+
+
+def write_scores(name: str, scores: dict[str, Any], curves: list[dict[str, Any]]) -> None:
+    """The metrics and the curves, and a line for who waits."""
+    with artifact.replacing(RESULTS / f"{name}.tsv") as temporary:
+        pd.DataFrame(curves, columns=["protocol", "epoch", "lr", "loss"]).to_csv(temporary, sep="\t", index=False)
+    artifact.write_json(RESULTS / f"{name}.json", {"segment": {name: scores}})
+    said = (f"{line} {found['miou']:.3f}" for line, found in scores.items())
+    print(f"{name}: segmentation mIoU of {', '.join(said)}")
+
+
+def begun(
+    name: str, protocol: Protocol, world: dist.World, runs: ExitStack, which: Name, line: str, digest: str
+) -> run.Run:
+    """The run of a protocol; its checkpoints stay until the whole stage has succeeded."""
+    now = run.Run(
+        f"segment.{which}", world, out=OUT / name / which / line, params=protocol,
+        inputs=[artifact.sha256(SHARDS / name / "shards.json"), line, digest],
+        checkpoint_minutes=protocol.compute.checkpoint_minutes,
+    )  # fmt: skip
+    return runs.enter_context(now)
+
+
+def prepared(
+    protocol: Protocol, train: Reader, val: Reader, world: dist.World, begin: Callable[[Name, str, str], run.Run]
+) -> Task:
+    """The settings that follow from each other."""
+    side = protocol.crop or artifact.read_json(PRETRAIN / "encoder.json")["img_size"]
+    windows = segmentation.Windows(protocol.short_side, side, protocol.stride)
+    return Task(
+        protocol,
+        probes.hold_out(train, share=protocol.holdout, seed=protocol.seed),
+        val,
+        segmentation.TrainCrop(protocol.seed, protocol.training_crops, protocol.short_side, side),
+        segmentation.Inference(windows, protocol.batch_size, protocol.compute.workers, world),
+        begin,
+    )
+
+
+def linear(task: Task) -> Scored:
+    """The linear head on the frozen encoder and, with baselines, on others."""
+    network, config, digest = encoder(task)
+    probe, how = probed(task, "encoder", network, digest)
+    scores = task.score(probe.predict, how) | probe.chosen
+    if task.protocol.baselines:
+        elder = teacher.load(TEACHER)
+        fitting(task, "teacher", elder.patch_size)
+        others: Any = {"untrained": baselines.untrained(config, seed=task.protocol.seed), "teacher": elder}
+        for line, other in others.items():
+            beside, how = probed(task, line, other, elder.digest)
+            found = task.score(beside.predict, how)
+            scores[line] = {name: found[name] for name in segmentation.BESIDE}
+    return Scored(scores, probe.history, probe.predict, how)
+
+
+def probed(
+    task: Task, line: str, network: VisionTransformer | teacher.Teacher, digest: str
+) -> tuple[probes.Probe, segmentation.Inference]:
+    """The linear probe of a frozen network."""
+    now = task.begin("linear", line, digest)
+    how = replace(task.how, heed=now.heed)
+    encode = probes.token_maps(network, device=how.world.device, precision=task.protocol.compute.precision)
+    probe = probes.linear(
+        task.protocol.linear, encode, task.train, width=network.embed_dim, crops=task.crops, how=how, run=now
+    )
+    return probe, how
+
+
+def knn(task: Task) -> Scored:
+    """The vote of the frozen encoder's nearest patches."""
+    network, _, digest = encoder(task)
+    how = replace(task.how, heed=task.begin("knn", "encoder", digest).heed)
+    encode = probes.token_maps(network, device=how.world.device, precision=task.protocol.compute.precision)
+    probe = probes.knn(task.protocol.knn, encode, task.train, how=how, seed=task.protocol.seed)
+    return Scored(task.score(probe.predict, how) | probe.chosen, probe.history, probe.predict, how)
+
+
+def finetuned(task: Task) -> Scored:
+    """The encoder under a UPerNet, fine-tuned on all of train."""
+    network, config, digest = encoder(task)
+    protocol, now = task.protocol, task.begin("upernet", "encoder", digest)
+    how = replace(task.how, heed=now.heed)
+    model = upernet.build(protocol.upernet, network, config, num_classes=task.train.num_classes, seed=protocol.seed)
+    predict = upernet.finetune(
+        protocol.upernet, model, task.train.reader, crops=task.crops, compute=protocol.compute, world=how.world, run=now
+    )
+    return Scored(task.score(predict, how), now.history, predict, how)
+
+
+PROTOCOLS = {"linear": linear, "knn": knn, "upernet": finetuned}
+
+
+def encoder(task: Task) -> tuple[VisionTransformer, dict[str, Any], str]:
+    """The pretrained encoder, its config and its digest."""
+    network, config = vit.load(PRETRAIN)
+    fitting(task, "encoder", config["patch_size"])
+    return network, config, artifact.model_digest(PRETRAIN, "encoder")
+
+
+def fitting(task: Task, network: str, patch_size: int) -> None:
+    """ValueError where windows are no whole number of patches."""
+    if (side := task.how.windows.side) % patch_size:
+        raise ValueError(
+            f"segment.protocol.crop is {side}; it must be a multiple of the {network}'s patch size, {patch_size}"
+        )
+
+
+def write_examples(folder: Path, task: Task, scored: Scored) -> None:
+    """The predicted masks of some samples of val, 8-bit PNG of indices."""
+    ids = np.sort(numpy_generator(task.protocol.seed, "examples").permutation(len(task.val))[: task.protocol.examples])
+    chosen, alone = task.val.select(ids), dist.World(0, 1, task.how.world.device)
+    with artifact.replacing(folder) as temporary:
+        temporary.mkdir()
+        for index, labels, _ in replace(scored.how, world=alone).labels(scored.predict, chosen):
+            pixels = labels[0].to(torch.uint8).cpu().numpy()
+            (temporary / f"{chosen.keys[index]}.png").write_bytes(images.encode_png(pixels))
+
+
+if __name__ == "__main__":
+    stage.main(main)

@@ -8,16 +8,14 @@
 
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float, UInt8
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semmae import dist, vit
 from semmae.features import Encode, Pool, See, pooling, seen
 from semmae.rng import fold
-from semmae.teacher import Teacher
+from semmae.teacher import Teacher, create
 
 THUMBNAIL = 16  # pixels on a side
 
@@ -27,16 +25,11 @@ def thumbnail(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
     return vit.normalise(images).flatten(1)
 
 
-def untrained(config: dict[str, Any], *, seed: int) -> VisionTransformer:
+def untrained(config: dict[str, Any], *, seed: int) -> vit.Network:
     """The network that an encoder's or a teacher's `config` describes, as it is before training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(seed, "untrained"))
-        if "timm" in config:
-            size = config["img_size"]
-            network = timm.create_model(config["timm"], num_classes=0, img_size=size, dynamic_img_size=True)
-        else:
-            network = vit.build(config)
-    assert isinstance(network, VisionTransformer)
+        network = create(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
     return network.eval().requires_grad_(False)
 
 

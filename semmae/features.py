@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, UInt8
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semmae import dist, part_metrics, vit
@@ -129,7 +128,7 @@ def extract(
 
 
 def pooled(
-    network: VisionTransformer, *, pool: Pool, device: torch.device, precision: dist.Precision = "fp32"
+    network: vit.Network, *, pool: Pool, device: torch.device, precision: dist.Precision = "fp32"
 ) -> Encode:
     """Images -> vectors by a frozen ViT; see `pooling`."""
     return pooling(seen(network, device=device, precision=precision), pool)
@@ -146,7 +145,7 @@ def pooling(see: See, pool: Pool) -> Encode:
     return encode
 
 
-def seen(network: VisionTransformer, *, device: torch.device, precision: dist.Precision) -> See:
+def seen(network: vit.Network, *, device: torch.device, precision: dist.Precision) -> See:
     """Images -> class token and patch tokens by a frozen ViT."""
     network = network.to(device).eval()
     vit.use_fastest_attention(network, device)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
-from timm.models.vision_transformer import VisionTransformer
 
 from semmae import features, metrics, part_metrics, readout, vit
 from semmae.params import STRICT
@@ -48,13 +47,13 @@ class Watch:
                 print(f"no {what} while training: {error}")
             return None
 
-    def after_epoch(self, encoder: VisionTransformer, epoch: int, last: bool) -> dict[str, float]:
+    def after_epoch(self, encoder: vit.Network, epoch: int, last: bool) -> dict[str, float]:
         """`measure` after the first, the last and every `every_epochs`-th epoch (0: never), counted from 1."""
         every = self.health.every_epochs
         due = every and (epoch == 1 or last or epoch % every == 0)
         return self.measure(encoder) if due else {}
 
-    def measure(self, encoder: VisionTransformer) -> dict[str, float]:
+    def measure(self, encoder: vit.Network) -> dict[str, float]:
         """`knn_top1`, and `readout_iou`: the mean foreground IoU of a supervised read-out, by patches."""
         training = encoder.training
         encoder.eval()
@@ -66,7 +65,7 @@ class Watch:
         encoder.train(training)
         return found
 
-    def _knn(self, encoder: VisionTransformer, train: Reader, val: Reader) -> float:
+    def _knn(self, encoder: vit.Network, train: Reader, val: Reader) -> float:
         encode = features.pooled(encoder, pool=self.pool, device=self.device)
         train_features, val_features = (
             features.extract(encode, reader, img_size=self.img_size, batch_size=64, workers=0)
@@ -78,7 +77,7 @@ class Watch:
         )  # fmt: skip
         return metrics.topk_accuracy(votes, torch.from_numpy(val.labels), k=1)
 
-    def _readout(self, encoder: VisionTransformer, train: Reader, val: Reader) -> float:
+    def _readout(self, encoder: vit.Network, train: Reader, val: Reader) -> float:
         (tokens, truth), (val_tokens, val_truth) = (self._patches(encoder, reader) for reader in (train, val))
         width = tokens.shape[-1]
         fitted = readout.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
@@ -90,7 +89,7 @@ class Watch:
         return float((both[shown] / either[shown]).mean())
 
     @torch.no_grad()
-    def _patches(self, encoder: VisionTransformer, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+    def _patches(self, encoder: vit.Network, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
         """Patch tokens (images, n, d) and whether each patch is foreground (images, n), 255 where unknown."""
         side = self.img_size // encoder.patch_embed.patch_size[0]
         view = features.WholeView(self.img_size, (side, side), len(reader.mask_names))

@@ -1,10 +1,10 @@
 """The frozen teacher, one format for all of them: patch tokens, class token, class-token attention.
 
-Where it comes from (iBOT or MAE on your own shards, a timm model) is the teacher stage's business; what follows only
-sees `Teacher.encode`. A teacher is any timm VisionTransformer; it takes images of any size that its patches divide.
+Where it comes from (iBOT or MAE on your own shards, a file of others by `from_timm`, an encoder of yours by
+`from_encoder`) is the teacher stage's business; what follows only sees `Teacher.encode`. A teacher is any timm
+VisionTransformer, or timm's DINOv3; it takes images of any size that its patches divide.
 """
 
-import pickle
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,11 +12,10 @@ from typing import Any, NamedTuple, cast
 import timm
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
-from semmae import artifact, vit
+from semmae import artifact, foreign, vit
 
 
 class Tokens(NamedTuple):
@@ -30,7 +29,7 @@ class Tokens(NamedTuple):
 class Teacher(nn.Module):
     """A frozen ViT and what is known of it; `class_token` tells whether its class token was trained."""
 
-    def __init__(self, network: VisionTransformer, config: dict[str, Any], digest: str) -> None:
+    def __init__(self, network: vit.Network, config: dict[str, Any], digest: str) -> None:
         super().__init__()
         self.network, self.config, self.digest = network.eval().requires_grad_(False), config, digest
         self.patch_size: int = network.patch_embed.patch_size[0]
@@ -54,21 +53,23 @@ class Teacher(nn.Module):
         return Tokens(patch, out[:, 0].float() if self.class_token else patch.mean(1), attention)
 
 
-def from_timm(name: str, *, img_size: int, checkpoint: Path | None) -> tuple[VisionTransformer, dict[str, Any]]:
+def from_timm(
+    name: str, *, img_size: int, checkpoint: Path | None, sha256: str | None = None
+) -> tuple[vit.Network, dict[str, Any]]:
     """A timm ViT by name with timm's published weights or those in `checkpoint`, positions resampled to `img_size`.
 
-    `checkpoint` is a file as timm reads it (safetensors, or a state dict that `torch.load` takes with
-    `weights_only=True`). Raises ValueError for a name that is no VisionTransformer, a model without a class token,
-    or foreign weights.
+    `checkpoint` is a file in the layout of timm or of the model's authors (`foreign.read`), `sha256` its digest.
+    Raises ValueError for a name that is no such ViT, a model without a class token, foreign weights.
     """
-    known = timm.list_models(module="vision_transformer")
+    known = names()
     if name.split(".")[0] not in known:
         near = get_close_matches(name, known, n=5, cutoff=0.3)
         raise ValueError(
-            f"teacher.model is {name!r}, none of timm's VisionTransformers, such as {', '.join(near or known[:5])}"
+            f"teacher.model is {name!r}, none of timm's VisionTransformers or DINOv3, such as "
+            f"{', '.join(near or known[:5])}"
         )
     try:
-        network = _create(name, img_size, pretrained=checkpoint is None)
+        network = create(name, img_size, pretrained=checkpoint is None)
     except (RuntimeError, OSError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -78,31 +79,62 @@ def from_timm(name: str, *, img_size: int, checkpoint: Path | None) -> tuple[Vis
         raise ValueError(f"teacher.model is {name!r}, which has no class token; choose one that has")
     published = cast(dict[str, Any], network.pretrained_cfg)
     if checkpoint is not None:
-        _fill(network, checkpoint, published["architecture"])
-    config = {"timm": name, "img_size": img_size, "class_token": True}
+        _fill(network, foreign.read(checkpoint, sha256), checkpoint, published["architecture"])
+    config = {"timm": name, "img_size": img_size, "class_token": published.get("tag") != "mae"}
     return network, config | {key: list(published[key]) for key in ("mean", "std")}
 
 
-def _create(name: str, img_size: int, *, pretrained: bool) -> VisionTransformer:
+def from_encoder(file: Path, sha256: str, *, img_size: int) -> tuple[vit.Network, dict[str, Any]]:
+    """An encoder of ours, `file` with its JSON beside it, positions resampled to `img_size`.
+
+    No loss of MAE touches its class token, so it is not offered as one.
+    """
+    foreign.verify(file, sha256)
+    network, config = vit.load(file.parent, name=file.stem)
+    config = vit.resize(network, {key: config[key] for key in (*vit.CONFIG, "mean", "std")}, img_size)
+    return network, config | {"class_token": False}
+
+
+def names() -> list[str]:
+    """The names of timm's ViTs that can teach."""
+    return timm.list_models(module="vision_transformer") + timm.list_models("*dinov3*", module="eva")
+
+
+def create(name: str, img_size: int, *, pretrained: bool = False) -> vit.Network:
+    """A timm ViT without its classifier; without published weights it is fresh."""
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=img_size, dynamic_img_size=True)
-    return cast(VisionTransformer, network)
+    return cast(vit.Network, network)
 
 
-def _fill(network: VisionTransformer, checkpoint: Path, architecture: str) -> None:
-    """Strictly load a file into `network`: all weights but a classifier's, positions resampled, nothing unpickled."""
-    try:
-        state = timm.models.load_state_dict(str(checkpoint), use_ema=False, weights_only=True)
-        state = timm.models.vision_transformer.checkpoint_filter_fn(state, network)
-        network.load_state_dict(
-            {k: v for k, v in state.items() if not k.startswith(("head.", "fc_norm."))}, strict=True
+def _fill(network: vit.Network, state: dict[str, Tensor], path: Path, name: str) -> None:
+    """Strictly load the weights of a file: timm knows the layouts of the authors and resamples positions."""
+    patch, ours = state.get("patch_embed.proj.weight"), network.patch_embed.proj.weight
+    if patch is not None and patch.ndim == 4 and patch.shape[2:] != ours.shape[2:]:  # timm would resample them
+        raise ValueError(
+            f"{path} does not hold the weights of {name}: its patches are {patch.shape[-1]} pixels wide, there "
+            f"{ours.shape[-1]}"
         )
-    except (RuntimeError, OSError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        first = lines[1] if isinstance(error, RuntimeError) and len(lines) > 1 else lines[0]  # below torch's headline
-        raise ValueError(f"{checkpoint} does not hold the weights of {architecture}: {first}") from None
+    if "storage_tokens" in state and isinstance(network, eva.Eva):  # DINOv3 as published
+        state = _without_zero_biases(network, state, path, name)
+    layout = eva if isinstance(network, eva.Eva) else vision_transformer
+    try:
+        state = layout.checkpoint_filter_fn(state, network)
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} does not hold the weights of {name}: {error}") from None
+    foreign.fill(network, state, path=path, name=name)
 
 
-def save(folder: Path, network: VisionTransformer, config: dict[str, Any]) -> None:
+def _without_zero_biases(network: eva.Eva, state: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
+    """DINOv3's weights for an architecture without biases of queries and values, which must then be zero."""
+    if cast(Any, network.blocks[0]).attn.q_bias is not None:
+        return state
+    biases = [key for key in state if key.endswith("qkv.bias")]
+    if any(part.any() for key in biases for part in state[key].chunk(3)[::2]):
+        raise ValueError(f"{path} has biases of queries and values, which {name} leaves out; choose its twin with qkvb")
+    return {key: value for key, value in state.items() if key not in biases}
+
+
+def save(folder: Path, network: vit.Network, config: dict[str, Any]) -> None:
     """Freeze `network` into `folder`: teacher.safetensors and teacher.json."""
     artifact.save_model(folder, "teacher", network.state_dict(), config)
 
@@ -110,6 +142,6 @@ def save(folder: Path, network: VisionTransformer, config: dict[str, Any]) -> No
 def load(folder: Path) -> Teacher:
     """The teacher in `folder`, frozen; strict about its weights."""
     state, config = artifact.read_model(folder, "teacher")
-    network = _create(config["timm"], config["img_size"], pretrained=False) if "timm" in config else vit.build(config)
+    network = create(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
     network.load_state_dict(state, strict=True)
     return Teacher(network, config, artifact.model_digest(folder, "teacher"))

@@ -3,7 +3,7 @@
 - `build`: a `VisionTransformer` from a small config, with the fixed 2-D sine-cosine positions of MAE.
 - `tokens`: its forward pass in the order of timm's `forward_features`, with masked patches left out before the first
   block.
-- `class_attention`: how much the class token of the last block attends to each patch.
+- `class_attention`: how much the class token of the last block attends to each patch; also of DINOv3, timm's `Eva`.
 - `save` / `load`: weights and config, enough to rebuild it with no flags.
 """
 
@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Integer, UInt8
-from timm.layers import Attention, build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers import apply_rot_embed_cat, build_sincos2d_pos_embed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semmae import artifact
@@ -21,6 +22,8 @@ from semmae import artifact
 CONFIG = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], the convention of timm and MAE
 STD = (0.229, 0.224, 0.225)
+
+Network = VisionTransformer | Eva  # Eva: a ViT whose attention may turn queries and keys by their place (RoPE)
 
 
 def build(config: dict[str, Any], *, drop_path: float = 0.0) -> VisionTransformer:
@@ -71,30 +74,55 @@ def embed(
 
 
 def tokens(
-    vit: VisionTransformer, images: Float[Tensor, "b 3 H W"], ids_keep: Integer[Tensor, "b k"] | None = None
+    vit: Network, images: Float[Tensor, "b 3 H W"], ids_keep: Integer[Tensor, "b k"] | None = None
 ) -> Float[Tensor, "b t d"]:
-    """The normalised output tokens: `vit.num_prefix_tokens` first (the class token leads), then the patches."""
+    """The normalised output tokens: `vit.num_prefix_tokens` first (the class token leads), then the patches.
+
+    Patches can be left out (`ids_keep`) of a VisionTransformer only.
+    """
+    if ids_keep is None:
+        return vit.forward_features(images)
+    assert isinstance(vit, VisionTransformer)
     return vit.norm(vit.blocks(embed(vit, images, ids_keep)))
 
 
 def class_attention(
-    vit: VisionTransformer, images: Float[Tensor, "b 3 H W"]
+    vit: Network, images: Float[Tensor, "b 3 H W"]
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b n"]]:
-    """`tokens`, and the last block's class-token attention to the patches: mean over heads, sums to 1 over patches."""
-    x = vit.blocks[:-1](embed(vit, images))
-    block = cast(Block, vit.blocks[-1])
-    attn = cast(Attention, block.attn)
-    q, k, _ = _qkv(attn, block.norm1(x))
-    weights = (q[:, :, :1] * attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
+    """`tokens`, and the last block's class-token attention to the patches: mean over heads, sums to 1 over patches.
+
+    What the class token spends on itself and on registers is left out before the sum becomes 1.
+    """
+    last, seen = cast(Any, vit.blocks[-1]), dict[str, Any]()
+
+    def see(_: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
+        seen.update(x=inputs[0], rope=keywords.get("rope"))
+
+    with last.register_forward_pre_hook(see, with_kwargs=True):
+        out = tokens(vit, images)
+    q, k = _queries_and_keys(last.attn, last.norm1(seen["x"]), seen["rope"])
+    weights = (q[:, :, :1] * last.attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
     attention = weights[:, :, 0, vit.num_prefix_tokens :].float().mean(1)
-    return vit.norm(block(x)), attention / attention.sum(1, keepdim=True)
+    return out, attention / attention.sum(1, keepdim=True)
 
 
-def _qkv(attn: Attention, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys, values (b, heads, t, d / heads) of a timm attention layer."""
+def _queries_and_keys(attn: Any, x: Float[Tensor, "b t d"], rope: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys (b, heads, t, d / heads) of a timm attention layer; `rope` turns all but the prefix tokens."""
     b, t, _ = x.shape
-    q, k, v = attn.qkv(x).reshape(b, t, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    return attn.q_norm(q), attn.k_norm(k), v
+    qkv = attn.qkv(x)
+    if getattr(attn, "q_bias", None) is not None:  # Eva keeps its biases apart
+        qkv = qkv + torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+    q, k, _ = qkv.reshape(b, t, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        q, k = (_turned(z, rope, attn) for z in (q, k))
+    return q, k
+
+
+def _turned(z: Tensor, rope: Tensor, attn: Any) -> Tensor:
+    """Queries or keys with their rotary positions; prefix tokens have none."""
+    prefix, patches = z[:, :, : attn.num_prefix_tokens], z[:, :, attn.num_prefix_tokens :]
+    return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=attn.rotate_half)], dim=2).type_as(z)
 
 
 def use_fastest_attention(model: nn.Module, device: torch.device) -> None:
@@ -102,6 +130,16 @@ def use_fastest_attention(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             cast(Any, module).fused_attn = device.type == "cuda"
+
+
+def resize(vit: VisionTransformer, config: dict[str, Any], img_size: int) -> dict[str, Any]:
+    """Make `vit` one for images of `img_size` pixels, its positions resampled; its config with that size."""
+    if img_size % config["patch_size"]:
+        raise ValueError(
+            f"img_size is {img_size}; it must be a multiple of patch_size, which is {config['patch_size']}"
+        )
+    vit.set_input_size((img_size, img_size))
+    return config | {"img_size": img_size}
 
 
 def save(folder: Path, vit: VisionTransformer, config: dict[str, Any], *, name: str = "encoder") -> None:

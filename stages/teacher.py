@@ -1,9 +1,9 @@
-"""teacher: a frozen self-supervised ViT, learnt on your own shards or taken from timm.
+"""teacher: a frozen self-supervised ViT, learnt on your own shards, an encoder of an earlier run, or taken from timm.
 
     python -m stages.teacher
 
 Reads  data/shards/<teacher.dataset>, and data/shards/<teacher.health.dataset> to watch the quality of the tokens
-Calls  pretraining.pretrain (mae), distillation.distil (ibot) or teacher.from_timm
+Calls  pretraining.pretrain (mae), distillation.distil (ibot), teacher.from_timm or teacher.from_encoder (semmae)
 Writes data/teacher/: teacher.safetensors, teacher.json, history.json; results/teacher/: metrics.json and the curves
 """
 
@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
-from timm.models.vision_transformer import VisionTransformer
 
 from semmae import artifact, dist, distillation, params, pretraining, run, stage, teacher, vit
 from semmae.health import Health, Watch
@@ -44,7 +43,7 @@ class Teacher:
     """The section `teacher` of params.yaml."""
 
     dataset: str
-    source: Literal["mae", "ibot", "timm"]
+    source: Literal["mae", "ibot", "timm", "semmae"]
     seed: int
     img_size: int
     network: pretraining.Network
@@ -68,10 +67,10 @@ def main() -> None:
         run.Run("teacher", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
         watch = Watch(
-            section.health, SHARDS / section.health.dataset, pool="patch_mean" if section.source == "mae" else "class",
-            img_size=section.img_size, device=world.device, shown=world.leads,
+            section.health, SHARDS / section.health.dataset, img_size=section.img_size, device=world.device,
+            pool="class" if section.source in ("ibot", "timm") else "patch_mean", shown=world.leads,
         )  # fmt: skip
-        source = {"mae": from_mae, "ibot": from_ibot, "timm": from_timm}[section.source]
+        source = {"mae": from_mae, "ibot": from_ibot, "timm": from_timm, "semmae": from_semmae}[section.source]
         network, config = source(section, reader, watch, world, now)
         if world.leads:
             with artifact.replacing(OUT) as folder:
@@ -84,7 +83,7 @@ def main() -> None:
 
 def from_mae(
     section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
-) -> tuple[VisionTransformer, dict[str, Any]]:
+) -> tuple[vit.Network, dict[str, Any]]:
     """A masked autoencoder's encoder. Nothing trains its class token, so it is not offered as one."""
     config = {"img_size": section.img_size, **vars(section.network)}
     torch.manual_seed(fold(section.seed, "encoder"))
@@ -100,7 +99,7 @@ def from_mae(
 
 def from_ibot(
     section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
-) -> tuple[VisionTransformer, dict[str, Any]]:
+) -> tuple[vit.Network, dict[str, Any]]:
     """The teacher at the end of self-distillation."""
     network = distillation.distil(
         section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,
@@ -112,16 +111,23 @@ def from_ibot(
 
 def from_timm(
     section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
-) -> tuple[VisionTransformer, dict[str, Any]]:
+) -> tuple[vit.Network, dict[str, Any]]:
     """A timm model with timm's weights, or with those of a checkpoint whose digest is the one in params.yaml."""
-    file = None
+    file, sha256 = None, None
     if section.checkpoint is not None:
-        file = artifact.raw(section.checkpoint.path)
-        if not file.is_file():
-            raise ValueError(f"teacher.checkpoint.path is {section.checkpoint.path}; there is no file {file}")
-        if (found := artifact.sha256(file)) != section.checkpoint.sha256:
-            raise ValueError(f"{file} has sha256 {found}, but teacher.checkpoint.sha256 is {section.checkpoint.sha256}")
-    network, config = teacher.from_timm(section.model, img_size=section.img_size, checkpoint=file)
+        file, sha256 = artifact.raw(section.checkpoint.path), section.checkpoint.sha256
+    network, config = teacher.from_timm(section.model, img_size=section.img_size, checkpoint=file, sha256=sha256)
+    return network.to(world.device), config
+
+
+def from_semmae(
+    section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
+) -> tuple[vit.Network, dict[str, Any]]:
+    """The encoder of an earlier run, which `semmae promote` has kept."""
+    if section.checkpoint is None:
+        raise ValueError("teacher.source is semmae, but teacher.checkpoint is null; semmae promote prints what to set")
+    file = artifact.raw(section.checkpoint.path)
+    network, config = teacher.from_encoder(file, section.checkpoint.sha256, img_size=section.img_size)
     return network.to(world.device), config
 
 

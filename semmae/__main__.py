@@ -2,6 +2,9 @@
 
     semmae show parts|masks|reconstructions --dataset NAME --out grid.png
     semmae index DATASET [--check]
+    semmae export [ENCODER] --to timm|transformers --out DIR
+    semmae encode DATASET|FOLDER --out features.parquet
+    semmae recipe [NAME]
     semmae state ls|gc
     semmae flow
 
@@ -19,9 +22,11 @@ from typing import Annotated, Literal
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 SHARDS, PART_MAPS, PRETRAIN = Path("data/shards"), Path("data/part_maps"), Path("data/pretrain")
+RECIPES, PARAMS = Path("recipes"), Path("params.yaml")
 NUMBERS = {"shards", "samples", "labelled", "with mask", "MB", "train", "val", "test", "inputs", "step", "seconds"}
 
 app = typer.Typer(
@@ -128,6 +133,70 @@ def _check(dataset: str) -> None:
         typer.echo(f"changed since then: {', '.join(changed)}; run: dvc repro -f shards@{dataset}")
         raise typer.Exit(1)
     typer.echo("the sources are as they were")
+
+
+@app.command()
+def export(
+    to: Annotated[Literal["timm", "transformers"], typer.Option(help="Whose format.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    encoder: Annotated[Path, typer.Argument(help="A folder with an encoder or a teacher.")] = PRETRAIN,
+    with_decoder: Annotated[bool, typer.Option("--with-decoder", help="transformers: as ViTMAE.")] = False,
+) -> None:
+    """Write an encoder as timm or transformers loads it, strictly and with equal outputs."""
+    from semmae import export as exporting
+
+    typer.echo(exporting.export(encoder, out, to=to, with_decoder=with_decoder))
+
+
+@app.command()
+def encode(
+    images: Annotated[str, typer.Argument(help="A dataset under data/shards, or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    encoder: Annotated[Path, typer.Option(help="A folder with an encoder or a teacher.")] = PRETRAIN,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option()] = "fp32",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+) -> None:
+    """Write class token and mean patch token of every image to a Parquet file."""
+    from semmae import dist, encoders
+    from semmae import encode as encoding
+
+    reader, network = encoding.located(images, SHARDS), encoders.load(encoder)
+    how = encoding.Compute(batch_size, workers, dist.choose_device(device), precision)
+    skipped = encoding.encode(reader, network, out, how)
+    for entry in skipped:
+        typer.echo(f"skipped: {entry.key}: {entry.reason}", err=True)
+    typer.echo(f"{len(skipped)} of {len(reader)} images skipped", err=True)
+    typer.echo(f"{out}: {len(reader) - len(skipped)} images, width {network.network.embed_dim}")
+
+
+@app.command()
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="A file in recipes/, without .yaml; none: list them.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Even over changes that git does not have.")] = False,
+) -> None:
+    """Install a recipe as params.yaml and show what changes; without a name, list the recipes and their prices."""
+    from rich.syntax import Syntax
+
+    from semmae import recipes
+
+    found = recipes.found(RECIPES)
+    if name is None:
+        for known, path in found.items():
+            head = recipes.head(path)
+            console.print(known, style="bold")
+            for field in ("title", "cost", "score"):
+                console.print(Padding(f"{'' if field == 'title' else field + ': '}{head[field]}", (0, 0, 0, 4)))
+        return
+    chosen = recipes.choose(found, name)
+    changes = recipes.difference(chosen, PARAMS)
+    if not changes:
+        typer.echo(f"{PARAMS} is {chosen} already")
+        return
+    recipes.install(chosen, PARAMS, force=force)
+    console.print(Syntax(changes, "diff", background_color="default", word_wrap=True))
+    typer.echo(f"{PARAMS} is now {chosen}; run: dvc repro")
 
 
 @state.command("ls")

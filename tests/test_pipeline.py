@@ -21,9 +21,11 @@ RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT /
 LAYERS = (  # see docs/architecture.md; a file imports from its own layer and from those before it
     "__init__ params stage rng dist artifact rows",
     "images layout pool anatomy scenery paint creatures sources shards reader part_maps augment views randaugment"
-    " masking optim metrics part_metrics subsets predictions checkpoint progress palettes overlays curves tables",
-    "vit mae ibot foreign teacher parts heads classifier attentive readout features baselines part_baselines health",
-    "run resume pretraining distillation finetuning figures state flow",
+    " masking optim metrics part_metrics subsets predictions checkpoint progress palettes overlays curves tables"
+    " recipes",
+    "vit mae ibot foreign teacher parts heads classifier attentive readout features baselines part_baselines health"
+    " encoders",
+    "run resume pretraining distillation finetuning figures state flow export encode",
     "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

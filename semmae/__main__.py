@@ -87,11 +87,13 @@ def index(
 
     folder = SHARDS / dataset
     meta = artifact.read_json(folder / "shards.json")
-    samples = pq.read_table(folder / "index.parquet", columns=["split", "class_name", "mask_offset"]).to_pandas()
+    samples = pq.read_table(
+        folder / "index.parquet", columns=["split", "shard", "class_name", "mask_offset"]
+    ).to_pandas()
     columns = ("split", "shards", "samples", "labelled", "with mask", "MB")
     table = _table(f"{folder}  masks: {meta['mask_kind'] or 'none'}", *columns)
     for split, rows in samples.groupby("split", sort=False):
-        shards = [shard for shard in meta["shards"] if shard["split"] == split]
+        shards = [shard for shard in meta["shards"] if shard["file"] in set(rows["shard"])]
         size = sum(shard["bytes"] for shard in shards)
         counts = (len(shards), len(rows), rows["class_name"].notna().sum(), rows["mask_offset"].notna().sum())
         table.add_row(str(split), *map(str, counts), f"{size / 1e6:.1f}")

@@ -2,6 +2,7 @@
 
 - `header(data)`: format, size, orientation; what is no image, or too large to decode safely, is refused here.
 - `to_rgb(data)`: the pixels as a person sees them: upright, transparency over white, deep images scaled to 8 bits.
+- `as_it_is(data)`: what is known of an image that stays where it lies, whatever its mode.
 - `canonical(data)`: what goes into a shard: the bytes as they are wherever possible, else a conversion.
 - `mask_indices(data)`, `canonical_mask(data)`: the same for masks, 8-bit PNG of indices, IGNORE = no statement.
 
@@ -83,6 +84,17 @@ def canonical(data: bytes, *, short_side: int | None) -> Stored:
         upright = upright.resize(_reduced(full_size, short_side), Image.Resampling.BICUBIC)
     extension = "jpg" if form in ("JPEG", "MPO") else "png"
     return Stored(extension, _encode(upright, extension), 1, upright.size, full_size)
+
+
+def as_it_is(data: bytes) -> Stored:
+    """What is known of an image that is not copied: decoded once, so that damage shows here; the data are left out.
+
+    Its mode does not matter: `to_rgb` converts whatever `canonical` would have converted.
+    """
+    image = _open(data)
+    orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF by itself
+    size = _upright(image).size
+    return Stored("", b"", orientation, size, size)
 
 
 def mask_indices(data: bytes) -> UInt8[np.ndarray, "h w"]:

@@ -1,7 +1,6 @@
-"""A dataset as a sequence: random access to its samples by offset, the order of an epoch, batches of tensors.
+"""A dataset as a sequence: random access to its samples by offset, batches of tensors.
 
 - `Reader`: the samples of a split, in the order of the index; `verify_shards` compares the shards with their digests.
-- `epoch_order`, `windowed_order`: orders that are pure functions of (seed, epoch).
 - `batches`: samples loaded in exactly a given order, here or in worker processes, as dicts of torch tensors.
 """
 
@@ -17,16 +16,17 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Int64, Integer, UInt8
+from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from semmae import artifact, images, rng
+from semmae import artifact, images
 
 
 class Reader:
     """The samples of one split (None: of all) of the dataset in a folder; `select` makes views.
 
-    It holds the index in memory and opens a shard when it first reads from it; it may be pickled and forked.
+    It holds the index in memory and opens a shard when it first reads from it; it may be pickled and forked. `weights`
+    says how often an epoch of training sees each sample; None: each once.
     """
 
     def __init__(self, dataset: Path, split: str | None = None, verify: bool = False) -> None:
@@ -36,18 +36,22 @@ class Reader:
         if verify:
             verify_shards(self.dataset)
         self.meta: dict[str, Any] = artifact.read_json(self.dataset / "shards.json")
+        self._paths = shard_paths(self.dataset, self.meta)
         table = pq.read_table(self.dataset / "index.parquet")
+        row = _rows(table["shard"].to_pylist())
         if split is not None:
             splits = table["split"].unique().to_pylist()
             if split not in splits:
                 raise ValueError(f"{self.dataset} has no split {split!r}; its splits are: {', '.join(splits)}")
-            table = table.filter(pc.equal(table["split"], split))
+            here = pc.equal(table["split"], split)
+            table, row = table.filter(here), row[here.to_numpy()]
         self.keys: list[str] = table["key"].to_pylist()
         self.shards: list[str] = table["shard"].to_pylist()
         self.labels = _integers(table["label"])
         self._image_span = np.stack([_integers(table["offset"]), _integers(table["size"])], axis=1)
         self._mask_span = np.stack([_integers(table["mask_offset"]), _integers(table["mask_size"])], axis=1)
-        self._row = _rows(self.shards)
+        self._row = row
+        self.weights = _weights(table["source"], self.meta["sources"])
         self._files: dict[str, io.FileIO] = {}
 
     def __len__(self) -> int:
@@ -96,6 +100,7 @@ class Reader:
         view.keys = [self.keys[i] for i in ids]
         view.shards = [self.shards[i] for i in ids]
         view.labels, view._row = self.labels[ids], self._row[ids]
+        view.weights = None if self.weights is None else self.weights[ids]
         view._image_span, view._mask_span = self._image_span[ids], self._mask_span[ids]
         return view
 
@@ -115,7 +120,7 @@ class Reader:
         shard = self.shards[index]
         if shard not in self._files:
             try:
-                self._files[shard] = io.FileIO(self.dataset / shard)
+                self._files[shard] = io.FileIO(self._paths[shard])
             except OSError as error:
                 raise self._damage(index, str(error.strerror)) from None
         data = os.pread(self._files[shard].fileno(), size, offset)
@@ -124,38 +129,31 @@ class Reader:
         return data
 
     def _damage(self, index: SupportsIndex, what: str) -> ValueError:
-        shard, key = self.dataset / self.shards[index], self.keys[index]
-        return ValueError(f"{shard}, sample {key}: {what}; {_remedy(self.dataset)}")
+        name, key = self.shards[index], self.keys[index]
+        return ValueError(f"{self._paths[name]}, sample {key}: {what}; {_remedy(self.dataset, self._paths[name])}")
+
+
+def shard_paths(dataset: Path, meta: dict[str, Any]) -> dict[str, Path]:
+    """Where the shards of a dataset lie, by the names that its index uses: beside it, or where they were found."""
+    return {shard["file"]: Path(shard.get("location", dataset / shard["file"])) for shard in meta["shards"]}
 
 
 def verify_shards(dataset: Path) -> None:
     """ValueError names the first shard that is missing or not what shards.json says it is."""
-    for shard in artifact.read_json(dataset / "shards.json")["shards"]:
-        path = dataset / shard["file"]
+    meta = artifact.read_json(dataset / "shards.json")
+    paths = shard_paths(dataset, meta)
+    for shard in meta["shards"]:
+        path = paths[shard["file"]]
         if not path.is_file() or path.stat().st_size != shard["bytes"] or artifact.sha256(path) != shard["sha256"]:
             problem = "is damaged: its bytes are not those in shards.json" if path.exists() else "is missing"
-            raise ValueError(f"{path} {problem}; {_remedy(dataset)}")
+            raise ValueError(f"{path} {problem}; {_remedy(dataset, path)}")
 
 
-def _remedy(dataset: Path) -> str:
+def _remedy(dataset: Path, shard: Path) -> str:
     stage = f"shards@{dataset.name}"
-    return f"restore it (dvc checkout --force {stage}) or write it again (dvc repro -f {stage})"
-
-
-def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-    """A permutation of the samples for one epoch."""
-    return rng.numpy_generator(seed, "epoch_order", epoch).permutation(num_samples)
-
-
-def windowed_order(shard_of: np.ndarray, *, seed: int, epoch: int, window: int) -> Int64[np.ndarray, " n"]:
-    """A permutation that stays within `window` shards at a time: for storage that is cold or far away.
-
-    The shards are shuffled, then the samples of each run of `window` shards. `shard_of` names the shard of each sample.
-    """
-    generator = rng.numpy_generator(seed, "windowed_order", epoch)
-    _, shard = np.unique(shard_of, return_inverse=True)
-    window_of = generator.permutation(shard.max() + 1)[shard] // window
-    return np.lexsort((generator.permutation(len(shard)), window_of))
+    if shard.parent == dataset:
+        return f"restore it (dvc checkout --force {stage}) or write it again (dvc repro -f {stage})"
+    return f"it was indexed there: put it back as it was, or index it again (dvc repro -f {stage})"
 
 
 def batches(
@@ -228,6 +226,15 @@ def _rows(shards: list[str]) -> Int64[np.ndarray, " n"]:
     starts = np.array([i == 0 or shards[i] != shards[i - 1] for i in range(len(shards))])
     number = np.arange(len(shards))
     return number - np.maximum.accumulate(np.where(starts, number, 0))
+
+
+def _weights(column: Any, sources: dict[str, Any]) -> Float64[np.ndarray, " n"] | None:
+    """The weight of each sample by the source that its path begins with; None if all are 1."""
+    weight = {name: float(source.get("weight", 1.0)) for name, source in sources.items()}
+    if set(weight.values()) <= {1.0}:
+        return None
+    names = pc.list_element(pc.split_pattern(column, "/", max_splits=1), 0).combine_chunks().dictionary_encode()
+    return np.array([weight[name] for name in names.dictionary.to_pylist()])[names.indices.to_numpy()]
 
 
 def _integers(column: Any) -> Int64[np.ndarray, " n"]:

@@ -24,9 +24,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from semmae import artifact, checkpoint, dist
+from semmae.order import epoch_order, epoch_size
 from semmae.params import STRICT
 from semmae.progress import Progress
-from semmae.reader import Reader, batches, epoch_order
+from semmae.reader import Reader, batches
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -129,11 +130,9 @@ class Run:
         Step s of an epoch takes the samples s * batch_size ... of the epoch's permutation, each rank its slice, so
         the order is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs.
         """
-        per_epoch = len(reader) // batch_size
+        per_epoch = (size := epoch_size(len(reader), reader.weights)) // batch_size
         if per_epoch == 0:
-            raise ValueError(
-                f"{self.stage}: batch_size is {batch_size}, but there are {len(reader)} samples"
-            )
+            raise ValueError(f"{self.stage}: batch_size is {batch_size}, but an epoch has {size} samples")
         if batch_size % self.world.size:
             raise ValueError(
                 f"{self.stage}: batch_size is {batch_size}; {self.world.size} processes cannot share it evenly"
@@ -143,8 +142,9 @@ class Run:
         with Progress(self.stage, steps, per_epoch, batch_size, start=number, shown=self.world.leads) as progress:
             while number < steps:
                 epoch, first = divmod(number, per_epoch)
-                order = epoch_order(len(reader), seed=seed, epoch=epoch)[: per_epoch * batch_size]
-                mine = order.reshape(per_epoch, self.world.size, share)[first:, self.world.rank].reshape(-1)
+                order = epoch_order(len(reader), seed=seed, epoch=epoch, weights=reader.weights)
+                order = order[: per_epoch * batch_size].reshape(per_epoch, self.world.size, share)
+                mine = order[first:, self.world.rank].reshape(-1)
                 for batch in batches(reader, mine, _Load(load, epoch), batch_size=share, workers=workers):
                     ends_epoch = (number + 1) % per_epoch == 0
                     yield Step(number, steps, per_epoch, epoch, batch, ends_epoch)

@@ -61,7 +61,7 @@ def main() -> None:
     encoder, elder, learner = artifact.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER), parts.load(PARTS)
     dataset = encoder["params"]["dataset"]
     meta = artifact.read_json(SHARDS / dataset / "shards.json")
-    split = next(name for name in SPLITS if any(shard["split"] == name for shard in meta["shards"]))
+    split = next(name for name in SPLITS if name in meta["samples"])
     reader = Reader(SHARDS / dataset, split)
     maps = part_maps.join(PART_MAPS / dataset, reader, teacher=elder.digest, parts=learner.digest)
     tones = palette(section.colours, learner.num_parts)

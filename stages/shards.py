@@ -4,12 +4,12 @@
 
 Reads  the sources in shards.datasets.<dataset>; relative paths lie in data/raw, in a DVC queue of the main repository
 Calls  semmae.shards.write
-Writes data/shards/<dataset>/: <split>-000000.tar ..., index.parquet, rejected.parquet, shards.json
+Writes data/shards/<dataset>/: <split>-000000.tar ... (none of what is indexed in place), index.parquet,
+       rejected.parquet, shards.json
 """
 
 import os
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from semmae import artifact, params, shards, stage
 from semmae.params import STRICT
-from semmae.sources import Source, Tree
+from semmae.sources import Creatures, Source
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -70,21 +70,24 @@ def main() -> None:
 
 def summary(out: Path, meta: dict[str, Any]) -> str:
     """A dataset in one line, from the content of its shards.json."""
-    samples: Counter[str] = Counter()
-    for shard in meta["shards"]:
-        samples[shard["split"]] += shard["count"]
+    samples = meta["samples"]
     inputs = sum(source["inputs"] for source in meta["sources"].values())
     return (
         f"{out}: {', '.join(f'{count} {split}' for split, count in samples.items())} in {len(meta['shards'])} shards, "
         f"{len(meta['class_names'])} classes, masks: {meta['mask_kind'] or 'none'}; "
-        f"{inputs - samples.total()} of {inputs} inputs rejected"
+        f"{inputs - sum(samples.values())} of {inputs} inputs rejected"
     )
 
 
 def located(sources: dict[str, Source]) -> dict[str, Source]:
     """The sources with their relative paths resolved against data/raw."""
     raw = Path(os.environ.get("DVC_ROOT", "")) / "data/raw"
-    return {name: replace(s, path=str(raw / s.path)) if isinstance(s, Tree) else s for name, s in sources.items()}
+    return {
+        name: source
+        if isinstance(source, Creatures) or source.path is None
+        else replace(source, path=str(raw / source.path))
+        for name, source in sources.items()
+    }
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def contents() -> dict[str, str]:
         ("part_maps", "part_maps.attention", None, "part_maps.attention is None"),
         ("pretrain", "pretrain.masking.strategy", "semantc", "pretrain.masking.strategy is 'semantc'; expected one of"),
         ("pretrain", "pretrain.dataset", "photos", "data/shards/photos"),
-        ("pretrain", "pretrain.recipe.batch_size", 65, "pretrain: batch_size is 65, but there are 64 samples"),
+        ("pretrain", "pretrain.recipe.batch_size", 65, "pretrain: batch_size is 65, but an epoch has 64 samples"),
         ("pretrain", "pretrain.compute.device", "cuda", "device is cuda, but torch sees no GPU here"),
         ("report", "report.colours", "grey", "grey"),
     ],

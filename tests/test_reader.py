@@ -11,7 +11,8 @@ import torch
 import webdataset
 
 from semmae import creatures, images
-from semmae.reader import Reader, batches, epoch_order, verify_shards, windowed_order
+from semmae.order import epoch_order, windowed_order
+from semmae.reader import Reader, batches, verify_shards
 
 
 def load(reader: Reader, index: int, poison: str = "") -> dict:

@@ -12,7 +12,8 @@ import torch
 
 from semmae import artifact, checkpoint, state
 from semmae.dist import World
-from semmae.reader import Reader, epoch_order
+from semmae.order import epoch_order
+from semmae.reader import Reader
 from semmae.run import Run, write_history
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -223,7 +224,7 @@ def test_one_writer_per_output(toy_dataset: Path, tmp_path: Path):
 
 def test_a_batch_larger_than_the_data_is_refused(toy_dataset: Path, tmp_path: Path):
     with Run("toy", ALONE, out=tmp_path, params=Recipe(0.1), inputs=[], checkpoint_minutes=1) as run, pytest.raises(
-        ValueError, match=r"toy: batch_size is 41, but there are 40 samples"
+        ValueError, match=r"toy: batch_size is 41, but an epoch has 40 samples"
     ):  # fmt: skip
         next(run.steps(Reader(toy_dataset, "train"), _load, batch_size=41, epochs=1, seed=0, workers=0, state={}))
 

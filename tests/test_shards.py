@@ -15,7 +15,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from semmae import images, shards
+from semmae import images, plan, shards
 from semmae.sources import Creatures, Entry, Masks, Tree
 from stages import shards as stage
 
@@ -168,7 +168,7 @@ def test_rejects_must_not_empty_a_split(tmp_path, zoo):
 def test_the_order_is_a_shuffle_and_an_image_more_changes_one_shard(tmp_path):
     def planned(count: int) -> list[list[int]]:
         found = [Entry(f"{i}.jpg", "train", None, None, None, "") for i in range(count)]
-        tasks = shards.plan({"s": found}, seed=0, samples_per_shard=100)
+        tasks = plan.plan({"s": found}, seed=0, samples_per_shard=100)
         return [[int(task.key) for task in tasks if task.shard == shard] for shard in range(10)]
 
     before, after = planned(1000), planned(1001)
@@ -189,14 +189,14 @@ def test_the_order_is_a_shuffle_and_an_image_more_changes_one_shard(tmp_path):
     ],
 )
 def test_keys_are_plain_unique_and_independent_of_order(paths):
-    keys = shards.unique_keys(paths)
+    keys = plan.unique_keys(paths)
     assert len({key.lower() for key in keys}) == len(paths)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) for key in keys)
-    assert dict(zip(paths[::-1], shards.unique_keys(paths[::-1]), strict=True)) == dict(zip(paths, keys, strict=True))
+    assert dict(zip(paths[::-1], plan.unique_keys(paths[::-1]), strict=True)) == dict(zip(paths, keys, strict=True))
 
 
 def test_keys_name_their_images(tmp_path, zoo):
-    assert shards.unique_keys(["train/cat/7.jpg"]) == ["train_cat_7"]
+    assert plan.unique_keys(["train/cat/7.jpg"]) == ["train_cat_7"]
     write(tmp_path / "union", replace(zoo, masks=None), CREATURES, max_rejects=0.5)
     assert {row["key"].split("_")[0] for row in rows(tmp_path / "union")} == {"s0", "s1"}
 

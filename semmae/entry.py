@@ -1,0 +1,82 @@
+"""One input of a source: what is said of it, and where the bytes of its image and mask lie."""
+
+import os
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from semmae import images
+from semmae.params import STRICT
+
+MAX_BYTES = 2**30  # of one file; what is larger (a film in a folder of pictures) is refused unread
+
+Split = Literal["train", "val", "test"]
+Fraction = Annotated[float, Field(gt=0, lt=1)] | None  # of train, set aside as val; null: none
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # times that an epoch sees a source; null: once
+
+
+@dataclass(frozen=True, config=STRICT)
+class MaskNames:
+    """What the values of 8-bit masks mean: they index `names`; 255 = ignore."""
+
+    kind: Literal["foreground", "parts", "classes"]
+    names: Annotated[list[str], Field(min_length=2, max_length=images.IGNORE)]
+
+
+class Blob(NamedTuple):
+    """Bytes in a file: all of them, or those of a tar's member."""
+
+    file: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        if self.size > MAX_BYTES:
+            raise ValueError(f"the file is too large: {self.size} bytes, allowed are {MAX_BYTES}")
+        with open(self.file, "rb") as file:
+            data = os.pread(file.fileno(), self.size, self.offset)
+        if len(data) < self.size:
+            raise ValueError("the file has become shorter since it was listed")
+        return data
+
+
+class Entry(NamedTuple):
+    """One input."""
+
+    path: str  # in the source
+    split: str
+    label: str | None  # name of its class
+    image: Blob | None  # None: drawn, handed over by a library, or refused
+    mask: Blob | None
+    refused: str  # why it is no sample, "" if nothing is known against it
+    group: str | None = None  # of images that val_fraction keeps together; null: it stands alone
+    key: str | None = None  # what its key is made of; null: the path
+
+    def read(self) -> tuple[bytes, bytes | None]:
+        """The bytes of image and mask. ValueError or OSError: why there are none."""
+        assert self.image is not None
+        return self.image.read(), self.mask.read() if self.mask else None
+
+
+def label_name(value: Any, names: list[str] | None) -> str | None:
+    """The class that a label means: an index into `names`, or one of them; without names, a number or a text itself.
+
+    -1 and null mean that there is no label. ValueError: why it is none.
+    """
+    if value is None or value == -1:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"the label is neither a number nor a text: {value!r}")
+    if names is None or value in names:
+        return str(value)
+    if not str(value).isdecimal():
+        raise ValueError(f"the label is none of the names: {value!r}")
+    if int(value) >= len(names):
+        raise ValueError(f"the label has no name: {value}, names are for 0 to {len(names) - 1}")
+    return names[int(value)]
+
+
+def in_order(labels: set[str]) -> list[str]:
+    """Class names in the order of their labels: numbers by value, texts by alphabet."""
+    return sorted(labels, key=int if all(label.isdecimal() for label in labels) else None)

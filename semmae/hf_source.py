@@ -1,0 +1,153 @@
+"""Datasets of the Hugging Face hub, or a local folder as the `datasets` library understands it (Parquet, images).
+
+The library is optional (`pip install 'semmae[hf]'`) and imported when a source asks for it. A local folder needs no
+network; images keep their own bytes.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from semmae.entry import Entry, Fraction, MaskNames, Split, Weight, in_order, label_name
+from semmae.params import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Hub:
+    """A dataset on the hub."""
+
+    name: str  # e.g. ethz/food101
+    subset: str | None  # its configuration, where it has several
+    revision: str | None  # a commit, a tag or a branch; null: the newest
+
+
+@dataclass(frozen=True, config=STRICT)
+class Columns:
+    """Which columns hold what."""
+
+    image: str
+    label: str | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class ColumnMasks(MaskNames):
+    """The masks in a column: 8-bit PNG."""
+
+    column: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class HuggingFace:
+    """What `datasets.load_dataset` loads."""
+
+    kind: Literal["hf"]
+    path: str | None  # a local folder, or
+    hub: Hub | None  # a dataset on the hub
+    splits: Annotated[dict[Split, str], Field(min_length=1)]  # our splits to those of the dataset
+    columns: Columns
+    val_fraction: Fraction
+    masks: ColumnMasks | None
+    group: str | None = None  # what val_fraction keeps together: images with the same value in this column
+    weight: Weight = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "HuggingFace":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path (a local folder) or hub (a dataset to download), the other is null")
+        if self.group is not None and self.val_fraction is None:
+            raise ValueError("group says what val_fraction keeps together; without val_fraction leave it out")
+        return self
+
+    @property
+    def where(self) -> str:
+        return self.path or self.hub.name  # type: ignore[union-attr]  # one of both is given
+
+    def listed(self) -> Iterator[Entry]:
+        """The entries, numbered in each split."""
+        for split in self.splits:
+            table = self._table(split)
+            names = self._names(table)
+            labels, groups = (
+                table.with_format(None)[column][:] if column else [None] * len(table)
+                for column in (self.columns.label, self.group)
+            )
+            for number, (label, group) in enumerate(zip(labels, groups, strict=True)):
+                name, refused = None, ""
+                try:
+                    name = label_name(label, names)
+                except ValueError as error:
+                    refused = str(error)
+                path = f"{split}/{number:06d}"
+                yield Entry(path, split, name, None, None, refused, None if group is None else str(group))
+
+    def fetch(self, entry: Entry) -> tuple[bytes, bytes | None]:
+        split, number = entry.path.split("/")
+        row = self._table(split)[int(number)]
+        image = _bytes(row[self.columns.image])
+        if image is None:
+            raise ValueError("the row has no image")
+        return image, _bytes(row[self.masks.column]) if self.masks else None
+
+    def class_names(self, found: Iterable[Entry]) -> list[str]:
+        names = self._names(self._table(next(iter(self.splits))))
+        return names or in_order({entry.label for entry in found if entry.label is not None})
+
+    def _names(self, table: Any) -> list[str] | None:
+        """The names that a column of class labels brings."""
+        return None if self.columns.label is None else getattr(table.features[self.columns.label], "names", None)
+
+    def _table(self, split: str) -> Any:
+        """A split, whose images are left as bytes. ValueError: it, or a column of it, does not exist."""
+        splits, theirs = _loaded(self.path, self.hub), self.splits[split]  # type: ignore[index]
+        if theirs not in splits:
+            raise ValueError(f"{self.where} has no split {theirs!r}; it has {', '.join(splits)}")
+        table = splits[theirs]
+        pictures = [self.columns.image] + ([self.masks.column] if self.masks else [])
+        for column in filter(None, (*pictures, self.columns.label, self.group)):
+            if column not in table.column_names:
+                raise ValueError(f"{self.where} has no column {column!r}; it has {', '.join(table.column_names)}")
+        return _undecoded(table, tuple(pictures), self.where)
+
+
+@cache
+def _loaded(path: str | None, hub: Hub | None) -> Any:
+    """All splits by name, once per process."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            "sources of kind hf need the datasets library, which is not installed: pip install 'semmae[hf]'"
+        ) from None
+    if path is not None and not Path(path).is_dir():
+        raise ValueError(f"{path} is not a folder; the path of a source is absolute, or relative to data/raw")
+    try:
+        if hub is None:
+            return datasets.load_dataset(path)
+        return datasets.load_dataset(hub.name, hub.subset, revision=hub.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise ValueError(f"the datasets library cannot load {path or hub}: {reason}") from None
+
+
+def _undecoded(table: Any, columns: tuple[str, ...], where: str) -> Any:
+    """The table with columns of images as {bytes, path}."""
+    import datasets
+
+    for column in columns:
+        try:
+            table = table.cast_column(column, datasets.Image(decode=False))
+        except (TypeError, ValueError) as error:  # Arrow's errors are among them
+            raise ValueError(f"{where} holds no images in column {column!r}: {table.features[column]}") from error
+    return table
+
+
+def _bytes(image: dict[str, Any] | None) -> bytes | None:
+    """The file of an image: its bytes, or what its path holds."""
+    if image is None:
+        return None
+    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()

@@ -1,0 +1,126 @@
+"""The datasets of torchvision, by name. Nothing is downloaded unless `download: true` asks for it.
+
+Pictures come decoded from there, so they are stored as PNG, pixel by pixel; datasets that are folders of files
+(ImageNet, Imagenette, EuroSAT) keep the bytes of these files.
+"""
+
+import difflib
+import inspect
+import io
+import json
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from semmae.entry import Entry, Fraction, Split, Weight, in_order, label_name
+from semmae.params import STRICT
+
+OURS = {"self", "root", "download", "transform", "transforms", "target_transform", "loader"}  # not for params.yaml
+
+
+@dataclass(frozen=True, config=STRICT)
+class TorchVision:
+    """A dataset of torchvision."""
+
+    kind: Literal["torchvision"]
+    name: str  # of its class, e.g. CIFAR10
+    path: str | None  # the `root` of its files; null for one without files (FakeData)
+    splits: Annotated[dict[Split, dict[str, Any]], Field(min_length=1)]  # what to construct, e.g. {split: trainval}
+    download: bool
+    val_fraction: Fraction
+    labels: bool  # its targets are classes
+    weight: Weight = None
+
+    masks = None  # of no use here
+
+    @property
+    def where(self) -> str:
+        return f"torchvision's {self.name}"
+
+    def listed(self) -> Iterator[Entry]:
+        """The entries, numbered in each split."""
+        for split in self.splits:
+            dataset = self._opened(split, download=self.download)
+            names, labels = _classes(dataset), self._labels(dataset)
+            for number in range(len(dataset)):
+                path, label, refused = f"{split}/{number:06d}", None, ""
+                try:
+                    label = label_name(labels[number], names) if self.labels else None
+                except ValueError as error:
+                    refused = str(error)
+                yield Entry(path, split, label, None, None, refused)
+
+    def fetch(self, entry: Entry) -> tuple[bytes, None]:
+        split, number = entry.path.split("/")
+        dataset = self._opened(split)
+        if files := getattr(dataset, "samples", None):  # a folder of files
+            return Path(files[int(number)][0]).read_bytes(), None
+        image = dataset[int(number)][0]
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"torchvision gives no picture: {type(image).__name__}")
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue(), None
+
+    def class_names(self, found: Iterable[Entry]) -> list[str]:
+        names = _classes(self._opened(next(iter(self.splits)))) if self.labels else None
+        return names or in_order({entry.label for entry in found if entry.label is not None})
+
+    def _labels(self, dataset: Any) -> list[Any]:
+        """The target of every sample; where the dataset has no list of them, each is opened."""
+        if not self.labels:
+            return []
+        targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        if targets is None or len(targets) != len(dataset):
+            targets = [dataset[number][1] for number in range(len(dataset))]
+        if np.ndim(targets) != 1 or not np.issubdtype(np.asarray(targets).dtype, np.integer):
+            raise ValueError(
+                f"the targets of {self.where} are no class numbers, e.g. {targets[0]!r}; set labels: false"
+            )
+        return np.asarray(targets).tolist()
+
+    def _opened(self, split: str, *, download: bool = False) -> Any:
+        return _opened(self.name, self.path, json.dumps(self.splits[split], sort_keys=True), download)  # type: ignore[index]
+
+
+@cache
+def _opened(name: str, path: str | None, arguments: str, download: bool) -> Any:
+    """The dataset, once per process. ValueError: there is none of that name, with these arguments, at that path."""
+    from torchvision import datasets
+
+    known = [other for other in datasets.__all__ if inspect.isclass(getattr(datasets, other))]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise ValueError(f"torchvision has no dataset {name!r}; similar names: {', '.join(near) or 'none'}")
+    kind, given = getattr(datasets, name), json.loads(arguments)
+    takes = inspect.signature(kind).parameters
+    allowed = sorted(takes.keys() - OURS)
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    unknown = sorted(given.keys() - allowed if not open_ended else given.keys() & OURS)
+    if unknown:
+        raise ValueError(f"torchvision's {name} takes no {unknown[0]!r} in splits; it takes {', '.join(allowed)}")
+    if "root" in takes:
+        if path is None:
+            raise ValueError(f"torchvision's {name} is read from files; give their folder as path (null)")
+        given["root"] = path
+    if download:
+        if "download" not in takes and not open_ended:
+            raise ValueError(f"torchvision cannot download {name}; set download: false and put its files at {path}")
+        given["download"] = True
+    try:
+        return kind(**given)
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"torchvision's {name} cannot be read from {path} with {arguments}: {reason}") from None
+
+
+def _classes(dataset: Any) -> list[str] | None:
+    """The names of its classes, if it has any; synonyms (ImageNet) become one name."""
+    names = getattr(dataset, "classes", None)
+    return names and [name if isinstance(name, str) else ", ".join(name) for name in names]

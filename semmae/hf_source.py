@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -102,15 +103,29 @@ class HuggingFace:
 
     def _table(self, split: str) -> Any:
         """A split, whose images are left as bytes. ValueError: it, or a column of it, does not exist."""
-        splits, theirs = _loaded(self.path, self.hub), self.splits[split]  # type: ignore[index]
-        if theirs not in splits:
-            raise ValueError(f"{self.where} has no split {theirs!r}; it has {', '.join(splits)}")
-        table = splits[theirs]
-        pictures = [self.columns.image] + ([self.masks.column] if self.masks else [])
-        for column in filter(None, (*pictures, self.columns.label, self.group)):
-            if column not in table.column_names:
-                raise ValueError(f"{self.where} has no column {column!r}; it has {', '.join(table.column_names)}")
-        return _undecoded(table, tuple(pictures), self.where)
+        pictures = (self.columns.image, *([self.masks.column] if self.masks else []))
+        others = tuple(column for column in (self.columns.label, self.group) if column is not None)
+        return _table(self.path, self.hub, self.splits[split], pictures, others)  # type: ignore[index]
+
+
+@cache
+def _table(path: str | None, hub: Hub | None, split: str, pictures: tuple[str, ...], others: tuple[str, ...]) -> Any:
+    """A split with its `pictures` as {bytes, path}, once per process."""
+    splits, where = _loaded(path, hub), path or hub.name  # type: ignore[union-attr]
+    if split not in splits:
+        raise ValueError(f"{where} has no split {split!r}; it has {', '.join(splits)}")
+    table = splits[split]
+    for column in (*pictures, *others):
+        if column not in table.column_names:
+            raise ValueError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}")
+    import datasets
+
+    for column in pictures:
+        try:
+            table = table.cast_column(column, datasets.Image(decode=False))
+        except (TypeError, ValueError, pa.ArrowException):
+            raise ValueError(f"{where} holds no images in column {column!r}: {table.features[column]}") from None
+    return table
 
 
 @cache
@@ -132,18 +147,6 @@ def _loaded(path: str | None, hub: Hub | None) -> Any:
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise ValueError(f"the datasets library cannot load {path or hub}: {reason}") from None
-
-
-def _undecoded(table: Any, columns: tuple[str, ...], where: str) -> Any:
-    """The table with columns of images as {bytes, path}."""
-    import datasets
-
-    for column in columns:
-        try:
-            table = table.cast_column(column, datasets.Image(decode=False))
-        except (TypeError, ValueError) as error:  # Arrow's errors are among them
-            raise ValueError(f"{where} holds no images in column {column!r}: {table.features[column]}") from error
-    return table
 
 
 def _bytes(image: dict[str, Any] | None) -> bytes | None:

@@ -84,7 +84,8 @@ def source_digest(source: Source) -> str:
     found = sources.entries(source, seed=0)
     if isinstance(source, sources.Creatures):
         return sources.digest(source, [])
-    with ThreadPoolExecutor() as threads:  # reading and hashing leave the interpreter free
+    alone = isinstance(source, sources.TorchVision)  # whose datasets may not stand several threads
+    with ThreadPoolExecutor(1 if alone else None) as threads:  # reading and hashing leave the interpreter free
         digests = threads.map(lambda entry: _digests(*_fetched(source, entry)[:2]), found)
         return sources.digest(source, ((entry, *both) for entry, both in zip(found, digests, strict=True)))
 

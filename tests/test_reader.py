@@ -11,7 +11,7 @@ import torch
 import webdataset
 
 from semmae import creatures, images
-from semmae.order import epoch_order, windowed_order
+from semmae.order import epoch_order
 from semmae.reader import Reader, batches, verify_shards
 
 
@@ -98,24 +98,6 @@ def test_verification_finds_any_damage(damaged, damage):
         path.write_bytes(data if damage == "bit" else data[:-512])
     with pytest.raises(ValueError, match=r"train-000002.tar is .*dvc checkout --force shards@toy"):
         verify_shards(damaged)
-
-
-def test_an_epoch_is_a_permutation_known_from_seed_and_epoch():
-    orders = [epoch_order(1000, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
-    for order in orders:
-        assert np.array_equal(np.sort(order), np.arange(1000))
-    assert len({order.tobytes() for order in orders}) == 4
-    assert np.array_equal(orders[3], epoch_order(1000, seed=1, epoch=1))
-
-
-def test_a_windowed_order_opens_few_shards_at_a_time():
-    shard_of = np.array([f"train-{i // 10}.tar" for i in range(100)])
-    orders = [windowed_order(shard_of, seed=0, epoch=epoch, window=3) for epoch in (0, 1)]
-    for order in orders:
-        assert np.array_equal(np.sort(order), np.arange(100))
-        assert [len(set(shard_of[order[i : i + 30]])) for i in range(0, 100, 30)] == [3, 3, 3, 1]
-        assert len(set(shard_of[order[:10]])) > 1
-    assert not np.array_equal(*orders)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -127,9 +127,7 @@ def extract(
     return features if views is None else features.unflatten(0, (views, n))
 
 
-def pooled(
-    network: vit.Network, *, pool: Pool, device: torch.device, precision: dist.Precision = "fp32"
-) -> Encode:
+def pooled(network: vit.Network, *, pool: Pool, device: torch.device, precision: dist.Precision = "fp32") -> Encode:
     """Images -> vectors by a frozen ViT; see `pooling`."""
     return pooling(seen(network, device=device, precision=precision), pool)
 

@@ -238,6 +238,25 @@ def collect_state(
 
 
 @app.command()
+def compare(
+    runs: Annotated[Path, typer.Argument(help="What `dvc exp show --csv` printed.")],
+    by: Annotated[str, typer.Option(help="The parameters that tell settings apart: a,b")] = "pretrain.masking.strategy",
+    scores: Annotated[str | None, typer.Option(help="A regular expression: which columns to compare.")] = None,
+    md: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
+) -> None:
+    """Compare runs: the mean and spread of every score over the runs of a setting, e.g. over seeds."""
+    from semmae import comparison
+
+    found = comparison.summary(comparison.read(runs), by.split(","), scores=scores or comparison.SCORES)
+    if md:
+        return print(comparison.markdown(found))
+    table = _table(f"{runs} by {by}: mean ± standard deviation (runs)", *found.columns)
+    for row in found.to_numpy().tolist():
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command()
 def flow(jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time.")] = 2) -> None:
     """Bring every stage up to date as a Prefect flow, siblings in parallel."""
     from semmae.flow import run

@@ -22,7 +22,8 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     "__init__ params stage rng dist artifact rows",
     "images layout pool anatomy scenery paint creatures sources shards reader part_maps augment views randaugment"
     " masking optim metrics part_metrics subsets predictions checkpoint progress palettes overlays curves tables"
-    " recipes entry tars val_split trees webdataset_source torchvision_source hf_source plan shard_index order",
+    " recipes comparison entry tars val_split trees webdataset_source torchvision_source hf_source plan"
+    " shard_index order",
     "vit mae ibot foreign teacher parts heads classifier attentive readout features baselines part_baselines health"
     " encoders",
     "run resume pretraining distillation finetuning figures state flow export encode",

@@ -1,0 +1,61 @@
+"""Scores of runs side by side: means, spreads and differences, against closed forms."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from semmae import comparison
+
+CSV = """\
+Experiment,rev,typ,State,linear.a.top1,linear.a.untrained.top1,knn.a.top1,pretrain.seed,pretrain.masking.strategy
+,workspace,baseline,,0.9,0.1,0.9,0,semantic
+r0,1,branch_commit,Success,0.50,0.1,0.2,0,random
+r1,2,branch_commit,Success,0.54,0.1,,1,random
+s0,3,branch_commit,Success,0.60,0.1,0.4,0,semantic
+s1,4,branch_base,,0.62,0.1,,1,semantic
+q,5,branch_commit,Queued,,,,2,semantic
+"""
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    (tmp_path / "runs.csv").write_text(CSV)
+    return tmp_path / "runs.csv"
+
+
+def test_means_spreads_and_differences(csv: Path):
+    table = comparison.summary(comparison.read(csv), ["pretrain.masking.strategy"])
+    assert list(table.columns) == ["score", "random", "semantic", "difference"]
+    linear, knn = table.set_index("score").loc[["linear.a.top1", "knn.a.top1"]].to_numpy().tolist()
+    spread = [math.sqrt(2) * half for half in (0.02, 0.01)]  # standard deviation of two values 2 * half apart
+    error = math.sqrt(sum(s**2 / 2 for s in spread))
+    assert linear == [f"0.520 ± {spread[0]:.3f} (2)", f"0.610 ± {spread[1]:.3f} (2)", f"+0.090 ± {error:.3f}"]
+    assert knn == ["0.200 (1)", "0.400 (1)", "+0.200"]
+
+
+def test_what_is_neither_finished_nor_an_experiment_does_not_count(csv: Path):
+    assert list(comparison.read(csv)["Experiment"]) == ["r0", "r1", "s0", "s1"]
+
+
+def test_a_page_gets_a_table(csv: Path):
+    lines = comparison.markdown(comparison.summary(comparison.read(csv), ["pretrain.masking.strategy"])).splitlines()
+    assert lines[:2] == ["| score | random | semantic | difference |", "| --- | --- | --- | --- |"]
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("by", "scores", "sentence"),
+    [
+        (["pretrain.sead"], comparison.SCORES, "no parameter 'pretrain.sead'; they have .*pretrain.seed"),
+        (["pretrain.seed"], "nothing$", "no column of the runs matches"),
+    ],
+)
+def test_nothing_to_compare_is_said(csv: Path, by: list[str], scores: str, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        comparison.summary(comparison.read(csv), by, scores=scores)
+
+
+def test_no_table_is_said(tmp_path: Path):
+    with pytest.raises(ValueError, match="cannot be read as the table"):
+        comparison.read(tmp_path / "gone.csv")

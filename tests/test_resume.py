@@ -1,4 +1,4 @@
-"""A pretraining that is killed, stopped or distributed learns what another does: real processes, real signals."""
+"""A pretraining or a probe that is killed, stopped or distributed ends as another does: real processes and signals."""
 
 import json
 import os
@@ -13,11 +13,13 @@ from project import Project
 
 from semmae import artifact
 
-# `python -m stages.pretrain`, but at the given step the process sends itself a signal.
+# `python -m stages.pretrain`, or another stage, but at the given step the process sends itself a signal.
 SIGNALLED = """
 import os, runpy, sys
 from semmae import run
 step, number, record, seen = int(sys.argv[1]), int(sys.argv[2]), run.Run.record, 0
+stage = sys.argv.pop(3) if len(sys.argv) > 3 else "pretrain"
+sys.argv[1:] = sys.argv[3:]
 def counted(self, **values):
     global seen
     seen += 1
@@ -25,7 +27,7 @@ def counted(self, **values):
         os.kill(os.getpid(), number)
     record(self, **values)
 run.Run.record = counted
-runpy.run_module("stages.pretrain", run_name="__main__", alter_sys=True)
+runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 """
 STEPS, PER_EPOCH = 24, 4
 
@@ -61,6 +63,62 @@ def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
     assert first_epoch(toy.stage("pretrain")) == begun // PER_EPOCH + 1
     assert weights(toy) == weights(finished)
     assert history(toy) == history(finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_killed_or_stopped_attentive_probe_goes_on_and_says_the_same(
+    finished: Project, toy: Project, number: signal.Signals
+):
+    steps, per_epoch = 6, 3  # 48 of 64 pictures, 16 at a time, twice
+    step = random.Random(int(number)).randrange(per_epoch + 1, steps)
+    forget(toy, "attentive")
+    status = -number if number == signal.SIGKILL else 128 + number
+    toy.run(sys.executable, "-c", SIGNALLED, str(step), str(int(number)), "attentive", "toy", expect=status)
+    assert answers(toy, "attentive") == {}
+    assert first_epoch(toy.stage("attentive", "toy")) == 2
+    assert answers(toy, "attentive") == answers(finished, "attentive")
+
+
+# `python -m stages.linear toy`, but the process is killed when it is about to append its n-th rows to a file.
+KILLED = """
+import os, runpy, signal, sys
+from semmae import rows
+last, append, seen = int(sys.argv.pop(1)), rows.Rows.append, 0
+def counted(self, values):
+    global seen
+    seen += 1
+    if seen == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(self, values)
+rows.Rows.append = counted
+runpy.run_module("stages.linear", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("append", [2, 3, 4])  # in the middle of train, between train and val, in the hold-out
+def test_a_killed_linear_probe_keeps_the_features_that_it_has_and_says_the_same(
+    finished: Project, toy: Project, append: int
+):
+    forget(toy, "linear")
+    toy.run(sys.executable, "-c", KILLED, str(append), "toy", expect=-signal.SIGKILL)
+    assert answers(toy, "linear") == {}
+    kept = {path.name: path.stat().st_size // (4 * 32) for path in toy.root.glob("state/runs/*/encoder/*")}
+    assert kept == {2: {"train": 32}, 3: {"train": 64, "val": 0}, 4: {"train": 64, "val": 32, "holdout": 0}}[append]
+    toy.stage("linear", "toy")
+    assert answers(toy, "linear") == answers(finished, "linear")
+    assert not list(toy.root.glob("state/runs/*"))
+
+
+def forget(project: Project, stage: str) -> None:
+    """Remove what an evaluation of the toy data set has written."""
+    for path in answers(project, stage):
+        (project.folder / path).unlink()
+
+
+def answers(project: Project, stage: str) -> dict[str, bytes]:
+    """What an evaluation of the toy data set has written, by its path."""
+    files = sorted((project.folder / "results" / stage).rglob("toy.*"))
+    return {str(path.relative_to(project.folder)): path.read_bytes() for path in files}
 
 
 def test_dvc_does_not_take_a_stopped_stage_for_a_finished_one(toy: Project):

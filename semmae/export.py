@@ -7,7 +7,6 @@ Each is loaded back and compared with its origin in float64 before the folder ap
 """
 
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -177,7 +176,7 @@ def _processor(transformers: ModuleType, encoder: Encoder) -> Any:  # not ViT's 
     """The evaluation view (features.CentreView): resize of the short side, then a centre crop."""
     size = encoder.config["img_size"]
     return transformers.BitImageProcessor(
-        size={"shortest_edge": math.floor(size / CROP)}, crop_size={"height": size, "width": size},
+        size={"shortest_edge": round(size / CROP)}, crop_size={"height": size, "width": size},
         image_mean=list(encoder.config["mean"]), image_std=list(encoder.config["std"]),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ def semmae(*arguments: str, expect: int = 0) -> str:
 
 def test_help_lists_the_commands_in_a_line_each():
     said = semmae("--help")
-    for command in ("show", "index", "state", "flow"):
+    for command in ("show", "index", "export", "encode", "recipe", "state", "flow"):
         assert f" {command} " in said
 
 

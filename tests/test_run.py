@@ -1,7 +1,9 @@
 """Files are whole or absent, checkpoints are whole or skipped, a run goes on where it stopped or starts afresh."""
 
 import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +176,18 @@ def test_a_run_takes_every_sample_once_an_epoch_in_the_order_of_seed_and_epoch(t
     expected = [list(keys[ids]) for epoch in range(3) for ids in epoch_order(40, seed=0, epoch=epoch).reshape(5, 8)]
     assert seen == expected
     assert [row["epoch"] for row in history] == [row["epoch_again"] for row in history] == [1, 2, 3]
+
+
+def test_a_run_takes_the_samples_of_an_epoch_as_often_as_they_weigh(toy_dataset: Path, tmp_path: Path):
+    dataset = shutil.copytree(toy_dataset, tmp_path / "toy")
+    meta = json.loads((dataset / "shards.json").read_text())
+    meta["sources"]["toy"]["weight"] = 1.25
+    (dataset / "shards.json").write_text(json.dumps(meta))
+    seen, _, _ = _train(dataset, tmp_path / "out")
+    reader = Reader(dataset, "train")
+    keys, weights = np.array(reader.keys), reader.weights
+    orders = [epoch_order(40, seed=0, epoch=epoch, weights=weights)[:48].reshape(6, 8) for epoch in range(3)]
+    assert seen == [list(keys[ids]) for order in orders for ids in order]
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(toy_dataset: Path, tmp_path: Path):

@@ -1,11 +1,15 @@
 """Which files of a tree are inputs, what their places say, and that a tar cannot reach beyond itself."""
 
 import io
+import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
 
 from semmae import sources
 from semmae.layout import places
@@ -211,6 +215,24 @@ def test_odd_files_of_a_folder(tmp_path):
     assert found["cat/broken.jpg"].refused == "the file cannot be read: No such file or directory"
     assert sources.fetch(tree(root), found["cat/link.jpg"])[0] == b"cat/1.jpg"
     assert sources.fetch(tree(root), found["cat/\\xff.jpg"])[0] == b""
+
+
+def documented() -> list[str]:
+    """The sources that docs/data.md writes out in a line."""
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    return [line for line in re.findall(r"^ +(\w+: \{kind: .*\})$", text, re.MULTILINE) if "..." not in line]
+
+
+@pytest.mark.parametrize("line", documented(), ids=lambda line: line.partition(" name")[0][:40])
+def test_the_documented_sources_are_complete(line):
+    ((_, given),) = YAML(typ="safe", pure=True).load(line).items()
+    source = TypeAdapter(sources.Source).validate_json(json.dumps(given))
+    assert source.kind == given["kind"]
+
+
+def test_every_kind_is_documented():
+    kinds = {YAML(typ="safe", pure=True).load(line).popitem()[1]["kind"] for line in documented()}
+    assert kinds >= {"folder", "tar", "webdataset", "torchvision", "hf"}
 
 
 def test_creatures_are_named_by_split_and_number():

@@ -1,5 +1,6 @@
 """Datasets of torchvision become sources by name; only those that ask are downloaded."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from semmae import images, shards, sources
+from semmae import images, shards, sources, torchvision_source
 from semmae.reader import Reader
 from semmae.sources import TorchVision
 
@@ -26,9 +27,8 @@ def fake(**changes) -> TorchVision:
     return TorchVision(kind="torchvision", splits=splits, **given) if not changes else replace(fake(), **changes)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_pictures_and_labels_are_torchvisions(workers, tmp_path):
-    shards.write(tmp_path / "set", {"fake": fake()}, **(WRITING | {"workers": workers}))
+def test_pictures_and_labels_are_torchvisions(tmp_path):
+    shards.write(tmp_path / "set", {"fake": fake()}, **WRITING)
     for split, given in fake().splits.items():
         reader, theirs = Reader(tmp_path / "set", split), datasets.FakeData(**given)
         assert len(reader) == len(theirs)
@@ -41,6 +41,12 @@ def test_pictures_and_labels_are_torchvisions(workers, tmp_path):
     assert shards.check(tmp_path / "set", {"fake": fake(splits={"train": made(20, 1), "val": made(6, 1000)})}) == [
         "fake"
     ]
+
+
+def test_a_worker_process_fetches_the_same():
+    entry = sources.entries(fake(), seed=0)[3]
+    torchvision_source._opened.cache_clear()
+    assert sources.fetch(pickle.loads(pickle.dumps(fake())), entry) == sources.fetch(fake(), entry)
 
 
 def test_a_val_split_is_drawn_where_there_is_none():

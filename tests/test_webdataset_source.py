@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
+from project import Project, call
+from typer.testing import CliRunner
 
-from semmae import artifact, images, part_maps, shards, sources
+from semmae import artifact, creatures, images, part_maps, shards, sources
+from semmae.__main__ import app
 from semmae.reader import Reader, verify_shards
 from semmae.sources import Creatures, WebDataset
 from semmae.webdataset_source import Labels, MemberMasks
@@ -296,3 +299,28 @@ def test_a_seeded_split_keeps_groups_together_and_part_maps_in_their_rows(web, t
         joined = part_maps.join(tmp_path / "maps", view, teacher="t", parts="p")
         ids = [reader.keys.index(key) for key in view.keys]
         assert joined.part_map.tolist() == [[i % 3, i % 2] for i in ids]
+
+
+def test_a_project_trains_on_shards_where_they_lie(inside: Project):
+    """The toy's own pictures as shards in data/raw: maps and pretraining in place, and the command sees a change."""
+    for split in ("train", "val"):
+        samples = []
+        for path in sorted(Path(f"data/raw/pictures/images/{split}").rglob("*.png")):
+            label = creatures.SPECIES.index(path.parent.name)
+            outlines = Path(str(path).replace("/images/", "/masks/")).read_bytes()
+            key = f"{path.parent.name}/{path.stem}"
+            samples.append({"__key__": key, "png": path.read_bytes(), "cls": str(label).encode(), "mask.png": outlines})
+        write_tar(Path(f"data/raw/web/{split}-0.tar"), samples)
+    masks = {"member": "mask.png", "kind": "parts", "names": list(creatures.PARTS)}
+    given = {"kind": "webdataset", "path": "web", "in_place": True, "val_fraction": None, "masks": masks}
+    given["labels"] = {"member": "cls", "field": None, "names": list(creatures.SPECIES)}
+    given["shards"] = {"train": "train-{0..0}.tar", "val": "val-*.tar"}
+    inside.set("shards.datasets.toy.sources", {"web": given | {"weight": 1.5}})
+    for stage, *arguments in (["shards", "toy"], ["part_maps"], ["pretrain"]):
+        call(stage, *arguments)
+    assert sorted(path.name for path in Path("data/part_maps/toy").iterdir()) == ["train-0.parquet", "val-0.parquet"]
+    index = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["index", "toy", "--check"])
+    assert "the sources are as they were" in index.output
+    write_tar(Path("data/raw/web/val-0.tar"), samples[1:])
+    index = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["index", "toy", "--check"])
+    assert "changed since then: web; run: dvc repro -f shards@toy" in index.output

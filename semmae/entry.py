@@ -64,7 +64,7 @@ def label_name(value: Any, names: list[str] | None) -> str | None:
 
     -1 and null mean that there is no label. ValueError: why it is none.
     """
-    if value is None or value == -1:
+    if value in (None, -1, "-1"):
         return None
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"the label is neither a number nor a text: {value!r}")

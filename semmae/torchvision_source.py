@@ -46,7 +46,9 @@ class TorchVision:
     def listed(self) -> Iterator[Entry]:
         """The entries, numbered in each split."""
         for split in self.splits:
-            dataset = self._opened(split, download=self.download)
+            if self.download:
+                _constructed(self.name, self.path, self.splits[split], download=True)
+            dataset = self._opened(split)
             names, labels = _classes(dataset), self._labels(dataset)
             for number in range(len(dataset)):
                 path, label, refused = f"{split}/{number:06d}", None, ""
@@ -85,20 +87,25 @@ class TorchVision:
             )
         return np.asarray(targets).tolist()
 
-    def _opened(self, split: str, *, download: bool = False) -> Any:
-        return _opened(self.name, self.path, json.dumps(self.splits[split], sort_keys=True), download)  # type: ignore[index]
+    def _opened(self, split: str) -> Any:
+        return _opened(self.name, self.path, json.dumps(self.splits[split], sort_keys=True))  # type: ignore[index]
 
 
 @cache
-def _opened(name: str, path: str | None, arguments: str, download: bool) -> Any:
-    """The dataset, once per process. ValueError: there is none of that name, with these arguments, at that path."""
+def _opened(name: str, path: str | None, arguments: str) -> Any:
+    """A split as it lies there, once per process."""
+    return _constructed(name, path, json.loads(arguments), download=False)
+
+
+def _constructed(name: str, path: str | None, arguments: dict[str, Any], *, download: bool) -> Any:
+    """The dataset. ValueError: there is none of that name, with these arguments, at that path."""
     from torchvision import datasets
 
     known = [other for other in datasets.__all__ if inspect.isclass(getattr(datasets, other))]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ValueError(f"torchvision has no dataset {name!r}; similar names: {', '.join(near) or 'none'}")
-    kind, given = getattr(datasets, name), json.loads(arguments)
+    kind, given = getattr(datasets, name), dict(arguments)
     takes = inspect.signature(kind).parameters
     allowed = sorted(takes.keys() - OURS)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())

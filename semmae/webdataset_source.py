@@ -93,7 +93,8 @@ class WebDataset:
         has_label = False
         for name, split in sorted(split_of.items()):
             for entry, known in self._samples(name, split):
-                has_label, fields = has_label or entry.label is not None, fields or known
+                has_label = has_label or entry.label is not None or entry.refused.startswith("the label")
+                fields = fields or known
                 yield entry
         if self.labels and not has_label:
             given = f"; fields of the first json are: {', '.join(fields)}" if fields else ""
@@ -140,7 +141,7 @@ class WebDataset:
         if self.labels.field is not None:
             return label_name(fields.get(self.labels.field), self.labels.names)
         text = members["cls"].read().decode("utf-8", "backslashreplace").strip() if "cls" in members else None
-        return label_name(None if text == "-1" else text, self.labels.names)
+        return label_name(text, self.labels.names)
 
     def without_masks(self, example: str) -> str:
         """What to say when no image has a mask."""

@@ -9,7 +9,6 @@ Writes data/finetune/<dataset>/: classifier.safetensors, classifier.json;
        results/finetune/<dataset>.json, <dataset>.tsv (the curves), predictions/<dataset>.tsv
 """
 
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass as plain
 from dataclasses import replace
@@ -93,10 +92,8 @@ class Tuned:
 def main() -> None:
     """Fine-tune on the dataset named on the command line."""
     section = params.load(Finetune, "finetune")
-    name = " ".join(sys.argv[1:])
-    if name not in section.datasets:
-        raise ValueError(f"finetune has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
-    protocol = settled(section.protocol, section.datasets[name])
+    name, own = stage.named(section.datasets, "finetune")
+    protocol = settled(section.protocol, own)
     train, val = splits(SHARDS / name)
     encoder, config = vit.load(PRETRAIN)
     config |= {"img_size": protocol.img_size or config["img_size"]}
@@ -117,8 +114,9 @@ def main() -> None:
         scores: dict[str, Any] = result.measured()
         if protocol.baselines:
             fresh = baselines.untrained(config, seed=protocol.seed)
-            found = tuned("untrained", fresh, train, layer_decay=1.0).measured()  # no layer has anything to keep
-            scores["untrained"] = {key: found[key] for key in ("top1", "standard_error")}
+            assert isinstance(fresh, VisionTransformer)
+            bare = tuned("untrained", fresh, train, layer_decay=1.0)  # no layer has anything to keep
+            scores["untrained"] = metrics.brief(bare.measured())
         for shots in protocol.low_shot:
             few = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
             scores.setdefault("low_shot", {})[shots.name] = tuned(shots.name, encoder, few).measured()
@@ -180,9 +178,10 @@ def write(
     artifact.write_json(RESULTS / f"{name}.json", {"finetune": {name: scores}})
     with artifact.replacing(RESULTS / f"{name}.tsv") as temporary:
         pd.DataFrame(result.history).to_csv(temporary, sep="\t", index=False)
-    predictions.write(RESULTS / "predictions" / f"{name}.tsv", val.keys, result.scores, result.labels, val.class_names)
-    beside = f", untrained {scores['untrained']['top1']:.3f}" if "untrained" in scores else ""
-    print(f"{name}: fine-tuned top-1 {scores['top1']:.3f} ± {scores['standard_error']:.3f}{beside}")
+    predictions.write(
+        RESULTS / f"predictions/{name}.tsv", val.keys, result.scores, result.labels, val.class_names, logits=False
+    )
+    print(f"{name}: fine-tuned {metrics.told(scores)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ encoder it was, the names of the labels, and what was skipped and why.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,20 +97,23 @@ def encode(reader: Reader, encoder: Encoder, out: Path, compute: Compute) -> lis
     ValueError, and no file: none could be read, features are not finite, a dataset is damaged.
     """
     skipped: list[Skipped] = []
-    width = encoder.network.embed_dim
-    columns = _columns(reader)
+    width, columns = encoder.network.embed_dim, _columns(reader)
     schema = pa.schema([
         pa.field("key", pa.string(), nullable=False),
         *(pa.field(name, column.type) for name, column in columns.items()),
         *(pa.field(name, pa.list_(pa.float32(), width), nullable=False) for name in ("class_token", "patch_mean")),
     ])  # fmt: skip
-    rows = _rows(reader, encoder, compute, schema, columns, skipped)
     with (
         artifact.replacing(out) as temporary,
         pq.ParquetWriter(temporary, schema, use_dictionary=list(columns), write_statistics=["key"]) as writer,
     ):
-        for group in _grouped(rows):
-            writer.write_table(pa.Table.from_batches(group))
+        for ids, features in _groups(reader, encoder, compute, skipped):
+            arrays = [
+                pa.array([reader.keys[index] for index in ids], pa.string()),
+                *(column.take(pa.array(ids)) for column in columns.values()),
+                *(pa.FixedSizeListArray.from_arrays(feature.numpy().reshape(-1), width) for feature in features),
+            ]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
         if len(skipped) == len(reader):
             raise ValueError(f"none of {len(skipped)} images can be read; {skipped[0].key}: {skipped[0].reason}")
         about = {
@@ -123,55 +126,45 @@ def encode(reader: Reader, encoder: Encoder, out: Path, compute: Compute) -> lis
 
 
 @torch.inference_mode()
-def pair(
-    encoder: Encoder, batch: UInt8[Tensor, "b 3 s s"], compute: Compute
-) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+def pair(encoder: Encoder, images: UInt8[Tensor, "b 3 s s"], compute: Compute) -> Float[Tensor, "2 b d"]:
     """Class token and mean of the patch tokens, in float32 on the CPU."""
     network, mean, std = encoder.network, tuple(encoder.config["mean"]), tuple(encoder.config["std"])
     with dist.autocast(compute.device, compute.precision):
-        tokens = vit.tokens(network, vit.normalise(batch.to(compute.device), mean, std)).float()
-    return tokens[:, 0].cpu(), tokens[:, network.num_prefix_tokens :].mean(1).cpu()
+        tokens = vit.tokens(network, vit.normalise(images.to(compute.device), mean, std)).float()
+    return torch.stack([tokens[:, 0], tokens[:, network.num_prefix_tokens :].mean(1)]).cpu()
 
 
-def _rows(
-    reader: Reader, encoder: Encoder, compute: Compute, schema: pa.Schema, columns: dict[str, pa.Array],
-    skipped: list[Skipped],
-) -> Iterator[pa.RecordBatch]:  # fmt: skip
-    """Batch by batch, the rows of the images that can be read; the others are added to `skipped`."""
-    b = compute.batch_size
-    encoder.network.to(compute.device)
-    vit.use_fastest_attention(encoder.network, compute.device)
+def _groups(
+    reader: Reader, encoder: Encoder, compute: Compute, skipped: list[Skipped]
+) -> Iterator[tuple[list[int], Float[Tensor, "2 m d"]]]:
+    """Row groups: the numbers of images that can be read and their features, which the next group overwrites.
+
+    All groups share one buffer: features kept as they come would lie scattered over a heap that grows around them.
+    """
+    b, network = compute.batch_size, encoder.network.to(compute.device)
+    vit.use_fastest_attention(network, compute.device)
     view = View(CentreView(encoder.config["img_size"]))
     loaded = batches(reader, np.arange(len(reader)), view, batch_size=b, workers=compute.workers)
+    buffer, ids = torch.empty(2, max(ROWS, b), network.embed_dim), list[int]()
     for batch in pool.watched(loaded, -(-len(reader) // b), f"encode, batches of {b}"):
+        for index, reason in zip(batch["index"].tolist(), batch["reason"], strict=True):
+            if reason:
+                skipped.append(Skipped(reader.keys[index], reason))
         good = torch.tensor([not reason for reason in batch["reason"]])
-        keys = [reader.keys[index] for index in batch["index"]]
-        skipped += [Skipped(key, reason) for key, reason in zip(keys, batch["reason"], strict=True) if reason]
         if not good.any():
             continue
-        features = pair(encoder, batch["image"][good], compute)
-        finite = torch.stack([feature.isfinite().all(1) for feature in features]).all(0)
-        ids = batch["index"][good]
+        found, features = batch["index"][good].tolist(), pair(encoder, batch["image"][good], compute)
+        finite = features.isfinite().all(2).all(0)
         if not finite.all():
-            raise ValueError(f"the features of {reader.keys[ids[~finite][0]]} are not finite; try another precision")
-        arrays = [
-            pa.array([reader.keys[index] for index in ids], pa.string()),
-            *(column.take(pa.array(ids.numpy())) for column in columns.values()),
-            *(pa.FixedSizeListArray.from_arrays(feature.numpy().reshape(-1), feature.shape[1]) for feature in features),
-        ]
-        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _grouped(rows: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    """Batches gathered until they fill a row group: a file of many small ones is slow to read and large to describe."""
-    group: list[pa.RecordBatch] = []
-    for batch in rows:
-        group.append(batch)
-        if sum(map(len, group)) >= ROWS:
-            yield group
-            group = []
-    if group:
-        yield group
+            bad = reader.keys[found[int((~finite).nonzero()[0])]]
+            raise ValueError(f"the features of {bad} are not finite; try --precision fp32, or train the network again")
+        if len(ids) + len(found) > buffer.shape[1]:
+            yield ids, buffer[:, : len(ids)]
+            ids = []
+        buffer[:, len(ids) : len(ids) + len(found)] = features
+        ids += found
+    if ids:
+        yield ids, buffer[:, : len(ids)]
 
 
 def _columns(reader: Reader) -> dict[str, pa.Array]:

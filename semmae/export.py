@@ -182,10 +182,8 @@ def _processor(transformers: ModuleType, encoder: Encoder) -> Any:  # not ViT's 
 
 
 def _transformers() -> ModuleType:
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError('--to transformers needs that package; install it: pip install -e ".[transformers]"') from None
+    import transformers  # here, for it takes seconds
+
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm.models.vision_transformer import VisionTransformer
-
 from semmae import artifact, teacher, vit
 
 
 class Encoder(NamedTuple):
     """A frozen ViT; `config` holds at least img_size, mean, std, and `timm` where the architecture is one of timm's."""
 
-    network: VisionTransformer
+    network: vit.Network
     config: dict[str, Any]
     digest: str
 

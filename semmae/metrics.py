@@ -82,13 +82,27 @@ def knn_votes(
     With fewer than k train samples all of them vote. Weights are divided by their sum, which changes no ranking.
     Features are taken to the device chunk by chunk; the votes lie in a file.
     """
-    k = min(k, len(train))
     votes = Rows(num_classes)
     for part in val.split(CHUNK):
-        similarity, ids = _nearest(F.normalize(part.to(device), dim=1), train, k)
-        weights = (similarity / temperature).softmax(1).cpu()
-        votes.append(weights.new_zeros(len(part), num_classes).scatter_add_(1, train_labels[ids.cpu()], weights))
+        of_part = vote(train, train_labels, part.to(device), num_classes=num_classes, k=k, temperature=temperature)
+        votes.append(of_part.cpu())
     return votes.tensor()
+
+
+def vote(
+    train: Float[Tensor, "n d"],
+    train_labels: Integer[Tensor, " n"],
+    queries: Float[Tensor, "q d"],
+    *,
+    num_classes: int,
+    k: int,
+    temperature: float,
+) -> Float[Tensor, "q c"]:
+    """`knn_votes` of as many queries as memory holds at a time, on their device."""
+    similarity, ids = _nearest(F.normalize(queries, dim=1), train, min(k, len(train)))
+    weights = (similarity / temperature).softmax(1)
+    labels = train_labels[ids.to(train_labels.device)].to(queries.device)
+    return weights.new_zeros(len(queries), num_classes).scatter_add_(1, labels, weights)
 
 
 def _nearest(

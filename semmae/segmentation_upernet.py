@@ -22,8 +22,8 @@ from semmae.params import STRICT
 from semmae.reader import Reader
 from semmae.rng import fold
 from semmae.run import Compute, Run
-from semmae.segmentation import Predict, TrainCrop
-from semmae.segmentation_probes import pixel_loss
+from semmae.segmentation import Predict, pixel_loss
+from semmae.segmentation_views import TrainCrop
 
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
 Positive = Annotated[int, Field(ge=1)]

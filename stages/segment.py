@@ -5,7 +5,7 @@ untrained encoder, the teacher, and what needs no image at all.
 
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the samples that have masks; train teaches, val is
        scored once
-Calls  segmentation_probes.linear, segmentation_probes.knn, segmentation_upernet.finetune, segmentation.evaluate
+Calls  segmentation_linear.linear, segmentation_knn.knn, segmentation_upernet.finetune, segmentation.evaluate
 Writes results/segment/<dataset>.json, and <dataset>.tsv: the loss by epoch; data/segment/<dataset>/<key>.png: masks of
        some of val as the last of the protocols predicts them
 """
@@ -34,13 +34,16 @@ from semmae import (
     params,
     run,
     segmentation,
+    segmentation_knn,
+    segmentation_linear,
     segmentation_metrics,
+    segmentation_probes,
+    segmentation_upernet,
+    segmentation_views,
     stage,
     teacher,
     vit,
 )
-from semmae import segmentation_probes as probes
-from semmae import segmentation_upernet as upernet
 from semmae.params import STRICT
 from semmae.reader import Reader, verify_shards
 from semmae.rng import numpy_generator
@@ -61,12 +64,12 @@ class Protocol:
     short_side: Positive  # pixels of a resized image
     crop: Positive | None  # pixels, side of a window and of a training crop; null: img_size of the encoder
     stride: Positive  # pixels from one window to the next
-    training_crops: segmentation.Crops
+    training_crops: segmentation_views.Crops
     sample: Positive | None  # images of train that teach; null: all
     holdout: Annotated[float, Field(gt=0, lt=1)]  # of those, to choose the settings of frozen protocols
-    linear: probes.Linear
-    knn: probes.Knn
-    upernet: upernet.Recipe
+    linear: segmentation_linear.Recipe
+    knn: segmentation_knn.Recipe
+    upernet: segmentation_upernet.Recipe
     baselines: bool
     examples: Annotated[int, Field(ge=0)]
     batch_size: Positive  # windows at a time, in inference
@@ -96,9 +99,9 @@ class Task:
     """What all protocols share: the settings, the masked samples, where it is computed, how a run is begun."""
 
     protocol: Protocol
-    train: probes.Train
+    train: segmentation_probes.Train
     val: Reader
-    crops: segmentation.TrainCrop
+    crops: segmentation_views.TrainCrop
     how: segmentation.Inference
     begin: Callable[[Name, str, str], run.Run]  # of a protocol, a line and the digest of its network
 
@@ -125,8 +128,8 @@ def main() -> None:
         raise ValueError(f"segment has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
     own = {key: value for key, value in vars(section.datasets[name]).items() if value is not None}
     protocol = replace(section.protocol, **own)
-    train, counts = segmentation.masked_split(SHARDS / name, "train")
-    val, val_counts = segmentation.masked_split(SHARDS / name, "val")
+    train, counts = segmentation_views.masked_split(SHARDS / name, "train")
+    val, val_counts = segmentation_views.masked_split(SHARDS / name, "val")
     if missing := [c for c, t, v in zip(val.mask_names, counts.sum(0), val_counts.sum(0), strict=True) if v and not t]:
         raise ValueError(
             f"{SHARDS / name}: val's masks show classes that train's lack ({', '.join(missing[:5])}); nothing can "
@@ -174,9 +177,9 @@ def prepared(
     taught = train.select(np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]))
     return Task(
         protocol,
-        probes.hold_out(taught, share=protocol.holdout, seed=protocol.seed),
+        segmentation_probes.hold_out(taught, share=protocol.holdout, seed=protocol.seed),
         val,
-        segmentation.TrainCrop(protocol.seed, protocol.training_crops, protocol.short_side, side),
+        segmentation_views.TrainCrop(protocol.seed, protocol.training_crops, protocol.short_side, side),
         segmentation.Inference(windows, protocol.batch_size, protocol.compute.workers, world),
         begin,
     )
@@ -200,12 +203,12 @@ def linear(task: Task) -> Scored:
 
 def probed(
     task: Task, line: str, network: VisionTransformer | teacher.Teacher, digest: str
-) -> tuple[probes.Probe, segmentation.Inference]:
+) -> tuple[segmentation_probes.Probe, segmentation.Inference]:
     """The linear probe of a frozen network."""
     now = task.begin("linear", line, digest)
     how = replace(task.how, heed=now.heed)
-    encode = probes.token_maps(network, device=how.world.device, precision=task.protocol.compute.precision)
-    probe = probes.linear(
+    encode = segmentation_probes.token_maps(network, device=how.world.device, precision=task.protocol.compute.precision)
+    probe = segmentation_linear.linear(
         task.protocol.linear, encode, task.train, width=network.embed_dim, crops=task.crops, how=how, run=now
     )
     return probe, how
@@ -215,8 +218,8 @@ def knn(task: Task) -> Scored:
     """The vote of the frozen encoder's nearest patches."""
     network, _, digest = encoder(task)
     how = replace(task.how, heed=task.begin("knn", "encoder", digest).heed)
-    encode = probes.token_maps(network, device=how.world.device, precision=task.protocol.compute.precision)
-    probe = probes.knn(task.protocol.knn, encode, task.train, how=how, seed=task.protocol.seed)
+    encode = segmentation_probes.token_maps(network, device=how.world.device, precision=task.protocol.compute.precision)
+    probe = segmentation_knn.knn(task.protocol.knn, encode, task.train, how=how, seed=task.protocol.seed)
     return Scored(task.score(probe.predict, how) | probe.chosen, probe.history, probe.predict, how)
 
 
@@ -225,8 +228,10 @@ def finetuned(task: Task) -> Scored:
     network, config, digest = encoder(task)
     protocol, now = task.protocol, task.begin("upernet", "encoder", digest)
     how = replace(task.how, heed=now.heed)
-    model = upernet.build(protocol.upernet, network, config, num_classes=task.train.num_classes, seed=protocol.seed)
-    predict = upernet.finetune(
+    model = segmentation_upernet.build(
+        protocol.upernet, network, config, num_classes=task.train.num_classes, seed=protocol.seed
+    )
+    predict = segmentation_upernet.finetune(
         protocol.upernet, model, task.train.reader, crops=task.crops, compute=protocol.compute, world=how.world, run=now
     )
     return Scored(task.score(predict, how), now.history, predict, how)

@@ -20,13 +20,14 @@ STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 LAYERS = (  # see docs/architecture.md; a file imports from its own layer and from those before it
     "__init__ params stage rng dist artifact rows",
-    "images layout pool anatomy scenery paint creatures entry tars trees val_split webdataset_source torchvision_source"
-    " hf_source sources plan shard_index shards order reader part_maps augment views randaugment masking optim metrics"
-    " part_metrics subsets predictions checkpoint progress palettes overlays curves tables recipes comparison",
+    "images layout pool anatomy scenery paint creatures entry tars trees val_split webdataset_source"
+    " torchvision_source hf_source sources plan shard_index shards order reader part_maps augment views randaugment"
+    " masking optim metrics part_metrics subsets predictions checkpoint progress palettes overlays curves tables"
+    " recipes comparison segmentation_metrics",
     "vit mae ibot foreign teacher encoders parts heads classifier attentive readout features baselines part_baselines"
     " health segmentation segmentation_metrics",
-    "run resume pretraining distillation finetuning segmentation_probes segmentation_upernet figures state flow export"
-    " encode",
+    "run resume pretraining distillation finetuning segmentation_probes segmentation_upernet figures state flow"
+    " export encode segmentation_views segmentation segmentation_linear segmentation_knn",
     "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
@@ -71,7 +72,7 @@ def test_a_parameter_concerns_its_stage_and_nothing_before(toy: Project, key: st
 
 def test_an_experiment_reruns_pretrain_and_what_follows_and_keeps_the_rest(toy: Project):
     said = toy.dvc("exp", "run", "-n", "random", "-S", "pretrain.masking.strategy=random", **AUTHOR)
-    assert ran(said) == {"pretrain", "knn@toy", "linear@toy", "finetune@toy", "attentive@toy", "report"}
+    assert ran(said) == {"pretrain", "knn@toy", "linear@toy", "segment@toy", "finetune@toy", "attentive@toy", "report"}
     shown = toy.dvc("exp", "show", "--csv")
     assert "random" in shown
     assert "knn.toy.top1" in shown
@@ -94,7 +95,7 @@ def test_another_dataset_is_scored_alone(toy: Project):
 
 def test_images_alone_are_enough(inside: Project):
     """A folder without labels and masks, nothing to score: all stages but the scores, and the report."""
-    for stage in ("knn", "linear", "finetune", "attentive", "part_scores"):
+    for stage in ("knn", "linear", "segment", "finetune", "attentive", "part_scores"):
         inside.set(f"{stage}.datasets", {})
         for file in Path("results", stage).glob("*.*s*"):
             file.unlink()

@@ -13,7 +13,8 @@ from semmae import segmentation, segmentation_metrics, shards
 from semmae.dist import World
 from semmae.images import IGNORE
 from semmae.reader import Reader
-from semmae.segmentation import GRAY, Crops, Inference, TrainCrop, WholeImage, Windows
+from semmae.segmentation import Inference, Windows
+from semmae.segmentation_views import GRAY, Crops, TrainCrop, WholeImage, masked_split
 from semmae.sources import Creatures
 
 MARGIN = [0, 1, 2, 3, -4, -3, -2, -1]
@@ -217,10 +218,10 @@ def test_a_dataset_without_masks_is_refused(tmp_path: Path):
     shards.write(
         tmp_path / "toy", {"toy": creatures}, seed=0, short_side=None, samples_per_shard=8, max_rejects=0.0, workers=0
     )
-    reader, counts = segmentation.masked_split(tmp_path / "toy", "val")
+    reader, counts = masked_split(tmp_path / "toy", "val")
     assert counts.sum() == 3 * 32 * 32
     assert len(reader) == 3
     meta = tmp_path / "toy/shards.json"
     meta.write_text(meta.read_text().replace('"mask_kind": "parts"', '"mask_kind": null'))
     with pytest.raises(ValueError, match=r"toy has no masks; segment needs a dataset"):
-        segmentation.masked_split(tmp_path / "toy", "val")
+        masked_split(tmp_path / "toy", "val")

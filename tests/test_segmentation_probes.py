@@ -12,19 +12,21 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from semmae import segmentation_probes as probes
-from semmae import teacher, vit
+from semmae import segmentation_knn, segmentation_linear, segmentation_probes, teacher, vit
 from semmae.dist import World
 from semmae.images import IGNORE
 from semmae.reader import Reader
 from semmae.run import Run
-from semmae.segmentation import Crops, Inference, TrainCrop, WholeImage, Windows
-from semmae.segmentation_probes import Bank, Knn, Linear
+from semmae.segmentation import Inference, Windows, pixel_loss
+from semmae.segmentation_knn import Bank
+from semmae.segmentation_linear import LinearHeads
+from semmae.segmentation_probes import Encode
+from semmae.segmentation_views import Crops, TrainCrop, WholeImage
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 WHOLE = TrainCrop(0, Crops((1.0, 1.0), 0.0), short_side=32, side=32)  # of images of 32 pixels: as they are
 HOW = Inference(Windows(32, 32, 32), 8, 0, ALONE)
-RECIPE = Linear(base_lrs=[1.0], weight_decay=0.0, epochs=10, warmup_epochs=0, batch_size=20)
+RECIPE = segmentation_linear.Recipe(base_lrs=[1.0], weight_decay=0.0, epochs=10, warmup_epochs=0, batch_size=20)
 
 
 def colours(images: torch.Tensor) -> torch.Tensor:
@@ -38,8 +40,12 @@ def averaged(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(colours(images), 8)
 
 
-def begun(folder: Path, recipe: Linear) -> Run:
+def begun(folder: Path, recipe: segmentation_linear.Recipe) -> Run:
     return Run("probe", ALONE, out=folder, params=recipe, inputs=[], checkpoint_minutes=5)
+
+
+def heads(recipe: segmentation_linear.Recipe, encode: Encode, train: Reader, run: Run) -> LinearHeads:
+    return segmentation_linear.train_heads(recipe, encode, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run)
 
 
 @pytest.fixture
@@ -82,7 +88,9 @@ def test_a_linear_head_agrees_with_logistic_regression(tmp_path: Path):
     train, (features, labels) = Noisy(20, seed=0), pixels(Noisy(5, seed=1))
     recipe = dataclasses.replace(RECIPE, epochs=30, batch_size=10)
     with begun(tmp_path, recipe) as run:
-        model = probes.train_heads(recipe, colours, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run)
+        model = segmentation_linear.train_heads(
+            recipe, colours, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run
+        )
     with torch.no_grad():
         ours = model(torch.from_numpy(features.T.reshape(1, 9, 1, -1)))[0][0, :, 0].argmax(0).numpy()
     known, truth = pixels(train)
@@ -93,14 +101,12 @@ def test_a_linear_head_agrees_with_logistic_regression(tmp_path: Path):
 
 
 def test_a_rate_does_not_depend_on_the_others_of_its_sweep(train: Reader, tmp_path: Path):
-    def heads(base_lrs: list[float]) -> torch.nn.ModuleList:
+    def learn(base_lrs: list[float]) -> torch.nn.ModuleList:
         recipe = dataclasses.replace(RECIPE, base_lrs=base_lrs, epochs=2)
         with begun(tmp_path, recipe) as run:
-            return probes.train_heads(
-                recipe, averaged, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run
-            ).heads
+            return heads(recipe, averaged, train, run).heads
 
-    many, alone = heads([0.1, 1.0, 3.0]), heads([1.0])
+    many, alone = learn([0.1, 1.0, 3.0]), learn([1.0])
     torch.testing.assert_close(many[1].weight, alone[0].weight)
     assert (many[0].weight - many[2].weight).abs().max() > 0.01
 
@@ -110,25 +116,25 @@ def test_the_loss_is_that_of_pixels_and_those_of_255_take_no_part():
     logits = torch.randn(2, 4, 3, 3, generator=generator, requires_grad=True)
     mask = torch.randint(4, (2, 9, 9), generator=generator, dtype=torch.uint8)
     mask[:, :5] = IGNORE
-    loss = probes.pixel_loss(logits, mask)
+    loss = pixel_loss(logits, mask)
     scores = torch.nn.functional.interpolate(logits, size=(9, 9), mode="bilinear", align_corners=False)
     log_p = scores.log_softmax(1).gather(1, mask.clamp(max=3).long()[:, None])[:, 0]
     torch.testing.assert_close(loss, -log_p[mask != IGNORE].mean())
-    found, gradient = probes._loss_and_gradient(logits, mask)
+    found, gradient = segmentation_linear._loss_and_gradient(logits, mask)
     (expected,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient, expected)
     torch.testing.assert_close(found, loss.detach())
     assert (gradient[:, :, 0] == 0).all()  # far from any pixel that says something
-    assert probes.pixel_loss(logits, torch.full_like(mask, IGNORE)) == 0
+    assert pixel_loss(logits, torch.full_like(mask, IGNORE)) == 0
 
 
 def test_the_best_rate_is_chosen_on_the_held_out_images(train: Reader, tmp_path: Path):
     recipe = dataclasses.replace(RECIPE, base_lrs=[1e-6, 1.0], epochs=10)
-    held = probes.hold_out(train, share=0.2, seed=0)
+    held = segmentation_probes.hold_out(train, share=0.2, seed=0)
     assert len(held.held_out) == 8
     assert sorted([*held.kept, *held.held_out]) == list(range(40))
     with begun(tmp_path, recipe) as run:
-        probe = probes.linear(recipe, averaged, held, width=9, crops=WHOLE, how=HOW, run=run)
+        probe = segmentation_linear.linear(recipe, averaged, held, width=9, crops=WHOLE, how=HOW, run=run)
     assert probe.chosen == {"base_lr": 1.0}
     assert [row["epoch"] for row in probe.history] == list(range(1, 11))
     assert probe.history[-1]["loss"] < probe.history[0]["loss"]
@@ -137,7 +143,7 @@ def test_the_best_rate_is_chosen_on_the_held_out_images(train: Reader, tmp_path:
 
 def test_a_single_image_is_too_few_to_choose_on(train: Reader):
     with pytest.raises(ValueError, match="a single image with a mask"):
-        probes.hold_out(train.select(np.array([0])), share=0.5, seed=0)
+        segmentation_probes.hold_out(train.select(np.array([0])), share=0.5, seed=0)
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -156,10 +162,12 @@ def test_the_vote_is_that_of_scikit_learns_neighbours(k: int):
 
 def test_a_bank_is_bounded_and_each_patch_has_the_label_of_most_of_its_pixels(train: Reader):
     for patches, images in ((100, 40), (25, 25)):
-        bank = probes.bank(averaged, train, HOW, patches=patches, seed=0)
+        bank = segmentation_knn.bank(averaged, train, HOW, patches=patches, seed=0)
         assert len(bank.samples.unique()) == images
         assert len(bank.tokens) == len(bank.labels) == patches // images * images <= patches
-    found = probes.bank(averaged, train, HOW, patches=40 * 16, seed=0)  # all patches, so all can be found again
+    found = segmentation_knn.bank(
+        averaged, train, HOW, patches=40 * 16, seed=0
+    )  # all patches, so all can be found again
     for index in (0, 17):
         sample = WholeImage(32)(train, index)
         tokens = averaged(torch.from_numpy(sample["image"])[None])[0].flatten(1).T
@@ -173,10 +181,12 @@ def test_a_bank_is_bounded_and_each_patch_has_the_label_of_most_of_its_pixels(tr
 
 def test_the_best_number_of_neighbours_is_chosen_while_the_held_out_images_do_not_vote():
     train = Noisy(20, seed=0)
-    held = probes.hold_out(train, share=0.2, seed=0)
-    probe = probes.knn(Knn(k=[1, 10, 900], temperature=0.07, patches=1000), colours, held, how=HOW, seed=0)
+    held = segmentation_probes.hold_out(train, share=0.2, seed=0)
+    probe = segmentation_knn.knn(
+        segmentation_knn.Recipe(k=[1, 10, 900], temperature=0.07, patches=1000), colours, held, how=HOW, seed=0
+    )
     assert probe.chosen == {"k": 10}  # 1 follows the noise, 900 of 1000 the most frequent class
-    bank = probes.bank(colours, train, HOW, patches=1000, seed=0)
+    bank = segmentation_knn.bank(colours, train, HOW, patches=1000, seed=0)
     assert len(bank.without(held.held_out).tokens) == 800
     image = torch.from_numpy(WholeImage(32)(train, int(held.held_out[0]))["image"])[None]
     found = bank.predict(colours, num_classes=4, ks=[10], temperature=0.07)(image)
@@ -188,7 +198,7 @@ def test_encoder_and_teacher_give_their_patch_tokens_on_their_grid():
     network = vit.build(config)
     elder = teacher.Teacher(network, {"class_token": False, "mean": vit.MEAN, "std": vit.STD}, "")
     images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)  # positions are resampled
-    maps = [probes.token_maps(x, device=ALONE.device, precision="fp32")(images) for x in (network, elder)]
+    maps = [segmentation_probes.token_maps(x, device=ALONE.device, precision="fp32")(images) for x in (network, elder)]
     expected = vit.tokens(network, vit.normalise(images))[:, 1:].reshape(2, 6, 6, 32).permute(0, 3, 1, 2)
     for found in maps:
         torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)

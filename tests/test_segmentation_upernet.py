@@ -13,7 +13,7 @@ from semmae import segmentation_upernet as upernet
 from semmae.dist import World
 from semmae.reader import Reader
 from semmae.run import Compute, Run
-from semmae.segmentation import Crops, TrainCrop
+from semmae.segmentation_views import Crops, TrainCrop
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, checkpoint_minutes=60)

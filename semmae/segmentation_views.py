@@ -1,0 +1,107 @@
+"""What segmentation sees of a sample: a training crop or the whole image, each with its mask.
+
+- `TrainCrop`: a random scale, crop and flip that move image and mask together.
+- `WholeImage`: the image at the size of inference, its mask as it is.
+- `masked_split`: the samples of a split that have masks, with the pixels of each class, or one sentence why not.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from pydantic import Field
+from pydantic.dataclasses import dataclass as params
+
+from semmae import vit
+from semmae.augment import WHOLE, Box, crop_part_map, resize_box
+from semmae.images import IGNORE
+from semmae.params import STRICT
+from semmae.part_metrics import cell_counts
+from semmae.reader import Reader
+from semmae.rng import numpy_generator
+
+PLACES = (32, 32)  # cells of the position map
+GRAY = np.array([round(255 * value) for value in vit.MEAN], dtype=np.uint8)  # zero once normalised: where no image is
+
+
+@params(frozen=True, config=STRICT)
+class Crops:
+    """Training crops: `zoom` beside the size that inference sees is drawn from a range; probability of a flip."""
+
+    zoom: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    flip: Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class TrainCrop:
+    """A square crop of the image, enlarged at random, and the same crop of its mask, from (seed, epoch, key).
+
+    Where the enlarged image is smaller than the crop there is gray to the right and below, and the mask says nothing.
+    """
+
+    seed: int
+    crops: Crops
+    short_side: int
+    side: int
+
+    def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
+        image, mask = reader.image(index), mask_of(reader, index)
+        rng = numpy_generator(self.seed, "crop", epoch, reader.keys[index])
+        zoom = rng.uniform(*self.crops.zoom)
+        scale = self.short_side * zoom / min(image.shape[:2])
+        height, width = (self.side / (scale * extent) for extent in image.shape[:2])  # of the crop, as shares
+        top, left = (rng.uniform(0, max(0.0, 1 - share)) for share in (height, width))
+        box = Box(top, left, min(1.0, height), min(1.0, width), bool(rng.random() < self.crops.flip))
+        rows, columns = (max(1, round(self.side / max(1.0, share))) for share in (height, width))
+        pixels, labels = np.tile(GRAY, (self.side, self.side, 1)), np.full((self.side, self.side), IGNORE, np.uint8)
+        pixels[:rows, :columns] = resize_box(image, box, (rows, columns))
+        labels[:rows, :columns] = crop_part_map(mask, box, (rows, columns))
+        return {
+            "key": reader.keys[index],
+            "image": np.ascontiguousarray(pixels.transpose(2, 0, 1)),
+            "mask": labels,
+        }
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The image with its short side resized, its mask as it is."""
+
+    short_side: int
+
+    def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
+        image = reader.image(index)
+        scale = self.short_side / min(image.shape[:2])
+        rows, columns = (max(self.short_side, round(scale * extent)) for extent in image.shape[:2])
+        resized = resize_box(image, WHOLE, (rows, columns))
+        return {
+            "key": reader.keys[index],
+            "image": np.ascontiguousarray(resized.transpose(2, 0, 1)),
+            "mask": mask_of(reader, index),
+        }
+
+
+def masked_split(dataset: Path, split: str) -> tuple[Reader, Integer[np.ndarray, "n g"]]:
+    """The samples of a split that have masks, and the pixels of each class in the cells of PLACES, over all of them."""
+    reader = Reader(dataset, split)
+    if reader.mask_kind is None:
+        raise ValueError(f"{dataset} has no masks; segment needs a dataset whose sources have `masks` in params.yaml")
+    counts = np.zeros((PLACES[0] * PLACES[1], len(reader.mask_names)), np.int64)
+    found = []
+    for index in range(len(reader)):
+        mask = reader.mask(index)
+        if mask is not None:
+            counts += cell_counts(mask, grid=PLACES, num_classes=len(reader.mask_names))
+            found.append(index)
+    if not counts.any():
+        raise ValueError(f"{dataset}: no sample of {split} has a mask that says anything; segment cannot use it")
+    return reader.select(np.array(found)), counts
+
+
+def mask_of(reader: Reader, index: int) -> UInt8[np.ndarray, "h w"]:
+    """The mask of a sample that has one."""
+    mask = reader.mask(index)
+    assert mask is not None, f"{reader.keys[index]} has no mask; select with masked_split"
+    return mask

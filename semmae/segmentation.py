@@ -10,6 +10,7 @@ neighbours) at once; they are made as large as the window, later as the mask, bi
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from semmae.segmentation_views import PLACES, WholeImage, mask_of
 
 BESIDE = ("miou", "pixel_accuracy")  # what is said of a line beside the encoder
 
+T = TypeVar("T")
 Predict = Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b l c h w"]]
 
 
@@ -43,6 +45,22 @@ class Windows:
                 "decrease in this order (crop null: img_size of the encoder)"
             )
 
+    def count(self, height: int, width: int) -> int:
+        """How many windows an image of that size has."""
+        return len(starts(height, self.side, self.stride)) * len(starts(width, self.side, self.stride))
+
+
+def _groups(items: Iterator[T], weight: Callable[[T], int], full: int) -> Iterator[list[T]]:
+    """Runs of items of a total weight of `full` or a little more; the last may weigh less."""
+    group: list[T] = []
+    for item in items:
+        group.append(item)
+        if sum(map(weight, group)) >= full:
+            yield group
+            group = []
+    if group:
+        yield group
+
 
 def starts(length: int, side: int, stride: int) -> list[int]:
     """Where windows begin along one axis: every `stride`, the last one so that it ends where the image does."""
@@ -50,26 +68,32 @@ def starts(length: int, side: int, stride: int) -> list[int]:
 
 
 def slide(
-    predict: Predict, image: UInt8[Tensor, "3 H W"], windows: Windows, *, batch_size: int
-) -> Float[Tensor, "l c H W"]:
-    """The scores of every pixel: the mean over the windows that show it."""
-    _, height, width = image.shape
-    side = windows.side
-    places = [(y, x) for y in starts(height, side, windows.stride) for x in starts(width, side, windows.stride)]
-    total, shown = torch.zeros(()), image.new_zeros(height, width, dtype=torch.float32)
+    predict: Predict, images: list[UInt8[Tensor, "3 _ _"]], windows: Windows, *, batch_size: int
+) -> list[Float[Tensor, "l c _ _"]]:
+    """The scores of every pixel: the mean over the windows that show it. Batches are of windows, whatever the image."""
+    side, totals = windows.side, [torch.zeros(())] * len(images)
+    places = [
+        (number, y, x)
+        for number, image in enumerate(images)
+        for y in starts(image.shape[1], side, windows.stride)
+        for x in starts(image.shape[2], side, windows.stride)
+    ]
+    shown = [image.new_zeros(image.shape[1:], dtype=torch.float32) for image in images]
     for first in range(0, len(places), batch_size):
         chosen = places[first : first + batch_size]
-        scores = predict(torch.stack([image[:, y : y + side, x : x + side] for y, x in chosen]))
-        if not total.ndim:
-            total = scores.new_zeros(*scores.shape[1:3], height, width)
-        for (y, x), window in zip(chosen, scores, strict=True):
-            total[:, :, y : y + side, x : x + side] += enlarged(window, (side, side))
-            shown[y : y + side, x : x + side] += 1
-    return total / shown
+        scores = predict(torch.stack([images[number][:, y : y + side, x : x + side] for number, y, x in chosen]))
+        for (number, y, x), window in zip(chosen, scores, strict=True):
+            if not totals[number].ndim:
+                totals[number] = window.new_zeros(*window.shape[:2], *shown[number].shape)
+            totals[number][:, :, y : y + side, x : x + side] += enlarged(window, (side, side))
+            shown[number][y : y + side, x : x + side] += 1
+    return [total.div_(count) for total, count in zip(totals, shown, strict=True)]
 
 
 def enlarged(scores: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
     """Scores on another grid, bilinearly."""
+    if scores.shape[2:] == size:
+        return scores
     return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
 
@@ -82,7 +106,7 @@ def pixel_loss(logits: Float[Tensor, "b c h w"], mask: UInt8[Tensor, "b H W"]) -
 
 @dataclass(frozen=True)
 class Inference:
-    """How splits are scored; `heed` is called before every image, to stop when asked to."""
+    """How splits are scored; `heed` is called before every batch, to stop when asked to."""
 
     windows: Windows
     batch_size: int  # windows at a time
@@ -94,13 +118,15 @@ class Inference:
         """For every sample of this rank: where it is, the class of each pixel by each variant (l H W), its mask."""
         mine = np.arange(self.world.rank, len(reader), self.world.size)
         load = WholeImage(self.windows.short_side)
-        loaded = batches(reader, mine, load, batch_size=1, workers=self.workers)
-        for index, sample in zip(mine, loaded, strict=True):
+        loaded = zip(mine.tolist(), batches(reader, mine, load, batch_size=1, workers=self.workers), strict=True)
+        for group in _groups(loaded, lambda sample: self.windows.count(*sample[1]["image"].shape[2:]), self.batch_size):
             self.heed()
-            image, mask = (sample[name][0].to(self.world.device) for name in ("image", "mask"))
+            images = [sample["image"][0].to(self.world.device) for _, sample in group]
             with torch.inference_mode():
-                scores = slide(predict, image, self.windows, batch_size=self.batch_size)
-                yield int(index), enlarged(scores, (mask.shape[0], mask.shape[1])).argmax(1), mask
+                scored = slide(predict, images, self.windows, batch_size=self.batch_size)
+            for (index, sample), scores in zip(group, scored, strict=True):
+                mask = sample["mask"][0].to(self.world.device)
+                yield index, enlarged(scores, (mask.shape[0], mask.shape[1])).argmax(1), mask
 
 
 def evaluate(predict: Predict, reader: Reader, how: Inference, *, num_classes: int) -> Integer[np.ndarray, "l n 3 c"]:

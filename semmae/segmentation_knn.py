@@ -80,20 +80,26 @@ def bank(encode: Encode, reader: Reader, how: Inference, *, patches: int, seed: 
         how.heed()
         image, mask = sample["image"][0], sample["mask"][0].numpy()
         mask = crop_part_map(mask, WHOLE, (image.shape[1], image.shape[2]))
-        tokens, labels = [], []
-        for y in starts(image.shape[1], windows.side, windows.stride):
-            for x in starts(image.shape[2], windows.side, windows.stride):
-                here = np.s_[y : y + windows.side, x : x + windows.side]
-                found = encode(image[:, *here][None].to(device))[0]
-                counts = cell_counts(
-                    mask[here], grid=(found.shape[1], found.shape[2]), num_classes=len(reader.mask_names)
-                )
-                tokens.append(found.flatten(1).T)
-                labels.append(np.where(counts.any(1), counts.argmax(1), IGNORE))
+        corners = [
+            np.s_[y : y + windows.side, x : x + windows.side]
+            for y in starts(image.shape[1], windows.side, windows.stride)
+            for x in starts(image.shape[2], windows.side, windows.stride)
+        ]
+        shown = torch.stack([image[:, *here] for here in corners])
+        tokens = torch.cat([encode(part.to(device)) for part in shown.split(how.batch_size)])
+        grid = (tokens.shape[2], tokens.shape[3])
+        counts = [cell_counts(mask[here], grid=grid, num_classes=len(reader.mask_names)) for here in corners]
+        labels = [np.where(count.any(1), count.argmax(1), IGNORE) for count in counts]
         label = np.concatenate(labels)
         known = np.flatnonzero(label != IGNORE)
         chosen = numpy_generator(seed, "patches", reader.keys[index]).permutation(known)[:each]
-        rows.append((torch.cat(tokens)[chosen], torch.from_numpy(label[chosen]), torch.full((len(chosen),), index)))
+        rows.append(
+            (
+                tokens.permute(0, 2, 3, 1).flatten(0, 2)[chosen],
+                torch.from_numpy(label[chosen]),
+                torch.full((len(chosen),), index),
+            )
+        )
     return Bank(*(torch.cat(column).to(device) for column in zip(*rows, strict=True)))
 
 

@@ -111,14 +111,32 @@ def test_windows_cover_every_pixel_and_the_last_ends_at_the_border(length, side,
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_windows_reassemble_the_image_and_keep_a_constant(batch_size):
-    image = torch.randint(256, (3, 21, 34), dtype=torch.uint8)
+def test_windows_reassemble_the_images_and_keep_a_constant(batch_size):
+    images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((21, 34), (21, 21), (40, 21))]
     windows = Windows(short_side=21, side=16, stride=5)
-    same = segmentation.slide(lambda x: x[:, None].float(), image, windows, batch_size=batch_size)
-    torch.testing.assert_close(same, image[None].float())
+    same = segmentation.slide(lambda x: x[:, None].float(), images, windows, batch_size=batch_size)
     coarse = torch.tensor([1.0, -2.0, 3.0]).view(1, 1, 3, 1, 1).expand(-1, 2, -1, 4, 4)
-    level = segmentation.slide(lambda x: coarse.expand(len(x), -1, -1, -1, -1), image, windows, batch_size=batch_size)
-    torch.testing.assert_close(level, coarse[0, :, :, :1, :1].expand(-1, -1, 21, 34))
+    level = segmentation.slide(
+        lambda x: coarse.expand(len(x), *coarse.shape[1:]), images, windows, batch_size=batch_size
+    )
+    for image, rebuilt, flat in zip(images, same, level, strict=True):
+        torch.testing.assert_close(rebuilt, image[None].float())
+        torch.testing.assert_close(flat, coarse[0, :, :, :1, :1].expand(-1, -1, *image.shape[1:]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_the_size_of_a_batch_changes_nothing(batch_size):
+    reader = Painted((30, 48), (48, 60), (30, 30), (70, 31))
+
+    def gray(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(torch.stack([images.float(), 255 - images.float()], 1).mean(2), 8)[
+            :, None
+        ]
+
+    one, other = (
+        segmentation.evaluate(gray, reader, ask(Windows(30, 24, 10), size), num_classes=12) for size in (batch_size, 3)
+    )
+    np.testing.assert_array_equal(one, other)
 
 
 def test_windows_that_do_not_fit_are_refused():

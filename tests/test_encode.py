@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from semmae import creatures, encode, encoders, features, vit
+from semmae.__main__ import app
 from semmae.reader import Reader
 
 CPU = torch.device("cpu")
@@ -133,3 +135,14 @@ def test_what_is_neither_folder_nor_dataset_is_named(toy_dataset, tmp_path):
     with pytest.raises(ValueError, match="holds no images"):
         encode.located(str(tmp_path / "none"), toy_dataset.parent)
     assert isinstance(encode.located(str(toy_dataset), tmp_path), Reader)  # a dataset by its folder
+
+
+def test_the_command_names_what_it_skipped_and_succeeds(folder, encoder, tmp_path):
+    vit.save(tmp_path / "encoder", encoder.network, CONFIG)
+    out = ("--out", str(tmp_path / "f.parquet"), "--encoder", str(tmp_path / "encoder"), "--workers", "0")
+    result = CliRunner().invoke(app, ["encode", str(folder), *out], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.strip() == f"{tmp_path / 'f.parquet'}: 7 images, width 16"
+    said = result.stderr.splitlines()
+    assert "skipped: broken.jpg: not a readable image" in said[-2]
+    assert said[-1] == "3 of 10 images skipped"

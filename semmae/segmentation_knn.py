@@ -51,9 +51,7 @@ class Bank(NamedTuple):
             b, d, h, w = found.shape
             queries = found.permute(0, 2, 3, 1).reshape(-1, d)
             each = [
-                metrics.vote(
-                    self.tokens, self.labels, queries, num_classes=num_classes, k=k, temperature=temperature
-                )
+                metrics.vote(self.tokens, self.labels, queries, num_classes=num_classes, k=k, temperature=temperature)
                 for k in ks
             ]
             return torch.stack(each).view(len(ks), b, h, w, num_classes).permute(1, 0, 4, 2, 3)

@@ -20,14 +20,14 @@ STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 LAYERS = (  # see docs/architecture.md; a file imports from its own layer and from those before it
     "__init__ params stage rng dist artifact rows",
-    "images layout pool anatomy scenery paint creatures entry tars trees val_split webdataset_source"
-    " torchvision_source hf_source sources plan shard_index shards order reader part_maps augment views randaugment"
-    " masking optim metrics part_metrics subsets predictions checkpoint progress palettes overlays curves tables"
-    " recipes comparison segmentation_metrics",
+    "images layout pool anatomy scenery paint creatures entry tars trees val_split webdataset_source torchvision_source"
+    " hf_source sources plan shard_index shards order reader part_maps augment views randaugment masking optim metrics"
+    " part_metrics segmentation_metrics subsets predictions checkpoint progress palettes overlays curves tables recipes"
+    " comparison",
     "vit mae ibot foreign teacher encoders parts heads classifier attentive readout features baselines part_baselines"
-    " health segmentation segmentation_metrics",
-    "run resume pretraining distillation finetuning segmentation_probes segmentation_upernet figures state flow"
-    " export encode segmentation_views segmentation segmentation_linear segmentation_knn",
+    " health",
+    "run resume pretraining distillation finetuning segmentation_views segmentation segmentation_probes"
+    " segmentation_linear segmentation_knn segmentation_upernet figures state flow export encode",
     "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

@@ -1,6 +1,7 @@
 """Score tables for people: metrics files as rows in a fixed order, every line under the name that says what it is.
 
 - `classification`: a kNN or linear score beside its lines, as bars.
+- `low_shot`: what few labels give. `segmentation`: protocols and lines, and the classes one by one.
 - `part_tables`: part scores at the patches and at the pixels, in groups: the parts, trivial lines, ceilings.
 - `settings`: params under the dotted names that `dvc exp run -S` takes.
 """
@@ -23,7 +24,9 @@ LINES = {
     "readout": "supervised read-out of the teacher",
     "silhouette": "true foreground as one part",
     "perfect": "true parts, by patches",
+    "most_frequent": "the commonest class everywhere",
 }
+PROTOCOLS = {"linear": "linear head, frozen", "knn": "nearest patches, frozen", "upernet": "UPerNet, fine-tuned"}
 GROUPS = {
     "trivial lines": ("centre_mask", "position", "colour_kmeans", "untrained_kmeans"),
     "the same tokens": ("teacher_kmeans",),
@@ -67,6 +70,29 @@ def classification(scores: dict[str, Any]) -> dict[str, Any]:
     ]
     notes = {"top-5": scores.get("top5"), "mean over classes": scores.get("per_class")}
     return {"bars": bars, "notes": {name: value for name, value in notes.items() if value is not None}}
+
+
+def low_shot(scores: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+    """(how many labels, top-1, its standard error) for every low-shot score, and for all labels."""
+    few = scores.get("low_shot") or {}
+    rows = [(name.replace("_percent", " %").replace("_", " "), row) for name, row in few.items()]
+    return [(name, row["top1"], row.get("standard_error")) for name, row in [*rows, ("all", scores)]] if few else []
+
+
+def segmentation(scores: dict[str, Any]) -> dict[str, Any]:
+    """`rows` of (name, mIoU, its error, pixel accuracy, ours or not), `protocols`, and `classes`, the IoU of each."""
+    rows, ours = [], [name for name in PROTOCOLS if name in scores]
+    for name in ours:
+        found = scores[name]
+        rows.append((PROTOCOLS[name], found["miou"], found.get("standard_error"), found["pixel_accuracy"], True))
+        for line in ("teacher", "untrained"):
+            if beside := found.get(line):
+                rows.append((f"{named(line)}, the same", beside["miou"], None, beside["pixel_accuracy"], False))
+    for name, line in scores.items():
+        if name not in PROTOCOLS:
+            rows.append((named(name), line["miou"], None, line["pixel_accuracy"], False))
+    classes = [(label, [scores[name]["iou"][label] for name in ours]) for label in scores[ours[0]]["iou"]]
+    return {"rows": rows, "protocols": [PROTOCOLS[name] for name in ours], "classes": classes}
 
 
 def part_tables(scores: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,10 +2,10 @@
 
     python -m stages.report
 
-Reads  data/pretrain, data/parts, data/teacher and what they say of themselves; data/shards/<pretrain.dataset> and
-       data/part_maps/<pretrain.dataset>; results/{teacher,parts,part_maps}/metrics.json and the results/{knn,linear,
-       part_scores}/<dataset>.json that params.yaml lists
-Calls  figures, overlays, curves, tables; stages/report.html is the page's template
+Reads  data/pretrain, data/parts, data/teacher and what they say of themselves; data/part_maps/<pretrain.dataset>;
+       data/shards; results/{teacher,parts,part_maps}/metrics.json and, of the datasets that params.yaml lists, what
+       knn, linear, attentive, finetune, segment and part_scores have left in results/
+Calls  figures, overlays, curves, tables, evaluations; stages/report.html is the page's template
 Writes results/report/index.html
 """
 
@@ -22,7 +22,21 @@ from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, curves, figures, mae, overlays, params, part_maps, parts, stage, tables, teacher, vit
+from semmae import (
+    artifact,
+    curves,
+    evaluations,
+    figures,
+    mae,
+    overlays,
+    params,
+    part_maps,
+    parts,
+    stage,
+    tables,
+    teacher,
+    vit,
+)
 from semmae.palettes import palette
 from semmae.params import STRICT
 from semmae.reader import Reader, batches
@@ -32,7 +46,10 @@ from semmae.views import Whole
 OUT, RESULTS, SHARDS, PART_MAPS = Path("results/report"), Path("results"), Path("data/shards"), Path("data/part_maps")
 TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
 SPLITS = ("val", "test", "train")  # images come from the first that exists: rather not those that were learnt from
-PROTOCOLS = {"knn": "kNN", "linear": "linear probe"}
+PROTOCOLS = {
+    "knn": "kNN", "linear": "linear probe", "attentive": "attentive probe", "finetune": "fine-tuning",
+}  # fmt: skip
+ANSWERS = ("attentive", "linear", "finetune", "knn")  # whose mistakes are shown: the first that a dataset has
 CURVES = {  # titles of the columns of a history
     "lr": "learning rate", "inter_part": "weight of whole parts", "knn_top1": "kNN top-1",
     "readout_iou": "supervised read-out, foreground IoU",
@@ -59,6 +76,10 @@ def main() -> None:
     """Gather what there is and write the page."""
     section = params.load(Report, "report")
     encoder, elder, learner = artifact.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER), parts.load(PARTS)
+    if "params" not in encoder:
+        raise ValueError(
+            f"{PRETRAIN} holds an imported encoder, which no run here has trained; its scores are in results/"
+        )
     dataset = encoder["params"]["dataset"]
     meta = artifact.read_json(SHARDS / dataset / "shards.json")
     split = next(name for name in SPLITS if name in meta["samples"])
@@ -68,7 +89,8 @@ def main() -> None:
     digests = {"teacher": elder.digest, "parts": learner.digest, "encoder": artifact.model_digest(PRETRAIN, "encoder")}
     content = {
         "run": encoder["params"], "teacher": elder.config, "parts": learner.config, "shards": meta, "split": split,
-        "scores": list(scores()), "part_scores": list(part_scores()), "curves": list(histories()),
+        "scores": list(scores()), "part_scores": list(part_scores()), "curves": [*histories(), *learnt()],
+        "answers": list(answers()), "segmentations": list(segmentations(section.colours)),
         "overlays": [
             [uri(picture) for picture in figures.pair(reader, maps, index, colours=tones)]
             for index in figures.choose(len(reader), count=section.overlays, seed=section.seed)
@@ -102,7 +124,44 @@ def scores() -> Iterator[dict[str, Any]]:
     """Every classification score as a table of bars."""
     for evaluation, protocol in PROTOCOLS.items():
         for dataset, found in listed(evaluation):
-            yield {"protocol": protocol, "dataset": dataset, **tables.classification(found)}
+            few = tables.low_shot(found)
+            yield {"protocol": protocol, "dataset": dataset, "low_shot": few, **tables.classification(found)}
+
+
+def answers() -> Iterator[dict[str, Any]]:
+    """For every dataset that was classified, who was taken for whom, by the first of ANSWERS that it has."""
+    of = {dataset: evaluation for evaluation in reversed(ANSWERS) for dataset, _ in listed(evaluation)}
+    for dataset, evaluation in of.items():
+        found = evaluations.answered(RESULTS / evaluation / f"predictions/{dataset}.tsv", SHARDS / dataset)
+        if found is not None:
+            tiles = [
+                {**row, "picture": picture and uri(picture)}
+                for row in found["mistakes"]
+                for picture in [row["picture"]]
+            ]
+            yield found | {"protocol": PROTOCOLS[evaluation], "dataset": dataset, "mistakes": tiles}
+
+
+def segmentations(colours: str) -> Iterator[dict[str, Any]]:
+    """Every segmentation: its scores, and some images beside their true and their predicted masks."""
+    for dataset, found in listed("segment"):
+        table = tables.segmentation(found)
+        tones = palette(colours, len(table["classes"]))
+        rows = evaluations.segmented(RESULTS / f"segment/examples/{dataset}", SHARDS / dataset, tones)
+        legend = [(label, tones[i].tolist()) for i, (label, _) in enumerate(table["classes"])]
+        yield {"dataset": dataset, **table, "legend": legend, "examples": [[uri(x) for x in row] for row in rows]}
+
+
+def learnt() -> Iterator[dict[str, Any]]:
+    """The curves of every evaluation that learns."""
+    for evaluation in (*PROTOCOLS, "segment"):
+        for dataset, _ in listed(evaluation):
+            if charts := evaluations.charts(RESULTS / evaluation / f"{dataset}.tsv"):
+                yield {
+                    "stage": f"{PROTOCOLS.get(evaluation, 'segmentation')} on {dataset}",
+                    "charts": charts,
+                    "final": {},
+                }
 
 
 def part_scores() -> Iterator[dict[str, Any]]:

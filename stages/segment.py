@@ -6,7 +6,7 @@ untrained encoder, the teacher, and what needs no image at all.
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the samples that have masks; train teaches, val is
        scored once
 Calls  segmentation_linear.linear, segmentation_knn.knn, segmentation_upernet.finetune, segmentation.evaluate
-Writes results/segment/<dataset>.json, and <dataset>.tsv: the loss by epoch; data/segment/<dataset>/<key>.png: masks of
+Writes results/segment/<dataset>.json, and <dataset>.tsv: the loss by epoch; examples/<dataset>/<key>.png: masks of
        some of val as the last of the protocols predicts them
 """
 
@@ -48,7 +48,7 @@ from semmae.params import STRICT
 from semmae.reader import Reader, verify_shards
 from semmae.rng import numpy_generator
 
-OUT, RESULTS, SHARDS = Path("data/segment"), Path("results/segment"), Path("data/shards")
+OUT, RESULTS, SHARDS = Path("results/segment/examples"), Path("results/segment"), Path("data/shards")
 PRETRAIN, TEACHER = Path("data/pretrain"), Path("data/teacher")
 
 Name = Literal["linear", "knn", "upernet"]

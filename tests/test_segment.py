@@ -67,7 +67,7 @@ def written() -> dict:
 
 
 def masks() -> dict[str, np.ndarray]:
-    return {path.stem: np.asarray(Image.open(path)) for path in Path("data/segment/toy").iterdir()}
+    return {path.stem: np.asarray(Image.open(path)) for path in Path("results/segment/examples/toy").iterdir()}
 
 
 def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat(project, monkeypatch):

@@ -1,0 +1,96 @@
+"""What an evaluation leaves behind, as a page shows it: curves, confusions, the worst mistakes, segmented images.
+
+Everything is optional: what a dataset was not scored for, or what is no longer there, is left out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt8
+from markupsafe import Markup
+
+from semmae import confusions, curves, images, overlays
+from semmae.augment import Box, crop_image, crop_part_map
+from semmae.reader import Reader
+
+TILE, MISTAKES, PAIRS = 168, 8, 12  # pixels of a picture; mistakes shown; confused pairs where there are many classes
+SHARES = ("top1", "miou")  # ends of the names of columns in percent
+
+
+def charts(table: Path) -> list[Markup]:
+    """A chart per column of a table of curves, and per protocol where it has several."""
+    if not table.exists():
+        return []
+    rows = pd.read_csv(table, sep="\t")
+    parts = rows.groupby("protocol", sort=False) if "protocol" in rows else [("", rows)]
+    drawn = []
+    for protocol, part in parts:
+        history = part.drop(columns="protocol", errors="ignore").dropna(axis=1, how="all").to_dict("records")
+        for column, points in curves.columns(history).items() if len(part) > 1 else ():
+            points = [(x, y) for x, y in points if np.isfinite(y)]
+            if column != "lr" and len({y for _, y in points}) > 1:
+                name = " ".join(filter(None, [protocol, column.replace("_", " ")]))
+                drawn.append(curves.chart(points, title=name, percent=column.endswith(SHARES)))
+    return drawn
+
+
+def answered(table: Path, dataset: Path) -> dict[str, Any] | None:
+    """The `heatmap` (None for more than 30 classes, then `pairs`) and `mistakes`: tiles of (picture, actual,
+    predicted, confidence), without pictures where the shards are gone.
+    """
+    if not table.exists():
+        return None
+    answers = confusions.read(table)
+    names = sorted(set(answers["actual"]) | set(answers["predicted"]))
+    drawn = len(names) <= confusions.DRAWN
+    reader = Reader(dataset, "val") if (dataset / "index.parquet").exists() else None
+    places = {key: index for index, key in enumerate(reader.keys)} if reader else {}
+    mistakes = [
+        {**row, "picture": square(reader.image(places[row["key"]])) if reader and row["key"] in places else None}
+        for row in confusions.worst(answers, MISTAKES)
+    ]
+    return {
+        "heatmap": confusions.heatmap(confusions.matrix(answers, names), names) if drawn else None,
+        "pairs": [] if drawn else confusions.confused(answers, PAIRS),
+        "mistakes": mistakes,
+        "wrong": int((answers["actual"] != answers["predicted"]).sum()),
+        "samples": len(answers),
+    }
+
+
+def segmented(
+    examples: Path, dataset: Path, colours: UInt8[np.ndarray, "p 3"]
+) -> list[list[UInt8[np.ndarray, "t t 3"]]]:
+    """Rows of image, true mask and predicted mask, each in its central square; the masks' labels in `colours`."""
+    if not examples.is_dir() or not (dataset / "index.parquet").exists():
+        return []
+    reader, rows = Reader(dataset, "val"), []
+    for index, key in enumerate(reader.keys):
+        file = examples / f"{key}.png"
+        if file.exists():
+            image, truth = reader.image(index), reader.mask(index)
+            assert truth is not None
+            masks = (truth, images.mask_indices(file.read_bytes()))
+            rows.append([square(image), *(laid_over(image, mask, colours) for mask in masks)])
+    return rows
+
+
+def square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:
+    """The central square of an image."""
+    return crop_image(image, _centre(image), TILE)
+
+
+def laid_over(
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colours: UInt8[np.ndarray, "p 3"]
+) -> UInt8[np.ndarray, "t t 3"]:
+    """The central square of an image under its mask; what is 255 (ignore) is only paler."""
+    labels = crop_part_map(mask, _centre(image), (TILE, TILE))
+    return overlays.overlay(square(image), labels, colours=colours)
+
+
+def _centre(image: np.ndarray) -> Box:
+    side = min(image.shape[:2])
+    height, width = side / image.shape[0], side / image.shape[1]
+    return Box((1 - height) / 2, (1 - width) / 2, height, width, flip=False)

@@ -5,6 +5,9 @@
     semmae export [ENCODER] --to timm|transformers --out DIR
     semmae encode DATASET|FOLDER --out features.parquet
     semmae recipe [NAME]
+    semmae compare RUNS.CSV [--by PARAMETER]
+    semmae promote [EXPERIMENT]
+    semmae import FILE --out data/pretrain
     semmae state ls|gc
     semmae flow
 
@@ -26,6 +29,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 SHARDS, PART_MAPS, PRETRAIN = Path("data/shards"), Path("data/part_maps"), Path("data/pretrain")
+ENCODERS = Path("data/encoders")
 RECIPES, PARAMS = Path("recipes"), Path("params.yaml")
 NUMBERS = {"shards", "samples", "labelled", "with mask", "MB", "train", "val", "test", "inputs", "step", "seconds"}
 
@@ -268,6 +272,42 @@ def flow(jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time
     console.print(table)
     if failed := [outcome.stage for outcome in outcomes if outcome.result == "failed"]:
         raise ValueError(f"failed: {', '.join(failed)}; what is wrong stands above, in the log of its task")
+
+
+@app.command()
+def promote(
+    experiment: Annotated[
+        str | None, typer.Argument(help="An experiment or commit; by default what is in data/pretrain.")
+    ] = None,
+) -> None:
+    """Keep an encoder in data/encoders and tell how to make it the teacher of another run."""
+    from semmae import promotion
+
+    weights = promotion.promote(PRETRAIN, ENCODERS, rev=experiment)
+    typer.echo(f"{weights} is kept; make it the teacher with:", err=True)
+    typer.echo(
+        "dvc exp run -S teacher.source=semmae "
+        f"-S teacher.checkpoint.path=../encoders/{weights.parent.name}/{weights.name} "
+        f"-S teacher.checkpoint.sha256={weights.parent.name}"
+    )
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A checkpoint in MAE's format: pretraining or fine-tuned.")],
+    out: Annotated[Path, typer.Option(help="Where the encoder goes; the evaluations read data/pretrain.")],
+    img_size: Annotated[int | None, typer.Option(help="Pixels to resample its positions to.")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Heads, where the width does not tell.")] = None,
+) -> None:
+    """Take an encoder of others, so that the evaluations can score it."""
+    from semmae import artifact, foreign, vit
+
+    network, config = foreign.encoder(file, img_size=img_size, num_heads=num_heads)
+    with artifact.replacing(out) as folder:
+        vit.save(folder, network, config)
+    shape = ", ".join(f"{key} {config[key]}" for key in vit.CONFIG)
+    typer.echo(f"{out}: the encoder of {file}: {shape}; positions: {config['imported']['positions']}")
+    typer.echo("score it with dvc repro --single-item knn@<dataset>; dvc checkout pretrain brings yours back")
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -22,12 +22,12 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     "__init__ params stage rng dist artifact rows",
     "images layout pool anatomy scenery paint creatures entry tars trees val_split webdataset_source torchvision_source"
     " hf_source sources plan shard_index shards order reader part_maps augment views randaugment masking optim metrics"
-    " part_metrics segmentation_metrics subsets predictions checkpoint progress palettes overlays curves tables recipes"
-    " comparison",
+    " part_metrics segmentation_metrics subsets predictions checkpoint progress palettes overlays curves tables confusions"
+    " recipes comparison",
     "vit mae ibot foreign teacher encoders parts heads classifier attentive readout features baselines part_baselines"
     " health",
-    "run resume pretraining distillation finetuning segmentation_views segmentation segmentation_probes"
-    " segmentation_linear segmentation_knn segmentation_upernet figures state flow export encode",
+    "run resume pretraining distillation finetuning evaluations segmentation_views segmentation segmentation_probes"
+    " segmentation_linear segmentation_knn segmentation_upernet figures state flow export encode promotion",
     "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

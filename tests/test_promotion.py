@@ -1,0 +1,62 @@
+"""Encoders of one run as the teachers of another, and encoders of others in the place of ours: the real commands."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from project import AUTHOR, Project, call
+from safetensors.torch import save_file
+
+from semmae import foreign, teacher, vit
+
+
+def semmae(project: Project, *arguments: str, expect: int = 0) -> str:
+    return project.run(sys.executable, "-m", "semmae", *arguments, expect=expect, **AUTHOR)
+
+
+def test_a_promoted_encoder_becomes_a_teacher_with_its_features(inside: Project):
+    said = semmae(inside, "promote")
+    changes = dict(re.findall(r"-S (teacher\.\S+?)=(\S+)", said))
+    assert set(changes) == {"teacher.source", "teacher.checkpoint.path", "teacher.checkpoint.sha256"}
+    inside.set("teacher.source", changes["teacher.source"])
+    checkpoint = {key: changes[f"teacher.checkpoint.{key}"] for key in ("path", "sha256")}
+    inside.set("teacher.checkpoint", checkpoint)
+    call("teacher")
+    encoder, config = vit.load(Path("data/pretrain"))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    found = teacher.load(Path("data/teacher")).encode(images)
+    expected = vit.tokens(encoder, vit.normalise(images))[:, 1:]
+    torch.testing.assert_close(found.patch, expected)
+    torch.testing.assert_close(found.cls, expected.mean(1))  # MAE trains no class token
+    assert checkpoint["sha256"] == config["sha256"]
+
+
+def test_an_experiment_is_promoted_from_the_cache(toy: Project):
+    toy.dvc("exp", "run", "-n", "other", "-S", "pretrain.seed=5", **AUTHOR)
+    digest = json.loads((toy.folder / "data/pretrain/encoder.json").read_text())["sha256"]
+    toy.dvc("exp", "run", "-n", "another", "-S", "pretrain.seed=6", **AUTHOR)
+    semmae(toy, "promote", "other")
+    assert [path.name for path in (toy.folder / "data/encoders").iterdir()] == [digest]
+    assert "is not to be had" in semmae(toy, "promote", "nobody", expect=1)
+
+
+def test_a_foreign_encoder_is_scored_like_ours(inside: Project, tmp_path: Path):
+    encoder, config = vit.load(Path("data/pretrain"))
+    save_file(encoder.state_dict(), tmp_path / "mae.safetensors")
+    before = json.loads(Path("results/knn/toy.json").read_text())["knn"]["toy"]["top1"]
+    heads = str(config["num_heads"])
+    semmae(inside, "import", str(tmp_path / "mae.safetensors"), "--out", "data/pretrain", "--num-heads", heads)
+    call("knn", "toy")
+    assert json.loads(Path("results/knn/toy.json").read_text())["knn"]["toy"]["top1"] == before
+    with pytest.raises(SystemExit):
+        call("report")
+
+
+def test_the_imported_positions_are_ours(tmp_path: Path):
+    config = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    save_file(vit.build(config).state_dict(), tmp_path / "mae.safetensors")
+    _, found = foreign.encoder(tmp_path / "mae.safetensors", img_size=None, num_heads=2)
+    assert {key: found[key] for key in config} == config

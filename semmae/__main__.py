@@ -6,7 +6,7 @@
     semmae encode DATASET|FOLDER --out features.parquet
     semmae recipe [NAME]
     semmae compare RUNS.CSV [--by PARAMETER]
-    semmae promote [EXPERIMENT]
+    semmae promote [EXPERIMENT] [--teacher]
     semmae import FILE --out data/pretrain
     semmae state ls|gc
     semmae flow
@@ -29,7 +29,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 SHARDS, PART_MAPS, PRETRAIN = Path("data/shards"), Path("data/part_maps"), Path("data/pretrain")
-ENCODERS = Path("data/encoders")
+TEACHER, ENCODERS = Path("data/teacher"), Path("data/encoders")
 RECIPES, PARAMS = Path("recipes"), Path("params.yaml")
 NUMBERS = {"shards", "samples", "labelled", "with mask", "MB", "train", "val", "test", "inputs", "step", "seconds"}
 
@@ -277,14 +277,16 @@ def flow(jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time
 @app.command()
 def promote(
     experiment: Annotated[
-        str | None, typer.Argument(help="An experiment or commit; by default what is in data/pretrain.")
+        str | None, typer.Argument(help="An experiment or commit; by default what is in the workspace.")
     ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The run's teacher, not the encoder it pretrained.")] = False,
 ) -> None:
     """Keep an encoder in data/encoders and tell how to make it the teacher of another run."""
     from semmae import promotion
 
-    weights = promotion.promote(PRETRAIN, ENCODERS, rev=experiment)
-    typer.echo(f"{weights} is kept; make it the teacher with:", err=True)
+    folder, name = (TEACHER, "teacher") if teacher else (PRETRAIN, "encoder")
+    weights = promotion.promote(folder, name, ENCODERS, rev=experiment)
+    typer.echo(f"{weights} is kept; make it the teacher with (source=ibot: where iBOT begins):", err=True)
     typer.echo(
         "dvc exp run -S teacher.source=semmae "
         f"-S teacher.checkpoint.path=../encoders/{weights.parent.name}/{weights.name} "

@@ -55,15 +55,19 @@ class Recipe:
 
 def distil(
     recipe: Recipe, network: Network, *, img_size: int, reader: Reader, seed: int, compute: Compute, world: dist.World,
-    run: Run, measure: Callable[[VisionTransformer, int, bool], dict[str, float]],
+    run: Run, measure: Callable[[VisionTransformer, int, bool], dict[str, float]], start: VisionTransformer | None,
 ) -> VisionTransformer:  # fmt: skip
-    """Train from scratch and return the teacher's ViT; `measure(vit, epoch, last)` adds to an epoch's history."""
+    """Train from scratch, or from the weights of `start`, and return the teacher's ViT; `measure(vit, epoch, last)`
+    adds to an epoch's history.
+    """
     b, grid = recipe.batch_size, (img_size // network.patch_size,) * 2
     crops = MultiCrop(
         seed, recipe.global_crop, recipe.local_crop, recipe.local_crops, img_size, recipe.local_size, recipe.colour
     )
     torch.manual_seed(fold(seed, "init"))
     student, teacher = (_network(recipe, network, img_size, drop_path) for drop_path in (recipe.drop_path, 0.0))
+    if start is not None:
+        student.vit.load_state_dict(start.state_dict())
     model = ibot.SelfDistillation(
         student, teacher, centering=recipe.centering, center_momentum=recipe.center_momentum
     ).to(world.device)

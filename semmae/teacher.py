@@ -84,7 +84,9 @@ def from_timm(
     return network, config | {key: list(published[key]) for key in ("mean", "std")}
 
 
-def from_encoder(file: Path, sha256: str, *, img_size: int) -> tuple[vit.Network, dict[str, Any]]:
+def from_encoder(
+    file: Path, sha256: str, *, img_size: int
+) -> tuple[vision_transformer.VisionTransformer, dict[str, Any]]:
     """An encoder of ours, `file` with its JSON beside it, positions resampled to `img_size`.
 
     No loss of MAE touches its class token, so it is not offered as one.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
 
 from semmae import artifact, dist, distillation, params, pretraining, run, stage, teacher, vit
 from semmae.health import Health, Watch
@@ -100,12 +101,18 @@ def from_mae(
 def from_ibot(
     section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
-    """The teacher at the end of self-distillation."""
+    """The teacher at the end of self-distillation, which begins at an encoder of ours where there is a checkpoint."""
+    config, start = {"img_size": section.img_size, **vars(section.network)}, None
+    if section.checkpoint is not None:
+        start, begun = from_encoder(section.checkpoint, section.img_size)
+        if other := [key for key in config if begun[key] != config[key]]:
+            raise ValueError(
+                f"teacher.checkpoint has {other[0]} {begun[other[0]]}, teacher.network {config[other[0]]}; make them equal"
+            )
     network = distillation.distil(
         section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,
-        compute=section.compute, world=world, run=now, measure=watch.after_epoch,
+        compute=section.compute, world=world, run=now, measure=watch.after_epoch, start=start,
     )  # fmt: skip
-    config = {"img_size": section.img_size, **vars(section.network)}
     return network, config | {"class_token": True, "mean": vit.MEAN, "std": vit.STD}
 
 
@@ -126,9 +133,13 @@ def from_semmae(
     """The encoder of an earlier run, which `semmae promote` has kept."""
     if section.checkpoint is None:
         raise ValueError("teacher.source is semmae, but teacher.checkpoint is null; semmae promote prints what to set")
-    file = artifact.raw(section.checkpoint.path)
-    network, config = teacher.from_encoder(file, section.checkpoint.sha256, img_size=section.img_size)
+    network, config = from_encoder(section.checkpoint, section.img_size)
     return network.to(world.device), config
+
+
+def from_encoder(checkpoint: Checkpoint, img_size: int) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The encoder in a file under data/raw, or elsewhere, whose digest is known."""
+    return teacher.from_encoder(artifact.raw(checkpoint.path), checkpoint.sha256, img_size=img_size)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the documentation tells people to type works: its commands run, in their order, on the toy project."""
 
+import os
 import re
 import subprocess
 import sys
@@ -46,8 +47,9 @@ def clone(tmp_path: Path) -> Project:
     (project.folder / "Makefile").write_text((ROOT / "Makefile").read_text())
     (project.folder / ".venv").symlink_to(Path(sys.prefix))
     (project.folder / ".gitignore").open("a").write("/.venv\n")
-    for name in ("pyproject.toml", "constraints.txt"):  # older than what is installed
+    for name in ("pyproject.toml", "constraints.txt"):
         (project.folder / name).touch()
+        os.utime(project.folder / name, (0, 0))  # older than what is installed, so that make installs nothing
     project.run("git", "add", ".", **AUTHOR)
     project.run("git", "commit", "--quiet", "--message", "creatures", **AUTHOR)
     return project

@@ -60,3 +60,20 @@ def test_the_imported_positions_are_ours(tmp_path: Path):
     save_file(vit.build(config).state_dict(), tmp_path / "mae.safetensors")
     _, found = foreign.encoder(tmp_path / "mae.safetensors", img_size=None, num_heads=2)
     assert {key: found[key] for key in config} == config
+
+
+def test_ibot_begins_at_the_promoted_teacher(inside: Project):
+    said = semmae(inside, "promote", "--teacher")
+    inside.set("teacher.source", "ibot")
+    inside.set("teacher.checkpoint", dict(re.findall(r"-S teacher\.checkpoint\.(\w+)=(\S+)", said)))
+    for key, value in {"base_lr": 0.0, "min_lr": 0.0}.items():
+        inside.set(f"teacher.ibot.{key}", value)
+    before, _ = vit.load(Path("data/teacher"), name="teacher")
+    call("teacher")
+    after, config = vit.load(Path("data/teacher"), name="teacher")
+    assert config["class_token"]
+    for name, value in before.state_dict().items():  # a rate of zero leaves it where it began
+        torch.testing.assert_close(after.state_dict()[name], value)
+    inside.set("teacher.network.depth", len(before.blocks) + 1)
+    with pytest.raises(SystemExit):
+        call("teacher")

@@ -126,7 +126,7 @@ def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was
             "batch_size: 8}",
             "batch_size: 80}",
             "toy",
-            "segment.linear.batch_size is 80, but the data set has 24 samples",
+            "segment.linear: batch_size is 80, but an epoch has 24 samples",
         ),
     ],
 )

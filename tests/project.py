@@ -28,6 +28,7 @@ COPIED = (
     ".dvcignore",
     ".gitignore",
 )
+PATIENCE = 1800  # seconds after which a command is hung, not slow, on whatever machine
 NOBODY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}  # no git identity
 AUTHOR = {f"GIT_{role}_{what}": "toy" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
@@ -67,7 +68,7 @@ class Project:
         """Run a command to its end; what it said."""
         process = self.start(*command, **environment)
         try:
-            said, _ = process.communicate(timeout=300)
+            said, _ = process.communicate(timeout=PATIENCE)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise

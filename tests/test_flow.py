@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from imports import ROOT
-from project import Project
+from project import PATIENCE, Project
 
 from semmae import params
 
@@ -90,7 +90,7 @@ def test_a_failing_stage_fails_the_flow_and_names_itself(small: Project):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_stopped_flow_interrupts_its_stages_and_leaves_no_process(small: Project, number: signal.Signals):
-    sleeper = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    sleeper = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(7200)"
     (small.folder / "dvc.yaml").write_text(GRAPH.replace("cp first.txt right.txt", "python sleeper.py"))
     (small.folder / "sleeper.py").write_text(sleeper)
     process = small.start(*FLOW, **HOME)
@@ -98,7 +98,7 @@ def test_a_stopped_flow_interrupts_its_stages_and_leaves_no_process(small: Proje
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=120)  # ends only when nobody holds the pipe: neither stage nor server
+    said, _ = process.communicate(timeout=PATIENCE)  # ends only when nobody holds the pipe: neither stage nor server
     assert process.returncode == 128 + number, said
     with pytest.raises(ProcessLookupError):
         os.kill(int((small.folder / "pid").read_text()), 0)

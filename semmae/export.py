@@ -77,7 +77,7 @@ def to_transformers(encoder: Encoder, out: Path, *, decoder: tuple[mae.MAE, dict
     """Write model.safetensors, config.json and preprocessor_config.json: a ViTModel, with `decoder` (the autoencoder
     and the decoder's config) a ViTMAEForPreTraining.
 
-    ValueError: `out` exists, transformers is not installed, or the network has what its ViT lacks.
+    ValueError: `out` exists, or the network has what its ViT lacks.
     """
     transformers = _transformers()
     state = encoder_state(encoder)

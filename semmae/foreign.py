@@ -2,6 +2,7 @@
 
 - `read`: the backbone's weights in a file of DINO, iBOT, DINOv2, DINOv3, MAE or timm, however they are wrapped.
 - `fill`: those weights into a network, all of them and no others.
+- `by_mae`: whether MAE trained them, and so nothing their class token.
 - `encoder`: an MAE-format file as a ViT of ours, its shape read off the weights.
 """
 
@@ -147,9 +148,18 @@ def encoder(
     return network.eval().requires_grad_(False), config
 
 
+def by_mae(state: dict[str, Tensor]) -> bool:
+    """Whether these are weights of MAE's: its decoder is there, or (its published encoders have none) its positions."""
+    return any(key.startswith("decoder_") for key in state) or (
+        "pos_embed" in state and state["pos_embed"].ndim == 3 and is_sincos(state["pos_embed"].float())
+    )
+
+
 def is_sincos(positions: Float[Tensor, "1 t d"]) -> bool:
     """Whether these are our fixed positions, whatever the order of sine, cosine, row and column among the channels."""
     side, width = math.isqrt(positions.shape[1] - 1), positions.shape[2]
+    if positions.shape[1] != side**2 + 1 or width % 4:
+        return False
     quarters = vit.sincos_positions(side, width).unflatten(2, (4, -1))
     orders = (quarters[:, :, list(order)].flatten(2) for order in itertools.permutations(range(4)))
     return any(torch.allclose(positions, order, atol=1e-3) for order in orders)  # 1e-3: half precision

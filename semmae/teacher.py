@@ -59,7 +59,8 @@ def from_timm(
     """A timm ViT by name with timm's published weights or those in `checkpoint`, positions resampled to `img_size`.
 
     `checkpoint` is a file in the layout of timm or of the model's authors (`foreign.read`), `sha256` its digest.
-    Raises ValueError for a name that is no such ViT, a model without a class token, foreign weights.
+    Raises ValueError for a name that is no such ViT, a model without a class token, foreign weights, MAE's by another
+    name.
     """
     known = names()
     if name.split(".")[0] not in known:
@@ -78,9 +79,16 @@ def from_timm(
     if network.cls_token is None:
         raise ValueError(f"teacher.model is {name!r}, which has no class token; choose one that has")
     published = cast(dict[str, Any], network.pretrained_cfg)
+    architecture, by_mae = published["architecture"], published.get("tag") == "mae"
     if checkpoint is not None:
-        _fill(network, foreign.read(checkpoint, sha256), checkpoint, published["architecture"])
-    config = {"timm": name, "img_size": img_size, "class_token": published.get("tag") != "mae"}
+        state = foreign.read(checkpoint, sha256)
+        if foreign.by_mae(state) and not by_mae:
+            raise ValueError(
+                f"{checkpoint} holds weights of MAE's, of which no loss trained the class token, and teacher.model is "
+                f"{name!r}; {_mae_of(architecture)}"
+            )
+        _fill(network, state, checkpoint, architecture)
+    config = {"timm": name, "img_size": img_size, "class_token": not by_mae}
     return network, config | {key: list(published[key]) for key in ("mean", "std")}
 
 
@@ -106,6 +114,13 @@ def create(name: str, img_size: int, *, pretrained: bool = False) -> vit.Network
     """A timm ViT without its classifier; without published weights it is fresh."""
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=img_size, dynamic_img_size=True)
     return cast(vit.Network, network)
+
+
+def _mae_of(architecture: str) -> str:
+    """What to do instead with weights of MAE's that fit `architecture`."""
+    if timm.models.is_model_pretrained(f"{architecture}.mae"):
+        return f"make it {architecture}.mae"
+    return "import them (semmae import), and make teacher.source semmae"
 
 
 def _fill(network: vit.Network, state: dict[str, Tensor], path: Path, name: str) -> None:

@@ -156,10 +156,38 @@ def test_a_teacher_with_rotary_positions_takes_other_sizes(tmp_path):
     assert tokens.patch.shape == (1, 12, 24)
 
 
-def test_mae_offers_no_class_token(tmp_path):
-    torch.save({"model": drawn("vit_base_patch16_224.mae").state_dict()}, tmp_path / "mae.pth")
+def fixed(state: State) -> State:
+    """As MAE publishes its encoders: the positions are sine and cosine."""
+    return state | {"pos_embed": vit.sincos_positions(4, 24)}
+
+
+def with_decoder(state: State) -> State:
+    """As a training by MAE's code writes them."""
+    return state | {"mask_token": torch.ones(1, 1, 16), "decoder_embed.weight": torch.ones(16, 24)}
+
+
+@pytest.mark.parametrize("layout", [fixed, with_decoder])
+def test_mae_offers_no_class_token_and_is_normalised_as_its_authors_do(layout, tmp_path):
+    torch.save({"model": layout(drawn("vit_base_patch16_224.mae").state_dict())}, tmp_path / "mae.pth")
     _, config = teacher.from_timm("vit_base_patch16_224.mae", img_size=64, checkpoint=tmp_path / "mae.pth")
     assert not config["class_token"]
+    assert (tuple(config["mean"]), tuple(config["std"])) == (vit.MEAN, vit.STD)
+
+
+@pytest.mark.parametrize("layout", [fixed, with_decoder])
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("vit_base_patch16_224", "make it vit_base_patch16_224.mae"),  # timm: another mean and deviation
+        ("vit_base_patch16_224.dino", "make it vit_base_patch16_224.mae"),
+        ("vit_small_patch16_224", "import them .*teacher.source semmae"),  # MAE published none of this size
+    ],
+)
+def test_mae_under_another_name_is_told_the_right_one(name, instead, layout, tmp_path):
+    torch.save({"model": layout(drawn(name).state_dict())}, tmp_path / "mae.pth")
+    with pytest.raises(ValueError, match=f"mae.pth holds weights of MAE's, .*{name}'; {instead}$") as refused:
+        teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "mae.pth")
+    assert "\n" not in str(refused.value)
 
 
 def shallow(state: State) -> State:

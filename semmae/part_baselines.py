@@ -3,6 +3,8 @@
 `lines` fits them on a sample of train and returns a function per line, batch -> labels:
 - `colour_kmeans`: k-means of each patch's mean and deviation of R, G and B.
 - `untrained_kmeans`, `teacher_kmeans`: k-means of the patch tokens of an untrained teacher, and of the teacher.
+- `attention_heads`: the heads of the teacher's class token as parts, as the paper's "raw attention" (table 4).
+- `grid`: the image cut into as many equal rectangles as there are labels.
 - `position`: the most frequent true label at each place, the same map for every image.
 - `readout`: a supervised linear read-out of the teacher's tokens, the ceiling of any part method on them.
 - `silhouette`: the true foreground as a single part. `perfect`: the true labels, the ceiling of any map of patches.
@@ -27,6 +29,7 @@ from semmae.rng import fold
 from semmae.teacher import Tokens
 
 THRESHOLDS = np.arange(1, 20) / 20
+MASS = 0.6  # the share of its attention that a head's mask keeps (DINO, figure 1)
 
 
 class Batch(NamedTuple):
@@ -55,11 +58,16 @@ def lines(
     num_labels: int,
     grid: tuple[int, int],
     untrained: Callable[[UInt8[Tensor, "b 3 H W"]], Tokens],
+    heads: Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b a n"]],
     seed: int,
 ) -> dict[str, Line]:
-    """The lines; those that cluster find `num_labels` clusters, `train_counts` is the sum over all of train."""
+    """The lines; those that cluster find `num_labels` clusters, `train_counts` is the sum over all of train.
+
+    `untrained` is a teacher before training, `heads` the trained one's attention by head.
+    """
     num_classes = train_counts.shape[1]
     position = np.where(train_counts.any(1), majority(train_counts), 0)
+    rectangles = grid_labels(grid, num_labels)
 
     def fresh(batch: Batch) -> Float[Tensor, "b n d"]:
         return untrained(batch.images).patch
@@ -70,11 +78,34 @@ def lines(
         "teacher_kmeans": _token_kmeans(
             sample, lambda batch: batch.tokens.patch, grid, num_labels, fold(seed, "teacher")
         ),
+        "attention_heads": Line(
+            heads(sample[0].images[:1]).shape[1] + 1, lambda batch: head_labels(heads(batch.images)).cpu().numpy()
+        ),
+        "grid": Line(int(rectangles.max()) + 1, lambda batch: np.tile(rectangles, (len(batch.images), 1))),
         "position": Line(num_classes, lambda batch: np.tile(position, (len(batch.images), 1))),
         "readout": _readout(sample, num_classes),
         "silhouette": Line(2, lambda batch: (batch.truth() > 0).astype(int)),
         "perfect": Line(num_classes, Batch.truth),
     }
+
+
+def head_labels(attention: Float[Tensor, "b a n"]) -> Integer[Tensor, "b n"]:
+    """The head that attends most to a patch, of those that keep it; `a` where none does.
+
+    A head keeps its most attended patches, as many as hold MASS of its attention.
+    """
+    sorted_, ids = attention.sort(dim=2, descending=True)
+    before = sorted_.cumsum(2) - sorted_
+    kept = torch.zeros_like(attention, dtype=torch.bool).scatter(2, ids, before < MASS * attention.sum(2, keepdim=True))
+    return torch.where(kept.any(1), (attention * kept).argmax(1), attention.shape[1])
+
+
+def grid_labels(grid: tuple[int, int], count: int) -> Integer[np.ndarray, " n"]:
+    """The rectangle of every patch, row-major, of at most `count` in as many rows as columns, give or take."""
+    rows = int(count**0.5)
+    columns = count // rows
+    i, j = np.mgrid[: grid[0], : grid[1]]
+    return (i * rows // grid[0] * columns + j * columns // grid[1]).ravel()
 
 
 def patch_colours(images: UInt8[Tensor, "b 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "b n 6"]:

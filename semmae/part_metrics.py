@@ -14,6 +14,8 @@ The train tables decide what a label means, the val tables what that is worth (`
   with the labels that are background on train merged into one.
 - `part_miou`: one label per true label, matched on train (Hungarian); mean over the parts that val shows, without the
   background.
+- `consistency`: does a label mean the same part in other images? Each label stands for its commonest part of train.
+- `used`: which labels are more than an accident. `background_share`: is the background one label or many?
 """
 
 from typing import Literal
@@ -24,6 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import xlogy
 
 IGNORE = 255
+USED = 0.01  # the least share of a label that counts as used
 Level = Literal["patch", "pixel"]
 LEVELS: tuple[Level, ...] = ("patch", "pixel")
 
@@ -130,6 +133,22 @@ def part_miou(val: Integer[np.ndarray, "l g"], matched: Integer[np.ndarray, " g"
     return float(iou.mean())
 
 
+def consistency(train: Integer[np.ndarray, "l g"], val: Integer[np.ndarray, "l g"]) -> float:
+    """The share of val's true foreground whose label has that very part as its commonest one on train."""
+    means = train[:, 1:].argmax(1)  # a label that train never shows on the foreground stands for the first part
+    return float(val[np.arange(len(val)), 1 + means].sum() / val[:, 1:].sum())
+
+
+def used(val: Integer[np.ndarray, "l g"]) -> float:
+    """The share of labels that have at least 1 % of everything."""
+    return float((val.sum(1) >= USED * val.sum()).mean())
+
+
+def background_share(val: Integer[np.ndarray, "l g"]) -> float:
+    """The share of the true background under the label that is commonest there; 1 where there is no background."""
+    return float(val[:, 0].max() / val[:, 0].sum()) if val[:, 0].any() else 1.0
+
+
 def label_iou(table: Integer[np.ndarray, "l g"]) -> Float[np.ndarray, "l g"]:
     """Intersection over union of each label with each true label; 0 where neither occurs."""
     union = table.sum(1, keepdims=True) + table.sum(0, keepdims=True) - table
@@ -140,7 +159,7 @@ class PartScore:
     """The scores of one way to label patches: show it every image of train, then every image of val.
 
     `parts` says whether the true labels tell parts apart; where they are only background and foreground, the scores
-    that need parts (NMI and ARI on the foreground, part mIoU) would say nothing and are left out.
+    that need parts (NMI and ARI on the foreground, part mIoU, consistency) would say nothing and are left out.
     """
 
     def __init__(self, num_labels: int, num_classes: int, *, parts: bool) -> None:
@@ -163,14 +182,20 @@ class PartScore:
             self.ious[level] += [] if iou is None else [iou]
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """Per level: fg_iou, nmi_all, ari_all and, with parts, nmi_fg, ari_fg, miou."""
+        """Per level: fg_iou, nmi_all, ari_all, used, background_share; with parts nmi_fg, ari_fg, miou, consistency."""
         if not all(self.ious.values()):
             raise ValueError("no mask of val shows any foreground; part scores need masks with labels above 0")
         return {level: self._level(self.train[level], self.val[level], self.ious[level]) for level in LEVELS}
 
     def _level(self, train: np.ndarray, val: np.ndarray, ious: list[float]) -> dict[str, float]:
         everything = merge_background(val, foreground_labels(train))
-        scores = {"fg_iou": float(np.mean(ious)), "nmi_all": nmi(everything), "ari_all": ari(everything)}
+        scores = {
+            "fg_iou": float(np.mean(ious)), "nmi_all": nmi(everything), "ari_all": ari(everything),
+            "used": used(val), "background_share": background_share(val),
+        }  # fmt: skip
         if self.parts:
-            scores |= {"nmi_fg": nmi(val[:, 1:]), "ari_fg": ari(val[:, 1:]), "miou": part_miou(val, match(train))}
+            scores |= {
+                "nmi_fg": nmi(val[:, 1:]), "ari_fg": ari(val[:, 1:]), "miou": part_miou(val, match(train)),
+                "consistency": consistency(train, val),
+            }  # fmt: skip
         return scores

@@ -47,10 +47,19 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Tokens:
         """Tokens of whole images, in float32. Where no class token was trained, `cls` is the mean of the patches."""
-        x = vit.normalise(images, tuple(self.config["mean"]), tuple(self.config["std"]))
-        out, attention = vit.class_attention(self.network, x)
-        patch = out[:, self.network.num_prefix_tokens :].float()
-        return Tokens(patch, out[:, 0].float() if self.class_token else patch.mean(1), attention)
+        out, heads = vit.class_attention(self.network, self._normalised(images))
+        patch, attention = out[:, self.network.num_prefix_tokens :].float(), heads.mean(1)
+        cls = out[:, 0].float() if self.class_token else patch.mean(1)
+        return Tokens(patch, cls, attention / attention.sum(1, keepdim=True))
+
+    @torch.no_grad()
+    def heads(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b a n"]:
+        """The class token's attention in the last block by head, each head's sum over the patches 1."""
+        _, heads = vit.class_attention(self.network, self._normalised(images))
+        return heads / heads.sum(2, keepdim=True)
+
+    def _normalised(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+        return vit.normalise(images, tuple(self.config["mean"]), tuple(self.config["std"]))
 
 
 def from_timm(
@@ -95,14 +104,17 @@ def from_timm(
 def from_encoder(
     file: Path, sha256: str, *, img_size: int
 ) -> tuple[vision_transformer.VisionTransformer, dict[str, Any]]:
-    """An encoder of ours, `file` with its JSON beside it, positions resampled to `img_size`.
+    """An encoder or a teacher of ours, `file` with its JSON beside it, positions resampled to `img_size`.
 
-    No loss of MAE touches its class token, so it is not offered as one.
+    Its class token is offered as one if its JSON says that it was trained; an encoder's says nothing: no loss of MAE
+    touches it.
     """
     foreign.verify(file, sha256)
     network, config = vit.load(file.parent, name=file.stem)
-    config = vit.resize(network, {key: config[key] for key in (*vit.CONFIG, "mean", "std")}, img_size)
-    return network, config | {"class_token": False}
+    kept = {key: config[key] for key in (*vit.CONFIG, "mean", "std")} | {
+        "class_token": config.get("class_token", False)
+    }
+    return network, vit.resize(network, kept, img_size)
 
 
 def names() -> list[str]:

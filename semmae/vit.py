@@ -3,7 +3,8 @@
 - `build`: a `VisionTransformer` from a small config, with the fixed 2-D sine-cosine positions of MAE.
 - `tokens`: its forward pass in the order of timm's `forward_features`, with masked patches left out before the first
   block.
-- `class_attention`: how much the class token of the last block attends to each patch; also of DINOv3, timm's `Eva`.
+- `class_attention`: how much the class token of the last block attends to each patch, by head; also of DINOv3, timm's
+  `Eva`.
 - `save` / `load`: weights and config, enough to rebuild it with no flags.
 """
 
@@ -88,10 +89,10 @@ def tokens(
 
 def class_attention(
     vit: Network, images: Float[Tensor, "b 3 H W"]
-) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b n"]]:
-    """`tokens`, and the last block's class-token attention to the patches: mean over heads, sums to 1 over patches.
+) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b a n"]]:
+    """`tokens`, and the last block's class-token attention to the patches in each of its `a` heads.
 
-    What the class token spends on itself and on registers is left out before the sum becomes 1.
+    What the class token spends on itself and on registers is left out, so a head's sum is below 1.
     """
     last, seen = cast(Any, vit.blocks[-1]), dict[str, Any]()
 
@@ -102,8 +103,7 @@ def class_attention(
         out = tokens(vit, images)
     q, k = _queries_and_keys(last.attn, last.norm1(seen["x"]), seen["rope"])
     weights = (q[:, :, :1] * last.attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
-    attention = weights[:, :, 0, vit.num_prefix_tokens :].float().mean(1)
-    return out, attention / attention.sum(1, keepdim=True)
+    return out, weights[:, :, 0, vit.num_prefix_tokens :].float()
 
 
 def _queries_and_keys(attn: Any, x: Float[Tensor, "b t d"], rope: Tensor | None) -> tuple[Tensor, Tensor]:

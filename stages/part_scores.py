@@ -85,7 +85,7 @@ def main() -> None:
     sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]
     lines = part_baselines.lines(
         list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
-        untrained=partial(encode, untrained), seed=protocol.seed,
+        untrained=partial(encode, untrained), heads=elder.heads, seed=protocol.seed,
     )  # fmt: skip
     lines["parts"] = Line(learner.num_labels, lambda batch: learner.assign(batch.tokens).argmax(1).cpu().numpy())
     scores = part_baselines.scores(

@@ -118,8 +118,9 @@ def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_th
 def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch):
     start(monkeypatch, "part_scores", "toy")
     scores = written("part_scores")
-    names = {"fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou"}
-    lines = {"colour_kmeans", "untrained_kmeans", "teacher_kmeans", "position", "readout", "silhouette"}
+    names = {"fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou", "consistency", "used", "background_share"}
+    lines = {"colour_kmeans", "untrained_kmeans", "teacher_kmeans", "attention_heads", "grid", "position"}
+    lines |= {"readout", "silhouette"}
     assert set(scores) == lines | {"patch", "pixel", "perfect", "centre_mask"}
     assert set(scores["patch"]) == set(scores["pixel"]) == names
     assert all(set(scores[line][level]) == names for line in lines for level in ("patch", "pixel"))

@@ -43,7 +43,12 @@ def found() -> dict:
         patch = torch.randn(len(images), 16, 3, generator=generator)
         return Tokens(patch, patch.mean(1), torch.full((len(images), 16), 1 / 16))
 
-    lines = part_baselines.lines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, seed=0)
+    def heads(images: torch.Tensor) -> torch.Tensor:
+        """Two heads: the reddest patches, and the bluest."""
+        colours = part_baselines.patch_colours(images, GRID)[..., [0, 2]].transpose(1, 2)
+        return (20 * colours).softmax(2)
+
+    lines = part_baselines.lines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, heads=heads, seed=0)
     return part_baselines.scores(lines, CentreMask(counts), train, val, parts=True)
 
 
@@ -55,6 +60,22 @@ def test_colours_find_the_foreground_but_not_its_parts(found):
 def test_tokens_that_tell_parts_apart_do(found):
     assert found["readout"]["patch"] == pytest.approx(dict.fromkeys(found["readout"]["patch"], 1.0))
     assert found["teacher_kmeans"]["patch"]["fg_iou"] > 0.9  # parts one patch high are lost in their neighbourhood
+
+
+def test_heads_that_attend_to_the_foreground_find_it(found):
+    assert found["attention_heads"]["patch"]["fg_iou"] > 0.5
+
+
+def test_a_head_keeps_what_holds_most_of_its_attention():
+    attention = torch.tensor([[[0.5, 0.3, 0.1, 0.1], [0.1, 0.4, 0.35, 0.15]]])
+    labels = part_baselines.head_labels(attention)  # kept: patches 0 and 1 by the first, 1 and 2 by the second
+    assert labels.tolist() == [[0, 1, 1, 2]]
+
+
+def test_a_grid_cuts_the_image_into_equal_rectangles():
+    labels = part_baselines.grid_labels((4, 6), 6).reshape(4, 6)
+    assert labels.tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
+    assert set(part_baselines.grid_labels((12, 12), 20)) == set(range(20))
 
 
 def test_noise_finds_nothing(found):

@@ -151,7 +151,9 @@ def test_perfect_patch_labels_are_perfect_at_the_patches_and_a_ceiling_at_the_pi
 
     train, val = images(5, 5), images(6, 5)
     perfect, other = score(perfect_maps(train), perfect_maps(val)), score(train, val)
-    assert list(perfect["patch"].values()) == pytest.approx([1.0] * 6)
+    for level in LEVELS:
+        assert perfect[level].pop("used") < 1  # there is a label more than true ones
+    assert perfect["patch"] == pytest.approx(dict.fromkeys(perfect["patch"], 1.0))
     assert perfect["pixel"].pop("fg_iou") < 1  # no strict bound: where half of all cells are mixed, "all" overlaps more
     assert all(other["pixel"][name] < value < 1 for name, value in perfect["pixel"].items())
 
@@ -160,8 +162,21 @@ def test_without_parts_the_scores_that_need_them_are_left_out():
     truth = np.zeros((4, 4), np.uint8)
     truth[:, 2:] = 1
     found = score([(np.array([0, 0, 1, 1] * 3), truth)], [(np.array([0, 0, 2, 1] * 3), truth)], parts=False)["pixel"]
-    assert set(found) == {"fg_iou", "nmi_all", "ari_all"}
+    assert set(found) == {"fg_iou", "nmi_all", "ari_all", "used", "background_share"}
     assert found["fg_iou"] == pytest.approx(0.5)  # label 2, never seen on train, is background
+
+
+def test_a_consistent_label_is_the_same_part_on_val():
+    train = np.array([[9, 5, 1], [9, 0, 3], [4, 0, 0]])  # labels 0, 1, 2 are parts 1, 2, and by default 1
+    val = np.array([[7, 6, 2], [7, 1, 3], [7, 2, 0]])
+    assert part_metrics.consistency(train, val) == pytest.approx((6 + 3 + 2) / 14)
+
+
+def test_a_label_is_used_from_one_percent_and_the_background_counts_its_commonest_label():
+    table = np.array([[60, 5], [25, 9], [0, 1], [0, 0]])
+    assert part_metrics.used(table) == 0.75
+    assert part_metrics.background_share(table) == pytest.approx(60 / 85)
+    assert part_metrics.background_share(table * [0, 1]) == 1
 
 
 def test_a_part_without_a_label_counts_as_missed():

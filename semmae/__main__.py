@@ -5,7 +5,7 @@
     semmae export [ENCODER] --to timm|transformers --out DIR
     semmae encode DATASET|FOLDER --out features.parquet
     semmae recipe [NAME]
-    semmae compare RUNS.CSV [--by PARAMETER]
+    semmae compare RUNS.CSV [--by PARAMETER | --parts DATASET]
     semmae promote [EXPERIMENT] [--teacher]
     semmae import FILE --out data/pretrain
     semmae state ls|gc
@@ -246,15 +246,21 @@ def compare(
     runs: Annotated[Path, typer.Argument(help="What `dvc exp show --csv` printed.")],
     by: Annotated[str, typer.Option(help="The parameters that tell settings apart: a,b")] = "pretrain.masking.strategy",
     scores: Annotated[str | None, typer.Option(help="A regular expression: which columns to compare.")] = None,
+    parts: Annotated[str | None, typer.Option(help="A dataset: its part scores, line by line, over all runs.")] = None,
+    level: Annotated[Literal["patch", "pixel"], typer.Option(help="Of --parts.")] = "patch",
     md: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
 ) -> None:
     """Compare runs: the mean and spread of every score over the runs of a setting, e.g. over seeds."""
     from semmae import comparison
 
-    found = comparison.summary(comparison.read(runs), by.split(","), scores=scores or comparison.SCORES)
+    if parts:
+        found, what = comparison.parts(comparison.read(runs), parts, level=level), f"{parts}, by {level}"
+    else:
+        found = comparison.summary(comparison.read(runs), by.split(","), scores=scores or comparison.SCORES)
+        what = f"by {by}"
     if md:
         return print(comparison.markdown(found))
-    table = _table(f"{runs} by {by}: mean ± standard deviation (runs)", *found.columns)
+    table = _table(f"{runs}, {what}: mean ± standard deviation (runs)", *found.columns)
     for row in found.to_numpy().tolist():
         table.add_row(*row)
     console.print(table)
@@ -279,7 +285,9 @@ def promote(
     experiment: Annotated[
         str | None, typer.Argument(help="An experiment or commit; by default what is in the workspace.")
     ] = None,
-    teacher: Annotated[bool, typer.Option("--teacher", help="The run's teacher, not the encoder it pretrained.")] = False,
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="The run's teacher, not the encoder it pretrained.")
+    ] = False,
 ) -> None:
     """Keep an encoder in data/encoders and tell how to make it the teacher of another run."""
     from semmae import promotion

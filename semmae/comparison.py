@@ -2,6 +2,7 @@
 
 - `read`: the table that `dvc exp show --csv` prints, one row per run.
 - `summary`: a row per score, a column per setting: mean ± standard deviation over runs; how far the settings lie apart.
+- `parts`: part scores of one dataset, a row per line (the parts, what is beside them), a column per score.
 - `markdown`: that table for a page.
 """
 
@@ -52,6 +53,27 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: str = SCORES) -> p
         first, *_, last = groups.values()
         table["difference"] = [_difference(first[name].dropna(), last[name].dropna()) for name in columns]
     return table
+
+
+def parts(runs: pd.DataFrame, dataset: str, *, level: str) -> pd.DataFrame:
+    """The part scores at a level (`patch` or `pixel`): per line, the parts first, mean ± standard deviation (runs).
+
+    ValueError where no run has part scores of the dataset.
+    """
+    found = re.compile(rf"part_scores\.{re.escape(dataset)}\.(?:(?P<line>\w+)\.)?{level}\.(?P<score>\w+)")
+    cells = {(m["line"] or "parts", m["score"]): name for name in runs if (m := found.fullmatch(name))}
+    if not cells:
+        known = sorted({name.split(".")[1] for name in runs if name.startswith("part_scores.")})
+        raise ValueError(f"the runs have no {level} part scores of {dataset!r}; they have {', '.join(known) or 'none'}")
+    lines, scores = (list(dict.fromkeys(names)) for names in zip(*sorted(cells, key=_parts_first), strict=True))
+    rows = [
+        [line] + [_told(runs[cells[line, s]].dropna()) if (line, s) in cells else "-" for s in scores] for line in lines
+    ]
+    return pd.DataFrame(rows, columns=["line", *scores])
+
+
+def _parts_first(cell: tuple[str, str]) -> bool:
+    return cell[0] != "parts"
 
 
 def markdown(table: pd.DataFrame) -> str:

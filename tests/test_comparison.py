@@ -59,3 +59,17 @@ def test_nothing_to_compare_is_said(csv: Path, by: list[str], scores: str, sente
 def test_no_table_is_said(tmp_path: Path):
     with pytest.raises(ValueError, match="cannot be read as the table"):
         comparison.read(tmp_path / "gone.csv")
+
+
+def test_part_scores_are_lines_of_means(tmp_path: Path):
+    columns = ["teacher_kmeans.patch.fg_iou", "patch.fg_iou", "patch.used", "patch.fg_iou", "pixel.fg_iou"]
+    names = [f"part_scores.{name}.{column}" for name, column in zip("aaaba", columns, strict=True)]
+    (tmp_path / "runs.csv").write_text(f"Experiment,{','.join(names)}\n,0.5,0.6,1,0.1,0.2\n,0.5,0.8,1,0.1,0.2\n")
+    runs = comparison.read(tmp_path / "runs.csv")
+    table = comparison.parts(runs, "a", level="patch")
+    assert list(table.columns) == ["line", "fg_iou", "used"]
+    assert table.to_numpy().tolist() == [
+        ["parts", "0.700 ± 0.141 (2)", "1.000 ± 0.000 (2)"], ["teacher_kmeans", "0.500 ± 0.000 (2)", "-"],
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no patch part scores of 'c'; they have a, b"):
+        comparison.parts(runs, "c", level="patch")

@@ -19,6 +19,7 @@ SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads
 DECODER = {"embed_dim": 16, "depth": 1, "num_heads": 2}
 SECTION = {"colours": "okabe_ito", "overlays": 3, "film": 2, "reconstructions": 2, "sample": 8, "seed": 0}
 HISTORY = [{"epoch": 1, "loss": 2.0, "lr": 0.1, "knn_top1": 0.25}, {"epoch": 2, "loss": 1.0, "lr": 0.05}]
+EVALUATIONS = ("knn", "linear", "attentive", "finetune", "segment", "part_scores")
 KNN = {"top1": 0.5, "top5": 0.9, "per_class": 0.48, "standard_error": 0.03, "untrained": {"top1": 0.4}}
 
 
@@ -83,9 +84,7 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
 
 def write_params(**evaluated: list[str]) -> None:
     """params.yaml as far as the report reads it; `evaluated` lists datasets per evaluation."""
-    sections = {
-        name: {"datasets": {d: {} for d in evaluated.get(name, [])}} for name in ("knn", "linear", "part_scores")
-    }
+    sections = {name: {"datasets": {d: {} for d in evaluated.get(name, [])}} for name in EVALUATIONS}
     YAML().dump({"report": SECTION, **sections}, Path("params.yaml"))
 
 

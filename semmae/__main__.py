@@ -9,6 +9,7 @@
     semmae promote [EXPERIMENT] [--teacher]
     semmae import FILE --out data/pretrain
     semmae state ls|gc
+    semmae doctor
     semmae flow
 
 Training and scoring are stages (`dvc repro`); this command only looks. Commands import what they need when they run, so
@@ -145,7 +146,9 @@ def _check(dataset: str) -> None:
 def export(
     to: Annotated[Literal["timm", "transformers"], typer.Option(help="Whose format.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    encoder: Annotated[Path, typer.Argument(help="A folder with an encoder or a teacher.")] = PRETRAIN,
+    encoder: Annotated[
+        Path, typer.Argument(help="A folder with an encoder or a teacher, for timm also data/finetune/<dataset>.")
+    ] = PRETRAIN,
     with_decoder: Annotated[bool, typer.Option("--with-decoder", help="transformers: as ViTMAE.")] = False,
 ) -> None:
     """Write an encoder as timm or transformers loads it, strictly and with equal outputs."""
@@ -278,6 +281,20 @@ def flow(jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time
     console.print(table)
     if failed := [outcome.stage for outcome in outcomes if outcome.result == "failed"]:
         raise ValueError(f"failed: {', '.join(failed)}; what is wrong stands above, in the log of its task")
+
+
+@app.command()
+def doctor() -> None:
+    """Look whether this machine is fit to run the pipeline, and say what to mend."""
+    from semmae.doctor import examine
+
+    table, failed = _table("doctor", "", "what", "found", "what to do"), 0
+    for check in examine(Path(".")):
+        failed += check.verdict == "fail"
+        table.add_row(check.verdict, check.what, check.found, check.remedy)
+    console.print(table)
+    if failed:
+        raise ValueError(f"{failed} of these will stop a run")
 
 
 @app.command()

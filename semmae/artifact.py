@@ -7,6 +7,7 @@ locks.
   it.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+FULL = 2**18  # bytes: less is left only where a write has just failed
 
 
 @contextmanager
@@ -44,9 +47,20 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(path)  # a folder cannot be renamed over a full one
         os.replace(temporary, path)
         _fsync(path.parent)
-    except BaseException:
+    except BaseException as error:
+        full = isinstance(error, Exception) and _is_full(path.parent, error)
         _remove(temporary)
+        if full:
+            raise OSError(
+                f"the disk of {path.parent.absolute()} is full: {path.name} was not written, what was there before is "
+                "whole; free some room (semmae doctor shows where) and run the same command again"
+            ) from error
         raise
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether a write there failed for want of room: safetensors says so in words, torch not at all."""
+    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < FULL
 
 
 def _remove(path: Path) -> None:

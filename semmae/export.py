@@ -1,6 +1,6 @@
 """An encoder as timm or transformers loads it: strictly, with equal outputs, with the evaluation view beside it.
 
-- `export`: a folder of the project, by name; `to_timm`, `to_transformers`: a loaded encoder.
+- `export`: a folder of the project, by name; `to_timm`, `to_transformers`: a loaded encoder, to timm a classifier too.
 - `encoder_state`, `decoder_state`: weights under the names that transformers' published checkpoints have.
 
 Each is loaded back and compared with its origin in float64 before the folder appears: an export that is there is right.
@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import timm
 import torch
-from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from semmae import artifact, encoders, mae, masking, vit
+from semmae import artifact, classifier, encoders, mae, masking, vit
 from semmae.encoders import Encoder
 from semmae.features import CROP
 
@@ -34,8 +33,11 @@ LAYERS = {  # of a block, as timm names them and as transformers' published chec
 
 
 def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with_decoder: bool) -> str:
-    """Export the encoder in `folder` to `out`; the line of Python that loads it there."""
-    encoder = encoders.load(folder)
+    """Export the encoder or the fine-tuned classifier in `folder` to `out`; the line of Python that loads it there."""
+    tuned = (folder / "classifier.json").is_file()
+    if tuned and to != "timm":
+        raise ValueError(f"{folder} holds a classifier, which only timm takes; use --to timm")
+    encoder = _classifier(folder) if tuned else encoders.load(folder)
     if to == "timm":
         if with_decoder:
             raise ValueError("timm has no masked autoencoder; leave out --with-decoder, or use --to transformers")
@@ -47,30 +49,42 @@ def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with
     return f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
 
 
+def _classifier(folder: Path) -> Encoder:
+    network, config = classifier.load(folder)
+    return Encoder(network, config, artifact.model_digest(folder, "classifier"))
+
+
 def to_timm(encoder: Encoder, out: Path) -> None:
-    """Write model.safetensors and config.json, in the format of timm's models on the hub. ValueError: `out` exists."""
-    config = encoder.config
+    """Write model.safetensors and config.json, in the format of timm's models on the hub; of a classifier with its
+    head and the names of its classes. ValueError: `out` exists.
+    """
+    network, config, classes = encoder.network, encoder.config, encoder.config.get("class_names", [])
     sizes = {"img_size": config["img_size"], "dynamic_img_size": True}
     if "timm" not in config:
-        sizes |= {key: config[key] for key in vit.CONFIG}
+        sizes |= {key: config[key] for key in vit.CONFIG} | {"global_pool": network.global_pool}
     content = {
         "architecture": config.get("timm", ARCHITECTURE).split(".")[0],
-        "num_classes": 0,
-        "num_features": encoder.network.num_features,
-        "global_pool": "token",
+        "num_classes": len(classes),
+        "num_features": network.num_features,
+        "global_pool": network.global_pool,
+        "label_names": classes,
         "model_args": sizes,
         "pretrained_cfg": {
             "input_size": [3, config["img_size"], config["img_size"]], "fixed_input_size": True, "pool_size": None,
             "interpolation": "bicubic", "crop_pct": CROP, "crop_mode": "center", "mean": list(config["mean"]),
-            "std": list(config["std"]), "num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head",
+            "std": list(config["std"]), "num_classes": len(classes), "first_conv": "patch_embed.proj",
+            "classifier": "head",
         },
     }  # fmt: skip
     with artifact.replacing(_free(out)) as folder:
         folder.mkdir()
-        _write(folder, encoder.network.state_dict(), encoder.digest)
+        _write(folder, network.state_dict(), encoder.digest)
         artifact.write_json(folder / "config.json", content)
         found: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        _compare(encoder, found.forward_features, found)
+        if classes:
+            _compare(encoder, found, found, ours=torch.nn.Module.__call__)
+        else:
+            _compare(encoder, found.forward_features, found)
 
 
 def to_transformers(encoder: Encoder, out: Path, *, decoder: tuple[mae.MAE, dict[str, Any]] | None = None) -> None:
@@ -202,13 +216,13 @@ def _write(folder: Path, state: dict[str, Tensor], digest: str) -> None:
 
 @torch.no_grad()
 def _compare(
-    encoder: Encoder, tokens: Callable[[Float[Tensor, "b 3 H W"]], Float[Tensor, "b t d"]], found: torch.nn.Module
+    encoder: Encoder, theirs: Callable[..., Tensor], found: torch.nn.Module, *, ours: Callable[..., Tensor] = vit.tokens
 ) -> None:
-    """ValueError unless `tokens`, a function of the module `found`, gives the encoder's output tokens."""
+    """ValueError unless `theirs`, a function of the module `found`, gives what `ours` gives of the encoder."""
     size = encoder.config["img_size"]
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found.double().eval()
-    _equal(tokens(images), vit.tokens(copy.deepcopy(encoder.network).double(), images))
+    _equal(theirs(images), ours(copy.deepcopy(encoder.network).double(), images))
 
 
 @torch.no_grad()

@@ -1,13 +1,12 @@
 """Exports against their origin, loaded as their users load them: strictly, equal outputs, the same view of an image."""
 
-
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 
-from semmae import encoders, export, mae, teacher, vit
+from semmae import classifier, encoders, export, mae, teacher, vit
 from semmae.augment import WHOLE, crop_image
 from semmae.features import CentreView
 from semmae.reader import Reader
@@ -61,6 +60,26 @@ def test_timm_gives_equal_tokens_and_the_class_token_as_its_output(folder, image
     with torch.no_grad():
         close(found.forward_features(images), vit.tokens(network, images))
         close(found(images), vit.tokens(network, images)[:, 0])
+
+
+@pytest.mark.parametrize("pool", ["patch_mean", "class"])
+def test_timm_classifies_as_the_fine_tuned_network_does(pool, folder, images, tmp_path):
+    encoder, config = vit.load(folder)
+    names = ["cat", "giraffe", "duck"]
+    how = {"num_classes": len(names), "pool": pool, "drop_path": 0.1, "seed": 0}
+    model = classifier.from_encoder(encoder, config, **how).eval()
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(2))
+    classifier.save(tmp_path / "tuned", model, config | {"pool": pool, "class_names": names})
+    said = export.export(tmp_path / "tuned", tmp_path / "out", to="timm", with_decoder=False)
+    assert said == f'timm.create_model("local-dir:{tmp_path / "out"}", pretrained=True)'
+    found = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert found.state_dict().keys() == model.state_dict().keys()
+    assert (found.num_classes, found.pretrained_cfg["label_names"]) == (3, names)
+    assert (list(found.pretrained_cfg["mean"]), list(found.pretrained_cfg["std"])) == (SIGHT["mean"], SIGHT["std"])
+    with torch.no_grad():
+        close(found(images), model(images))
+    with pytest.raises(ValueError, match="holds a classifier, which only timm takes; use --to timm"):
+        export.export(tmp_path / "tuned", tmp_path / "other", to="transformers", with_decoder=False)
 
 
 def test_transformers_gives_equal_tokens_with_no_key_missing_or_left_over(folder, images, tmp_path):

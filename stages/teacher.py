@@ -69,10 +69,11 @@ def main() -> None:
     ):
         watch = Watch(
             section.health, SHARDS / section.health.dataset, img_size=section.img_size, device=world.device,
-            pool="class" if section.source in ("ibot", "timm") else "patch_mean", shown=world.leads,
+            pool="class" if section.source == "ibot" else "patch_mean", shown=world.leads,
         )  # fmt: skip
         source = {"mae": from_mae, "ibot": from_ibot, "timm": from_timm, "semmae": from_semmae}[section.source]
         network, config = source(section, reader, watch, world, now)
+        watch.pool = "class" if config["class_token"] else "patch_mean"
         if world.leads:
             with artifact.replacing(OUT) as folder:
                 teacher.save(folder, network, config | {"source": section.source, "params": run.described(section)})

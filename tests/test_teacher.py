@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from semmae import artifact, teacher, vit
+from semmae import artifact, promotion, teacher, vit
 
 IMAGES = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 DINO, IBOT = "vit_small_patch16_224.dino", "vit_small_patch16_224"
 DINOV2, DINOV2_REG = "vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2.lvd142m"
 DINOV3, DINOV3_QKVB = "vit_small_patch16_dinov3.lvd1689m", "vit_small_patch16_dinov3_qkvb.lvd1689m"
+KNOWN = {"mean": vit.MEAN, "std": vit.STD}
 State = dict[str, Tensor]
 
 
@@ -229,7 +230,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(name, source, change, reas
 def test_a_teacher_from_an_encoder_is_that_encoder(tmp_path):
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     encoder = vit.build(config).eval()
-    vit.save(tmp_path, encoder, config | {"mean": vit.MEAN, "std": vit.STD, "params": {}})
+    vit.save(tmp_path, encoder, config | KNOWN | {"params": {}})
     file = tmp_path / "encoder.safetensors"
     sha256 = artifact.sha256(file)
     for size in (32, 48):
@@ -245,3 +246,15 @@ def test_a_teacher_from_an_encoder_is_that_encoder(tmp_path):
         teacher.from_encoder(file, "0000", img_size=32)
     with pytest.raises(ValueError, match="there is no file"):
         teacher.from_encoder(tmp_path / "none.safetensors", sha256, img_size=32)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_promoted_teacher_keeps_its_class_token(trained, tmp_path):
+    config = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    teacher.save(tmp_path / "ibot", vit.build(config), config | KNOWN | {"class_token": trained, "params": {}})
+    file = promotion.promote(tmp_path / "ibot", "teacher", tmp_path / "encoders")
+    teacher.save(tmp_path / "next", *teacher.from_encoder(file, file.parent.name, img_size=32))
+    images = nn.functional.interpolate(IMAGES, size=(32, 32))
+    before, after = (teacher.load(tmp_path / name) for name in ("ibot", "next"))
+    torch.testing.assert_close(after.encode(images), before.encode(images))
+    assert after.class_token is trained

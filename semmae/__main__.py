@@ -334,7 +334,7 @@ def import_(
         vit.save(folder, network, config)
     shape = ", ".join(f"{key} {config[key]}" for key in vit.CONFIG)
     typer.echo(f"{out}: the encoder of {file}: {shape}; positions: {config['imported']['positions']}")
-    typer.echo("score it with dvc repro --single-item knn@<dataset>; dvc checkout pretrain brings yours back")
+    typer.echo("score it with dvc repro --single-item knn@<dataset>; dvc repro brings yours back")
 
 
 def _table(title: str, *columns: str) -> Table:

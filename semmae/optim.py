@@ -34,12 +34,10 @@ def layer_decayed_adamw(
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
-def warmup_cosine(step: int, *, steps: int, warmup: int, start: float = 0.0, peak: float, end: float) -> float:
-    """The value at `step` of 0...steps-1: linear from `start` to `peak` over `warmup` steps, then half a cosine to
-    `end`.
-    """
+def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float) -> float:
+    """The value at `step` of 0...steps-1: linear from 0 to `peak` over `warmup` steps, then half a cosine to `end`."""
     if step < warmup:
-        return start + (peak - start) * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -1,7 +1,6 @@
-"""The order in which an epoch sees the samples: pure functions of (seed, epoch), so a resumed run goes on exactly.
+"""The order in which an epoch sees the samples: a pure function of (seed, epoch), so a resumed run goes on exactly.
 
-- `epoch_order`: a global permutation, or with weights some samples more often than others; `epoch_size`: how many.
-- `windowed_order`: a permutation for storage that is cold or far away.
+`epoch_order`: a permutation of all samples, or with weights some more often than others; `epoch_size`: how many.
 """
 
 import numpy as np
@@ -41,14 +40,3 @@ def epoch_size(num_samples: int, weights: Float64[np.ndarray, " n"] | None) -> i
 
 def _times(num_samples: int, weight: float) -> int:
     return round(float(weight) * num_samples)
-
-
-def windowed_order(shard_of: np.ndarray, *, seed: int, epoch: int, window: int) -> Int64[np.ndarray, " n"]:
-    """A permutation that stays within `window` shards at a time: for storage that is cold or far away.
-
-    The shards are shuffled, then the samples of each run of `window` shards. `shard_of` names the shard of each sample.
-    """
-    generator = rng.numpy_generator(seed, "windowed_order", epoch)
-    _, shard = np.unique(shard_of, return_inverse=True)
-    window_of = generator.permutation(shard.max() + 1)[shard] // window
-    return np.lexsort((generator.permutation(len(shard)), window_of))

@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from semmae import rng, shards
-from semmae.order import epoch_order, epoch_size, windowed_order
+from semmae.order import epoch_order, epoch_size
 from semmae.reader import Reader
 from semmae.sources import Creatures
 
@@ -56,16 +56,6 @@ def test_the_order_mixes_the_sources():
     order = epoch_order(2000, seed=0, epoch=0, weights=np.repeat([1.0, 3.0], 1000))
     shares = [(order[i : i + 400] >= 1000).mean() for i in range(0, 4000, 400)]
     assert np.allclose(shares, 0.75, atol=0.08)
-
-
-def test_a_windowed_order_opens_few_shards_at_a_time():
-    shard_of = np.array([f"train-{i // 10}.tar" for i in range(100)])
-    orders = [windowed_order(shard_of, seed=0, epoch=epoch, window=3) for epoch in (0, 1)]
-    for order in orders:
-        assert np.array_equal(np.sort(order), np.arange(100))
-        assert [len(set(shard_of[order[i : i + 30]])) for i in range(0, 100, 30)] == [3, 3, 3, 1]
-        assert len(set(shard_of[order[:10]])) > 1
-    assert not np.array_equal(*orders)
 
 
 @pytest.fixture(scope="module")

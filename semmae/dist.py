@@ -74,11 +74,13 @@ def parallel(model: nn.Module, world: World) -> nn.Module:
 
 
 def mean(value: Tensor, world: World) -> Tensor:
-    """The mean of a tensor over the ranks."""
-    if world.size > 1:
-        distributed.all_reduce(value)
-        value /= world.size
-    return value
+    """The mean of a tensor over the ranks; its gradient is that of this rank's share, for `parallel` averages them."""
+    if world.size == 1:
+        return value
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    total /= world.size
+    return total + (value - value.detach()) if value.requires_grad else total
 
 
 def gather(rows: Tensor, world: World) -> Tensor:

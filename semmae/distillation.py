@@ -61,6 +61,10 @@ def distil(
     adds to an epoch's history.
     """
     b, grid = recipe.batch_size, (img_size // network.patch_size,) * 2
+    if recipe.local_crops and recipe.local_size % network.patch_size:
+        raise ValueError(
+            f"ibot.local_size is {recipe.local_size}; it must be a multiple of network.patch_size, {network.patch_size}"
+        )
     crops = MultiCrop(
         seed, recipe.global_crop, recipe.local_crop, recipe.local_crops, img_size, recipe.local_size, recipe.colour
     )
@@ -69,7 +73,7 @@ def distil(
     if start is not None:
         student.vit.load_state_dict(start.state_dict())
     model = ibot.SelfDistillation(
-        student, teacher, centering=recipe.centering, center_momentum=recipe.center_momentum
+        student, teacher, centering=recipe.centering, center_momentum=recipe.center_momentum, world=world
     ).to(world.device)
     vit.use_fastest_attention(model, world.device)
     if compute.compile:
@@ -95,7 +99,7 @@ def distil(
             student.head.prototypes.grad = None
         torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.clip_grad)
         optimizer.step()
-        model.update(dist.gather(out["class_logits"], world), dist.gather(out["patch_logits"], world), momentum)
+        model.update(out["class_logits"], out["patch_logits"], momentum)
         run.record(
             loss=out["loss"], class_loss=out["class_loss"], patch_loss=out["patch_loss"], lr=lr,
             class_loss_by_ln_k=out["class_loss"] / nothing_known, patch_loss_by_ln_k=out["patch_loss"] / nothing_known,

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from semmae import dist
+
 
 class Head(nn.Module):
     """Three-layer projection, L2 norm, prototypes of unit length: the cosine to each of `prototypes` (DINO appendix
@@ -96,12 +98,19 @@ def class_loss(
 
 
 def patch_loss(
-    student: Float[Tensor, "b n m"], target: Float[Tensor, "b n m"], mask: Bool[Tensor, "b n"], temperature: float
+    student: Float[Tensor, "b n m"],
+    target: Float[Tensor, "b n m"],
+    mask: Bool[Tensor, "b n"],
+    temperature: float,
+    masked_images: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Cross entropy on masked patches: mean over an image's masked patches, then over the images that have any."""
+    """Cross entropy on masked patches: mean over an image's masked patches, then over the images that have any.
+
+    Of those there are `masked_images`: with several ranks as many as each has on average.
+    """
     error = cross_entropy(student, target, temperature) * mask
-    masked = mask.sum(1)
-    return (error.sum(1) / masked.clamp(min=1)).sum() / (masked > 0).sum().clamp(min=1)
+    by_image = error.sum(1) / mask.sum(1).clamp(min=1)
+    return by_image.sum() / masked_images.clamp(min=1e-6)  # where none is masked the sum is 0
 
 
 def entropy(probabilities: Float[Tensor, "... m"]) -> Float[Tensor, ""]:
@@ -110,9 +119,9 @@ def entropy(probabilities: Float[Tensor, "... m"]) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def update_center(center: Float[Tensor, " m"], logits: Float[Tensor, "... m"], momentum: float) -> None:
-    """The moving mean of the teacher's logits, in place (DINO eq. 4)."""
-    center.mul_(momentum).add_(logits.float().flatten(0, -2).mean(0), alpha=1 - momentum)
+def update_center(center: Float[Tensor, " m"], mean: Float[Tensor, " m"], momentum: float) -> None:
+    """The moving mean of the teacher's logits, in place (DINO eq. 4); `mean` is that of a batch."""
+    center.mul_(momentum).add_(mean, alpha=1 - momentum)
 
 
 @torch.no_grad()
@@ -122,16 +131,20 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
 
 class SelfDistillation(nn.Module):
-    """Student, teacher and centres as one module, so that a checkpoint or a process group handles them together."""
+    """Student, teacher and centres as one module, so that a checkpoint or a process group handles them together.
+
+    What the teacher's targets depend on is the batch of all ranks: two see what one would.
+    """
 
     class_center: Tensor
     patch_center: Tensor
 
     def __init__(
-        self, student: Network, teacher: Network, *, centering: Literal["mean", "sinkhorn"], center_momentum: float
-    ) -> None:
+        self, student: Network, teacher: Network, *, centering: Literal["mean", "sinkhorn"], center_momentum: float,
+        world: dist.World,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.centering = centering
+        self.centering, self.world = centering, world
         self.student, self.teacher, self.center_momentum = student, teacher.requires_grad_(False), center_momentum
         teacher.load_state_dict(student.state_dict())
         prototypes = len(student.head.prototypes)
@@ -159,7 +172,8 @@ class SelfDistillation(nn.Module):
             student_class = torch.cat([student_class, self.student(local_crops)[0]])
         b = len(global_crops) // 2
         by_class = class_loss(student_class.unflatten(0, (-1, b)), class_target.unflatten(0, (2, b)), student_temp)
-        by_patch = patch_loss(student_patch, patch_target, mask, student_temp)
+        masked_images = dist.mean(mask.any(1).sum().float(), self.world)
+        by_patch = patch_loss(student_patch, patch_target, mask, student_temp, masked_images)
         return {
             "class_loss": by_class, "patch_loss": by_patch, "loss": by_class + by_patch,
             "class_logits": class_logits, "patch_logits": patch_logits,
@@ -167,11 +181,14 @@ class SelfDistillation(nn.Module):
         }  # fmt: skip
 
     def _targets(self, logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-        return sinkhorn(logits, temperature) if self.centering == "sinkhorn" else targets(logits, center, temperature)
+        if self.centering == "mean":
+            return targets(logits, center, temperature)
+        return self.world.slice(sinkhorn(dist.gather(logits, self.world), temperature))
 
     @torch.no_grad()
     def update(self, class_logits: Tensor, patch_logits: Tensor, momentum: float) -> None:
         """After the student's step: the teacher and its centres move."""
         update_teacher(self.teacher, self.student, momentum)
-        update_center(self.class_center, class_logits, self.center_momentum)
-        update_center(self.patch_center, patch_logits, self.center_momentum)
+        for center, logits in ((self.class_center, class_logits), (self.patch_center, patch_logits)):
+            mean = dist.mean(logits.float().flatten(0, -2).mean(0), self.world)
+            update_center(center, mean, self.center_momentum)

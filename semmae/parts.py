@@ -103,11 +103,12 @@ class PartLearner(Parts):
         super().__init__(config)
         width = config["width"]
         self.queries = nn.Parameter(torch.randn(self.num_labels, width))
-        self.embed_class = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
-        last = nn.Linear(width, self.num_labels * width)
-        nn.init.zeros_(last.weight)  # at first the queries are the same in every image: labels stay aligned
-        nn.init.zeros_(last.bias)
-        self.embed_class.append(last)
+        if config["class_token"]:
+            self.embed_class = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+            last = nn.Linear(width, self.num_labels * width)
+            nn.init.zeros_(last.weight)  # at first the queries are the same in every image: labels stay aligned
+            nn.init.zeros_(last.bias)
+            self.embed_class.append(last)
         self.embed_patch = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.embed_patch.weight)
         self.decoder = Decoder(
@@ -179,13 +180,13 @@ def diversity(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
     return (1 - maps.square().sum(1)).mean()
 
 
-def usage(maps: Float[Tensor, "b p n"], floor: float) -> Float[Tensor, ""]:
-    """How far labels fall below a share `floor` of a batch's patches, relative to it, mean over labels; 0 when all
+def usage(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
+    """How far the labels' shares of a batch's patches fall below `floor`, relative to it, mean over labels; 0 when all
     are used.
 
     A floor, not a uniform prior: the background may keep most of an image (a uniform prior pulls it apart).
     """
-    return (1 - maps.mean((0, 2)) / floor).clamp(min=0).mean()
+    return (1 - shares / floor).clamp(min=0).mean()
 
 
 def pixel_target(images: UInt8[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor, "b n v"]:

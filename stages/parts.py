@@ -143,7 +143,8 @@ def learned(
         target = parts.pixel_target(images, elder.patch_size) if pixels else model.prepare(tokens.patch)
         maps, rebuilt = parallel(tokens)
         reconstruction = (rebuilt - target).square().mean()
-        diversity, usage = parts.diversity(maps), parts.usage(maps, recipe.usage_floor)
+        diversity = parts.diversity(maps)
+        usage = parts.usage(dist.mean(maps.mean((0, 2)), world), recipe.usage_floor)
         loss = reconstruction + recipe.diversity * diversity + recipe.usage * usage
         warmup = recipe.warmup_epochs * step.per_epoch
         optim.set_rate(optimizer, optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=0.0))

@@ -43,7 +43,7 @@ def test_the_learner_finds_planted_parts():
         tokens, _ = planted(16, step)
         maps, rebuilt = model(tokens)
         loss = (rebuilt - model.prepare(tokens.patch)).square().mean()
-        loss = loss + 0.1 * parts.diversity(maps) + parts.usage(maps, 0.05)
+        loss = loss + 0.1 * parts.diversity(maps) + parts.usage(maps.mean((0, 2)), 0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -77,10 +77,13 @@ def test_shares_sum_to_one_and_survive_saving(method, tmp_path):
 def test_a_trained_class_token_moves_the_queries_and_an_untrained_one_cannot():
     tokens, _ = planted(4, 0)
     other = tokens._replace(cls=tokens.cls + 1)
-    for class_token in (True, False):
-        model = parts.PartLearner(config("learned", class_token=class_token))
-        torch.nn.init.normal_(model.embed_class[-1].weight)
-        assert torch.equal(model.assign(tokens), model.assign(other)) != class_token
+    model = parts.PartLearner(config("learned", class_token=True))
+    torch.nn.init.normal_(model.embed_class[-1].weight)
+    assert not torch.equal(model.assign(tokens), model.assign(other))
+    model = parts.PartLearner(config("learned", class_token=False))
+    assert torch.equal(model.assign(tokens), model.assign(other))
+    unused = [name for name, _ in model.named_parameters() if name.startswith("embed_class")]
+    assert not unused  # nothing would train them, which a process group takes for a mistake
 
 
 def test_the_maps_are_the_decoders_only_spatial_input():
@@ -100,12 +103,9 @@ def test_diversity_is_the_overlap_of_pairs():
 
 
 def test_usage_asks_for_a_floor_and_nothing_more():
-    maps = torch.zeros(1, 2, 10)
-    maps[:, 0] = 1
-    assert parts.usage(maps, 0.1) == 0.5  # one of two labels is missing altogether
-    maps[:, 1, :1], maps[:, 0, :1] = 1, 0
-    assert parts.usage(maps, 0.1) == 0
-    assert parts.usage(maps, 0.2) == 0.25
+    assert parts.usage(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels is missing altogether
+    assert parts.usage(torch.tensor([0.9, 0.1]), 0.1) == 0
+    assert parts.usage(torch.tensor([0.9, 0.1]), 0.2) == 0.25
 
 
 def test_blur_keeps_the_mean_and_spreads_a_point():

@@ -1,4 +1,4 @@
-"""A pretraining or a probe that is killed, stopped or distributed ends as another does: real processes and signals."""
+"""A training or a probe that is killed, stopped or distributed ends as another does: real processes and signals."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from project import Project
@@ -36,8 +37,8 @@ def weights(project: Project) -> list[str]:
     return [artifact.sha256(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")]
 
 
-def history(project: Project) -> list[dict[str, float]]:
-    return json.loads((project.folder / "data/pretrain/history.json").read_text())
+def history(project: Project, stage: str = "pretrain") -> list[dict[str, float]]:
+    return json.loads((project.folder / f"data/{stage}/history.json").read_text())
 
 
 def first_epoch(said: str) -> int:
@@ -63,6 +64,18 @@ def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
     assert first_epoch(toy.stage("pretrain")) == begun // PER_EPOCH + 1
     assert weights(toy) == weights(finished)
     assert history(toy) == history(finished)
+
+
+def test_a_killed_self_distillation_goes_on_and_ends_with_the_same_bits(toy: Project):
+    toy.set("teacher.source", "ibot")
+    toy.set("teacher.ibot.epochs", 2)
+    toy.stage("teacher")
+    once = (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher"))
+    (toy.folder / "data/teacher/teacher.safetensors").unlink()
+    step = PER_EPOCH + 2
+    toy.run(sys.executable, "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), "teacher", expect=-signal.SIGKILL)
+    assert first_epoch(toy.stage("teacher")) == 2
+    assert (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
 
 
 def test_a_killed_attentive_probe_goes_on_and_says_the_same(finished: Project, toy: Project):
@@ -138,12 +151,32 @@ def test_a_second_writer_is_refused_and_told_who_is_first(toy: Project):
         first.communicate()
 
 
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
 def test_two_processes_learn_what_one_does(finished: Project, toy: Project):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stages.pretrain")
-    toy.run(sys.executable, *torchrun)
+    toy.run(sys.executable, *TWO, "-m", "stages.pretrain")
     for one, two in zip(history(finished), history(toy), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
         assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("parts", {"parts.learned.usage_floor": 0.5}),  # a share that no label reaches: its loss counts
+        ("teacher", {"teacher.source": "ibot", "teacher.health.every_epochs": 0}),
+    ],
+    ids=["parts", "ibot"],
+)
+def test_losses_over_a_batch_are_over_the_batch_of_both_processes(toy: Project, stage: str, changes: dict[str, Any]):
+    for key, value in changes.items():
+        toy.set(key, value)
+    toy.stage(stage)
+    alone = history(toy, stage)
+    toy.run(sys.executable, *TWO, "-m", f"stages.{stage}")
+    for one, two in zip(alone, history(toy, stage), strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
 
 
 def test_a_run_leaves_no_checkpoints_when_it_has_finished(finished: Project):

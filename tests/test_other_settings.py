@@ -1,0 +1,60 @@
+"""Settings that the toy project leaves alone, each through its stages to the part maps made with it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from project import Project, call
+from safetensors.torch import save_file
+
+from semmae import artifact, part_maps, parts, teacher
+from semmae.reader import Reader
+
+
+def mapped() -> parts.Parts:
+    """The parts of the project in this folder, after their maps of all images have been made and read back."""
+    call("part_maps")
+    learnt, elder = parts.load(Path("data/parts")), artifact.model_digest(Path("data/teacher"), "teacher")
+    maps = part_maps.join(
+        Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=elder, parts=learnt.digest
+    )
+    assert maps.grid == learnt.grid
+    found = np.unique(maps.part_map)
+    assert len(found) > 1
+    assert set(found) <= set(range(learnt.num_labels))
+    return learnt
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "config"),
+    [
+        ("parts.method", "kmeans", {"method": "kmeans", "temperature": 0.1, "background": False}),
+        ("parts.learned.target", "pixels", {"method": "learned", "target": "pixels", "values": 3 * 8 * 8}),
+    ],
+)
+def test_parts_are_learnt_another_way(inside: Project, key: str, value: Any, config: dict[str, Any]):
+    inside.set(key, value)
+    call("parts")
+    learnt = mapped()
+    assert learnt.config.items() >= config.items()
+    assert learnt.background == (3 if learnt.config["background"] else None)
+
+
+def test_a_checkpoint_in_timms_layout_teaches(inside: Project):
+    torch.manual_seed(0)
+    published = timm.create_model("vit_tiny_patch16_224")
+    file = Path("data/raw/tiny.safetensors")
+    save_file(published.state_dict(), file)
+    inside.set("teacher.source", "timm")
+    inside.set("teacher.model", "vit_tiny_patch16_224")
+    inside.set("teacher.checkpoint", {"path": file.name, "sha256": artifact.sha256(file)})
+    call("teacher")
+    elder = teacher.load(Path("data/teacher"))
+    assert elder.grid(32) == (2, 2)
+    for name, value in published.blocks.state_dict().items():
+        assert torch.equal(elder.network.blocks.state_dict()[name], value)
+    call("parts")
+    assert mapped().config.items() >= {"class_token": True, "width": 192, "grid": [2, 2]}.items()

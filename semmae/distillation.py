@@ -6,15 +6,16 @@ of the global crops is masked block by block at that ratio; the others stay whol
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semmae import dist, ibot, masking, optim, vit
-from semmae.params import STRICT
+from semmae.params import STRICT, Below1, Range, Share, UpTo1
 from semmae.pretraining import Network
 from semmae.reader import Reader
 from semmae.rng import fold, numpy_generator, torch_generator
@@ -26,30 +27,30 @@ from semmae.views import Colour, Crop, MultiCrop, recolour
 class Recipe:
     """iBOT's recipe (Zhou et al. 2022, section 4.1); `lr = base_lr * batch_size / 256`."""
 
-    epochs: int
-    batch_size: int
-    base_lr: float
-    min_lr: float
-    warmup_epochs: int
-    weight_decay: tuple[float, float]
-    clip_grad: float
-    drop_path: float
-    momentum: tuple[float, float]
-    student_temp: float
-    teacher_temp: tuple[float, float]
-    teacher_temp_warmup_epochs: int
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    base_lr: NonNegativeFloat
+    min_lr: NonNegativeFloat
+    warmup_epochs: NonNegativeInt
+    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat]
+    clip_grad: PositiveFloat
+    drop_path: Below1
+    momentum: tuple[UpTo1, UpTo1]
+    student_temp: PositiveFloat
+    teacher_temp: tuple[PositiveFloat, PositiveFloat]
+    teacher_temp_warmup_epochs: NonNegativeInt
     centering: Literal["mean", "sinkhorn"]
-    center_momentum: float
-    prototypes: int
-    hidden_dim: int
-    bottleneck_dim: int
-    freeze_prototypes_epochs: int
-    mask_ratio: tuple[float, float]
-    masked_share: float
+    center_momentum: UpTo1
+    prototypes: Annotated[int, Field(ge=2)]  # losses are told beside ln prototypes, the entropy of knowing nothing
+    hidden_dim: PositiveInt
+    bottleneck_dim: PositiveInt
+    freeze_prototypes_epochs: NonNegativeInt
+    mask_ratio: Range[Share]
+    masked_share: UpTo1
     global_crop: Crop
     local_crop: Crop
-    local_crops: int
-    local_size: int
+    local_crops: NonNegativeInt
+    local_size: PositiveInt
     colour: Colour
 
 

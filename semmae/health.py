@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import features, metrics, part_metrics, readout, vit
@@ -24,8 +25,8 @@ class Health:
     """Where tokens are measured, how often (0: never while training), on how many samples of train and of val."""
 
     dataset: str
-    every_epochs: int
-    samples: int
+    every_epochs: NonNegativeInt
+    samples: PositiveInt
 
 
 class Watch:

@@ -1,15 +1,15 @@
 """The typed loader of params.yaml: unknown, missing and ill-typed keys fail by name.
 
 A stage describes its section as a frozen pydantic dataclass without defaults (a default in Python is a parameter
-that DVC cannot see) and calls `load(Pretrain, "pretrain")`. YAML 1.2 is read as DVC reads it: `1e-3` is a float,
-`no` is a string.
+that DVC cannot see) and calls `load(Pretrain, "pretrain")`. A field's type bounds its value: pydantic's `PositiveInt`
+and the like, or one of those below. YAML 1.2 is read as DVC reads it: `1e-3` is a float, `no` is a string.
 """
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
@@ -18,6 +18,19 @@ STRICT = ConfigDict(extra="forbid", strict=True)  # `@dataclass(frozen=True, con
 PARAMS = Path("params.yaml")
 
 T = TypeVar("T")
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first number must not exceed the second")
+    return pair
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]  # of a whole: neither nothing nor all of it
+UpTo1 = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[Below1, Below1]  # of AdamW
+Range = Annotated[tuple[T, T], AfterValidator(_ordered)]  # from the smallest to the largest, `Range[Share]`
 
 
 def load(schema: type[T], *path: str, file: Path = PARAMS) -> T:

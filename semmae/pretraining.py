@@ -5,14 +5,15 @@ of which each rank takes its rows. So a resumed run repeats the one that was kil
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae import dist, mae, masking, optim, vit
-from semmae.params import STRICT
+from semmae.params import STRICT, Betas, Share, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
 from semmae.rng import fold, torch_generator
@@ -24,32 +25,38 @@ from semmae.views import Crop, OneCrop
 class Network:
     """A ViT's shape, but for the size of its images."""
 
-    patch_size: int
-    embed_dim: int
-    depth: int
-    num_heads: int
+    patch_size: PositiveInt
+    embed_dim: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
 
 
 @dataclass(frozen=True, config=STRICT)
 class Decoder:
     """The decoder's shape: narrow and shallow."""
 
-    embed_dim: int
-    depth: int
-    num_heads: int
+    embed_dim: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError("embed_dim must be a multiple of 4 * num_heads")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
     """How long and how fast; `lr = base_lr * batch_size / 256`, batch_size over all processes."""
 
-    epochs: int
-    batch_size: int
-    base_lr: float
-    min_lr: float
-    warmup_epochs: int
-    weight_decay: float
-    betas: tuple[float, float]
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    base_lr: NonNegativeFloat
+    min_lr: NonNegativeFloat
+    warmup_epochs: NonNegativeInt
+    weight_decay: NonNegativeFloat
+    betas: Betas
     norm_pix_loss: bool
     decoder: Decoder
     crop: Crop
@@ -59,9 +66,9 @@ class Recipe:
 class Curriculum:
     """Weight of the inter-part rule: start + (end - start) * progress ** power."""
 
-    start: float
-    end: float
-    power: float
+    start: UpTo1
+    end: UpTo1
+    power: NonNegativeFloat
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -69,7 +76,7 @@ class Masking:
     """Which patches go; `inter_part` matters to the semantic strategy alone."""
 
     strategy: Literal["random", "block", "green_noise", "attention", "semantic"]
-    mask_ratio: float
+    mask_ratio: Share
     inter_part: Curriculum
 
 

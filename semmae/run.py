@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -37,8 +38,8 @@ class Compute:
     device: dist.Device
     precision: dist.Precision
     compile: bool
-    workers: int  # processes that load images; 0 loads between the steps
-    checkpoint_minutes: float
+    workers: NonNegativeInt  # processes that load images; 0 loads between the steps
+    checkpoint_minutes: NonNegativeFloat
 
 
 class Stateful(Protocol):

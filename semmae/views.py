@@ -5,16 +5,17 @@ too, as `load(reader, index, epoch)`; they return uint8 arrays, which the device
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass as params
 from torch import Tensor
 
 from semmae.augment import WHOLE, crop_image, crop_part_map, random_resized_crop
-from semmae.params import STRICT
+from semmae.params import STRICT, Range, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
 from semmae.rng import numpy_generator
@@ -24,20 +25,20 @@ from semmae.rng import numpy_generator
 class Crop:
     """RandomResizedCrop: range of the area, range of the aspect ratio (w / h), probability of a flip."""
 
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    flip: float
+    scale: Range[Annotated[float, Field(gt=0, le=1)]]
+    ratio: Range[PositiveFloat]
+    flip: UpTo1
 
 
 @params(frozen=True, config=STRICT)
 class Colour:
     """How far colours are moved: each factor is drawn from 1 - x ... 1 + x, the hue's turn from -x ... x circles."""
 
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    gray: float  # probability of no colour at all
+    brightness: NonNegativeFloat
+    contrast: NonNegativeFloat
+    saturation: NonNegativeFloat
+    hue: UpTo1
+    gray: UpTo1  # of no colour at all
 
 
 @dataclass(frozen=True)

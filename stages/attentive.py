@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import (
@@ -35,27 +35,24 @@ from semmae import (
     teacher,
     vit,
 )
-from semmae.params import STRICT
+from semmae.params import STRICT, Betas, Share
 from semmae.reader import Reader
 
 OUT, PRETRAIN, TEACHER = Path("results/attentive"), Path("data/pretrain"), Path("data/teacher")
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Protocol:
     """How every dataset is scored."""
 
-    queries: Positive  # of a head; they divide the width of the tokens among them
-    base_lrs: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
-    weight_decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    queries: PositiveInt  # of a head; they divide the width of the tokens among them
+    base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
+    weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)]
     holdout: Share  # of train, to choose the head
-    epochs: Positive
-    warmup_epochs: Annotated[int, Field(ge=0)]
-    batch_size: Positive  # over all processes
-    betas: tuple[float, float]
+    epochs: PositiveInt
+    warmup_epochs: NonNegativeInt
+    batch_size: PositiveInt  # over all processes
+    betas: Betas
     baselines: bool
     seed: int
     compute: run.Compute
@@ -65,7 +62,7 @@ class Protocol:
 class Dataset:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
-    epochs: Positive | None = None
+    epochs: PositiveInt | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass as plain
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -47,11 +47,11 @@ SHARDS, PRETRAIN = Path("data/shards"), Path("data/pretrain")
 class Protocol:
     """How every dataset is fine-tuned and scored."""
 
-    img_size: Annotated[int, Field(ge=1)] | None  # null: the encoder's
+    img_size: PositiveInt | None  # null: the encoder's
     pool: classifier.Pool
     recipe: finetuning.Recipe
-    eval_every_epochs: Annotated[int, Field(ge=0)]  # 0: after the last alone
-    eval_batch_size: Annotated[int, Field(ge=1)]
+    eval_every_epochs: NonNegativeInt  # 0: after the last alone
+    eval_batch_size: PositiveInt
     baselines: bool
     low_shot: list[subsets.Shots]
     seed: int
@@ -62,8 +62,8 @@ class Protocol:
 class Dataset:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    base_lr: Annotated[float, Field(gt=0)] | None = None
+    epochs: PositiveInt | None = None
+    base_lr: PositiveFloat | None = None
     low_shot: list[subsets.Shots] | None = None
 
 

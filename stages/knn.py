@@ -8,30 +8,28 @@ Writes results/knn/<dataset>.json, and predictions/<dataset>.tsv: every answer b
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import artifact, baselines, dist, features, metrics, params, predictions, stage, teacher, vit
 from semmae.params import STRICT
 from semmae.reader import Reader
 
-Positive = Annotated[int, Field(ge=1)]
-
 
 @dataclass(frozen=True, config=STRICT)
 class Protocol:
     """How every dataset is scored."""
 
-    k: Positive
-    temperature: Annotated[float, Field(gt=0)]
+    k: PositiveInt
+    temperature: PositiveFloat
     pool: features.Pool
     baselines: bool
     seed: int  # of the untrained encoder
-    batch_size: Positive
-    workers: Annotated[int, Field(ge=0)]
+    batch_size: PositiveInt
+    workers: NonNegativeInt
     device: dist.Device
     precision: dist.Precision
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import (
@@ -36,31 +36,28 @@ from semmae import (
     vit,
 )
 from semmae.heads import Recipe, Samples
-from semmae.params import STRICT
+from semmae.params import STRICT, Share
 from semmae.reader import Reader
 
 OUT, PRETRAIN, TEACHER = Path("results/linear"), Path("data/pretrain"), Path("data/teacher")
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Protocol:
     """How every dataset is scored."""
 
-    base_lrs: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
     holdout: Share  # of train, to choose the learning rate
-    epochs: Positive
-    warmup_epochs: Annotated[int, Field(ge=0)]
-    views: Positive  # random crops per training image; epoch e shows view e modulo views
-    batch_size: Positive  # of SGD
+    epochs: PositiveInt
+    warmup_epochs: NonNegativeInt
+    views: PositiveInt  # random crops per training image; epoch e shows view e modulo views
+    batch_size: PositiveInt  # of SGD
     low_shot: list[subsets.Shots]
     pool: features.Pool
     baselines: bool
     seed: int
-    encode_batch_size: Positive
-    workers: Annotated[int, Field(ge=0)]
+    encode_batch_size: PositiveInt
+    workers: NonNegativeInt
     device: dist.Device
     precision: dist.Precision
 
@@ -69,7 +66,7 @@ class Protocol:
 class Dataset:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
-    epochs: Positive | None = None
+    epochs: PositiveInt | None = None
     low_shot: list[subsets.Shots] | None = None
 
 

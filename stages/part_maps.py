@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.progress import track
@@ -29,7 +30,7 @@ class PartMaps:
     """The section `part_maps` of params.yaml."""
 
     dataset: str
-    batch_size: int
+    batch_size: PositiveInt
     attention: bool
     compute: run.Compute
 

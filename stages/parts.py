@@ -9,14 +9,15 @@ Writes data/parts/: parts.safetensors, parts.json, history.json; results/parts/:
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import artifact, dist, optim, params, parts, run, stage, teacher, vit
-from semmae.params import STRICT
+from semmae.params import STRICT, Share, UpTo1
 from semmae.reader import Reader, batches, verify_shards
 from semmae.rng import fold, numpy_generator
 from semmae.views import Whole
@@ -28,7 +29,7 @@ OUT, RESULTS, SHARDS, TEACHER = Path("data/parts"), Path("results/parts"), Path(
 class KMeans:
     """Spherical k-means; the temperature only shapes the confidence, not the map."""
 
-    temperature: float
+    temperature: PositiveFloat
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -36,20 +37,20 @@ class Learned:
     """The part learner and how it is trained; weights of its losses beside the reconstruction's 1."""
 
     background: bool
-    temperature: float
-    blur_sigma: float
+    temperature: PositiveFloat
+    blur_sigma: NonNegativeFloat
     target: Literal["features", "pixels"]
-    decoder_width: int
-    decoder_depth: int
-    diversity: float
-    usage: float
-    usage_floor: float
-    epochs: int
-    batch_size: int
-    base_lr: float
-    warmup_epochs: int
-    weight_decay: float
-    flip: float
+    decoder_width: PositiveInt
+    decoder_depth: PositiveInt
+    diversity: NonNegativeFloat
+    usage: NonNegativeFloat
+    usage_floor: Share
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    base_lr: NonNegativeFloat
+    warmup_epochs: NonNegativeInt
+    weight_decay: NonNegativeFloat
+    flip: UpTo1
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -59,9 +60,9 @@ class Parts:
     dataset: str
     seed: int
     method: Literal["learned", "kmeans"]
-    img_size: int
-    num_parts: int
-    sample: int
+    img_size: PositiveInt
+    num_parts: Annotated[int, Field(ge=1, le=254)]  # labels are bytes: one is the background's, 255 stays unknown
+    sample: PositiveInt
     kmeans: KMeans
     learned: Learned
     compute: run.Compute

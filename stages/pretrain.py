@@ -13,6 +13,7 @@ Writes data/pretrain/: encoder.safetensors, encoder.json, decoder.safetensors, d
 from pathlib import Path
 
 import torch
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import artifact, dist, mae, params, part_maps, pretraining, run, stage, vit
@@ -31,7 +32,7 @@ class Pretrain:
 
     dataset: str
     seed: int
-    img_size: int
+    img_size: PositiveInt
     encoder: pretraining.Network
     masking: pretraining.Masking
     recipe: pretraining.Recipe

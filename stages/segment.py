@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
@@ -44,7 +44,7 @@ from semmae import (
     teacher,
     vit,
 )
-from semmae.params import STRICT
+from semmae.params import STRICT, Share
 from semmae.reader import Reader, verify_shards
 from semmae.rng import numpy_generator
 
@@ -53,7 +53,6 @@ PRETRAIN, TEACHER = Path("data/pretrain"), Path("data/teacher")
 
 Name = Literal["linear", "knn", "upernet"]
 Names = Annotated[list[Name], Field(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -61,18 +60,18 @@ class Protocol:
     """How every dataset is scored."""
 
     protocols: Names
-    short_side: Positive  # pixels of a resized image
-    crop: Positive | None  # pixels, side of a window and of a training crop; null: img_size of the encoder
-    stride: Positive  # pixels from one window to the next
+    short_side: PositiveInt  # pixels of a resized image
+    crop: PositiveInt | None  # pixels, side of a window and of a training crop; null: img_size of the encoder
+    stride: PositiveInt  # pixels from one window to the next
     training_crops: segmentation_views.Crops
-    sample: Positive | None  # images of train that teach; null: all
-    holdout: Annotated[float, Field(gt=0, lt=1)]  # of those, to choose the settings of frozen protocols
+    sample: PositiveInt | None  # images of train that teach; null: all
+    holdout: Share  # of those, to choose the settings of frozen protocols
     linear: segmentation_linear.Recipe
     knn: segmentation_knn.Recipe
     upernet: segmentation_upernet.Recipe
     baselines: bool
-    examples: Annotated[int, Field(ge=0)]
-    batch_size: Positive  # windows at a time, in inference
+    examples: NonNegativeInt
+    batch_size: PositiveInt  # windows at a time, in inference
     seed: int
     compute: run.Compute
 
@@ -82,8 +81,8 @@ class Dataset:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
     protocols: Names | None = None
-    short_side: Positive | None = None
-    stride: Positive | None = None
+    short_side: PositiveInt | None = None
+    stride: PositiveInt | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

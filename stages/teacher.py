@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae import artifact, dist, distillation, params, pretraining, run, stage, teacher, vit
 from semmae.health import Health, Watch
-from semmae.params import STRICT
+from semmae.params import STRICT, Share
 from semmae.reader import Reader, verify_shards
 from semmae.rng import fold
 
@@ -27,7 +28,7 @@ OUT, RESULTS, SHARDS = Path("data/teacher"), Path("results/teacher"), Path("data
 class Mae:
     """Plain MAE: random masks."""
 
-    mask_ratio: float
+    mask_ratio: Share
     recipe: pretraining.Recipe
 
 
@@ -46,7 +47,7 @@ class Teacher:
     dataset: str
     source: Literal["mae", "ibot", "timm", "semmae"]
     seed: int
-    img_size: int
+    img_size: PositiveInt
     network: pretraining.Network
     mae: Mae
     ibot: distillation.Recipe
@@ -108,7 +109,7 @@ def from_ibot(
         start, begun = from_encoder(section.checkpoint, section.img_size)
         if other := [key for key in config if begun[key] != config[key]]:
             raise ValueError(
-                f"teacher.checkpoint has {other[0]} {begun[other[0]]}, teacher.network {config[other[0]]}; make them equal"
+                f"teacher.checkpoint has {other[0]} {begun[other[0]]}, teacher has {config[other[0]]}; make them equal"
             )
     network = distillation.distil(
         section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,

@@ -1,13 +1,17 @@
-"""params.yaml is read strictly: what is unknown, missing or of another type is refused by its full name."""
+"""params.yaml is read strictly: what is unknown, missing, ill-typed or out of range is refused by its full name."""
 
+import importlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML
 
 from semmae import params
 from semmae.params import STRICT
+
+TOY = Path(__file__).parent / "toy/params.yaml"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,3 +88,71 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"params\.yaml does not exist in .*run from the project's root"):
         params.load(Section, "section")
+
+
+# Values that a type allows and the stage does not
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("teacher.img_size", 0, ""),
+        ("teacher.network.patch_size", 0, ""),
+        ("teacher.mae.mask_ratio", 1.0, ""),
+        ("teacher.mae.recipe.epochs", 0, ""),
+        ("teacher.mae.recipe.crop.scale", [0.0, 1.0], ".0"),
+        ("teacher.mae.recipe.crop.scale", [1.0, 0.4], ""),
+        ("teacher.mae.recipe.crop.flip", 1.5, ""),
+        ("teacher.ibot.epochs", 0, ""),
+        ("teacher.ibot.mask_ratio", [0.0, 0.5], ".0"),
+        ("teacher.ibot.mask_ratio", [0.5, 0.1], ""),
+        ("teacher.ibot.masked_share", -0.1, ""),
+        ("teacher.ibot.momentum", [0.99, 1.01], ".1"),
+        ("teacher.ibot.teacher_temp", [0.0, 0.07], ".0"),
+        ("teacher.ibot.student_temp", 0, ""),
+        ("teacher.ibot.prototypes", 1, ""),
+        ("teacher.ibot.local_crops", -1, ""),
+        ("teacher.ibot.clip_grad", 0.0, ""),
+        ("teacher.ibot.colour.gray", 2, ""),
+        ("teacher.ibot.colour.contrast", -0.4, ""),
+        ("teacher.health.samples", 0, ""),
+        ("teacher.compute.workers", -1, ""),
+        ("teacher.compute.checkpoint_minutes", -5, ""),
+        ("parts.num_parts", 0, ""),
+        ("parts.num_parts", 255, ""),
+        ("parts.sample", 0, ""),
+        ("parts.kmeans.temperature", 0, ""),
+        ("parts.learned.temperature", 0, ""),
+        ("parts.learned.usage_floor", 0.0, ""),
+        ("parts.learned.diversity", -0.1, ""),
+        ("parts.learned.decoder_depth", 0, ""),
+        ("parts.learned.batch_size", 0, ""),
+        ("part_maps.batch_size", 0, ""),
+        ("part_maps.compute.workers", -1, ""),
+        ("pretrain.encoder.depth", 0, ""),
+        ("pretrain.masking.mask_ratio", 0.0, ""),
+        ("pretrain.masking.inter_part.end", 1.1, ""),
+        ("pretrain.masking.inter_part.power", -1.0, ""),
+        ("pretrain.recipe.batch_size", 0, ""),
+        ("pretrain.recipe.base_lr", -1.0e-3, ""),
+        ("pretrain.recipe.weight_decay", -0.05, ""),
+        ("pretrain.recipe.betas", [0.9, 1.0], ".1"),
+        ("pretrain.recipe.decoder", {"embed_dim": 20, "depth": 1, "num_heads": 2}, ""),
+        ("pretrain.online_knn.every_epochs", -1, ""),
+        ("attentive.protocol.betas", [0.9, 1.0], ".1"),
+    ],
+)
+def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: Any, named: str):
+    content, (stage, *between, last) = params.read(TOY), key.split(".")
+    section = content[stage]
+    for name in between:
+        section = section[name]
+    assert section[last] != value
+    section[last] = value
+    YAML().dump(content, file := tmp_path / "params.yaml")
+    schema = getattr(importlib.import_module(f"stages.{stage}"), stage.title().replace("_", ""))
+    with pytest.raises(ValueError, match=r"params\.yaml: ") as caught:
+        params.load(schema, stage, file=file)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{file}: {key}{named} is ")
+    assert len(sentence.splitlines()) == 1

@@ -13,7 +13,8 @@ import pandas as pd
 from jaxtyping import Float
 from markupsafe import Markup, escape
 
-CELL, MARGIN, DRAWN = 26, 118, 30  # units of a cell and of the names' room; classes beyond which nothing is drawn
+CELL, LETTER = 30, 6.5  # pixels of a cell, and of a letter of a name
+LETTERS, DRAWN = 16, 30  # of a name at most; classes beyond which nothing is drawn
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -44,22 +45,24 @@ def worst(answers: pd.DataFrame, count: int) -> list[dict[str, str | float]]:
 
 def heatmap(shares: Float[np.ndarray, "c c"], names: list[str]) -> Markup:
     """Rows: the true class, columns: what it was taken for; shares of 1 % and more are written out."""
-    side = MARGIN + CELL * len(names)
+    short = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in names]
+    length = LETTER * max(map(len, short))
+    margin = 12 + length
     marks = []
-    for i, name in enumerate(names):
-        middle, short = MARGIN + CELL * (i + 0.5), escape(name if len(name) <= 16 else f"{name[:15]}…")
-        marks.append(f'<text class="tick row" x="{MARGIN - 6}" y="{middle + 4:.1f}">{short}</text>')
-        turned = f'transform="rotate(-60 {middle:.1f} {MARGIN - 8})"'
-        marks.append(f'<text class="tick column" x="{middle:.1f}" y="{MARGIN - 8}" {turned}>{short}</text>')
+    for i, name in enumerate(map(escape, short)):
+        middle = margin + CELL * (i + 0.5)
+        marks.append(f'<text class="tick row" x="{margin - 6:.1f}" y="{middle + 4:.1f}">{name}</text>')
+        turned = f'transform="rotate(-60 {middle:.1f} {margin - 8:.1f})"'
+        marks.append(f'<text class="tick column" x="{middle:.1f}" y="{margin - 8:.1f}" {turned}>{name}</text>')
         for j, share in enumerate(shares[i]):
-            x, y, kind = MARGIN + CELL * j, MARGIN + CELL * i, "right" if i == j else "wrong"
+            x, y, kind = margin + CELL * j, margin + CELL * i, "right" if i == j else "wrong"
             box = f'x="{x + 1}" y="{y + 1}" width="{CELL - 2}" height="{CELL - 2}" rx="4"'
             marks.append(f'<rect class="{kind}" {box} style="--v: {share:.2f}"/>')
             if share >= 0.005:
                 dark = " dark" if share > 0.55 else ""
-                marks.append(f'<text class="cell{dark}" x="{x + CELL / 2}" y="{y + 17}">{100 * share:.0f}</text>')
-    spoken = escape(f"confusion matrix of {len(names)} classes")
-    width = side + 24  # the last names lean out
-    return Markup(
-        f'<svg class="confusion" viewBox="0 0 {width} {side}" role="img" aria-label="{spoken}">{"".join(marks)}</svg>'
-    )
+                place = f'x="{x + CELL / 2}" y="{y + CELL / 2 + 4}"'
+                marks.append(f'<text class="cell{dark}" {place}>{100 * share:.0f}</text>')
+    side = margin + CELL * len(names)
+    size = f'width="{side + length / 2:.0f}" height="{side:.0f}"'  # the last names lean out
+    spoken = f"confusion matrix of {len(names)} classes"
+    return Markup(f'<svg class="confusion" {size} role="img" aria-label="{spoken}">{"".join(marks)}</svg>')

@@ -3,6 +3,7 @@
 Everything is optional: what a dataset was not scored for, or what is no longer there, is left out.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from markupsafe import Markup
 
 from semmae import confusions, curves, images, overlays
 from semmae.augment import Box, crop_image, crop_part_map
+from semmae.palettes import palette
 from semmae.reader import Reader
 
 TILE, MISTAKES, PAIRS = 168, 8, 12  # pixels of a picture; mistakes shown; confused pairs where there are many classes
 SHARES = ("top1", "miou")  # ends of the names of columns in percent
+WORDS = {"top1": "top-1", "miou": "mIoU", "upernet": "UPerNet"}
+GRAY = (160, 160, 160)  # of a background in legends
 
 
 def charts(table: Path) -> list[Markup]:
@@ -31,7 +35,7 @@ def charts(table: Path) -> list[Markup]:
         for column, points in curves.columns(history).items() if len(part) > 1 else ():
             points = [(x, y) for x, y in points if np.isfinite(y)]
             if column != "lr" and len({y for _, y in points}) > 1:
-                name = " ".join(filter(None, [protocol, column.replace("_", " ")]))
+                name = " ".join(WORDS.get(word, word) for word in (*protocol.split(), *column.split("_")))
                 drawn.append(curves.chart(points, title=name, percent=column.endswith(SHARES)))
     return drawn
 
@@ -61,20 +65,27 @@ def answered(table: Path, dataset: Path) -> dict[str, Any] | None:
 
 
 def segmented(
-    examples: Path, dataset: Path, colours: UInt8[np.ndarray, "p 3"]
-) -> list[list[UInt8[np.ndarray, "t t 3"]]]:
-    """Rows of image, true mask and predicted mask, each in its central square; the masks' labels in `colours`."""
+    examples: Path, dataset: Path, protocols: Collection[str], *, colours: str
+) -> tuple[list[list[UInt8[np.ndarray, "t t 3"]]], list[tuple[str, list[int]]]]:
+    """Rows of image, true mask and the mask that each protocol predicts, in the central square, and the legend: the
+    classes seen there and their RGB. The background of parts is gray in the legend, and in the pictures only paler.
+    """
     if not examples.is_dir() or not (dataset / "index.parquet").exists():
-        return []
+        return [], []
     reader, rows = Reader(dataset, "val"), []
+    seen: set[int] = set()
+    first = int(reader.mask_kind != "classes")  # the label that comes after the background
+    tones = palette(colours, len(reader.mask_names) - first)
     for index, key in enumerate(reader.keys):
-        file = examples / f"{key}.png"
-        if file.exists():
+        files = [examples / protocol / f"{key}.png" for protocol in protocols]
+        if all(file.exists() for file in files):
             image, truth = reader.image(index), reader.mask(index)
             assert truth is not None
-            masks = (truth, images.mask_indices(file.read_bytes()))
-            rows.append([square(image), *(laid_over(image, mask, colours) for mask in masks)])
-    return rows
+            masks = (truth, *(images.mask_indices(file.read_bytes()) for file in files))
+            rows.append([square(image), *(laid_over(image, mask - first, tones) for mask in masks)])  # 0 becomes 255
+            seen.update(*(np.unique(mask).tolist() for mask in masks))
+    coloured = zip(reader.mask_names, [list(GRAY)] * first + tones.tolist(), strict=True)
+    return rows, [entry for label, entry in enumerate(coloured) if label in seen]
 
 
 def square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:

@@ -18,9 +18,11 @@ LINES = {
     "thumbnails": "16 × 16 thumbnails",
     "centre_mask": "one mask for all images",
     "position": "commonest label at each place",
+    "grid": "equal rectangles",
     "colour_kmeans": "k-means of patch colours",
     "untrained_kmeans": "k-means, untrained ViT",
-    "teacher_kmeans": "k-means, the teacher's tokens",
+    "teacher_kmeans": "k-means, the teacher’s tokens",
+    "attention_heads": "the teacher’s attention heads",
     "readout": "supervised read-out of the teacher",
     "silhouette": "true foreground as one part",
     "perfect": "true parts, by patches",
@@ -28,8 +30,8 @@ LINES = {
 }
 PROTOCOLS = {"linear": "linear head, frozen", "knn": "nearest patches, frozen", "upernet": "UPerNet, fine-tuned"}
 GROUPS = {
-    "trivial lines": ("centre_mask", "position", "colour_kmeans", "untrained_kmeans"),
-    "the same tokens": ("teacher_kmeans",),
+    "trivial lines": ("centre_mask", "position", "grid", "colour_kmeans", "untrained_kmeans"),
+    "the same teacher": ("teacher_kmeans", "attention_heads"),
     "ceilings": ("readout", "silhouette", "perfect"),
 }
 COLUMNS = {
@@ -39,6 +41,9 @@ COLUMNS = {
     "ari_fg": "ARI, foreground",
     "nmi_all": "NMI, all",
     "ari_all": "ARI, all",
+    "consistency": "consistency",
+    "used": "labels in use",
+    "background_share": "background in one label",
 }
 LEVELS = {"patch": "by patches", "pixel": "by pixels"}
 
@@ -62,7 +67,8 @@ def classification(scores: dict[str, Any]) -> dict[str, Any]:
     """`bars` (the encoder first, then its lines, the best first) and `notes`, the encoder's other numbers by name."""
     lines = {named(name): line for name, line in metrics.lines(scores).items()}
     rows = {"encoder": scores} | dict(sorted(lines.items(), key=lambda item: -item[1]["top1"]))
-    full = max(math.ceil(10 * max(row["top1"] for row in rows.values()) + 0.3) / 10, 0.1)  # room for a whisker
+    longest = max(row["top1"] + row.get("standard_error", 0.0) for row in rows.values())
+    full = max(math.ceil(10 * longest) / 10, 0.1)
     bars = [
         Bar(name, row["top1"], error, row["top1"] / full, (error or 0.0) / full)
         for name, row in rows.items()
@@ -80,7 +86,9 @@ def low_shot(scores: dict[str, Any]) -> list[tuple[str, float, float | None]]:
 
 
 def segmentation(scores: dict[str, Any]) -> dict[str, Any]:
-    """`rows` of (name, mIoU, its error, pixel accuracy, ours or not), `protocols`, and `classes`, the IoU of each."""
+    """`rows` of (name, mIoU, its error, pixel accuracy, ours or not), `protocols` and their names in tables, and
+    `classes`, the IoU of each by each protocol.
+    """
     rows, ours = [], [name for name in PROTOCOLS if name in scores]
     for name in ours:
         found = scores[name]
@@ -92,7 +100,7 @@ def segmentation(scores: dict[str, Any]) -> dict[str, Any]:
         if name not in PROTOCOLS:
             rows.append((named(name), line["miou"], None, line["pixel_accuracy"], False))
     classes = [(label, [scores[name]["iou"][label] for name in ours]) for label in scores[ours[0]]["iou"]]
-    return {"rows": rows, "protocols": [PROTOCOLS[name] for name in ours], "classes": classes}
+    return {"rows": rows, "protocols": {name: PROTOCOLS[name] for name in ours}, "classes": classes}
 
 
 def part_tables(scores: dict[str, Any]) -> list[dict[str, Any]]:

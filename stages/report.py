@@ -49,6 +49,7 @@ SPLITS = ("val", "test", "train")  # images come from the first that exists: rat
 PROTOCOLS = {
     "knn": "kNN", "linear": "linear probe", "attentive": "attentive probe", "finetune": "fine-tuning",
 }  # fmt: skip
+EVALUATIONS = (*PROTOCOLS, "segment", "part_scores")
 ANSWERS = ("attentive", "linear", "finetune", "knn")  # whose mistakes are shown: the first that a dataset has
 CURVES = {  # titles of the columns of a history
     "lr": "learning rate", "inter_part": "weight of whole parts", "knn_top1": "kNN top-1",
@@ -97,10 +98,9 @@ def main() -> None:
         ],
         "gallery": gallery(section, reader, elder, learner, tones),
         **strips(section, reader, maps, encoder["params"]["masking"], tones),
-        "settings": {
-            name: list(tables.settings(config["params"], name))
-            for name, config in (("teacher", elder.config), ("parts", learner.config), ("pretrain", encoder))
-        },
+        "settings": settings(
+            teacher=elder.config["params"], parts=learner.config["params"], pretrain=encoder["params"]
+        ),
         "digests": digests,
     }  # fmt: skip
     template = Path(__file__).with_suffix(".html").read_text()
@@ -135,9 +135,7 @@ def answers() -> Iterator[dict[str, Any]]:
         found = evaluations.answered(RESULTS / evaluation / f"predictions/{dataset}.tsv", SHARDS / dataset)
         if found is not None:
             tiles = [
-                {**row, "picture": picture and uri(picture)}
-                for row in found["mistakes"]
-                for picture in [row["picture"]]
+                row | {"picture": None if row["picture"] is None else uri(row["picture"])} for row in found["mistakes"]
             ]
             yield found | {"protocol": PROTOCOLS[evaluation], "dataset": dataset, "mistakes": tiles}
 
@@ -146,9 +144,8 @@ def segmentations(colours: str) -> Iterator[dict[str, Any]]:
     """Every segmentation: its scores, and some images beside their true and their predicted masks."""
     for dataset, found in listed("segment"):
         table = tables.segmentation(found)
-        tones = palette(colours, len(table["classes"]))
-        rows = evaluations.segmented(RESULTS / f"segment/examples/{dataset}", SHARDS / dataset, tones)
-        legend = [(label, tones[i].tolist()) for i, (label, _) in enumerate(table["classes"])]
+        folder = RESULTS / "segment/examples" / dataset
+        rows, legend = evaluations.segmented(folder, SHARDS / dataset, table["protocols"], colours=colours)
         yield {"dataset": dataset, **table, "legend": legend, "examples": [[uri(x) for x in row] for row in rows]}
 
 
@@ -168,6 +165,22 @@ def part_scores() -> Iterator[dict[str, Any]]:
     """Every part score as a table per level."""
     for dataset, found in listed("part_scores"):
         yield {"dataset": dataset, "tables": tables.part_tables(found)}
+
+
+def settings(**said: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """Params by stage: as the run says them of itself (`said`), and else as params.yaml does."""
+    sections = {
+        "shards": {"writing": params.load(dict[str, Any], "shards", "writing")},
+        "teacher": said["teacher"],
+        "parts": said["parts"],
+        "part_maps": params.load(dict[str, Any], "part_maps"),
+        "pretrain": said["pretrain"],
+    }
+    for evaluation in EVALUATIONS:
+        if scored := [dataset for dataset, _ in listed(evaluation)]:
+            section = params.load(dict[str, Any], evaluation)
+            sections[evaluation] = section | {"datasets": {name: section["datasets"][name] for name in scored}}
+    return {stage: list(tables.settings(section, stage)) for stage, section in sections.items()}
 
 
 def histories() -> Iterator[dict[str, Any]]:
@@ -201,7 +214,7 @@ def gallery(
     labels = shares.argmax(1).reshape(-1, *learner.config["grid"])
     best = overlays.typical(shares, count=TYPICAL)
     summary = artifact.read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
-    colours = [*tones, np.full(3, 160, np.uint8)]  # gray: the background, the label after the parts
+    colours = np.vstack([tones, evaluations.GRAY]).astype(np.uint8)  # gray: the background, the label after the parts
     return [
         {
             "name": name if label == learner.background else f"part {name}",

@@ -6,8 +6,8 @@ untrained encoder, the teacher, and what needs no image at all.
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the samples that have masks; train teaches, val is
        scored once
 Calls  segmentation_linear.linear, segmentation_knn.knn, segmentation_upernet.finetune, segmentation.evaluate
-Writes results/segment/<dataset>.json, and <dataset>.tsv: the loss by epoch; examples/<dataset>/<key>.png: masks of
-       some of val as the last of the protocols predicts them
+Writes results/segment/<dataset>.json, and <dataset>.tsv: the loss by epoch; examples/<dataset>/<protocol>/<key>.png:
+       masks of some of val as each protocol predicts them
 """
 
 import sys
@@ -139,7 +139,7 @@ def main() -> None:
         task = prepared(protocol, train, val, world, partial(begun, name, protocol, world, runs))
         scored = {which: PROTOCOLS[which](task) for which in dict.fromkeys(protocol.protocols)}
         if world.leads:
-            write_examples(OUT / name, task, scored[protocol.protocols[-1]])
+            write_examples(OUT / name, task, scored)
             scores: dict[str, Any] = {which: found.scores for which, found in scored.items()}
             if protocol.baselines:
                 scores |= segmentation.trivial(counts, val, seed=protocol.seed)
@@ -254,15 +254,16 @@ def fitting(task: Task, network: str, patch_size: int) -> None:
         )
 
 
-def write_examples(folder: Path, task: Task, scored: Scored) -> None:
-    """The predicted masks of some samples of val, 8-bit PNG of indices."""
+def write_examples(folder: Path, task: Task, scored: dict[Name, Scored]) -> None:
+    """The masks of some samples of val as each protocol predicts them, 8-bit PNG of indices."""
     ids = np.sort(numpy_generator(task.protocol.seed, "examples").permutation(len(task.val))[: task.protocol.examples])
     chosen, alone = task.val.select(ids), dist.World(0, 1, task.how.world.device)
     with artifact.replacing(folder) as temporary:
-        temporary.mkdir()
-        for index, labels, _ in replace(scored.how, world=alone).labels(scored.predict, chosen):
-            pixels = labels[0].to(torch.uint8).cpu().numpy()
-            (temporary / f"{chosen.keys[index]}.png").write_bytes(images.encode_png(pixels))
+        for which, found in scored.items():
+            (temporary / which).mkdir(parents=True)
+            for index, labels, _ in replace(found.how, world=alone).labels(found.predict, chosen):
+                pixels = labels[0].to(torch.uint8).cpu().numpy()
+                (temporary / which / f"{chosen.keys[index]}.png").write_bytes(images.encode_png(pixels))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from ruamel.yaml import YAML
 
-from semmae import artifact, mae, part_maps, parts, teacher, vit
+from semmae import artifact, images, mae, part_maps, parts, predictions, teacher, vit
 from semmae.masking import STRATEGIES
 from semmae.reader import Reader, batches
 from semmae.views import Whole
@@ -84,8 +85,34 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
 
 def write_params(**evaluated: list[str]) -> None:
     """params.yaml as far as the report reads it; `evaluated` lists datasets per evaluation."""
-    sections = {name: {"datasets": {d: {} for d in evaluated.get(name, [])}} for name in EVALUATIONS}
-    YAML().dump({"report": SECTION, **sections}, Path("params.yaml"))
+    sections = {
+        name: {"protocol": {"seed": 0}, "datasets": {d: {} for d in evaluated.get(name, [])}} for name in EVALUATIONS
+    }
+    stages = {"shards": {"writing": {"short_side": 77}, "datasets": {}}, "part_maps": {"attention": True}}
+    YAML().dump({"report": SECTION, **stages, **sections}, Path("params.yaml"))
+
+
+def leave_answers(marked: str) -> None:
+    """What linear and segment leave of the dataset toy, with `marked` for a class and for a key that no shard has."""
+    val = Reader(Path("data/shards/toy"), "val")
+    answers = pd.DataFrame(
+        [(val.keys[0], "cat", "dog", 0.75), (marked, "dog", marked, 0.5), (val.keys[1], "cat", "cat", 0.9)],
+        columns=list(predictions.COLUMNS),
+    )
+    curve = pd.DataFrame([{"epoch": 1, "holdout_top1": 0.25}, {"epoch": 2, "holdout_top1": 0.5}])
+    few = {"low_shot": {"5_per_class": {"top1": 0.125}}}
+    artifact.write_json(Path("results/linear/toy.json"), {"linear": {"toy": KNN | few}})
+    curve.to_csv("results/linear/toy.tsv", sep="\t", index=False)
+    Path("results/linear/predictions").mkdir()
+    answers.to_csv("results/linear/predictions/toy.tsv", sep="\t", index=False)
+
+    score = {"miou": 0.375, "standard_error": 0.012, "pixel_accuracy": 0.75, "iou": {"sky": 0.5, marked: None}}
+    artifact.write_json(Path("results/segment/toy.json"), {"segment": {"toy": {"upernet": score, "linear": score}}})
+    for protocol in ("upernet", "linear"):
+        folder = Path("results/segment/examples/toy", protocol)
+        folder.mkdir(parents=True)
+        for index in range(2):
+            (folder / f"{val.keys[index]}.png").write_bytes(images.encode_png(val.mask(index) % 2))
 
 
 def page() -> str:
@@ -142,6 +169,41 @@ def test_scores_are_those_that_params_list(folder):
         said in words for said in ("kNN on toy", "50.0", "± 3.0", "untrained encoder", "0.512", "0.498", "0.250")
     )
     assert "gone" not in words
+    assert "not yet" not in words
+
+
+def test_answers_segmented_images_and_curves_are_shown_with_what_made_them(folder):
+    leave_run("random")
+    odd = '<u>"odd"</u>'
+    leave_answers(odd)
+    write_params(linear=["toy"], segment=["toy"], knn=["not yet"])
+    found = Tags(page())
+    words = " ".join(" ".join(found.words).split())
+    assert "5 per class: 12.5" in words
+    assert "toy: the linear probe 2 of 3 images" in words
+    assert "cat → dog, 75" in words
+    assert f"dog → {odd}, 50" in words
+    assert "predicted by linear head, frozen; UPerNet, fine-tuned." in words
+    assert "0.375 ± 0.012" in words
+    assert all(said in words for said in ("linear probe on toy", "holdout top-1", "50 %"))
+    shown = [attrs["alt"] for tag, attrs in found.tags if tag == "img"]
+    first = shown.index("true mask")
+    assert shown[first - 1 : first + 7] == 2 * ["image", "true mask", "linear head, frozen", "UPerNet, fine-tuned"]
+    assert shown.count("cat, taken for dog") == 1
+    assert odd in [attrs.get("title") for _, attrs in found.tags]
+    assert "u" not in {tag for tag, _ in found.tags}
+
+
+def test_params_are_those_of_the_run_and_of_what_was_scored(folder):
+    leave_run("random")
+    leave_answers("dog")
+    write_params(linear=["toy", "not yet"], knn=["not yet"])
+    words = " ".join(" ".join(Tags(page()).words).split())
+    said = ("shards.writing.short_side 77", "teacher.seed 0", "parts.method learned", "part_maps.attention true")
+    said += ("pretrain.seed 7", "linear.protocol.seed 0", "linear.datasets.toy {}")
+    assert [name for name in said if name not in words] == []
+    assert words.index("part_maps.attention") < words.index("pretrain.seed") < words.index("linear.protocol")
+    assert "knn.protocol" not in words
     assert "not yet" not in words
 
 

@@ -66,11 +66,13 @@ def written() -> dict:
     return json.loads(Path("results/segment/toy.json").read_text())["segment"]["toy"]
 
 
-def masks() -> dict[str, np.ndarray]:
-    return {path.stem: np.asarray(Image.open(path)) for path in Path("results/segment/examples/toy").iterdir()}
+def masks() -> dict[tuple[str, str], np.ndarray]:
+    """Predicted masks by protocol and key."""
+    found = Path("results/segment/examples/toy").glob("*/*.png")
+    return {(path.parent.name, path.stem): np.asarray(Image.open(path)) for path in found}
 
 
-def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat(project, monkeypatch):
+def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_any_order(project, monkeypatch):
     start(monkeypatch, "toy")
     scores, examples = written(), masks()
     assert set(scores) == {"linear", "knn", "most_frequent", "position"}
@@ -86,15 +88,19 @@ def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat(proj
     header, *rows = Path("results/segment/toy.tsv").read_text().splitlines()
     assert header.split("\t") == ["protocol", "epoch", "lr", "loss"]
     assert [row.split("\t")[:2] for row in rows] == [["linear", "1"], ["linear", "2"]]
-    assert len(examples) == 3
-    for key, mask in examples.items():
+    keys = {key for _, key in examples}
+    assert len(keys) == 3
+    assert set(examples) == {(protocol, key) for protocol in ("linear", "knn") for key in keys}
+    assert any((examples["linear", key] != examples["knn", key]).any() for key in keys)
+    for (_, key), mask in examples.items():
         assert mask.dtype == np.uint8
         assert mask.shape == reader.mask(reader.keys.index(key)).shape
         assert mask.max() < len(reader.mask_names)
     assert not list(artifact.state_root().glob("runs/*"))
+    change("protocols: [linear, knn]", "protocols: [knn, linear]")
     start(monkeypatch, "toy")
     assert written() == scores
-    assert all((mask == examples[key]).all() for key, mask in masks().items())
+    assert all((masks()[which] == mask).all() for which, mask in examples.items())
 
 
 def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was_learnt(project, monkeypatch):

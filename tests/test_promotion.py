@@ -77,3 +77,20 @@ def test_ibot_begins_at_the_promoted_teacher(inside: Project):
     inside.set("teacher.network.depth", len(before.blocks) + 1)
     with pytest.raises(SystemExit):
         call("teacher")
+
+
+def test_an_ibot_teacher_used_again_is_the_same_teacher(inside: Project):
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    inside.set("teacher.source", "ibot")
+    call("teacher")
+    before, quality = teacher.load(Path("data/teacher")).encode(images), measured()
+    said = semmae(inside, "promote", "--teacher")
+    inside.set("teacher.source", "semmae")
+    inside.set("teacher.checkpoint", dict(re.findall(r"-S teacher\.checkpoint\.(\w+)=(\S+)", said)))
+    call("teacher")
+    torch.testing.assert_close(teacher.load(Path("data/teacher")).encode(images), before)
+    assert measured() == {key: quality[key] for key in ("knn_top1", "readout_iou")}  # by the class token, again
+
+
+def measured() -> dict[str, float]:
+    return json.loads(Path("results/teacher/metrics.json").read_text())["teacher"]

@@ -1,19 +1,32 @@
 """One input of a source: what is said of it, and where the bytes of its image and mask lie."""
 
 import os
+import re
+import stat
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from semmae import images
 from semmae.params import STRICT
 
 MAX_BYTES = 2**30  # of one file; what is larger (a film in a folder of pictures) is refused unread
+MAX_LABEL = 200  # characters of a class's name
+UNPRINTABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Split = Literal["train", "val", "test"]
 Fraction = Annotated[float, Field(gt=0, lt=1)] | None  # of train, set aside as val; null: none
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # times that an epoch sees a source; null: once
+
+
+def _plain(path: str) -> str:
+    if path.lstrip().lower().startswith("pipe:") or "://" in path:
+        raise ValueError("pipe: commands and URLs are refused, download the shards first, or the images")
+    return path
+
+
+PlainPath = Annotated[str, AfterValidator(_plain)]  # of files on this machine
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,11 +44,22 @@ class Blob(NamedTuple):
     offset: int
     size: int
 
+    @classmethod
+    def of(cls, path: str) -> "Blob":
+        """The whole of a file. ValueError: it is no regular one; who opened a pipe would wait for ever."""
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        return cls(path, 0, status.st_size)
+
     def read(self) -> bytes:
         if self.size > MAX_BYTES:
             raise ValueError(f"the file is too large: {self.size} bytes, allowed are {MAX_BYTES}")
-        with open(self.file, "rb") as file:
-            data = os.pread(file.fileno(), self.size, self.offset)
+        handle = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)  # it may have become a pipe since it was listed
+        try:
+            data = os.pread(handle, self.size, self.offset)
+        finally:
+            os.close(handle)
         if len(data) < self.size:
             raise ValueError("the file has become shorter since it was listed")
         return data
@@ -59,6 +83,18 @@ class Entry(NamedTuple):
         return self.image.read(), self.mask.read() if self.mask else None
 
 
+def printable(name: str) -> str:
+    """Any name in one line that says it exactly: a control character becomes \\u...., a byte that is not UTF-8 \\x..,
+    a backslash two.
+    """
+
+    def escaped(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        return "\\\\" if match[0] == "\\" else f"\\x{code - 0xDC00:02x}" if code >> 8 == 0xDC else f"\\u{code:04x}"
+
+    return UNPRINTABLE.sub(escaped, name)
+
+
 def label_name(value: Any, names: list[str] | None) -> str | None:
     """The class that a label means: an index into `names`, or one of them; without names, a number or a text itself.
 
@@ -67,8 +103,12 @@ def label_name(value: Any, names: list[str] | None) -> str | None:
     if value in (None, -1, "-1"):
         return None
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"the label is neither a number nor a text: {value!r}")
-    if names is None or value in names:
+        raise ValueError(f"the label is neither a number nor a text: {value!r:.80}")
+    if isinstance(value, str) and len(value) > MAX_LABEL:
+        raise ValueError(f"the label is too long: {len(value)} characters, allowed are {MAX_LABEL}")
+    if names is None:
+        return printable(str(value))
+    if value in names:
         return str(value)
     if not str(value).isdecimal():
         raise ValueError(f"the label is none of the names: {value!r}")

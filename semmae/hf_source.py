@@ -4,6 +4,7 @@ The library is optional (`pip install 'semmae[hf]'`) and imported when a source 
 network; images keep their own bytes.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,18 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from semmae.entry import Entry, Fraction, MaskNames, Split, Weight, in_order, label_name
+from semmae.entry import (
+    Blob,
+    Entry,
+    Fraction,
+    MaskNames,
+    PlainPath,
+    Split,
+    Weight,
+    in_order,
+    label_name,
+    printable,
+)
 from semmae.params import STRICT
 
 
@@ -21,7 +33,7 @@ from semmae.params import STRICT
 class Hub:
     """A dataset on the hub."""
 
-    name: str  # e.g. ethz/food101
+    name: PlainPath  # e.g. ethz/food101
     subset: str | None  # its configuration, where it has several
     revision: str | None  # a commit, a tag or a branch; null: the newest
 
@@ -46,7 +58,7 @@ class HuggingFace:
     """What `datasets.load_dataset` loads."""
 
     kind: Literal["hf"]
-    path: str | None  # a local folder, or
+    path: PlainPath | None  # a local folder, or
     hub: Hub | None  # a dataset on the hub
     splits: Annotated[dict[Split, str], Field(min_length=1)]  # our splits to those of the dataset
     columns: Columns
@@ -83,19 +95,31 @@ class HuggingFace:
                 except ValueError as error:
                     refused = str(error)
                 path = f"{split}/{number:06d}"
-                yield Entry(path, split, name, None, None, refused, None if group is None else str(group))
+                yield Entry(path, split, name, None, None, refused, None if group is None else printable(str(group)))
 
     def fetch(self, entry: Entry) -> tuple[bytes, bytes | None]:
         split, number = entry.path.split("/")
         row = self._table(split)[int(number)]
-        image = _bytes(row[self.columns.image])
+        image = self._bytes(row[self.columns.image])
         if image is None:
             raise ValueError("the row has no image")
-        return image, _bytes(row[self.masks.column]) if self.masks else None
+        return image, self._bytes(row[self.masks.column]) if self.masks else None
 
     def class_names(self, found: Iterable[Entry]) -> list[str]:
         names = self._names(self._table(next(iter(self.splits))))
         return names or in_order({entry.label for entry in found if entry.label is not None})
+
+    def _bytes(self, image: dict[str, Any] | None) -> bytes | None:
+        """The file of an image: its bytes, or what its path holds; a row may name files of its own dataset only."""
+        if image is None or image["path"] is None or image["bytes"] is not None:
+            return None if image is None else image["bytes"]
+        import datasets
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        path, homes = os.path.abspath(image["path"]), (self.path, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+        if not any(home and path.startswith(os.path.join(os.path.abspath(home), "")) for home in homes):
+            raise ValueError(f"the row names a file outside of its dataset: {printable(path)}")
+        return Blob.of(path).read()
 
     def _names(self, table: Any) -> list[str] | None:
         """The names that a column of class labels brings."""
@@ -143,14 +167,7 @@ def _loaded(path: str | None, hub: Hub | None) -> Any:
         if hub is None:
             return datasets.load_dataset(path)
         return datasets.load_dataset(hub.name, hub.subset, revision=hub.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # the library raises whatever its parsing meets
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise ValueError(f"the datasets library cannot load {path or hub}: {reason}") from None
-
-
-def _bytes(image: dict[str, Any] | None) -> bytes | None:
-    """The file of an image: its bytes, or what its path holds."""
-    if image is None:
-        return None
-    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()

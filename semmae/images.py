@@ -1,12 +1,12 @@
 """Image bytes: judged by their header, decoded whatever their mode, stored in a form that every reader can use.
 
-- `header(data)`: format, size, orientation; what is no image, or too large to decode safely, is refused here.
 - `to_rgb(data)`: the pixels as a person sees them: upright, transparency over white, deep images scaled to 8 bits.
 - `as_it_is(data)`: what is known of an image that stays where it lies, whatever its mode.
 - `canonical(data)`: what goes into a shard: the bytes as they are wherever possible, else a conversion.
 - `mask_indices(data)`, `canonical_mask(data)`: the same for masks, 8-bit PNG of indices, IGNORE = no statement.
 
-Every refusal is a ValueError, whose text up to the first ": " is the same for the same mistake: it can be counted.
+What is no image, or too costly to decode, is refused by its header. Every refusal is a ValueError, whose text up to
+the first ": " is the same for the same mistake: it can be counted.
 """
 
 import io
@@ -16,13 +16,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow tries these only: others run programs, or guess
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # stored as they are; MPO is a JPEG and more
 MAX_PIXELS = 100_000_000  # of one image, known before anything is decoded
+MAX_SCANS = 1000  # of one JPEG; a progressive one has about ten. Each costs a pass over all pixels, and may be 10 bytes
 JPEG_QUALITY = 95
 IGNORE = 255  # the mask value that says nothing about its pixel
 ORIENTATION = 0x0112  # the EXIF tag
+TIFF_SIDES = ((0x0100, 0x0142), (0x0101, 0x0143))  # tags: width of the image and of its tiles, the same for height
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,25 +37,12 @@ TRANSPOSE = {
 }
 
 
-class Header(NamedTuple):
-    format: str  # as Pillow names it
-    width: int  # as stored, before orientation
-    height: int
-    orientation: int  # EXIF, 1 to 8; 1 = upright
-
-
 class Stored(NamedTuple):
     extension: str
     data: bytes
     orientation: int  # still to be applied by who reads `data`
     size: tuple[int, int]  # (width, height) once it is applied
     full_size: tuple[int, int]  # (width, height) before the resize: a mask must have this size
-
-
-def header(data: bytes) -> Header:
-    """What the first bytes say, without decoding pixels."""
-    image = _open(data)
-    return Header(image.format or "", *image.size, _orientation(image))
 
 
 def to_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -92,8 +82,8 @@ def as_it_is(data: bytes) -> Stored:
     Its mode does not matter: `to_rgb` converts whatever `canonical` would have converted.
     """
     image = _open(data)
+    size = _upright(image).size  # first: who asks a PNG for its orientation decodes it, and its damage is forgotten
     orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF by itself
-    size = _upright(image).size
     return Stored("", b"", orientation, size, size)
 
 
@@ -137,9 +127,22 @@ def _open(data: bytes) -> Image.Image:
         raise ValueError(
             f"not a readable image: known are {', '.join(FORMATS)}" if data else "the file is empty"
         ) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"the image has too many pixels: {image.width}x{image.height}, allowed are {MAX_PIXELS}")
+    width, height = _decoded_size(image)
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"the image has too many pixels: {width}x{height}, allowed are {MAX_PIXELS}")
+    if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"the image has too many scans: {scans}, allowed are {MAX_SCANS}")
     return image
+
+
+def _decoded_size(image: Image.Image) -> tuple[int, int]:
+    """What a decoder fills, (width, height): whole tiles of a TIFF that has them, which may be far larger than that."""
+    if not isinstance(image, TiffImageFile):
+        return image.size
+    tags = image.tag_v2
+    sides = ((tags[side], tags[tile] if isinstance(tags.get(tile), int) else 1) for side, tile in TIFF_SIDES)
+    width, height = (-(-side // max(tile, 1)) * tile for side, tile in sides)
+    return width, height
 
 
 def _loaded(image: Image.Image) -> Image.Image:
@@ -155,7 +158,7 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # EXIF that cannot be parsed says nothing
         return 1
-    return value if value in TRANSPOSE else 1
+    return int(value) if value in TRANSPOSE else 1  # some write it as a fraction
 
 
 def _upright(image: Image.Image) -> Image.Image:

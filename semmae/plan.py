@@ -88,8 +88,11 @@ def unique_keys(paths: list[str], names: list[str] | None = None) -> list[str]:
     keys = [
         key
         if count[key.lower()] == 1 and len(key) <= MAX_KEY
-        else f"{key[: MAX_KEY - 17]}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+        else f"{key[: MAX_KEY - 17]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
         for key, path in zip(plain, paths, strict=True)
     ]
-    assert len(set(keys)) == len(keys), "two paths have one key"
+    if len(set(keys)) < len(keys):  # somebody has named a file by another's digest
+        (key, _), *_ = Counter(keys).most_common()
+        alike = [path for path, own in zip(paths, keys, strict=True) if own == key]
+        raise ValueError(f"{' and '.join(alike)} would both have the key {key}; rename one")
     return keys

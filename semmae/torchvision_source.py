@@ -8,20 +8,23 @@ import difflib
 import inspect
 import io
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from semmae.entry import Entry, Fraction, Split, Weight, in_order, label_name
+from semmae.entry import Blob, Entry, Fraction, PlainPath, Split, Weight, in_order, label_name
 from semmae.params import STRICT
 
+UNPICKLES = {"LSUN", "LSUNClass"}  # a cache that lies beside their files; CIFAR's pickles have digests
 OURS = {"self", "root", "download", "transform", "transforms", "target_transform", "loader"}  # not for params.yaml
+
+EpsImagePlugin.gs_binary = False  # torchvision opens whatever Pillow opens, and for this kind it would run a program
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,7 +33,7 @@ class TorchVision:
 
     kind: Literal["torchvision"]
     name: str  # of its class, e.g. CIFAR10
-    path: str | None  # the `root` of its files; null for one without files (FakeData)
+    path: PlainPath | None  # the `root` of its files; null for one without files (FakeData)
     splits: Annotated[dict[Split, dict[str, Any]], Field(min_length=1)]  # what to construct, e.g. {split: trainval}
     download: bool
     val_fraction: Fraction
@@ -62,8 +65,8 @@ class TorchVision:
         split, number = entry.path.split("/")
         dataset = self._opened(split)
         if files := getattr(dataset, "samples", None):  # a folder of files
-            return Path(files[int(number)][0]).read_bytes(), None
-        image = dataset[int(number)][0]
+            return Blob.of(files[int(number)][0]).read(), None
+        image, _ = _sample(dataset, int(number))
         if not isinstance(image, Image.Image):
             raise ValueError(f"torchvision gives no picture: {type(image).__name__}")
         buffer = io.BytesIO()
@@ -80,7 +83,7 @@ class TorchVision:
             return []
         targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
         if targets is None or len(targets) != len(dataset):
-            targets = [dataset[number][1] for number in range(len(dataset))]
+            targets = [_sample(dataset, number)[1] for number in range(len(dataset))]
         if np.ndim(targets) != 1 or not np.issubdtype(np.asarray(targets).dtype, np.integer):
             raise ValueError(
                 f"the targets of {self.where} are no class numbers, e.g. {targets[0]!r}; set labels: false"
@@ -105,6 +108,8 @@ def _constructed(name: str, path: str | None, arguments: dict[str, Any], *, down
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ValueError(f"torchvision has no dataset {name!r}; similar names: {', '.join(near) or 'none'}")
+    if name in UNPICKLES:
+        raise ValueError(f"torchvision's {name} unpickles what lies beside its files; export its images to a folder")
     kind, given = getattr(datasets, name), dict(arguments)
     takes = inspect.signature(kind).parameters
     allowed = sorted(takes.keys() - OURS)
@@ -125,6 +130,16 @@ def _constructed(name: str, path: str | None, arguments: dict[str, Any], *, down
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"torchvision's {name} cannot be read from {path} with {arguments}: {reason}") from None
+
+
+def _sample(dataset: Any, number: int) -> tuple[Any, Any]:
+    """A picture and its target. ValueError: torchvision cannot read it, or it is too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return dataset[number][:2]
+    except Exception as error:  # its datasets raise whatever their parsing meets
+        raise ValueError(f"torchvision cannot read the sample: number {number}, {error}") from error
 
 
 def _classes(dataset: Any) -> list[str] | None:

@@ -6,7 +6,7 @@ except for what a tar must not hold (links, devices, names that lead out of it):
 
 import os
 import re
-import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,9 +15,11 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from semmae import tars
-from semmae.entry import Blob, Entry, Fraction, MaskNames, Split, Weight
+from semmae.entry import Blob, Entry, Fraction, MaskNames, PlainPath, Split, Weight, printable
 from semmae.layout import places
 from semmae.params import STRICT
+
+MAX_WAYS = 100  # through links to one folder
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -32,7 +34,7 @@ class Tree:
     """Image files in a folder or in one plain tar, in any tree that `semmae.layout` knows."""
 
     kind: Literal["folder", "tar"]
-    path: str
+    path: PlainPath
     splits: list[Split] | None  # null: all that the tree has
     val_fraction: Fraction
     labels: bool  # folders are classes
@@ -63,16 +65,16 @@ class Tree:
         files = _folder(Path(self.path)) if self.kind == "folder" else _tar(Path(self.path))
         outside = {name for name in files if _leads_out(name)}
         for name in outside:
-            yield Entry(_printable(name), "train", None, None, None, "its name in the tar leads out of the tar")
+            yield Entry(printable(name), "train", None, None, None, "its name in the tar leads out of the tar")
         masks = self.masks.folder if self.masks else "masks"
         for place in places(files.keys() - outside, labels=self.labels, masks=masks):
             image, mask = files[place.name], files.get(place.mask) if self.masks else None
             reasons = [place.refused, *(blob for blob in (image, mask) if isinstance(blob, str)), ""]
-            path = _printable(place.name)
+            path = printable(place.name)
             yield Entry(
                 path=path,
                 split=place.split,
-                label=None if place.label is None else _printable(place.label),
+                label=None if place.label is None else printable(place.label),
                 image=image if isinstance(image, Blob) else None,
                 mask=mask if isinstance(mask, Blob) else None,
                 refused=next(filter(None, reasons), ""),
@@ -100,24 +102,44 @@ class Tree:
 
 
 def _folder(root: Path) -> dict[str, Blob | str]:
-    """The files under a folder by name, links followed: their bytes, or why they are refused."""
+    """The files under a folder by name, links followed: their bytes, or why they are refused. Hidden ones are left out.
+
+    ValueError: there is no folder, one in it cannot be listed, or links lead to one in too many ways.
+    """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; the path of a source is absolute, or relative to data/raw")
     files: dict[str, Blob | str] = {}
-    for folder, below, names in os.walk(root, followlinks=True):
-        here = os.path.realpath(folder) + "/"
-        below[:] = [
-            name for name in below if not here.startswith(os.path.realpath(f"{folder}/{name}") + "/")
-        ]  # no loops
-        for name in names:
-            path = os.path.join(folder, name)
-            inside = path[len(str(root)) + 1 :]
+    ways: Counter[str] = Counter()
+    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset())]  # a folder, and the real folders above it
+    while waiting:
+        inside, above = waiting.pop()
+        real = os.path.realpath(root / inside)
+        if real in above:
+            continue  # a loop
+        ways[real] += 1
+        if ways[real] > MAX_WAYS:
+            raise ValueError(f"{real} is reached in more than {MAX_WAYS} ways from {root}: links between folders")
+        for item in _listed(root / inside):
+            name = inside + item.name
             try:
-                status = os.stat(path)
-                files[inside] = Blob(path, 0, status.st_size) if stat.S_ISREG(status.st_mode) else "not a regular file"
+                if item.is_dir():
+                    waiting.append((f"{name}/", above | {real}))
+                else:
+                    files[name] = Blob.of(item.path)
             except OSError as error:
-                files[inside] = f"the file cannot be read: {error.strerror}"
+                files[name] = f"the file cannot be read: {error.strerror}"
+            except ValueError as error:
+                files[name] = str(error)
     return files
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, but for what is hidden. ValueError: who can tell what is lost?"""
+    try:
+        with os.scandir(folder) as items:
+            return [item for item in items if not item.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"the folder {printable(str(folder))} cannot be listed: {error.strerror}") from None
 
 
 def _tar(path: Path) -> dict[str, Blob | str]:
@@ -128,11 +150,9 @@ def _tar(path: Path) -> dict[str, Blob | str]:
     files: dict[str, Blob | str] = {}
     for member in tars.members(path):
         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
-        if member.isreg() and not member.issparse():
+        if not member.isdir():
             inside = member.name if _leads_out(member.name) else name
-            files[inside] = Blob(str(path), member.offset_data, member.size)
-        elif not member.isdir():
-            files[name] = "a link, a device or another special member of the tar"
+            files[inside or "."] = tars.blob(path, member) or tars.SPECIAL
     names = [name for name in files if not _leads_out(name) and not name.startswith(".")]
     top = names[0].split("/")[0] + "/" if names else ""
     if top in ("train/", "val/", "test/", "images/") or not all(name.startswith(top) for name in names):
@@ -142,8 +162,3 @@ def _tar(path: Path) -> dict[str, Blob | str]:
 
 def _leads_out(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/")
-
-
-def _printable(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8 are written as \\x.."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

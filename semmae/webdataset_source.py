@@ -15,25 +15,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from braceexpand import braceexpand
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from semmae import tars
-from semmae.entry import Blob, Entry, Fraction, MaskNames, Split, Weight, in_order, label_name
+from semmae.entry import (
+    Blob,
+    Entry,
+    Fraction,
+    MaskNames,
+    PlainPath,
+    Split,
+    Weight,
+    in_order,
+    label_name,
+    printable,
+)
 from semmae.layout import EXTENSIONS
 from semmae.params import STRICT
 
 MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # key and extension
 META = re.compile(r"__[^/]*__($|/)")  # what WebDataset skips
-
-
-def _plain(path: str) -> str:
-    if path.startswith("pipe:") or "://" in path:
-        raise ValueError("shards are plain files: pipe: commands and URLs are refused, download the shards first")
-    return path
-
-
-PlainPath = Annotated[str, AfterValidator(_plain)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -97,7 +99,7 @@ class WebDataset:
                 fields = fields or known
                 yield entry
         if self.labels and not has_label:
-            given = f"; fields of the first json are: {', '.join(fields)}" if fields else ""
+            given = f"; fields of the first json are: {printable(', '.join(fields))}" if fields else ""
             what = "a member .cls" if self.labels.field is None else f"a field {self.labels.field!r} in its json"
             raise ValueError(f"{self.path}: no sample has {what}, where labels should stand{given}")
 
@@ -109,17 +111,18 @@ class WebDataset:
             seen[key] += 1
             ordinal = "" if seen[key] == 1 else f"#{seen[key]}"
             images = [extension for extension, _ in members if f".{extension}" in EXTENSIONS]
-            path = f"{name}/{key}" + (f".{images[0]}" if len(images) == 1 else "") + ordinal
-            found, fields, label, group, refused = dict(members), {}, None, None, ""
+            path = printable(f"{name}/{key}" + (f".{images[0]}" if len(images) == 1 else "") + ordinal)
+            found, fields, label, group, refused = {}, {}, None, None, ""
             try:
-                _judge(key, members, images, again=seen[key] > 1)
+                found = _judged(key, members, images, again=seen[key] > 1)
                 fields = self._fields(found)
                 label = self._label(found, fields)
-                group = None if self.group is None or fields.get(self.group) is None else str(fields[self.group])
+                value = None if self.group is None else fields.get(self.group)
+                group = None if value is None else printable(str(value))
             except ValueError as error:
-                refused = str(error)
+                refused = printable(str(error))
             mask = found.get(self.masks.member) if self.masks else None
-            image = found[images[0]] if len(images) == 1 else None
+            image = found[images[0]] if found else None
             yield Entry(path, split, label, image, mask, refused, group, key + ordinal), list(fields)
 
     def _fields(self, members: dict[str, Blob]) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class WebDataset:
             return {}
         try:
             fields = json.loads(members["json"].read())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"its json is broken: {error}") from None
         if not isinstance(fields, dict):
             raise ValueError("its json is no object with fields")
@@ -170,20 +173,22 @@ def _files(root: Path, pattern: str) -> list[str]:
     return found
 
 
-def _grouped(tar: Path) -> Iterator[tuple[str, list[tuple[str, Blob]]]]:
-    """The samples of a tar as WebDataset forms them: key, and the extension and place of each regular member."""
+def _grouped(tar: Path) -> Iterator[tuple[str, list[tuple[str, Blob | None]]]]:
+    """The samples of a tar as WebDataset forms them: key, and the extension and place of each member, null for a link
+    and whatever else is no file.
+    """
     named = (
-        (match.group(1), (match.group(2).lower(), Blob(str(tar), member.offset_data, member.size)))
+        (match.group(1), (match.group(2).lower(), tars.blob(tar, member)))
         for member in tars.members(tar)
-        if member.isreg() and not member.issparse() and not META.match(member.name)
+        if not member.isdir() and not META.match(member.name)
         if (match := MEMBER.fullmatch(member.name))
     )
     for key, members in groupby(named, key=lambda pair: pair[0]):
         yield key, [member for _, member in members]
 
 
-def _judge(key: str, members: list[tuple[str, Blob]], images: list[str], *, again: bool) -> None:
-    """ValueError: why the members are no sample."""
+def _judged(key: str, members: list[tuple[str, Blob | None]], images: list[str], *, again: bool) -> dict[str, Blob]:
+    """The members of a sample by extension. ValueError: why they are none."""
     extensions = [extension for extension, _ in members]
     if again:
         raise ValueError(f"the key comes twice in its shard: {key}")
@@ -193,3 +198,7 @@ def _judge(key: str, members: list[tuple[str, Blob]], images: list[str], *, agai
         raise ValueError(f"the sample has several images: {', '.join(images)}")
     if len(set(extensions)) < len(extensions):
         raise ValueError(f"the sample has two members of one name: {', '.join(extensions)}")
+    files = {extension: blob for extension, blob in members if blob}
+    if len(files) < len(members):
+        raise ValueError(tars.SPECIAL)
+    return files

@@ -9,17 +9,27 @@ Writes data/shards/<dataset>/: <split>-000000.tar ... (none of what is indexed i
 """
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from semmae import artifact, params, shards, stage
 from semmae.params import STRICT
 from semmae.sources import Creatures, Source
+
+
+def _plain(name: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise ValueError("the name of a dataset has letters, digits, - and _ only: it names folders and stages")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -45,7 +55,7 @@ class Shards:
     """The section `shards` of params.yaml."""
 
     writing: Writing
-    datasets: dict[str, Dataset]
+    datasets: dict[Name, Dataset]
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -30,15 +30,28 @@ from semmae.params import STRICT
 from semmae.progress import Progress
 from semmae.reader import Reader, batches
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 @dataclass(frozen=True, config=STRICT)
-class Compute:
+class Inference:
     """Where and how fast a stage computes; of these only `precision` is meant to move a result."""
 
     device: dist.Device
     precision: dist.Precision
     compile: bool
     workers: NonNegativeInt  # processes that load images; 0 loads between the steps
+
+    def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
+        """`function`, compiled if that is asked for. (A module that learns compiles itself: `module.compile()`.)"""
+        return torch.compile(function) if self.compile else function
+
+
+@dataclass(frozen=True, config=STRICT)
+class Compute(Inference):
+    """The same of a stage that trains."""
+
     checkpoint_minutes: NonNegativeFloat
 
 

@@ -7,6 +7,7 @@ Calls  teacher.encode and parts.assign on whole images, for the shards that the 
 Writes data/part_maps/<dataset>/<shard stem>.parquet; results/part_maps/metrics.json: a summary
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class PartMaps:
     dataset: str
     batch_size: PositiveInt
     attention: bool
-    compute: run.Compute
+    compute: run.Inference
 
 
 def main() -> None:
@@ -46,6 +47,7 @@ def main() -> None:
     device = dist.choose_device(section.compute.device)
     elder, learner = elder.to(device), learner.to(device)
     vit.use_fastest_attention(elder, device)
+    encode = section.compute.compiled(elder.encode)
     made_with = {"attention": section.attention, "precision": section.compute.precision}
     digest = part_maps.store_digest(teacher=elder.digest, parts=learner.digest, params=made_with)
     digests = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}
@@ -61,15 +63,15 @@ def main() -> None:
                 "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
                 "shard": digests[name], "teacher": elder.digest, "parts": learner.digest,
             }  # fmt: skip
-            write_shard(section, reader.select(rows[name]), elder, learner, device, digest, metadata)
+            write_shard(section, reader.select(rows[name]), encode, learner, device, digest, metadata)
         part_maps.assemble(OUT / section.dataset, digest=digest, shards=digests)
     maps = part_maps.join(OUT / section.dataset, reader, teacher=elder.digest, parts=learner.digest)
     artifact.write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summary(maps)})
 
 
 def write_shard(
-    section: PartMaps, reader: Reader, elder: teacher.Teacher, learner: parts.Parts, device: torch.device, digest: str,
-    metadata: dict,
+    section: PartMaps, reader: Reader, encode: Callable[[torch.Tensor], teacher.Tokens], learner: parts.Parts,
+    device: torch.device, digest: str, metadata: dict,
 ) -> None:  # fmt: skip
     """Encode, assign and store one shard."""
     labels, attention = [], []
@@ -78,7 +80,7 @@ def write_shard(
         reader, np.arange(len(reader)), view, batch_size=section.batch_size, workers=section.compute.workers
     ):
         with dist.autocast(device, section.compute.precision):
-            tokens = elder.encode(batch["image"].to(device))
+            tokens = encode(batch["image"].to(device))
         labels.append(learner.assign(tokens).argmax(1).to(torch.uint8).cpu().numpy())
         attention.append(tokens.attention.cpu().numpy())
     part_maps.write(

@@ -129,6 +129,9 @@ def learned(
     model = parts.PartLearner(config)
     model.fit(sample, seed=fold(section.seed, "kmeans"))
     model.to(world.device)
+    if section.compute.compile:
+        model.compile()
+    encode = section.compute.compiled(elder.encode)
     parallel = dist.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
     rate = recipe.base_lr * recipe.batch_size / 256
@@ -140,7 +143,7 @@ def learned(
     ):  # fmt: skip
         images = step.batch["image"].to(world.device)
         with dist.autocast(world.device, section.compute.precision):
-            tokens = elder.encode(images)
+            tokens = encode(images)
         target = parts.pixel_target(images, elder.patch_size) if pixels else model.prepare(tokens.patch)
         maps, rebuilt = parallel(tokens)
         reconstruction = (rebuilt - target).square().mean()

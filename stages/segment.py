@@ -206,7 +206,7 @@ def probed(
     """The linear probe of a frozen network."""
     now = task.begin("linear", line, digest)
     how = replace(task.how, heed=now.heed)
-    encode = segmentation_probes.token_maps(network, device=how.world.device, precision=task.protocol.compute.precision)
+    encode = token_maps(task, network)
     probe = segmentation_linear.linear(
         task.protocol.linear, encode, task.train, width=network.embed_dim, crops=task.crops, how=how, run=now
     )
@@ -217,7 +217,7 @@ def knn(task: Task) -> Scored:
     """The vote of the frozen encoder's nearest patches."""
     network, _, digest = encoder(task)
     how = replace(task.how, heed=task.begin("knn", "encoder", digest).heed)
-    encode = segmentation_probes.token_maps(network, device=how.world.device, precision=task.protocol.compute.precision)
+    encode = token_maps(task, network)
     probe = segmentation_knn.knn(task.protocol.knn, encode, task.train, how=how, seed=task.protocol.seed)
     return Scored(task.score(probe.predict, how) | probe.chosen, probe.history, probe.predict, how)
 
@@ -244,6 +244,12 @@ def encoder(task: Task) -> tuple[VisionTransformer, dict[str, Any], str]:
     network, config = vit.load(PRETRAIN)
     fitting(task, "encoder", config["patch_size"])
     return network, config, artifact.model_digest(PRETRAIN, "encoder")
+
+
+def token_maps(task: Task, network: VisionTransformer | teacher.Teacher) -> segmentation_probes.Encode:
+    """What a frozen network says of images."""
+    device, compute = task.how.world.device, task.protocol.compute
+    return compute.compiled(segmentation_probes.token_maps(network, device=device, precision=compute.precision))
 
 
 def fitting(task: Task, network: str, patch_size: int) -> None:

@@ -4,7 +4,8 @@
   into a file.
 - `CentreView`, `RandomView`: the two views of classification; `WholeView`: what part scores see, and its mask's counts.
 - `seen`: images -> class token and patch tokens, for a ViT; `pooled`: one of them, the mean of the patches, or both.
-- `labelled_splits`, `masked_splits`: train and val of a dataset, or one sentence on why it cannot be scored.
+- `labelled_splits`, `masked_splits`: train and val of a dataset, its shards verified, or one sentence on why it cannot
+  be scored.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from semmae import dist, part_metrics, vit
 from semmae.augment import WHOLE, Box, crop_image, random_resized_crop
-from semmae.reader import Reader, batches
+from semmae.reader import Reader, batches, verify_shards
 from semmae.rng import numpy_generator
 from semmae.rows import Rows
 
@@ -176,6 +177,7 @@ def masked_splits(dataset: Path) -> tuple[Reader, Reader]:
 
 def _kept(dataset: Path, split: str, usable: Callable[[Reader], np.ndarray], what: str) -> Reader:
     reader = Reader(dataset, split)
+    verify_shards(dataset)
     ids = np.flatnonzero(usable(reader))
     if not len(ids):
         raise ValueError(f"{dataset}: no sample of {split} has {what}; choose another dataset in params.yaml")

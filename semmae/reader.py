@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from semmae import artifact, images
+from semmae import artifact, digests, images
 
 
 class Reader:
@@ -144,7 +144,7 @@ def verify_shards(dataset: Path) -> None:
     paths = shard_paths(dataset, meta)
     for shard in meta["shards"]:
         path = paths[shard["file"]]
-        if not path.is_file() or path.stat().st_size != shard["bytes"] or artifact.sha256(path) != shard["sha256"]:
+        if not path.is_file() or path.stat().st_size != shard["bytes"] or digests.known(path) != shard["sha256"]:
             problem = "is damaged: its bytes are not those in shards.json" if path.exists() else "is missing"
             raise ValueError(f"{path} {problem}; {_remedy(dataset, path)}")
 

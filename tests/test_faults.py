@@ -101,14 +101,19 @@ def test_a_truncated_image_is_counted_and_too_many_of_them_stop_the_stage(
     assert contents() == before
 
 
-def test_a_damaged_shard_stops_the_run_before_its_first_step(inside: Project, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    "command", ["pretrain", "teacher", "parts", "part_maps", "knn toy", "linear toy", "part_scores toy"]
+)
+def test_a_damaged_shard_stops_a_stage_before_its_first_step(
+    inside: Project, command: str, capsys: pytest.CaptureFixture[str]
+):
     shard = Path("data/shards/toy/train-000001.tar")
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.chmod(0o644)
     shard.write_bytes(data)
     with pytest.raises(SystemExit):
-        call("pretrain")
+        call(*command.split())
     said = capsys.readouterr()
-    assert "train-000001.tar" in said.err
+    assert "train-000001.tar is damaged" in said.err
     assert "epoch" not in said.err + said.out

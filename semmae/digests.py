@@ -1,0 +1,39 @@
+"""Digests of large files, computed once per change: a stage that starts need not read a terabyte to trust it.
+
+A file's size, time and inode are remembered with its digest under the state root. What changes a file without a write
+(bits that rot on the disk) is not seen; `forget` makes the next look read everything.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from semmae import artifact
+
+FRESH = 2_000_000_000  # nanoseconds: a younger file may change again within one tick of its time
+
+
+def known(path: Path) -> str:
+    """The SHA-256 of a file, in hex, read only if the file is not as it was when it was last read."""
+    stat = path.stat()
+    seal, memo = [stat.st_size, stat.st_mtime_ns, stat.st_ino], _folder() / artifact.digest(str(path.absolute()))
+    try:
+        remembered = json.loads(memo.read_text())
+        if remembered["seal"] == seal:
+            return remembered["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # never seen, or damaged: read it
+    found = artifact.sha256(path)
+    if time.time_ns() - stat.st_mtime_ns > FRESH:
+        artifact.write_json(memo, {"seal": seal, "sha256": found})
+    return found
+
+
+def forget() -> None:
+    """Read every file anew when its digest is asked for next."""
+    shutil.rmtree(_folder(), ignore_errors=True)
+
+
+def _folder() -> Path:
+    return artifact.state_root() / "digests"

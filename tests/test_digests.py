@@ -1,0 +1,49 @@
+"""A digest is read once per change of its file, and is right whatever happened to the file or to the memory of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from semmae import artifact, digests
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "shard.tar"
+    path.write_bytes(b"one")
+    os.utime(path, (1, 1))  # not fresh
+    return path
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were read in full."""
+    read, sha256 = [], artifact.sha256
+    monkeypatch.setattr(artifact, "sha256", lambda path: read.append(path) or sha256(path))
+    return read
+
+
+def test_a_file_is_read_once_until_it_changes(shard: Path, reads: list[Path]):
+    first = digests.known(shard)
+    assert digests.known(shard) == first == artifact.sha256(shard)
+    assert len(reads) == 2  # ours, and the test's own
+    shard.write_bytes(b"two")
+    os.utime(shard, (2, 2))
+    assert digests.known(shard) == artifact.sha256(shard) != first
+
+
+def test_what_was_just_written_is_not_trusted_yet(shard: Path, reads: list[Path]):
+    shard.write_bytes(b"now")
+    assert digests.known(shard) == digests.known(shard)
+    assert len(reads) == 2
+
+
+def test_a_damaged_memory_costs_a_read_and_nothing_else(shard: Path, state_root: Path, reads: list[Path]):
+    first = digests.known(shard)
+    for memo in (state_root / "digests").iterdir():
+        memo.write_text("[")
+    assert digests.known(shard) == first
+    digests.forget()
+    assert digests.known(shard) == first
+    assert len(reads) == 3

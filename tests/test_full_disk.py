@@ -1,0 +1,61 @@
+"""What was there stays whole when the disk is full, and when a writer is killed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from semmae import artifact, checkpoint
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from semmae import artifact
+with artifact.replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path):
+    path = tmp_path / "answer"
+    subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    assert not path.exists()
+    assert len(list(tmp_path.glob(".answer.*.tmp"))) == 1
+    with artifact.replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert not list(tmp_path.glob(".answer.*.tmp"))
+
+
+def test_a_full_disk_leaves_the_previous_model_whole_and_says_so(small_disk: Path):
+    artifact.save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
+    with pytest.raises(OSError, match=r"is full: encoder\.safetensors was not written, what was there before is whole"):
+        artifact.save_model(small_disk, "encoder", {"weight": torch.ones(2**19)}, {"depth": 2})
+    state, config = artifact.read_model(small_disk, "encoder")
+    assert (state["weight"].tolist(), config["depth"]) == ([1.0] * 4, 1)
+    assert sorted(os.listdir(small_disk)) == ["encoder.json", "encoder.safetensors"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk: Path):
+    checkpoint.save(small_disk, 1, {"step": 1, "weight": torch.ones(4)})
+    with pytest.raises(OSError, match="is full: step-000000002 was not written"):
+        checkpoint.save(small_disk, 2, {"step": 2, "weight": torch.ones(2**19)})
+    found = checkpoint.latest(small_disk, map_location=torch.device("cpu"))
+    assert found is not None
+    assert found["step"] == 1

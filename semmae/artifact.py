@@ -24,6 +24,8 @@ from safetensors.torch import load_file, save_file
 
 FULL = 2**18  # bytes: less is left only where a write has just failed
 
+os.umask(os.umask(0o077) | 0o002)  # whatever the user's is: not everyone may change what this process writes
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

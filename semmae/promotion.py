@@ -1,8 +1,8 @@
 """Encoders kept for later: as the teacher of another run, whatever becomes of the run that they come from.
 
-`promote` copies an encoder, or a teacher that was learnt here, from the workspace, or from any experiment or commit that
-DVC has cached, to data/encoders/<sha256 of its weights>. Git and DVC leave that folder alone, so a queued experiment finds it in the main
-repository as it finds data/raw.
+`promote` copies an encoder, or a teacher that was learnt here, from the workspace, or from any experiment or commit
+that DVC has cached, to data/encoders/<sha256 of its weights>. Git and DVC leave that folder alone, so a queued
+experiment finds it in the main repository as it finds data/raw.
 """
 
 import shutil
@@ -15,7 +15,7 @@ SUFFIXES = (".safetensors", ".json")
 
 
 def promote(folder: Path, name: str, encoders: Path, *, rev: str | None = None) -> Path:
-    """Copy the network called `name` in `folder` of `rev` (None: the workspace) into `encoders`; the file of its weights.
+    """Copy the network `name` in `folder` of `rev` (None: the workspace) into `encoders`; the file of its weights.
 
     One that is there already is left as it is. Raises ValueError where there is none, a damaged one, or one of timm's.
     """

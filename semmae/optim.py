@@ -16,7 +16,10 @@ def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) 
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrix = [p for name, p in trainable if p.squeeze().ndim > 1]
     vector = [p for name, p in trainable if p.squeeze().ndim <= 1]
-    groups = [{"params": matrix, "weight_decay": weight_decay}, {"params": vector, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrix, "weight_decay": weight_decay, "decayed": True},
+        {"params": vector, "weight_decay": 0.0, "decayed": False},
+    ]
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
@@ -53,8 +56,8 @@ def warmup_poly(step: int, *, steps: int, warmup: int, peak: float, end: float, 
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, *, weight_decay: float | None = None) -> None:
-    """The learning rate of all groups, times a group's `lr_scale`; if given, the weight decay of the decayed one."""
+    """The learning rate of all groups, times a group's `lr_scale`; if given, the weight decay of `adamw`'s decayed one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
-        if weight_decay is not None and group["weight_decay"]:
+        if weight_decay is not None and group["decayed"]:
             group["weight_decay"] = weight_decay

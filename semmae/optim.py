@@ -56,7 +56,7 @@ def warmup_poly(step: int, *, steps: int, warmup: int, peak: float, end: float, 
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, *, weight_decay: float | None = None) -> None:
-    """The learning rate of all groups, times a group's `lr_scale`; if given, the weight decay of `adamw`'s decayed one."""
+    """The learning rate of all groups, times a group's `lr_scale`; if given, the weight decay of `adamw`'s first."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
         if weight_decay is not None and group["decayed"]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
@@ -57,6 +57,8 @@ class Recipe:
     warmup_epochs: NonNegativeInt
     weight_decay: NonNegativeFloat
     betas: Betas
+    clip_grad: PositiveFloat | None  # largest norm of the gradient
+    max_skips: NonNegativeInt  # steps that may be left out because their loss is not finite
     norm_pix_loss: bool
     decoder: Decoder
     crop: Crop
@@ -122,11 +124,14 @@ def pretrain(
         with dist.autocast(world.device, compute.precision):
             pred = parallel(images, mask, num_masked)
         loss = mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
-        optim.set_rate(optimizer, lr)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        run.record(loss=loss, lr=lr, inter_part=inter_part)
+        if not run.skips(loss, step, allowed=recipe.max_skips):
+            optim.set_rate(optimizer, lr)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if recipe.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
+            optimizer.step()
+            run.record(loss=loss, lr=lr, inter_part=inter_part)
         if step.ends_epoch:
             run.log(**measure(encoder, step.epoch + 1, step.ends_run))
     return model.eval()

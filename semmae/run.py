@@ -29,6 +29,7 @@ from semmae.order import epoch_order, epoch_size
 from semmae.params import STRICT
 from semmae.progress import Progress
 from semmae.reader import Reader, batches
+from semmae.spikes import Losses
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,6 +106,8 @@ class Run:
         self._count = 0
         self._measured: dict[str, float] = {}
         self._latest = torch.zeros(())  # the last recorded loss
+        self._losses = Losses()
+        self.skipped = 0  # steps left out since their loss was not finite
         self._signal = 0
 
     def __enter__(self) -> Self:
@@ -182,6 +185,21 @@ class Run:
         if self._signal:
             self._stop("after its last step; run the same command again to go on from the last checkpoint")
 
+    def skips(self, loss: Tensor, step: Step, *, allowed: int) -> bool:
+        """Whether to leave this step out, since its loss is not finite here or on another rank.
+
+        The run may leave out `allowed` steps in all; one more raises FloatingPointError.
+        """
+        if not dist.any_rank(not bool(torch.isfinite(loss.detach())), self.world):
+            return False
+        self.skipped += 1
+        if self.skipped > allowed:
+            raise self._not_finite(loss, step.number, step.batch)
+        if self.world.leads:
+            keys = _some(step.batch["key"])
+            print(f"{self.stage}: step {step.number} is left out, its loss is {float(loss)}: {keys}", file=sys.stderr)
+        return True
+
     def record(self, **values: Tensor | float) -> None:
         """Values of this step, averaged over the epoch's steps and the ranks; `loss` must be finite."""
         self._count += 1
@@ -197,11 +215,17 @@ class Run:
 
     def _check(self, number: int, batch: dict[str, Any]) -> None:
         if not torch.isfinite(self._latest):
-            keys = ", ".join(batch["key"][:8])
-            raise FloatingPointError(
-                f"{self.stage}: the loss is {float(self._latest)} at step {number} on rank {self.world.rank}; its "
-                f"samples: {keys}{' ...' if len(batch['key']) > 8 else ''}; lower base_lr or set precision to fp32"
-            )
+            raise self._not_finite(self._latest, number, batch)
+        mean = self._losses.mean
+        if self._losses.is_spike(float(self._latest)) and self.world.leads:
+            found, keys = f"the loss is {float(self._latest):.4g}, lately {mean:.4g}", _some(batch["key"])
+            print(f"{self.stage}: spike at step {number}: {found}; its samples: {keys}", file=sys.stderr)
+
+    def _not_finite(self, loss: Tensor, number: int, batch: dict[str, Any]) -> FloatingPointError:
+        return FloatingPointError(
+            f"{self.stage}: the loss is {float(loss)} at step {number} on rank {self.world.rank}; its samples: "
+            f"{_some(batch['key'])}; lower base_lr or set precision to fp32"
+        )
 
     def _close_epoch(self, epoch: int) -> None:
         row: dict[str, float] = {"epoch": epoch + 1}
@@ -217,11 +241,14 @@ class Run:
         for name, owner in state.items():
             owner.load_state_dict(saved["state"][name])
         self.history, self._sums, self._count = saved["history"], saved["sums"], saved["count"]
+        self.skipped = saved["skipped"]
+        self._losses.load_state_dict(saved["losses"])
         return saved["step"]
 
     def _save(self, number: int, state: dict[str, Stateful]) -> None:
         if self.world.leads:
             content = {"step": number, "history": self.history, "sums": self._sums, "count": self._count}
+            content |= {"skipped": self.skipped, "losses": self._losses.state_dict()}
             content["state"] = {name: owner.state_dict() for name, owner in state.items()}
             checkpoint.save(self.folder, number, content)
         dist.barrier(self.world)
@@ -231,6 +258,10 @@ class Run:
         if self.world.leads:
             print(f"{self.stage}: stopped by {name} {when}", file=sys.stderr)
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
 
 
 @dataclasses.dataclass(frozen=True)

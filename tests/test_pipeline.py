@@ -26,7 +26,7 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     " confusions recipes comparison",
     "vit mae ibot foreign teacher encoders parts heads classifier attentive readout features baselines part_baselines"
     " health",
-    "run resume pretraining distillation finetuning evaluations segmentation_views segmentation segmentation_probes"
+    "run spikes resume pretraining distillation finetuning evaluations segmentation_views segmentation segmentation_probes"
     " segmentation_linear segmentation_knn segmentation_upernet figures state flow export encode promotion doctor",
     "__main__",
 )

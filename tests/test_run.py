@@ -228,6 +228,36 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_samples(toy_dataset:
         _train(toy_dataset, tmp_path / "out", loss=float("nan"))
 
 
+def _skipping(dataset: Path, out: Path, *, allowed: int) -> Run:
+    """One epoch of 5 steps, two of which have no finite loss."""
+    with Run("toy", ALONE, out=out, params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        for step in run.steps(Reader(dataset, "train"), _load, batch_size=8, epochs=1, seed=0, workers=0, state={}):
+            loss = torch.tensor(float("nan") if step.number in (1, 3) else 2.0)
+            if not run.skips(loss, step, allowed=allowed):
+                run.record(loss=loss)
+    return run
+
+
+def test_a_step_without_a_finite_loss_is_left_out_if_that_is_allowed(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = _skipping(toy_dataset, tmp_path / "out", allowed=2)
+    assert (run.skipped, run.history[-1]["loss"]) == (2, 2.0)
+    assert "toy: step 1 is left out, its loss is nan: " in capsys.readouterr().err
+    with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
+        _skipping(toy_dataset, tmp_path / "other", allowed=1)
+
+
+def test_a_spike_is_told_with_its_samples(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        for step in run.steps(
+            Reader(toy_dataset, "train"), _load, batch_size=8, epochs=12, seed=0, workers=0, state={}
+        ):
+            run.record(loss=torch.tensor(50.0 if step.number == 55 else 1.0))
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+    assert told.startswith("toy: spike at step 55: the loss is 50, lately 1; its samples: ")
+
+
 def test_one_writer_per_output(toy_dataset: Path, tmp_path: Path):
     with (
         artifact.lock("output", str(tmp_path / "out")),

@@ -30,8 +30,11 @@ def main(function: Callable[[], None]) -> None:
 
 
 def named(datasets: dict[str, T], stage: str) -> tuple[str, T]:
-    """The dataset that the command line names, and what `datasets`, the section's, says of it."""
-    name = " ".join(sys.argv[1:])
+    """The dataset that the command line names, and what `datasets`, the section's, says of it.
+
+    DVC names it as `<stage>@<dataset>`, in a variable: what it puts into a command itself, a shell reads as a command.
+    """
+    name = " ".join(sys.argv[1:]).removeprefix(f"{stage}@")
     if name not in datasets:
         raise ValueError(f"{stage} has no dataset {name!r}; params.yaml has {', '.join(datasets) or 'none'}")
     return name, datasets[name]

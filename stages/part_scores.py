@@ -7,7 +7,6 @@ Calls  part_baselines.lines, part_baselines.scores
 Writes results/part_scores/<dataset>.json: the scores of the parts, and of every line under its name
 """
 
-import sys
 from collections.abc import Iterator
 from functools import partial, reduce
 from pathlib import Path
@@ -60,11 +59,7 @@ class PartScores:
 def main() -> None:
     """Score the parts on the dataset named on the command line."""
     section = params.load(PartScores, "part_scores")
-    protocol, name = section.protocol, " ".join(sys.argv[1:])
-    if name not in section.datasets:
-        raise ValueError(
-            f"part_scores has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}"
-        )
+    protocol, (name, _) = section.protocol, stage.named(section.datasets, "part_scores")
     train, val = features.masked_splits(SHARDS / name)
     device = dist.choose_device(protocol.device)
     elder, learner, untrained = networks(protocol, device)

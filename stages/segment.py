@@ -10,7 +10,6 @@ Writes results/segment/<dataset>.json, and <dataset>.tsv: the loss by epoch; exa
        masks of some of val as each protocol predicts them
 """
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass as plain
@@ -122,10 +121,8 @@ class Scored(NamedTuple):
 def main() -> None:
     """Score the dataset named on the command line."""
     section = params.load(Segment, "segment")
-    name = " ".join(sys.argv[1:])
-    if name not in section.datasets:
-        raise ValueError(f"segment has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
-    own = {key: value for key, value in vars(section.datasets[name]).items() if value is not None}
+    name, dataset = stage.named(section.datasets, "segment")
+    own = {key: value for key, value in vars(dataset).items() if value is not None}
     protocol = replace(section.protocol, **own)
     train, counts = segmentation_views.masked_split(SHARDS / name, "train")
     val, val_counts = segmentation_views.masked_split(SHARDS / name, "val")

@@ -10,7 +10,6 @@ Writes data/shards/<dataset>/: <split>-000000.tar ... (none of what is indexed i
 
 import os
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,14 +60,12 @@ class Shards:
 def main() -> None:
     """Write the dataset named on the command line."""
     section = params.load(Shards, "shards")
-    name = " ".join(sys.argv[1:])
-    if name not in section.datasets:
-        raise ValueError(f"shards has no dataset {name!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
+    name, dataset = stage.named(section.datasets, "shards")
     out, writing = Path("data/shards") / name, section.writing
     with artifact.lock("output", str(out.absolute())):
         meta = shards.write(
             out,
-            located(section.datasets[name].sources),
+            located(dataset.sources),
             seed=writing.seed,
             short_side=writing.short_side,
             samples_per_shard=writing.samples_per_shard,

@@ -26,8 +26,8 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     " confusions recipes comparison",
     "vit mae ibot foreign teacher encoders parts heads classifier attentive readout features baselines part_baselines"
     " health",
-    "run spikes resume pretraining distillation finetuning evaluations segmentation_views segmentation segmentation_probes"
-    " segmentation_linear segmentation_knn segmentation_upernet figures state flow export encode promotion doctor",
+    "run spikes resume pretraining distillation finetuning evaluations segmentation_views segmentation"
+    " segmentation_probes segmentation_linear segmentation_knn segmentation_upernet figures state flow export encode promotion doctor",
     "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
@@ -128,7 +128,7 @@ def test_who_knows_the_name_of_a_stage_knows_five_things(stage: str):
     assert section.__dataclass_params__.frozen
     assert stage in params.read(ROOT / "params.yaml")
     assert STAGES[stage]["desc"].endswith(".")
-    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}" + " ${key}" * ("foreach" in GRAPH[stage])
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}" + ' "$DVC_STAGE"' * ("foreach" in GRAPH[stage])
     outs = [out for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
     kept = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
     assert kept

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import project
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -152,6 +153,13 @@ def test_the_name_of_a_dataset_is_plain(name):
     artifact.write_json(Path("params.yaml"), {"shards": given})
     with pytest.raises(ValueError, match="the name of a dataset has letters, digits, - and _ only"):
         params.load(stage.Shards, "shards")
+
+
+def test_the_name_of_a_dataset_reaches_no_shell(tmp_path):
+    """`dvc repro` starts the stage before anything of ours sees the name."""
+    toy, name = project.create(tmp_path / "toy"), "x; touch MARK #"
+    toy.set("shards.datasets", {name: params.read(ROOT / "params.yaml")["shards"]["datasets"]["creatures"]})
+    assert "the name of a dataset has letters, digits, - and _ only" in toy.dvc("repro", f"shards@{name}", expect=255)
 
 
 @pytest.mark.parametrize("variable", ["GOPEN_REWRITE", "WDS_SECURE"])

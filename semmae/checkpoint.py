@@ -4,6 +4,7 @@ A save writes, syncs and renames, and only then drops the oldest; a checkpoint t
 loudly, for the one before. They hold tensors, numbers and strings, read with `weights_only=True`.
 """
 
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def latest(folder: Path, *, map_location: torch.device) -> dict[str, Any] | None
             if artifact.read_json(path / "manifest.json") != {"state.pt": artifact.sha256(path / "state.pt")}:
                 raise ValueError(f"{path / 'state.pt'} does not match its manifest")
             return torch.load(path / "state.pt", map_location=map_location, weights_only=True)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError, pickle.UnpicklingError) as error:
             print(f"warning: checkpoint skipped: {error}", file=sys.stderr)
     return None
 

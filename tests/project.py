@@ -57,11 +57,11 @@ class Project:
             "COLUMNS": "200",
         }  # fmt: skip
 
-    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *command: str, out: int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
         """A command in the project, in a session of its own; standard error goes where output goes."""
         return subprocess.Popen(
             command, cwd=self.folder, env=self.environment | environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def run(self, *command: str, expect: int = 0, **environment: str) -> str:

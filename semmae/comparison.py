@@ -22,7 +22,7 @@ UNFINISHED = ("Queued", "Running", "Failed")
 def read(path: Path) -> pd.DataFrame:
     """The finished runs in a CSV of `dvc exp show --csv`: experiments, or every row where none is marked as one."""
     try:
-        runs = pd.read_csv(path)
+        runs = pd.read_csv(path, na_values=["!", "-"])  # DVC's signs for a value that it could not read, and for none
     except (FileNotFoundError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} cannot be read as the table of dvc exp show --csv: {error}") from None
     if "State" in runs:

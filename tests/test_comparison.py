@@ -13,7 +13,7 @@ Experiment,rev,typ,State,linear.a.top1,linear.a.untrained.top1,knn.a.top1,pretra
 r0,1,branch_commit,Success,0.50,0.1,0.2,0,random
 r1,2,branch_commit,Success,0.54,0.1,,1,random
 s0,3,branch_commit,Success,0.60,0.1,0.4,0,semantic
-s1,4,branch_base,,0.62,0.1,,1,semantic
+s1,4,branch_base,,0.62,0.1,!,1,semantic
 q,5,branch_commit,Queued,,,,2,semantic
 """
 

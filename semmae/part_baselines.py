@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Integer, UInt8
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from semmae import part_metrics, readout
@@ -117,6 +116,8 @@ def patch_colours(images: UInt8[Tensor, "b 3 H W"], grid: tuple[int, int]) -> Fl
 def _colour_kmeans(sample: list[Batch], grid: tuple[int, int], num_labels: int, seed: int) -> Line:
     def colours(batch: Batch) -> np.ndarray:
         return patch_colours(batch.images, grid).cpu().numpy()
+
+    from sklearn.cluster import KMeans  # here, for it takes as long to load as a small stage to run
 
     points = np.concatenate([colours(batch).reshape(-1, 6) for batch in sample])
     clusters = KMeans(num_labels, n_init=4, random_state=seed % 2**32).fit(points)

@@ -22,8 +22,6 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Num, UInt8
-from scipy.optimize import linear_sum_assignment
-from scipy.special import xlogy
 
 IGNORE = 255
 USED = 0.01  # the least share of a label that counts as used
@@ -99,11 +97,16 @@ def nmi(table: Integer[np.ndarray, "l g"]) -> float:
     """Normalised mutual information, I / mean(H, H'); 1 where both sides are a single cluster."""
     joint = table / table.sum()
     rows, columns = joint.sum(1), joint.sum(0)
-    entropy = -xlogy(rows, rows).sum() - xlogy(columns, columns).sum()
+    entropy = _entropy(rows) + _entropy(columns)
     if entropy == 0:
         return 1.0
-    information = entropy + xlogy(joint, joint).sum()
+    information = entropy - _entropy(joint)
     return float(np.clip(2 * information / entropy, 0, 1))  # clip: rounding
+
+
+def _entropy(p: Float[np.ndarray, "..."]) -> float:
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
 
 
 def ari(table: Integer[np.ndarray, "l g"]) -> float:
@@ -117,6 +120,8 @@ def ari(table: Integer[np.ndarray, "l g"]) -> float:
 
 def match(train: Integer[np.ndarray, "l g"]) -> Integer[np.ndarray, " g"]:
     """A label for each true label, background too, with the highest sum of IoUs on train; -1 where labels run out."""
+    from scipy.optimize import linear_sum_assignment  # here, for it loads half of SciPy
+
     labels, true = linear_sum_assignment(label_iou(train), maximize=True)
     matched = np.full(train.shape[1], -1)
     matched[true] = labels

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from semmae import artifact
@@ -92,6 +91,8 @@ class KMeansParts(Parts):
 
 def directions(unit: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Tensor, "p d"]:
     """Spherical k-means: `count` unit vectors near which the rows of `unit` lie."""
+    from sklearn.cluster import KMeans  # here, for it takes as long to load as a small stage to run
+
     found = KMeans(count, n_init=4, random_state=seed % 2**32).fit(unit.numpy()).cluster_centers_
     return F.normalize(torch.from_numpy(np.asarray(found, dtype=np.float32)), dim=-1)
 

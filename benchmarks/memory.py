@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory [--images 1000 10000] [--only knn linear] [--json out.json]
 
-Every command of COMMANDS runs in a process of its own, on tiny creatures and untrained networks. Anonymous memory is
-what the system cannot drop (RssAnon in /proc/<pid>/status, read every few milliseconds, workers included); pages of
-files, where features lie, it can. Linux only.
+Every evaluation, and `semmae encode`, runs in a process of its own, on tiny creatures and untrained networks. Anonymous
+memory is what the system cannot drop (RssAnon in /proc/<pid>/status, read every few milliseconds, workers included);
+pages of files, where features lie, it can. Linux only.
 """
 
 import argparse
@@ -16,54 +16,66 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import torch
 from ruamel.yaml import YAML
 
-from semmae import shards, teacher, vit
+from semmae import params, parts, shards, teacher, vit
 from semmae.sources import Creatures
 
 DATASET, SIZE, SHARE = "creatures", 32, 0.8  # pixels; of train
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2}
 SECONDS = 0.005  # between two looks at a process
-COMPUTE = {"device": "cpu", "precision": "fp32"}
-PROTOCOLS = {  # of the evaluations; each is `python -m stages.<name> creatures`
-    "knn": {
-        "k": 20, "temperature": 0.07, "pool": "patch_mean", "baselines": True, "seed": 0, "batch_size": 128,
-        "workers": 0, **COMPUTE,
-    },
-    "linear": {
-        "base_lrs": [0.1, 1.0], "holdout": 0.2, "epochs": 4, "warmup_epochs": 1, "views": 2, "batch_size": 256,
-        "low_shot": [{"per_class": 5}, {"share": 0.5}], "pool": "patch_mean", "baselines": True, "seed": 0,
-        "encode_batch_size": 128, "workers": 0, **COMPUTE,
-    },
-    "attentive": {
-        "queries": 4, "base_lrs": [0.01, 0.1], "weight_decays": [0.0, 0.05], "holdout": 0.1, "epochs": 2,
-        "warmup_epochs": 1, "batch_size": 128, "betas": [0.9, 0.95], "baselines": True, "seed": 0,
-        "compute": {**COMPUTE, "compile": False, "workers": 0, "checkpoint_minutes": 5},
+ROOT = Path(__file__).resolve().parents[1]
+EVALUATIONS = ("part_scores", "knn", "linear", "attentive", "finetune", "segment")  # python -m stages.<name> creatures
+CHANGES: dict[str, dict[str, Any]] = {  # to the protocols in params.yaml: shorter, for smaller images, nothing left out
+    "linear": {"epochs": 4, "warmup_epochs": 1},
+    "attentive": {"epochs": 2, "baselines": True},
+    "finetune": {"recipe": {"epochs": 1, "warmup_epochs": 0}, "low_shot": [{"share": 0.1}]},
+    "segment": {
+        "protocols": ["linear", "knn", "upernet"], "short_side": SIZE, "stride": SIZE, "sample": None,
+        "upernet": {"epochs": 1, "warmup_epochs": 0.0, "width": 16, "auxiliary_width": 16},
     },
 }  # fmt: skip
-COMMANDS = {name: ("-m", f"stages.{name}", DATASET) for name in PROTOCOLS}
+COMMANDS = {name: ("-m", f"stages.{name}", DATASET) for name in EVALUATIONS} | {
+    "encode": ("-m", "semmae", "encode", DATASET, "--out", "features.parquet", "--device", "cpu")
+}
 
 
 def prepare(root: Path, images: int) -> None:
-    """A project with a dataset of so many images, an untrained encoder and an untrained teacher."""
+    """A project with a dataset of so many images, an untrained encoder, an untrained teacher and clusters of noise."""
     train = round(SHARE * images)
     source = Creatures(kind="creatures", train=train, val=images - train, size=SIZE, seed=0)
     shards.write(
         root / "data/shards" / DATASET, {DATASET: source}, seed=0, short_side=None, samples_per_shard=1000,
         max_rejects=0.0, workers=0,
     )  # fmt: skip
-    vit.save(root / "data/pretrain", vit.build(CONFIG), CONFIG)
-    described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
-    teacher.save(root / "data/teacher", vit.build(CONFIG), described)
-    sections = {name: {"protocol": protocol, "datasets": {DATASET: {}}} for name, protocol in PROTOCOLS.items()}
-    YAML().dump(sections, root / "params.yaml")
+    described = CONFIG | {"mean": vit.MEAN, "std": vit.STD}
+    vit.save(root / "data/pretrain", vit.build(CONFIG), described)
+    teacher.save(root / "data/teacher", vit.build(CONFIG), described | {"class_token": False})
+    elder = teacher.load(root / "data/teacher")
+    shape = {"grid": elder.grid(SIZE), "width": elder.embed_dim, "img_size": SIZE, "teacher": elder.digest}
+    clusters = parts.KMeansParts({"method": "kmeans", "num_parts": 4, "background": False, "temperature": 0.1, **shape})
+    clusters.fit(torch.randn(8, 16, elder.embed_dim), seed=0)
+    parts.save(root / "data/parts", clusters)
+    YAML().dump(
+        {name: {"protocol": protocol(name), "datasets": {DATASET: {}}} for name in EVALUATIONS}, root / "params.yaml"
+    )
+
+
+def protocol(name: str) -> dict[str, Any]:
+    """An evaluation's protocol of params.yaml, changed by CHANGES and on the CPU."""
+    found = params.read(ROOT / "params.yaml")[name]["protocol"]
+    for key, value in CHANGES.get(name, {}).items():
+        found[key] = found[key] | value if isinstance(value, dict) else value
+    found.get("compute", found).update(device="cpu", precision="fp32")
+    return found
 
 
 def peak(root: Path, command: tuple[str, ...]) -> float:
     """The most anonymous memory, in MB, that a command and the processes it starts hold at a time."""
-    code = Path(__file__).resolve().parents[1]
-    environment = os.environ | {"SEMMAE_STATE": str(root / "state"), "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"SEMMAE_STATE": str(root / "state"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     said = root / "said"
     with open(said, "w") as file:
         process = subprocess.Popen(

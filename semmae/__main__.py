@@ -228,6 +228,18 @@ def list_state() -> None:
     console.print(table)
 
 
+@state.command("adopt")
+def adopt_state(
+    fingerprint: Annotated[str, typer.Argument(help="Of an unfinished run, or how it begins; see `semmae state ls`.")],
+) -> None:
+    """Let a run go on after a harmless edit of the source, which would otherwise make it begin anew."""
+    from semmae import state as kept
+
+    run = kept.adopt(fingerprint)
+    typer.echo(f"{run.stage} {run.fingerprint[:12]}: the next {run.stage} with the same params and inputs goes on")
+    typer.echo(f"after step {run.step}, whatever its source is now; its artifact will say so. Run: dvc repro")
+
+
 @state.command("gc")
 def collect_state(
     unused_days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last so many days.")],

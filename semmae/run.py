@@ -8,7 +8,8 @@ A stage keeps its loop visible and asks a `Run` for the next step:
             run.record(loss=loss)
 
 A run is known by its fingerprint: stage, params, digests of its inputs and of the source it imported. A run with the
-same fingerprint goes on at the step where the last one was killed, with the same numbers; anything else starts afresh.
+same fingerprint goes on at the step where the last one was killed, with the same numbers; anything else starts afresh,
+unless it adopts what other source has begun (`adoption`).
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from semmae import artifact, checkpoint, dist
+from semmae import adoption, artifact, checkpoint, dist
 from semmae.order import epoch_order, epoch_size
 from semmae.params import STRICT
 from semmae.progress import Progress
@@ -108,6 +109,7 @@ class Run:
         self._latest = torch.zeros(())  # the last recorded loss
         self._losses = Losses()
         self.skipped = 0  # steps left out since their loss was not finite
+        self.adopted: dict[str, list[str]] = {}  # the other sources by which it was computed; into its artifact
         self._signal = 0
 
     def __enter__(self) -> Self:
@@ -116,6 +118,9 @@ class Run:
             for lock in self._locks:
                 lock.__enter__()
             artifact.write_json(self.folder / "identity.json", self.identity)
+            if sources := adoption.take(self.identity, self.folder):
+                self.adopted = {"adopted": sources}
+        dist.barrier(self.world)  # whoever restores a checkpoint finds what was adopted
         self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 

@@ -1,6 +1,7 @@
 """What lies under the state root: unfinished runs and their checkpoints, and who is at work there.
 
-- `runs()`: every unfinished run, the last used first; `prune_runs` deletes those that nobody has used for long.
+- `runs()`: every unfinished run, the last used first; `adopt` hands one to edited source, `prune_runs` deletes those
+  that nobody has used for long.
 - `at_work()`: the processes that hold a lock; what is locked is never touched.
 
 The part-map store keeps its own house: `part_maps.listing`, `part_maps.prune`.
@@ -12,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from semmae import artifact
+from semmae import adoption, artifact
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,20 @@ def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:
         with artifact.lock("run", run.fingerprint):
             shutil.rmtree(_runs() / run.fingerprint)
     return old
+
+
+def adopt(prefix: str) -> UnfinishedRun:
+    """Offer the unfinished run whose fingerprint begins so to the next one that differs in its source alone.
+
+    ValueError where no run, or more than one, begins so, or it has no checkpoint; BlockingIOError while it is at work.
+    """
+    known = runs()
+    found = [run for run in known if run.fingerprint.startswith(prefix)]
+    if len(found) != 1:
+        names = ", ".join(f"{run.fingerprint[:12]} ({run.stage})" for run in found or known) or "none"
+        raise ValueError(f"{len(found)} unfinished runs begin with {prefix!r}; there are: {names}")
+    adoption.offer(_runs() / found[0].fingerprint)
+    return found[0]
 
 
 def at_work() -> list[str]:

@@ -70,6 +70,10 @@ def main() -> None:
         with dist.autocast(device, protocol.precision):
             return network.encode(images)
 
+    def heads(images: torch.Tensor) -> torch.Tensor:
+        with dist.autocast(device, protocol.precision):
+            return elder.heads(images)
+
     def seen(reader: Reader) -> Iterator[Batch]:
         everything = np.arange(len(reader))
         for batch in batches(reader, everything, view, batch_size=protocol.batch_size, workers=protocol.workers):
@@ -80,7 +84,7 @@ def main() -> None:
     sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]
     lines = part_baselines.lines(
         list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
-        untrained=partial(encode, untrained), heads=elder.heads, seed=protocol.seed,
+        untrained=partial(encode, untrained), heads=heads, seed=protocol.seed,
     )  # fmt: skip
     lines["parts"] = Line(learner.num_labels, lambda batch: learner.assign(batch.tokens).argmax(1).cpu().numpy())
     scores = part_baselines.scores(

@@ -124,6 +124,7 @@ def learned(
     config |= asdict(recipe) | {
         "class_token": elder.class_token,
         "values": 3 * elder.patch_size**2 if pixels else elder.embed_dim,
+        **now.adopted,
     }
     torch.manual_seed(fold(section.seed, "parts"))
     model = parts.PartLearner(config)

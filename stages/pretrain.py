@@ -66,7 +66,7 @@ def main() -> None:
         )  # fmt: skip
         if world.leads:
             with artifact.replacing(OUT) as folder:
-                encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": run.described(section)}
+                encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": run.described(section)} | now.adopted
                 decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
                 mae.save(folder, model, encoder=encoder, decoder=decoder)
                 artifact.write_json(folder / "history.json", now.history)

@@ -77,7 +77,8 @@ def main() -> None:
         watch.pool = "class" if config["class_token"] else "patch_mean"
         if world.leads:
             with artifact.replacing(OUT) as folder:
-                teacher.save(folder, network, config | {"source": section.source, "params": run.described(section)})
+                described = {"source": section.source, "params": run.described(section)} | now.adopted
+                teacher.save(folder, network, config | described)
                 artifact.write_json(folder / "history.json", now.history)
             quality = watch.measure(network.eval()) | ({"loss": now.history[-1]["loss"]} if now.history else {})
             artifact.write_json(RESULTS / "metrics.json", {"teacher": quality})

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import cv2
+import warm
 from ruamel.yaml import YAML
 
 from semmae import creatures, stage
@@ -48,7 +49,7 @@ class Project:
         """No user's configuration, this Python first, one thread."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "PREFECT_"))}
         return kept | NOBODY | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(warm.commands()), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": str(self.root / "home"),
             "SEMMAE_STATE": str(self.root / "state"),
             "DVC_SITE_CACHE_DIR": str(self.root / "site"),
@@ -79,7 +80,7 @@ class Project:
         return self.run(sys.executable, "-m", "dvc", *arguments, **keywords)
 
     def stage(self, name: str, *arguments: str, **keywords: Any) -> str:
-        return self.run(sys.executable, "-m", f"stages.{name}", *arguments, **keywords)
+        return self.run("python", "-m", f"stages.{name}", *arguments, **keywords)
 
     def set(self, key: str, value: Any) -> None:
         """Change one value of params.yaml."""

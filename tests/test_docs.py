@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from project import AUTHOR, ROOT, Project, create
 from ruamel.yaml import YAML
 
@@ -56,8 +57,12 @@ def clone(tmp_path: Path) -> Project:
         project.set(f"{stage}.datasets", {})
     (project.folder / "data/raw/pictures/images/train").rename(project.folder / "data/raw/photos")
     (project.folder / "Makefile").write_text((ROOT / "Makefile").read_text())
-    (project.folder / ".venv").symlink_to(Path(sys.prefix))
-    (project.folder / ".gitignore").open("a").write("/.venv\n")
+    commands = project.folder / ".venv/bin"
+    commands.mkdir(parents=True)
+    for command in (*Path(sys.prefix, "bin").iterdir(), *warm.commands().iterdir()):
+        (commands / command.name).unlink(missing_ok=True)
+        (commands / command.name).symlink_to(command)
+    (project.folder / ".venv/.installed").touch()
     for name in ("pyproject.toml", "constraints.txt"):
         (project.folder / name).touch()
         os.utime(project.folder / name, (0, 0))  # older than what is installed, so that make installs nothing

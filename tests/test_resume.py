@@ -48,6 +48,20 @@ def first_epoch(said: str) -> int:
     return int(found[1])
 
 
+def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_harmless(finished: Project, toy: Project):
+    toy.run(sys.executable, "-c", SIGNALLED, "11", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
+    with open(toy.folder / "semmae/mae.py", "a") as source:
+        source.write("# a harmless edit\n")
+    (left,) = (toy.root / "state/runs").iterdir()
+    before = json.loads((left / "identity.json").read_text())["source"]
+    said = toy.run(sys.executable, "-m", "semmae", "state", "adopt", left.name[:12])
+    assert "goes on\nafter step 8" in said
+    assert first_epoch(toy.stage("pretrain")) == 3
+    encoder = json.loads((toy.folder / "data/pretrain/encoder.json").read_text())
+    assert encoder["adopted"] == [before]
+    assert weights(toy) == weights(finished)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
     finished: Project, toy: Project, number: signal.Signals

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from semmae import artifact, checkpoint, state
+from semmae import artifact, checkpoint, run, state
 from semmae.dist import World
 from semmae.order import epoch_order
 from semmae.reader import Reader
@@ -142,15 +142,21 @@ class Halt(Exception):
 
 
 def _train(
-    dataset: Path, out: Path, *, lr: float = 0.1, halt_after: int | None = None, loss: float = 1.0
+    dataset: Path,
+    out: Path,
+    *,
+    lr: float = 0.1,
+    halt_after: int | None = None,
+    loss: float = 1.0,
+    adopted: list[str] | None = None,
 ) -> tuple[list[list[str]], torch.Tensor, list[dict[str, float]]]:
     """Three epochs of 5 steps of SGD with momentum; the keys of every batch, the weight, the history."""
     reader, weight = Reader(dataset, "train"), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(weight.weight)
     optimizer = torch.optim.SGD(weight.parameters(), lr=lr, momentum=0.9)
     seen = []
-    with Run("toy", ALONE, out=out, params=Recipe(lr), inputs=["digest"], checkpoint_minutes=60) as run:
-        for step in run.steps(
+    with Run("toy", ALONE, out=out, params=Recipe(lr), inputs=["digest"], checkpoint_minutes=60) as now:
+        for step in now.steps(
             reader, _load, batch_size=8, epochs=3, seed=0, workers=0, state={"weight": weight, "optimizer": optimizer}
         ):
             if step.number == halt_after:
@@ -160,10 +166,11 @@ def _train(
             error = (weight(step.batch["value"].float()[:, None]) - 2).square().mean()
             error.backward()
             optimizer.step()
-            run.record(loss=error * loss)
+            now.record(loss=error * loss)
             if step.ends_epoch:
-                run.log(epoch_again=step.epoch + 1)
-    return seen, weight.weight.detach().clone(), run.history
+                now.log(epoch_again=step.epoch + 1)
+    assert now.adopted.get("adopted") == adopted
+    return seen, weight.weight.detach().clone(), now.history
 
 
 def _load(reader: Reader, index: int, epoch: int) -> dict[str, object]:
@@ -209,6 +216,45 @@ def test_a_changed_parameter_does_not_resume(toy_dataset: Path, tmp_path: Path):
     seen, _, _ = _train(toy_dataset, tmp_path / "out", lr=0.2)
     assert len(seen) == 15
     assert [left.step for left in state.runs()] == [10]  # the other one still could
+
+
+def test_an_offered_run_goes_on_under_other_source_and_says_so(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    whole, weight, history = _train(toy_dataset, tmp_path / "out")
+    before = run.source_digest()
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=12)
+    (left,) = state.runs()
+    state.adopt(left.fingerprint[:6])
+    monkeypatch.setattr(run, "source_digest", lambda: "edited")
+    assert len(_train(toy_dataset, tmp_path / "out", lr=0.2)[0]) == 15
+    assert "toy does not adopt run" in (said := capsys.readouterr().err)
+    assert "other params" in said
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=13)
+    (taken,) = state.runs()
+    assert (taken.fingerprint != left.fingerprint, taken.step) == (True, 10)
+    rest, weight_again, history_again = _train(toy_dataset, tmp_path / "out", adopted=[before])
+    assert rest == whole[10:]
+    assert torch.equal(weight_again, weight)
+    assert history_again == history
+    record = json.loads((artifact.state_root() / "adoptions.jsonl").read_text())
+    assert (record["from"], record["to"]) == (left.fingerprint, taken.fingerprint)
+
+
+def test_what_cannot_be_adopted_is_told(toy_dataset: Path, tmp_path: Path):
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=2)
+    (left,) = state.runs()
+    with pytest.raises(ValueError, match=f"0 unfinished runs begin with 'x'; there are: {left.fingerprint[:12]}"):
+        state.adopt("x")
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        state.adopt(left.fingerprint)
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=12)
+    with artifact.lock("run", left.fingerprint), pytest.raises(BlockingIOError, match="is already writing"):
+        state.adopt(left.fingerprint)
 
 
 def test_old_runs_are_pruned_and_locked_ones_are_not(toy_dataset: Path, tmp_path: Path):

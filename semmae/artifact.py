@@ -53,11 +53,16 @@ def replacing(path: Path) -> Iterator[Path]:
         full = isinstance(error, Exception) and _is_full(path.parent, error)
         _remove(temporary)
         if full:
-            raise OSError(
-                f"the disk of {path.parent.absolute()} is full: {path.name} was not written, what was there before is "
-                "whole; free some room (semmae doctor shows where) and run the same command again"
-            ) from error
+            raise full_disk(path) from error
         raise
+
+
+def full_disk(path: Path) -> OSError:
+    """What to tell when there was no room for `path`."""
+    return OSError(
+        f"the disk of {path.parent.absolute()} is full: {path.name} was not written, what was there before is whole; "
+        "free some room (semmae doctor shows where) and run the same command again"
+    )
 
 
 def _is_full(folder: Path, error: Exception) -> bool:

@@ -134,6 +134,9 @@ def _dvc(project: Path) -> Iterator[Check]:
             "dvc", "fail", str(error).partition("\n")[0], "run it in the project's root, where .dvc/ and dvc.yaml are"
         )
         return
+    if (lock := project / ".dvc/tmp/rwlock").exists() and not is_json(lock):
+        found = f"{lock} is cut short: DVC was killed while it wrote it, and refuses to run (treeverse/dvc#7615)"
+        yield Check("dvc lock", "fail", found, f"rm {lock}, once no DVC is at work here")
     talks = [key for key in ("analytics", "check_update") if config["core"].get(key, True)]
     if talks:
         yield Check("dvc", "warn", f"core.{talks[0]} is on", f"dvc config core.{talks[0]} false")
@@ -148,6 +151,15 @@ def _dvc(project: Path) -> Iterator[Check]:
             )
     if not talks and not links:
         yield Check("dvc", "ok", f"{version('dvc')}, no analytics")
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file is whole JSON."""
+    try:
+        artifact.read_json(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _processor() -> Check:

@@ -121,10 +121,13 @@ def pretrain(
             **({evidence: step.batch["evidence"].to(world.device)} if evidence else {}),
         )  # fmt: skip
         images = vit.normalise(step.batch["image"].to(world.device, non_blocking=True))
-        with dist.autocast(world.device, compute.precision):
-            pred = parallel(images, mask, num_masked)
-        loss = mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
-        if not run.skips(loss, step, allowed=recipe.max_skips):
+        for precision in dict.fromkeys((compute.precision, "fp32")):  # what bf16 cannot say, fp32 says again
+            with dist.autocast(world.device, precision):
+                pred = parallel(images, mask, num_masked)
+            loss = mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
+            if finite := run.is_finite(loss, step, precision):
+                break
+        if finite:
             optim.set_rate(optimizer, lr)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -132,6 +135,8 @@ def pretrain(
                 torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
             optimizer.step()
             run.record(loss=loss, lr=lr, inter_part=inter_part)
+        else:
+            run.leave_out(loss, step, allowed=recipe.max_skips)
         if step.ends_epoch:
             run.log(**measure(encoder, step.epoch + 1, step.ends_run))
     return model.eval()

@@ -4,6 +4,7 @@ The pages of a file are the system's to drop when memory is short, so a process 
 the same memory for any number of rows. What a killed process has appended is there for the next one.
 """
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ class Rows:
         self.width = width
         folder = artifact.state_root() / "scratch" if path is None else path.parent
         folder.mkdir(parents=True, exist_ok=True)
+        self._path = path or folder / "features"
         self._file = tempfile.TemporaryFile(dir=folder) if path is None else open(path, "a+b")  # noqa: SIM115
 
     def __len__(self) -> int:
@@ -37,8 +39,11 @@ class Rows:
 
     def append(self, rows: Float[Tensor, "b {self.width}"]) -> None:
         """Write rows behind those that are there."""
-        self._file.write(rows.float().cpu().contiguous().numpy().tobytes())
-        self._file.flush()
+        try:
+            self._file.write(rows.float().cpu().contiguous().numpy().tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise artifact.full_disk(self._path) if error.errno == errno.ENOSPC else error from None
 
     def tensor(self) -> Float[Tensor, "n {self.width}"]:
         """All rows, in the file; a change to them would stay in this process."""

@@ -190,20 +190,23 @@ class Run:
         if self._signal:
             self._stop("after its last step; run the same command again to go on from the last checkpoint")
 
-    def skips(self, loss: Tensor, step: Step, *, allowed: int) -> bool:
-        """Whether to leave this step out, since its loss is not finite here or on another rank.
-
-        The run may leave out `allowed` steps in all; one more raises FloatingPointError.
-        """
+    def is_finite(self, loss: Tensor, step: Step, precision: str) -> bool:
+        """Whether the loss of this step, computed in `precision`, is finite on every rank; told where it is not."""
         if not dist.any_rank(not bool(torch.isfinite(loss.detach())), self.world):
-            return False
+            return True
+        if self.world.leads:
+            print(f"{self.stage}: the loss of step {step.number} is {float(loss)} in {precision}", file=sys.stderr)
+        return False
+
+    def leave_out(self, loss: Tensor, step: Step, *, allowed: int) -> None:
+        """Go on without this step, whose loss is not finite; the run may do so `allowed` times, one more raises
+        FloatingPointError.
+        """
         self.skipped += 1
         if self.skipped > allowed:
             raise self._not_finite(loss, step.number, step.batch)
         if self.world.leads:
-            keys = _some(step.batch["key"])
-            print(f"{self.stage}: step {step.number} is left out, its loss is {float(loss)}: {keys}", file=sys.stderr)
-        return True
+            print(f"{self.stage}: step {step.number} is left out: {_some(step.batch['key'])}", file=sys.stderr)
 
     def record(self, **values: Tensor | float) -> None:
         """Values of this step, averaged over the epoch's steps and the ranks; `loss` must be finite."""

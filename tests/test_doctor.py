@@ -42,6 +42,8 @@ def test_nothing_is_wrong_with_a_healthy_machine(project: Path):
 def test_what_is_wrong_is_found_with_its_remedy(project: Path, state_root: Path, monkeypatch: pytest.MonkeyPatch):
     git(project, "config", "--unset", "user.name")
     (project / ".dvc/config").write_text("[cache]\n    type = hardlink\n['remote \"lab\"']\n    url = /lab\n")
+    (project / ".dvc/tmp").mkdir()
+    (project / ".dvc/tmp/rwlock").write_text("")
     state_root.mkdir(exist_ok=True)
     state_root.chmod(0o777)
     monkeypatch.setattr(doctor, "requires", lambda _: ["torch>=99", "no-such-package", "pytest>=8; extra == 'dev'"])
@@ -49,7 +51,7 @@ def test_what_is_wrong_is_found_with_its_remedy(project: Path, state_root: Path,
     checks = found(project)
     assert {what: check.verdict for what, check in checks.items() if check.verdict != "ok"} == {
         "packages": "fail", "disk of the data": "warn", "disk of the state root": "warn", "state root": "fail",
-        "git": "warn", "dvc": "warn", "dvc cache": "warn", "dvc remote lab": "warn",
+        "git": "warn", "dvc lock": "fail", "dvc": "warn", "dvc cache": "warn", "dvc remote lab": "warn",
     } | ({"processor": "warn"} if checks["processor"].verdict == "warn" else {})  # fmt: skip
     assert "no-such-package is missing" in checks["packages"].found
     assert checks["dvc remote lab"].remedy == "dvc remote modify lab verify true"

@@ -10,7 +10,7 @@ import torch
 from project import Project, call
 from safetensors.torch import save_file
 
-from semmae import artifact, part_maps, parts, teacher
+from semmae import artifact, mae, part_maps, parts, teacher
 from semmae.reader import Reader
 
 
@@ -41,6 +41,28 @@ def test_parts_are_learnt_another_way(inside: Project, key: str, value: Any, con
     learnt = mapped()
     assert learnt.config.items() >= config.items()
     assert learnt.background == (3 if learnt.config["background"] else None)
+
+
+def test_what_bf16_cannot_compute_is_computed_in_fp32(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Every latent meets a number that fp32 holds and bf16 does not: a bf16 run ends as one in fp32 does."""
+    inside.set("pretrain.recipe.epochs", 1)
+    call("pretrain")
+    expected = artifact.sha256(Path("data/pretrain/encoder.safetensors"))
+    capsys.readouterr()
+    encode = mae.MAE.encode
+
+    def far(model: mae.MAE, *arguments: Any) -> torch.Tensor:
+        precision = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+        return encode(model, *arguments) + 0 * torch.tensor(3.4e38, dtype=precision).float()
+
+    monkeypatch.setattr(mae.MAE, "encode", far)
+    inside.set("pretrain.compute.precision", "bf16")
+    call("pretrain")
+    told = [line for line in capsys.readouterr().err.splitlines() if "the loss of step" in line]
+    assert told == [f"pretrain: the loss of step {step} is nan in bf16" for step in range(4)]
+    assert artifact.sha256(Path("data/pretrain/encoder.safetensors")) == expected
 
 
 def test_a_checkpoint_in_timms_layout_teaches(inside: Project):

@@ -1,10 +1,12 @@
 """Stages as real processes that need not load torch again: a server that has loaded it forks one for each command.
 
 Most of a toy stage's time is the loading of torch and timm. `commands()` is a folder to put first in PATH; its `python`
-hands `python -m stages.<name>` with its files, folder and environment to the server, forwards signals to the process
-that this becomes, kills it where it is killed itself, and ends as that ends. Everything else it runs as Python would.
+hands `python -m stages.<name>` and `python -c` with their files, folder and environment to the server, forwards signals
+to the process that this becomes, kills it where it is killed itself, and ends as that ends. Anything else is run as
+Python would.
 """
 
+import atexit
 import contextlib
 import fcntl
 import importlib
@@ -13,6 +15,7 @@ import os
 import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,11 +32,11 @@ LIBRARIES = (
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
 SHIM = """#!{python} -IS
 import os, sys
-if sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith("stages."):
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
-sys.path.append({tests!r})
-import warm
-warm.ask({socket!r}, sys.argv[2:])
+if sys.argv[1:2] == ["-c"] or sys.argv[1:2] == ["-m"] and sys.argv[2].startswith("stages."):
+    sys.path.append({tests!r})
+    import warm
+    warm.ask({socket!r}, sys.argv[1:])
+os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 """
 
 
@@ -58,6 +61,7 @@ def commands() -> Path:
                 SHIM.format(python=sys.executable, tests=str(Path(__file__).parent), socket=str(folder / "socket"))
             )
             shim.chmod(0o755)
+            atexit.register(shutil.rmtree, folder)
     return folder / "bin"
 
 
@@ -65,12 +69,14 @@ _SERVERS: list[subprocess.Popen[bytes]] = []
 
 
 def ask(path: str, command: list[str]) -> None:
-    """Run `command` in the server's child, with this process's files, folder and environment, and end as it ends."""
+    """Run `command` in a child of the server, with this process's files, folder and environment, and end as it ends;
+    returns only where the server has ended, with the test process that had started it.
+    """
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         server.connect(path)
-    except OSError:  # the server has ended with the test process that had started it
-        os.execv(sys.executable, [sys.executable, "-m", *command])
+    except OSError:
+        return
     for number in FORWARDED:
         signal.signal(number, lambda number, _: server.send(bytes([number])))
     request = json.dumps([command, os.getcwd(), dict(os.environ)]).encode()
@@ -78,7 +84,8 @@ def ask(path: str, command: list[str]) -> None:
     server.sendall(request)
     status = int(server.recv(8) or b"1")
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if -status in FORWARDED:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
 
@@ -141,4 +148,9 @@ def _become(command: list[str], folder: str, environment: dict[str, str], files:
 
 if __name__ == "__main__":
     serve(sys.argv[1])
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    kind = sys.argv.pop(0)
+    if kind == "-c":
+        program, sys.argv[0] = sys.argv[0], "-c"
+        exec(program, {"__name__": "__main__"})
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -5,7 +5,9 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def first_epoch(said: str) -> int:
 
 
 def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_harmless(finished: Project, toy: Project):
-    toy.run(sys.executable, "-c", SIGNALLED, "11", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
+    toy.run("python", "-c", SIGNALLED, "11", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
     with open(toy.folder / "semmae/mae.py", "a") as source:
         source.write("# a harmless edit\n")
     (left,) = (toy.root / "state/runs").iterdir()
@@ -69,7 +71,7 @@ def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
     step = random.Random(int(number)).randrange(PER_EPOCH + 1, STEPS)
     (toy.folder / "data/pretrain/encoder.safetensors").unlink()
     status = -number if number == signal.SIGKILL else 128 + number
-    said = toy.run(sys.executable, "-c", SIGNALLED, str(step), str(int(number)), expect=status)
+    said = toy.run("python", "-c", SIGNALLED, str(step), str(int(number)), expect=status)
     if number != signal.SIGKILL:
         assert f"pretrain: stopped by {number.name} after step {step} of {STEPS}" in said
         assert "run the same command again to go on from there" in said
@@ -80,6 +82,18 @@ def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
     assert history(toy) == history(finished)
 
 
+@pytest.mark.parametrize("stage", ["teacher", "parts"])
+def test_a_killed_teacher_or_part_learner_goes_on_and_ends_with_the_same_bits(
+    finished: Project, toy: Project, stage: str
+):
+    model = f"data/{stage}/{stage}.safetensors"
+    (toy.folder / model).unlink()
+    toy.run("python", "-c", SIGNALLED, str(PER_EPOCH + 2), str(int(signal.SIGKILL)), stage, expect=-signal.SIGKILL)
+    assert first_epoch(toy.stage(stage)) == 2
+    assert artifact.sha256(toy.folder / model) == artifact.sha256(finished.folder / model)
+    assert history(toy, stage) == history(finished, stage)
+
+
 def test_a_killed_self_distillation_goes_on_and_ends_with_the_same_bits(toy: Project):
     toy.set("teacher.source", "ibot")
     toy.set("teacher.ibot.epochs", 2)
@@ -87,7 +101,7 @@ def test_a_killed_self_distillation_goes_on_and_ends_with_the_same_bits(toy: Pro
     once = (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher"))
     (toy.folder / "data/teacher/teacher.safetensors").unlink()
     step = PER_EPOCH + 2
-    toy.run(sys.executable, "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), "teacher", expect=-signal.SIGKILL)
+    toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), "teacher", expect=-signal.SIGKILL)
     assert first_epoch(toy.stage("teacher")) == 2
     assert (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
 
@@ -96,7 +110,7 @@ def test_a_killed_attentive_probe_goes_on_and_says_the_same(finished: Project, t
     forget(toy, "attentive")
     step = 5  # of 6: 48 of 64 pictures, 16 at a time, twice
     killed = ("attentive", "toy")
-    toy.run(sys.executable, "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), *killed, expect=-signal.SIGKILL)
+    toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), *killed, expect=-signal.SIGKILL)
     assert answers(toy, "attentive") == {}
     assert first_epoch(toy.stage("attentive", "toy")) == 2
     assert answers(toy, "attentive") == answers(finished, "attentive")
@@ -120,7 +134,7 @@ runpy.run_module("stages.linear", run_name="__main__", alter_sys=True)
 
 def test_a_killed_linear_probe_keeps_the_features_that_it_has_and_says_the_same(finished: Project, toy: Project):
     forget(toy, "linear")
-    toy.run(sys.executable, "-c", KILLED, "2", "toy", expect=-signal.SIGKILL)
+    toy.run("python", "-c", KILLED, "2", "toy", expect=-signal.SIGKILL)
     assert answers(toy, "linear") == {}
     kept = {path.name: path.stat().st_size // (4 * 32) for path in toy.root.glob("state/runs/*/encoder/*")}
     assert kept == {"train": 32}  # the first of two batches
@@ -165,11 +179,29 @@ def test_a_second_writer_is_refused_and_told_who_is_first(toy: Project):
         first.communicate()
 
 
+def test_a_killed_dvc_leaves_its_stage_at_work_and_the_next_one_is_told(toy: Project):
+    toy.set("pretrain.recipe.epochs", 10_000)
+    dvc = toy.start(sys.executable, "-m", "dvc", "repro", "--single-item", "pretrain", out=subprocess.DEVNULL)
+    while not list(toy.root.glob("state/runs/*/step-*")):
+        assert dvc.poll() is None
+        time.sleep(0.1)
+    dvc.kill()
+    dvc.wait()
+    said = toy.dvc("repro", "--single-item", "pretrain", expect=255)
+    at_work = re.search(r"process (\d+) is already writing .*; wait for it or stop it", said)
+    assert at_work, said
+    os.kill(int(at_work[1]), signal.SIGTERM)
+    while Path("/proc", at_work[1]).exists():
+        time.sleep(0.1)
+    assert not (toy.folder / "data/pretrain/encoder.safetensors").exists()  # stopped, not finished
+
+
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def test_two_processes_learn_what_one_does(finished: Project, toy: Project):
-    toy.run(sys.executable, *TWO, "-m", "stages.pretrain")
+def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy: Project):
+    toy.run("python", "-c", SIGNALLED, "7", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
+    assert first_epoch(toy.run(sys.executable, *TWO, "-m", "stages.pretrain")) == 2
     for one, two in zip(history(finished), history(toy), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
         assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))

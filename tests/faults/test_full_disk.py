@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from semmae import artifact, checkpoint
+from semmae import artifact, checkpoint, shards
+from semmae.reader import Reader
+from semmae.rows import Rows
+from semmae.sources import Creatures
 
 KILLED = """
 import os, signal, sys
@@ -59,3 +62,31 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk: Path):
     found = checkpoint.latest(small_disk, map_location=torch.device("cpu"))
     assert found is not None
     assert found["step"] == 1
+
+
+def test_a_full_disk_leaves_the_previous_shards_whole(small_disk: Path):
+    def write(train: int) -> None:
+        source = Creatures(kind="creatures", train=train, val=8, size=96, seed=0)
+        shards.write(
+            small_disk / "toy", {"toy": source}, seed=0, short_side=None, samples_per_shard=100, max_rejects=0.0,
+            workers=0,
+        )  # fmt: skip
+
+    write(8)
+    with pytest.raises(OSError, match="is full: toy was not written"):
+        write(300)
+    assert len(Reader(small_disk / "toy")) == 16
+    assert os.listdir(small_disk) == ["toy"]
+
+
+def test_a_full_disk_under_features_is_an_error_in_words_and_no_bus_error(small_disk: Path):
+    """What is mapped into memory was written before: a page that has no room could only kill the process."""
+    rows = Rows(256, small_disk / "train")
+    for _ in range(3):
+        rows.append(torch.ones(256, 256))
+    with pytest.raises(OSError, match="is full: train was not written"):
+        rows.append(torch.ones(512, 256))
+    again = Rows(256, small_disk / "train")
+    assert len(again) >= 768
+    again.keep(768)
+    assert again.tensor().sum() == 768 * 256

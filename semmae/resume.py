@@ -19,7 +19,8 @@ def folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator
     Raises BlockingIOError naming the process that is at work on the same, or on the same `out`.
     """
     identity = {
-        "stage": stage, "params": dataclasses.asdict(params), "inputs": inputs, "source": run.source_digest(),
+        "stage": stage, "params": run.lasting(dataclasses.asdict(params)), "inputs": inputs,
+        "source": run.source_digest(),
     }  # fmt: skip
     fingerprint = artifact.digest(identity)
     place = artifact.state_root() / "runs" / fingerprint

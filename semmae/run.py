@@ -7,9 +7,9 @@ A stage keeps its loop visible and asks a `Run` for the next step:
             loss = ...; loss.backward(); optimizer.step()
             run.record(loss=loss)
 
-A run is known by its fingerprint: stage, params, digests of its inputs and of the source it imported. A run with the
-same fingerprint goes on at the step where the last one was killed, with the same numbers; anything else starts afresh,
-unless it adopts what other source has begun (`adoption`).
+A run is known by its fingerprint: stage, params (but not the number of workers), digests of its inputs and of the
+source it imported. A run with the same fingerprint goes on at the step where the last one was killed, with the same
+numbers; anything else starts afresh, unless it adopts what other source has begun (`adoption`).
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ class Run:
         self.stage, self.world, self.out = stage, world, out
         self.identity = {
             "stage": stage,
-            "params": dataclasses.asdict(params),
+            "params": lasting(dataclasses.asdict(params)),
             "inputs": inputs,
             "source": source_digest(),
         }
@@ -281,6 +281,14 @@ class _Load:
 
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
         return self.load(reader, index, self.epoch)
+
+
+def lasting(params: dict[str, Any]) -> dict[str, Any]:
+    """The params of a run without those that it may go on without: how its images are loaded, how often it saves."""
+    return {
+        name: lasting(value) if isinstance(value, dict) else value
+        for name, value in params.items() if name not in ("workers", "checkpoint_minutes")
+    }  # fmt: skip
 
 
 def source_digest() -> str:

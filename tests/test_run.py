@@ -24,6 +24,7 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     lr: float
+    workers: int = 0
 
 
 # Files
@@ -149,15 +150,22 @@ def _train(
     halt_after: int | None = None,
     loss: float = 1.0,
     adopted: list[str] | None = None,
+    workers: int = 0,
 ) -> tuple[list[list[str]], torch.Tensor, list[dict[str, float]]]:
     """Three epochs of 5 steps of SGD with momentum; the keys of every batch, the weight, the history."""
     reader, weight = Reader(dataset, "train"), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(weight.weight)
     optimizer = torch.optim.SGD(weight.parameters(), lr=lr, momentum=0.9)
     seen = []
-    with Run("toy", ALONE, out=out, params=Recipe(lr), inputs=["digest"], checkpoint_minutes=60) as now:
+    with Run("toy", ALONE, out=out, params=Recipe(lr, workers), inputs=["digest"], checkpoint_minutes=60) as now:
         for step in now.steps(
-            reader, _load, batch_size=8, epochs=3, seed=0, workers=0, state={"weight": weight, "optimizer": optimizer}
+            reader,
+            _load,
+            batch_size=8,
+            epochs=3,
+            seed=0,
+            workers=workers,
+            state={"weight": weight, "optimizer": optimizer},
         ):
             if step.number == halt_after:
                 raise Halt
@@ -197,13 +205,16 @@ def test_a_run_takes_the_samples_of_an_epoch_as_often_as_they_weigh(toy_dataset:
     assert seen == [list(keys[ids]) for order in orders for ids in order]
 
 
-def test_a_stopped_run_goes_on_and_ends_the_same(toy_dataset: Path, tmp_path: Path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_goes_on_and_ends_the_same_with_any_number_of_workers(
+    toy_dataset: Path, tmp_path: Path, workers: int
+):
     whole, weight, history = _train(toy_dataset, tmp_path / "out")
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=12)
     (left,) = state.runs()
     assert (left.stage, left.step, left.locked) == ("toy", 10, False)
-    rest, weight_again, history_again = _train(toy_dataset, tmp_path / "out")
+    rest, weight_again, history_again = _train(toy_dataset, tmp_path / "out", workers=workers)
     assert rest == whole[10:]  # the last checkpoint was after the second epoch
     assert torch.equal(weight_again, weight)
     assert history_again == history

@@ -39,6 +39,8 @@ if sys.argv[1:2] == ["-c"] or sys.argv[1:2] == ["-m"] and sys.argv[2].startswith
 os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 """
 
+_SERVERS: list[subprocess.Popen[bytes]] = []  # started here; their standard input stays open as long as this lives
+
 
 @cache
 def commands() -> Path:
@@ -54,7 +56,7 @@ def commands() -> Path:
             )  # fmt: skip
             assert server.stdout is not None
             assert server.stdout.read() == b"ready"
-            _SERVERS.append(server)  # so that its standard input stays open as long as this process lives
+            _SERVERS.append(server)
             (folder / "bin").mkdir()
             shim = folder / "bin/python"
             shim.write_text(
@@ -63,9 +65,6 @@ def commands() -> Path:
             shim.chmod(0o755)
             atexit.register(shutil.rmtree, folder)
     return folder / "bin"
-
-
-_SERVERS: list[subprocess.Popen[bytes]] = []
 
 
 def ask(path: str, command: list[str]) -> None:
@@ -121,9 +120,9 @@ def _attend(client: socket.socket) -> None:
     for file in files:
         os.close(file)
     alive = os.pidfd_open(child)
-    while alive not in (ready := select.select([alive, client], [], [])[0]):
+    while alive not in select.select([alive, client], [], [])[0]:
         number = client.recv(1)
-        if ready and not number:  # who asked has been killed
+        if not number:  # who asked has been killed
             os.killpg(child, signal.SIGKILL)
             break
         os.kill(child, number[0])

@@ -1,11 +1,12 @@
 """Bad input ends in one sentence and exit status 1, and what was there before is still there."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project, call
+from project import AUTHOR, Project, call
 
 
 def contents() -> dict[str, str]:
@@ -117,3 +118,20 @@ def test_a_damaged_shard_stops_a_stage_before_its_first_step(
     said = capsys.readouterr()
     assert "train-000001.tar is damaged" in said.err
     assert "epoch" not in said.err + said.out
+
+
+def test_a_clone_of_another_owner_reproduces_and_an_experiment_says_what_is_wrong(tmp_path: Path):
+    if os.geteuid():
+        pytest.skip("only root can give a folder away")
+    project = Project(tmp_path)
+    for folder in (project.folder, tmp_path / "home"):
+        folder.mkdir()
+    project.run("git", "init", "--quiet")
+    project.dvc("init", "--quiet")
+    (project.folder / "dvc.yaml").write_text("stages:\n  only: {cmd: touch only.txt, outs: [only.txt]}\n")
+    project.run("git", "add", ".")
+    project.run("git", "commit", "--quiet", "--message", "only", **AUTHOR)
+    for path in (project.folder, *project.folder.rglob("*")):
+        os.chown(path, 1234, 1234)
+    assert "Running stage 'only'" in project.dvc("repro")
+    assert "is not owned by current user" in project.dvc("exp", "run", expect=255, **AUTHOR)

@@ -20,6 +20,14 @@ os.environ["SEMMAE_STATE"] = tempfile.mkdtemp(prefix="semmae-state-")  # also fo
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and several test processes at a time
 
 
+LONG = ("test_docs.py", "test_flow.py", "test_chaos.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: nobody waits for them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def shapes(function: Callable) -> Callable:
     """The type checker of the import hook: functions that state shapes are checked at every call, others left alone."""
     states_shapes = "jaxtyping" in str(inspect.get_annotations(function))

@@ -90,7 +90,7 @@ def test_state_lists_and_prunes_what_nobody_uses(inside: Project):
     ],
 )
 def test_a_mistake_is_one_sentence(finished: Project, arguments: tuple[str, ...], sentence: str):
-    said = finished.run(sys.executable, "-m", "semmae", *arguments, expect=1)
+    said = finished.run("python", "-m", "semmae", *arguments, expect=1)
     assert sentence in said
     assert said.startswith("error: ")
     assert len(said.splitlines()) == 1

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from semmae import foreign, teacher, vit
 
 
 def semmae(project: Project, *arguments: str, expect: int = 0) -> str:
-    return project.run(sys.executable, "-m", "semmae", *arguments, expect=expect, **AUTHOR)
+    return project.run("python", "-m", "semmae", *arguments, expect=expect, **AUTHOR)
 
 
 def test_a_promoted_encoder_becomes_a_teacher_with_its_features(inside: Project):

@@ -1,9 +1,9 @@
 """Stages as real processes that need not load torch again: a server that has loaded it forks one for each command.
 
 Most of a toy stage's time is the loading of torch and timm. `commands()` is a folder to put first in PATH; its `python`
-hands `python -m stages.<name>` and `python -c` with their files, folder and environment to the server, forwards signals
-to the process that this becomes, kills it where it is killed itself, and ends as that ends. Anything else is run as
-Python would.
+hands `python -m stages.<name>`, `python -m semmae` and `python -c` with their files, folder and environment to the
+server, forwards signals to the process that this becomes, kills it where it is killed itself, and ends as that ends.
+Anything else is run as Python would.
 """
 
 import atexit
@@ -32,7 +32,7 @@ LIBRARIES = (
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
 SHIM = """#!{python} -IS
 import os, sys
-if sys.argv[1:2] == ["-c"] or sys.argv[1:2] == ["-m"] and sys.argv[2].startswith("stages."):
+if sys.argv[1:2] == ["-c"] or sys.argv[1:2] == ["-m"] and sys.argv[2].partition(".")[0] in ("semmae", "stages"):
     sys.path.append({tests!r})
     import warm
     warm.ask({socket!r}, sys.argv[1:])

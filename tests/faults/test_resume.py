@@ -56,7 +56,7 @@ def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_har
         source.write("# a harmless edit\n")
     (left,) = (toy.root / "state/runs").iterdir()
     before = json.loads((left / "identity.json").read_text())["source"]
-    said = toy.run(sys.executable, "-m", "semmae", "state", "adopt", left.name[:12])
+    said = toy.run("python", "-m", "semmae", "state", "adopt", left.name[:12])
     assert "goes on\nafter step 8" in said
     assert first_epoch(toy.stage("pretrain")) == 3
     encoder = json.loads((toy.folder / "data/pretrain/encoder.json").read_text())

@@ -107,6 +107,16 @@ class Project:
         return Project(to)
 
 
+def bare(root: Path) -> Project:
+    """A project of Git and DVC with nothing in it."""
+    project = Project(root)
+    for folder in (project.folder, root / "home"):
+        folder.mkdir()
+    project.run("git", "init", "--quiet")
+    project.dvc("init", "--quiet")
+    return project
+
+
 def create(root: Path) -> Project:
     """The project as a clone would have it, with toy parameters and 64 + 32 pictures, committed once."""
     project = Project(root)

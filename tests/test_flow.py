@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from imports import ROOT
-from project import PATIENCE, Project
+from project import PATIENCE, Project, bare
 
 from semmae import params
 
@@ -29,11 +29,7 @@ ONE = "stages:\n  only: {cmd: touch only.txt, outs: [only.txt]}\n"
 @pytest.fixture
 def small(tmp_path: Path) -> Project:
     """A project with a graph of shell commands."""
-    project = Project(tmp_path)
-    for folder in (project.folder, tmp_path / "home"):
-        folder.mkdir()
-    project.run("git", "init", "--quiet")
-    project.dvc("init", "--quiet")
+    project = bare(tmp_path)
     (project.folder / "source.txt").write_text("a\n")
     (project.folder / "dvc.yaml").write_text(GRAPH)
     return project

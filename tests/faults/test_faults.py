@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import AUTHOR, Project, call
+from project import AUTHOR, Project, bare, call
 
 
 def contents() -> dict[str, str]:
@@ -123,11 +123,7 @@ def test_a_damaged_shard_stops_a_stage_before_its_first_step(
 def test_a_clone_of_another_owner_reproduces_and_an_experiment_says_what_is_wrong(tmp_path: Path):
     if os.geteuid():
         pytest.skip("only root can give a folder away")
-    project = Project(tmp_path)
-    for folder in (project.folder, tmp_path / "home"):
-        folder.mkdir()
-    project.run("git", "init", "--quiet")
-    project.dvc("init", "--quiet")
+    project = bare(tmp_path)
     (project.folder / "dvc.yaml").write_text("stages:\n  only: {cmd: touch only.txt, outs: [only.txt]}\n")
     project.run("git", "add", ".")
     project.run("git", "commit", "--quiet", "--message", "only", **AUTHOR)

@@ -45,7 +45,7 @@ console = Console(markup=False, highlight=False)  # names of files may hold brac
 
 @app.command()
 def show(
-    what: Annotated[Literal["parts", "masks", "reconstructions"], typer.Argument(help="What to draw.")],
+    what: Annotated[Literal["parts", "heat", "masks", "reconstructions"], typer.Argument(help="What to draw.")],
     dataset: Annotated[str, typer.Option(help="A dataset under data/shards.")],
     out: Annotated[Path, typer.Option(help="Where to write the picture, e.g. grid.png.")],
     split: Annotated[str, typer.Option(help="The split to take images from.")] = "val",
@@ -53,8 +53,8 @@ def show(
     seed: Annotated[int, typer.Option(help="Which images, and the noise of masks.")] = 0,
     colours: Annotated[str, typer.Option(help="Palette of the parts.")] = "okabe_ito",
 ) -> None:
-    """Draw a grid of images with their parts, masks or reconstructions."""
-    from semmae import artifact, figures, mae, params, part_maps
+    """Draw a grid of images with their parts, the heat map of each part, masks or reconstructions."""
+    from semmae import artifact, figures, mae, params, part_maps, parts, soft_maps, teacher
     from semmae.reader import Reader
     from stages.pretrain import Pretrain
 
@@ -65,6 +65,9 @@ def show(
     if what == "parts":
         assert maps is not None
         image = figures.parts_grid(reader, maps, colours=colours, **chosen)
+    elif what == "heat":
+        elder, learner = teacher.load(TEACHER), parts.load(Path("data/parts"))
+        image = soft_maps.heat_grid(reader, elder, learner, colours=colours, **chosen)
     elif what == "masks":
         section = params.load(Pretrain, "pretrain")
         size = {"img_size": section.img_size, "patch_size": section.encoder.patch_size}

@@ -14,13 +14,12 @@ from markupsafe import Markup
 
 from semmae import confusions, curves, images, overlays
 from semmae.augment import Box, crop_image, crop_part_map
-from semmae.palettes import palette
+from semmae.palettes import GRAY, palette
 from semmae.reader import Reader
 
 TILE, MISTAKES, PAIRS = 168, 8, 12  # pixels of a picture; mistakes shown; confused pairs where there are many classes
 SHARES = ("top1", "miou")  # ends of the names of columns in percent
 WORDS = {"top1": "top-1", "miou": "mIoU", "upernet": "UPerNet"}
-GRAY = (160, 160, 160)  # of a background in legends
 
 
 def charts(table: Path) -> list[Markup]:

@@ -4,7 +4,7 @@
 - `pair`: an image and its parts.
 - `masks`, `film`, `strip`: masks as training draws them, at one moment of the curriculum and at five, and as pictures.
 - `reconstructions`, `rebuilt`: what an autoencoder makes of the masked images, in pixels, and beside them.
-- `parts_grid`, `masks_grid`, `reconstructions_grid`: the above as one image each, for the command line.
+- `parts_grid`, `masks_grid`, `reconstructions_grid`: the above as one image each, for the command line; `sheet`: any.
 
 Everything is shown as the central square of an image: tiles of one size, nothing distorted.
 """
@@ -129,7 +129,7 @@ def parts_grid(reader: Reader, maps: PartMaps, *, count: int, seed: int, colours
     tones = palette(colours, maps.metadata["num_parts"])
     ids = choose(len(reader), count=count, seed=seed)
     tiles = [tile for i in ids for tile in pair(reader, maps, i, colours=tones)]
-    return _sheet(
+    return sheet(
         [tiles[i : i + 4] for i in range(0, len(tiles), 4)], ["image", "parts"] * min(2, len(ids)), legend=tones
     )
 
@@ -153,7 +153,7 @@ def masks_grid(
     shown = samples(reader, maps, choose(len(reader), count=count, seed=seed), img_size=img_size, patch_size=patch_size)
     tones = None if maps is None else palette(colours, maps.metadata["num_parts"])
     titles = ["image", *(title for title, _ in captions(masking))]
-    return _sheet(strip(shown, masking=masking, seed=seed, colours=tones), titles)
+    return sheet(strip(shown, masking=masking, seed=seed, colours=tones), titles)
 
 
 def strip(
@@ -179,7 +179,7 @@ def reconstructions_grid(
         reader, maps, choose(len(reader), count=count, seed=seed), model=model, masking=masking,
         norm_pix_loss=norm_pix_loss, seed=seed,
     )  # fmt: skip
-    return _sheet(rows, ["image", "masked", "reconstruction", "prediction"])
+    return sheet(rows, ["image", "masked", "reconstruction", "prediction"])
 
 
 def rebuilt(
@@ -207,7 +207,7 @@ def _enlarged(picture: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "t t 3"]
     return np.array(Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.BICUBIC))
 
 
-def _sheet(
+def sheet(
     rows: list[list[np.ndarray]], titles: list[str], *, legend: UInt8[np.ndarray, "p 3"] | None = None
 ) -> Image.Image:
     """Rows of pictures on white under their titles, over the colours of the parts."""

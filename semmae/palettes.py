@@ -12,6 +12,7 @@ PALETTES = {
     "okabe_ito": ("e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7"),  # Okabe & Ito 2008, no black
     "tol_bright": ("4477aa", "ee6677", "228833", "ccbb44", "66ccee", "aa3377"),  # Tol 2021, no grey
 }
+GRAY = (160, 160, 160)  # of the background, where it has a colour at all
 LIGHTNESS = (0.45, 0.9)  # OKLab's, of added colours: neither lost in shadows nor in highlights
 
 # Linear RGB as protanopes and deuteranopes see it (Vienot, Brettel & Mollon 1999), beside as it is.

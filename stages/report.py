@@ -5,7 +5,7 @@
 Reads  data/pretrain, data/parts, data/teacher and what they say of themselves; data/part_maps/<pretrain.dataset>;
        data/shards; results/{teacher,parts,part_maps}/metrics.json and, of the datasets that params.yaml lists, what
        knn, linear, attentive, finetune, segment and part_scores have left in results/
-Calls  figures, overlays, curves, tables, evaluations; stages/report.html is the page's template
+Calls  figures, overlays, soft_maps, curves, tables, evaluations; stages/report.html is the page's template
 Writes results/report/index.html
 """
 
@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import jinja2
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -32,16 +31,15 @@ from semmae import (
     params,
     part_maps,
     parts,
+    soft_maps,
     stage,
     tables,
     teacher,
-    vit,
 )
-from semmae.palettes import palette
+from semmae.palettes import GRAY, palette
 from semmae.params import STRICT
-from semmae.reader import Reader, batches
+from semmae.reader import Reader
 from semmae.rng import numpy_generator
-from semmae.views import Whole
 
 OUT, RESULTS, SHARDS, PART_MAPS = Path("results/report"), Path("results"), Path("data/shards"), Path("data/part_maps")
 TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
@@ -206,15 +204,11 @@ def gallery(
 ) -> list[dict[str, Any]]:
     """For every label its share and its most typical regions among `sample` images; the background last."""
     ids = numpy_generator(section.seed, "gallery").permutation(len(reader))[: section.sample]
-    vit.use_fastest_attention(elder, torch.device("cpu"))
-    view = Whole(learner.config["img_size"], seed=0, flip=0.0)
-    with torch.no_grad():
-        loader = batches(reader, ids, view, batch_size=32, workers=0)
-        shares = torch.cat([learner.assign(elder.encode(batch["image"])) for batch in loader]).numpy()
+    shares = soft_maps.shares(reader, ids, elder, learner)
     labels = shares.argmax(1).reshape(-1, *learner.config["grid"])
     best = overlays.typical(shares, count=TYPICAL)
     summary = artifact.read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
-    colours = np.vstack([tones, evaluations.GRAY]).astype(np.uint8)  # gray: the background, the label after the parts
+    colours = np.vstack([tones, GRAY]).astype(np.uint8)  # gray: the background, the label after the parts
     return [
         {
             "name": name if label == learner.background else f"part {name}",

@@ -31,7 +31,7 @@ def test_help_does_not_load_torch(toy: Project):
     assert toy.run(sys.executable, "-c", program) == "set()\n"
 
 
-@pytest.mark.parametrize("what", ["parts", "masks", "reconstructions"])
+@pytest.mark.parametrize("what", ["parts", "heat", "masks", "reconstructions"])
 def test_show_draws_a_grid(inside: Project, what: str):
     said = semmae("show", what, "--dataset", "toy", "--out", "grid.png", "--count", "3")
     image = Image.open("grid.png")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semmae import curves, figures, mae, masking, overlays, palettes, tables, vit
+from semmae import curves, figures, mae, masking, overlays, palettes, soft_maps, tables, vit
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
 
@@ -190,3 +190,13 @@ def test_settings_have_the_names_dvc_takes():
     section = {"masking": {"inter_part": {"power": 2.0}}, "betas": [0.9, 0.95], "none": {}}
     found = dict(tables.settings(section, "pretrain"))
     assert found == {"pretrain.masking.inter_part.power": 2.0, "pretrain.betas": [0.9, 0.95], "pretrain.none": {}}
+
+
+def test_heat_grows_from_dark_gray_to_the_colour_with_the_share():
+    picture, colour = np.full((12, 12, 3), 100, np.uint8), np.array([250, 50, 0], np.uint8)
+    for share, expected in ((0.0, [40, 40, 40]), (1.0, [175, 75, 50]), (0.5, [108, 58, 45])):
+        shown = soft_maps.heat(picture, np.full((3, 3), share), colour=colour)
+        assert np.abs(shown.astype(int) - expected).max() <= 1
+    sides = soft_maps.heat(picture, np.array([[0.0, 1.0]]), colour=colour)[:, :, 0].astype(int)
+    assert (np.diff(sides, axis=1) >= 0).all()  # smoothly from one patch's centre to the other's
+    assert (np.diff(sides, axis=1) < 40).all()

@@ -27,8 +27,8 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     "vit mae ibot foreign teacher encoders parts heads classifier attentive readout features baselines part_baselines"
     " health",
     "run spikes resume pretraining distillation finetuning evaluations segmentation_views segmentation"
-    " segmentation_probes segmentation_linear segmentation_knn segmentation_upernet figures state flow export encode"
-    " promotion doctor",
+    " segmentation_probes segmentation_linear segmentation_knn segmentation_upernet figures soft_maps state flow export"
+    " encode promotion doctor",
     "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

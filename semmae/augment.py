@@ -1,16 +1,20 @@
 """One sampled box moves image and part map.
 
 - `random_resized_crop`: sample a `Box`, a crop and a flip in coordinates relative to the image, from a generator.
-- `crop_image`: the box of an image, resized to a square; `resize_box`: to any size. `crop_part_map`: the same box of
-  its part map, on the encoder's grid (or of its mask, on the pixels of the crop).
+- `snapped`: the box with its edges on pixels. `covering`: how large an image must be decoded for its boxes.
+- `crop_image`: the box of an image, resized to a square; `resize_box`: to any size; `resample_box`: as evaluations of
+  other libraries do it; `planes`: channels first.
+- `crop_part_map`: the same box of its part map, on the encoder's grid (or of its mask, on the pixels of the crop).
 - `WHOLE`: the box that changes nothing.
 
 Relative coordinates fit an image decoded at any scale and a part map of any grid, whatever the teacher's resolution.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -50,6 +54,19 @@ def random_resized_crop(
     return Box((1 - height) / 2, (1 - width) / 2, height, width, flipped)
 
 
+def snapped(box: Box, size: tuple[int, int]) -> Box:
+    """The box with its edges on the nearest pixels of an image of that height and width, a pixel apart at least."""
+    (top, bottom), (left, right) = _pixels(box.top, box.height, size[0]), _pixels(box.left, box.width, size[1])
+    h, w = size
+    return Box(top / h, left / w, (bottom - top) / h, (right - left) / w, box.flip)
+
+
+def covering(crops: Iterable[tuple[Box, tuple[int, int]]]) -> tuple[int, int]:
+    """Rows and columns of the whole image such that no box has fewer than those it will be resized to."""
+    rows, columns = zip(*((h / box.height, w / box.width) for box, (h, w) in crops), strict=True)
+    return math.ceil(max(rows)), math.ceil(max(columns))
+
+
 def crop_image(image: UInt8[np.ndarray, "h w 3"], box: Box, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The box of the image as size x size pixels: `resize_box` to a square."""
     return resize_box(image, box, (size, size))
@@ -58,7 +75,26 @@ def crop_image(image: UInt8[np.ndarray, "h w 3"], box: Box, size: int) -> UInt8[
 def resize_box(
     image: UInt8[np.ndarray, "h w 3"], box: Box, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
-    """The box of the image as so many rows and columns: bicubic, antialiased, its edges not rounded to pixels."""
+    """The box of the image, its edges on the nearest pixels, as so many rows and columns: the mean of what falls into
+    a pixel where both shrink, else bicubic.
+    """
+    top, bottom = _pixels(box.top, box.height, image.shape[0])
+    left, right = _pixels(box.left, box.width, image.shape[1])
+    shrinks = bottom - top >= size[0] and right - left >= size[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    pixels = cv2.resize(image[top:bottom, left:right], size[::-1], interpolation=how)
+    return cv2.flip(pixels, 1) if box.flip else pixels
+
+
+def planes(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h w"]:
+    """Channels first, as networks take them; ten times as fast as a copy of the transpose."""
+    return np.stack(cv2.split(pixels))
+
+
+def resample_box(
+    image: UInt8[np.ndarray, "h w 3"], box: Box, size: tuple[int, int]
+) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
+    """The same by Pillow, bicubic and antialiased, the edges not rounded: slower, and what libraries evaluate with."""
     h, w = image.shape[:2]
     right, bottom = min(1, box.left + box.width) * w, min(1, box.top + box.height) * h
     edges = (box.left * w, box.top * h, right, bottom)
@@ -73,6 +109,12 @@ def crop_part_map(
     rows = _cells(box.top, box.height, grid[0], part_map.shape[0])
     columns = _cells(box.left, box.width, grid[1], part_map.shape[1])
     return part_map[np.ix_(rows, columns[::-1] if box.flip else columns)]
+
+
+def _pixels(start: float, extent: float, pixels: int) -> tuple[int, int]:
+    """Along one axis, the first pixel of a box and the one after its last, at least one apart."""
+    first = min(round(start * pixels), pixels - 1)
+    return first, max(first + 1, min(round((start + extent) * pixels), pixels))
 
 
 def _cells(start: float, extent: float, patches: int, cells: int) -> np.ndarray:

@@ -58,10 +58,10 @@ class Folder(Reader):
         if not self.keys:
             raise ValueError(f"{root} holds no images; known are {', '.join(EXTENSIONS)}")
 
-    def image(self, index: Any) -> UInt8[np.ndarray, "h w 3"]:
+    def image(self, index: Any, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "h w 3"]:
         """An image in RGB, upright. ValueError or OSError: why there is none."""
         path = self.root / self.keys[index]
-        return images.to_rgb(Blob(str(path), 0, path.stat().st_size).read())
+        return images.to_rgb(Blob(str(path), 0, path.stat().st_size).read(), at_least=at_least)
 
 
 @dataclass(frozen=True)

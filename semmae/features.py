@@ -19,13 +19,14 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from semmae import dist, part_metrics, vit
-from semmae.augment import WHOLE, Box, crop_image, random_resized_crop
+from semmae.augment import WHOLE, Box, planes, resample_box
 from semmae.reader import Reader, batches, verify_shards
 from semmae.rng import numpy_generator
 from semmae.rows import Rows
+from semmae.views import Crop, load_crop, random_box
 
 CROP = 224 / 256  # the share of the short side that the evaluation view keeps
-SCALE, RATIO, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # the random views of a linear probe (MAE, table 10)
+CROPS = Crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)  # the random views of a linear probe (MAE, table 10)
 
 Pool = Literal["class", "patch_mean", "both"]
 Load = Callable[[Reader, int], dict[str, Any]]
@@ -44,7 +45,7 @@ class CentreView:
         side = CROP * min(image.shape[:2])
         height, width = side / image.shape[0], side / image.shape[1]
         box = Box((1 - height) / 2, (1 - width) / 2, height, width, flip=False)
-        return {"image": _pixels(image, box, self.img_size)}
+        return {"image": planes(resample_box(image, box, (self.img_size, self.img_size)))}
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,8 @@ class RandomView:
     view: int
 
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        image = reader.image(index)
         rng = numpy_generator(self.seed, "view", self.view, reader.keys[index])
-        aspect = image.shape[1] / image.shape[0]
-        box = random_resized_crop(rng, aspect=aspect, scale=SCALE, ratio=RATIO, flip=FLIP)
-        return {"image": _pixels(image, box, self.img_size)}
+        return {"image": load_crop(reader, index, random_box(rng, reader.size(index), CROPS), self.img_size)}
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class WholeView:
     num_classes: int
 
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        return {"image": _pixels(reader.image(index), WHOLE, self.img_size), "counts": self.counts(reader, index)}
+        return {"image": load_crop(reader, index, WHOLE, self.img_size), "counts": self.counts(reader, index)}
 
     def counts(self, reader: Reader, index: int) -> Integer[np.ndarray, "n g"]:
         """The pixels of each label in each cell, of a sample that has a mask."""
@@ -182,7 +180,3 @@ def _kept(dataset: Path, split: str, usable: Callable[[Reader], np.ndarray], wha
     if not len(ids):
         raise ValueError(f"{dataset}: no sample of {split} has {what}; choose another dataset in params.yaml")
     return reader.select(ids)
-
-
-def _pixels(image: UInt8[np.ndarray, "H W 3"], box: Box, size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
-    return np.ascontiguousarray(crop_image(image, box, size).transpose(2, 0, 1))

@@ -1,6 +1,7 @@
 """Image bytes: judged by their header, decoded whatever their mode, stored in a form that every reader can use.
 
-- `to_rgb(data)`: the pixels as a person sees them: upright, transparency over white, deep images scaled to 8 bits.
+- `to_rgb(data)`: the pixels as a person sees them: upright, transparency over white, deep images scaled to 8 bits;
+  those of a JPEG no finer than they are needed.
 - `as_it_is(data)`: what is known of an image that stays where it lies, whatever its mode.
 - `canonical(data)`: what goes into a shard: the bytes as they are wherever possible, else a conversion.
 - `mask_indices(data)`, `canonical_mask(data)`: the same for masks, 8-bit PNG of indices, IGNORE = no statement.
@@ -17,6 +18,8 @@ import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
+
+from semmae import jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow tries these only: others run programs, or guess
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # stored as they are; MPO is a JPEG and more
@@ -45,9 +48,12 @@ class Stored(NamedTuple):
     full_size: tuple[int, int]  # (width, height) before the resize: a mask must have this size
 
 
-def to_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """The image upright, in RGB."""
-    return np.array(_upright(_open(data)).convert("RGB"))
+def to_rgb(data: bytes, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "h w 3"]:
+    """The image upright, in RGB. A JPEG that must not be turned comes at the smallest of the scales 1, 1/2, 3/8,
+    1/4, 1/8 that leaves `at_least` rows and columns; 0 stands for all.
+    """
+    fast = jpeg.decode(data, at_least=at_least, max_pixels=MAX_PIXELS, max_scans=MAX_SCANS)
+    return np.array(_upright(_open(data)).convert("RGB")) if fast is None else fast
 
 
 def canonical(data: bytes, *, short_side: int | None) -> Stored:

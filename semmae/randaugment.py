@@ -16,11 +16,10 @@ from pydantic.dataclasses import dataclass as params
 from timm.data import IMAGENET_DEFAULT_MEAN, auto_augment
 from timm.data.auto_augment import rand_augment_transform
 
-from semmae.augment import crop_image, random_resized_crop
 from semmae.params import STRICT
 from semmae.reader import Reader
 from semmae.rng import numpy_generator, seeded
-from semmae.views import Crop
+from semmae.views import Crop, load_crop, random_box
 
 SHIFT = 0.45  # the largest shift of RandAugment, as a share of the side (timm)
 
@@ -44,14 +43,14 @@ class Augmented:
     img_size: int
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
-        key, image = reader.keys[index], reader.image(index)
-        rng = numpy_generator(self.seed, "crop", epoch, key)
-        box = random_resized_crop(rng, aspect=image.shape[1] / image.shape[0], **vars(self.crop))
-        pixels = crop_image(image, box, self.img_size)
+        key = reader.keys[index]
+        box = random_box(numpy_generator(self.seed, "crop", epoch, key), reader.size(index), self.crop)
+        pixels = load_crop(reader, index, box, self.img_size)
         if self.rand_augment is not None:
             with seeded(self.seed, "rand augment", epoch, key):
-                pixels = np.asarray(policy(self.rand_augment, self.img_size)(Image.fromarray(pixels)))
-        return {"key": key, "image": np.ascontiguousarray(pixels.transpose(2, 0, 1)), "label": reader.labels[index]}
+                image = Image.fromarray(pixels.transpose(1, 2, 0))
+                pixels = np.asarray(policy(self.rand_augment, self.img_size)(image)).transpose(2, 0, 1)
+        return {"key": key, "image": np.ascontiguousarray(pixels), "label": reader.labels[index]}
 
 
 @cache

@@ -8,6 +8,7 @@ import copy
 import io
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -50,6 +51,7 @@ class Reader:
         self.labels = _integers(table["label"])
         self._image_span = np.stack([_integers(table["offset"]), _integers(table["size"])], axis=1)
         self._mask_span = np.stack([_integers(table["mask_offset"]), _integers(table["mask_size"])], axis=1)
+        self._size = np.stack([_integers(table["height"]), _integers(table["width"])], axis=1)
         self._row = row
         self.weights = _weights(table["source"], self.meta["sources"])
         self._files: dict[str, io.FileIO] = {}
@@ -85,9 +87,14 @@ class Reader:
         """The bytes of an image as they are in its shard."""
         return self._read(index, self._image_span)
 
-    def image(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:
-        """An image in RGB, upright."""
-        return self._decoded(index, images.to_rgb, self._image_span)
+    def size(self, index: SupportsIndex) -> tuple[int, int]:
+        """Height and width of an image, upright, in pixels."""
+        height, width = self._size[index].tolist()
+        return height, width
+
+    def image(self, index: SupportsIndex, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "h w 3"]:
+        """An image in RGB, upright; reduced by its decoder if it can, to `at_least` so many rows and columns."""
+        return self._decoded(index, partial(images.to_rgb, at_least=at_least), self._image_span)
 
     def mask(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w"] | None:
         """The mask of an image in its upright coordinates, None where there is none."""
@@ -101,7 +108,7 @@ class Reader:
         view.shards = [self.shards[i] for i in ids]
         view.labels, view._row = self.labels[ids], self._row[ids]
         view.weights = None if self.weights is None else self.weights[ids]
-        view._image_span, view._mask_span = self._image_span[ids], self._mask_span[ids]
+        view._image_span, view._mask_span, view._size = self._image_span[ids], self._mask_span[ids], self._size[ids]
         return view
 
     def rows_in_shard(self) -> Int64[np.ndarray, " n"]:

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as params
 
 from semmae import vit
-from semmae.augment import WHOLE, Box, crop_part_map, resize_box
+from semmae.augment import WHOLE, Box, covering, crop_part_map, planes, resize_box, snapped
 from semmae.images import IGNORE
 from semmae.params import STRICT
 from semmae.part_metrics import cell_counts
@@ -47,20 +47,20 @@ class TrainCrop:
     side: int
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
-        image, mask = reader.image(index), mask_of(reader, index)
-        rng = numpy_generator(self.seed, "crop", epoch, reader.keys[index])
+        rng, whole = numpy_generator(self.seed, "crop", epoch, reader.keys[index]), reader.size(index)
         zoom = rng.uniform(*self.crops.zoom)
-        scale = self.short_side * zoom / min(image.shape[:2])
-        height, width = (self.side / (scale * extent) for extent in image.shape[:2])  # of the crop, as shares
+        scale = self.short_side * zoom / min(whole)
+        height, width = (self.side / (scale * extent) for extent in whole)  # of the crop, as shares
         top, left = (rng.uniform(0, max(0.0, 1 - share)) for share in (height, width))
-        box = Box(top, left, min(1.0, height), min(1.0, width), bool(rng.random() < self.crops.flip))
+        box = snapped(Box(top, left, min(1.0, height), min(1.0, width), bool(rng.random() < self.crops.flip)), whole)
         rows, columns = (max(1, round(self.side / max(1.0, share))) for share in (height, width))
         pixels, labels = np.tile(GRAY, (self.side, self.side, 1)), np.full((self.side, self.side), IGNORE, np.uint8)
+        image = reader.image(index, at_least=covering([(box, (rows, columns))]))
         pixels[:rows, :columns] = resize_box(image, box, (rows, columns))
-        labels[:rows, :columns] = crop_part_map(mask, box, (rows, columns))
+        labels[:rows, :columns] = crop_part_map(mask_of(reader, index), box, (rows, columns))
         return {
             "key": reader.keys[index],
-            "image": np.ascontiguousarray(pixels.transpose(2, 0, 1)),
+            "image": planes(pixels),
             "mask": labels,
         }
 
@@ -72,13 +72,12 @@ class WholeImage:
     short_side: int
 
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        image = reader.image(index)
-        scale = self.short_side / min(image.shape[:2])
-        rows, columns = (max(self.short_side, round(scale * extent)) for extent in image.shape[:2])
-        resized = resize_box(image, WHOLE, (rows, columns))
+        whole = reader.size(index)
+        rows, columns = (max(self.short_side, round(self.short_side * extent / min(whole))) for extent in whole)
+        resized = resize_box(reader.image(index, at_least=(rows, columns)), WHOLE, (rows, columns))
         return {
             "key": reader.keys[index],
-            "image": np.ascontiguousarray(resized.transpose(2, 0, 1)),
+            "image": planes(resized),
             "mask": mask_of(reader, index),
         }
 

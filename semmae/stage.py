@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import cv2
+
 T = TypeVar("T")
 
 
@@ -16,7 +18,8 @@ def main(function: Callable[[], None]) -> None:
 
     With SEMMAE_DEBUG set the traceback is shown after all.
     """
-    _keep_memory()
+    keep_memory()
+    cv2.setNumThreads(0)  # images are small, and loaded by processes
     try:
         function()
     except (ValueError, OSError, FloatingPointError) as error:
@@ -45,7 +48,7 @@ def over(protocol: T, own: Any) -> T:
     return dataclasses.replace(protocol, **{key: value for key, value in vars(own).items() if value is not None})  # type: ignore[type-var]
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let glibc keep the memory that a step frees for the next: else it goes back to the system and is zeroed anew
     each time.
 

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass as params
 from torch import Tensor
 
-from semmae.augment import WHOLE, crop_image, crop_part_map, random_resized_crop
+from semmae.augment import WHOLE, Box, covering, crop_image, crop_part_map, planes, random_resized_crop, snapped
 from semmae.params import STRICT, Range, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
@@ -53,13 +53,9 @@ class OneCrop:
     field: str  # part_map or attention
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
-        image = reader.image(index)
         rng = numpy_generator(self.seed, "crop", epoch, reader.keys[index])
-        box = random_resized_crop(rng, aspect=image.shape[1] / image.shape[0], **vars(self.crop))
-        sample = {
-            "key": reader.keys[index],
-            "image": np.ascontiguousarray(crop_image(image, box, self.img_size).transpose(2, 0, 1)),
-        }
+        box = random_box(rng, reader.size(index), self.crop)
+        sample = {"key": reader.keys[index], "image": load_crop(reader, index, box, self.img_size)}
         if self.maps is not None:
             labels = getattr(self.maps, self.field)[index].reshape(self.maps.grid)
             sample["evidence"] = crop_part_map(labels, box, self.grid).reshape(-1)
@@ -78,8 +74,8 @@ class Whole:
 
     def __call__(self, reader: Reader, index: int, epoch: int = 0) -> dict[str, Any]:
         flip = self.flip > 0 and numpy_generator(self.seed, "flip", epoch, reader.keys[index]).uniform() < self.flip
-        image = crop_image(reader.image(index), WHOLE._replace(flip=flip), self.img_size)
-        return {"key": reader.keys[index], "image": np.ascontiguousarray(image.transpose(2, 0, 1))}
+        image = load_crop(reader, index, WHOLE._replace(flip=flip), self.img_size)
+        return {"key": reader.keys[index], "image": image}
 
 
 @dataclass(frozen=True)
@@ -95,18 +91,27 @@ class MultiCrop:
     colour: Colour
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
-        image = reader.image(index)
-        rng = numpy_generator(self.seed, "crops", epoch, reader.keys[index])
-        aspect = image.shape[1] / image.shape[0]
+        rng, whole = numpy_generator(self.seed, "crops", epoch, reader.keys[index]), reader.size(index)
         wanted = [(self.global_crop, self.global_size)] * 2 + [(self.local_crop, self.local_size)] * self.local_crops
-        crops = [
-            crop_image(image, random_resized_crop(rng, aspect=aspect, **vars(crop)), size) for crop, size in wanted
-        ]
+        boxes = [(random_box(rng, whole, crop), size) for crop, size in wanted]
+        image = reader.image(index, at_least=covering((box, (size, size)) for box, size in boxes))
+        crops = [crop_image(image, box, size) for box, size in boxes]
         sample = {"key": reader.keys[index], "global": np.stack(crops[:2]).transpose(0, 3, 1, 2)}
         if self.local_crops:
             sample["local"] = np.stack(crops[2:]).transpose(0, 3, 1, 2)
         sample["colour"] = np.stack([colour_matrix(rng, self.colour) for _ in crops])
         return sample
+
+
+def random_box(rng: np.random.Generator, size: tuple[int, int], crop: Crop) -> Box:
+    """A random box of an image of that height and width, on its pixels."""
+    return snapped(random_resized_crop(rng, aspect=size[1] / size[0], **vars(crop)), size)
+
+
+def load_crop(reader: Reader, index: int, box: Box, size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
+    """The box of a sample's image, decoded no finer than it takes."""
+    image = reader.image(index, at_least=covering([(box, (size, size))]))
+    return planes(crop_image(image, box, size))
 
 
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semmae.augment import WHOLE, Box, crop_image, crop_part_map, random_resized_crop
+from semmae.augment import WHOLE, Box, covering, crop_image, crop_part_map, random_resized_crop, resize_box, snapped
 from semmae.rng import numpy_generator
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -119,3 +119,33 @@ def test_a_tiny_and_a_degenerate_crop_still_have_the_wanted_size():
     for box in [*boxes(20, aspect=3.0), WHOLE]:
         assert (crop_image(image, box, 16) == 77).all()
     assert crop_image(image, WHOLE, 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (37, 160), (3, 2)])
+def test_a_snapped_box_holds_whole_pixels(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for box in boxes(50, aspect=size[1] / size[0], flip=0.0):
+        near = snapped(box, size)
+        top, left, height, width = (
+            round(share * extent) for share, extent in zip(near[:4], (*size, *size), strict=True)
+        )
+        np.testing.assert_allclose(near[:4], np.array([top, left, height, width]) / (*size, *size), atol=1e-12)
+        assert abs(near.top - box.top) * size[0] <= 0.5 + 1e-9
+        assert abs(near.left + near.width - box.left - box.width) * size[1] <= max(0.5, 1 - box.width * size[1]) + 1e-9
+        inside = image[top : top + height, left : left + width]
+        np.testing.assert_array_equal(resize_box(image, near, (height, width)), inside)
+        assert snapped(near, size) == pytest.approx(near)
+
+
+def test_a_crop_that_shrinks_is_the_mean_of_its_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    mean = image.reshape(10, 4, 20, 3, 3).mean(axis=(1, 3))
+    assert np.abs(resize_box(image, WHOLE, (10, 20)) - mean).max() <= 0.5
+
+
+def test_an_image_is_large_enough_for_every_box():
+    crops = [(box, (24, 32)) for box in boxes(20)]
+    rows, columns = covering(crops)
+    assert all(rows * box.height >= 24 - 1e-9 and columns * box.width >= 32 - 1e-9 for box, _ in crops)
+    assert any((rows - 1) * box.height < 24 for box, _ in crops)
+    assert any((columns - 1) * box.width < 32 for box, _ in crops)

@@ -26,7 +26,7 @@ class Picture(Reader):
         noise = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         self.picture = Image.fromarray(noise).resize((150, 120), Image.Resampling.BICUBIC)
 
-    def image(self, index):
+    def image(self, index, *, at_least=(0, 0)):
         return np.array(self.picture)
 
 

@@ -22,7 +22,10 @@ class Pictures(Reader):
         self.shapes = shapes
         self.keys = [f"picture{i}" for i in range(len(shapes))]
 
-    def image(self, index: int) -> np.ndarray:
+    def size(self, index: int) -> tuple[int, int]:
+        return self.shapes[index]
+
+    def image(self, index: int, *, at_least: tuple[int, int] = (0, 0)) -> np.ndarray:
         height, width = self.shapes[index]
         noise = np.random.default_rng(index).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         return np.array(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
@@ -104,7 +107,7 @@ def test_random_views_depend_on_seed_view_and_key_alone():
 def test_random_views_cover_little_or_nearly_all_of_an_image():
     reader = Pictures([(60, 90)])
     ramp = np.broadcast_to(np.linspace(0, 255, 90).astype(np.uint8)[None, :, None], (60, 90, 3))
-    reader.image = lambda index: np.ascontiguousarray(ramp)
+    reader.image = lambda index, **_: np.ascontiguousarray(ramp)
     views = [RandomView(16, 0, view)(reader, 0)["image"][0].astype(int) for view in range(100)]
     spread = [abs(view[:, -1].mean() - view[:, 0].mean()) / 255 for view in views]
     assert min(spread) < 0.35

@@ -31,7 +31,10 @@ class Painted(Reader):
             labels = rng.integers(0, 12, (-(-height // cell), -(-width // cell)), dtype=np.uint8)
             self.masks.append(np.kron(labels, np.ones((cell, cell), np.uint8))[:height, :width])
 
-    def image(self, index):
+    def size(self, index):
+        return self.masks[index].shape
+
+    def image(self, index, *, at_least=(0, 0)):
         return np.repeat(self.masks[index][..., None] * np.uint8(20), 3, axis=2)
 
     def mask(self, index):

@@ -73,7 +73,10 @@ class Noisy(Reader):
         view.keys, view.masks, view.images = [self.keys[i] for i in ids], self.masks[ids], self.images[ids]
         return view
 
-    def image(self, index):
+    def size(self, index):
+        return self.masks[index].shape
+
+    def image(self, index, *, at_least=(0, 0)):
         return self.images[index]
 
     def mask(self, index):

@@ -1,0 +1,161 @@
+"""How many images a second reach the model: our reader beside the pipelines that people train MAE with.
+
+    python -m benchmarks.loader [--sizes 160 256 500x375] [--images 96] [--rounds 5] [--workers 0] [--json out.json]
+
+JPEGs of drawn animals (quality 90, 4:2:0), RandomResizedCrop to 224 pixels and flip, batches of 64. The rows:
+
+- `semmae`: shards read by offset, crops as uint8 (the device normalises them); `+ part maps`: with the same crop of a
+  14 x 14 map; `+ normalised`: made float here, as the others do.
+- `torchvision PIL`: ImageFolder, PIL and torchvision's v1 transforms, MAE's own pipeline.
+- `torchvision v2`: its JPEG decoder and its v2 transforms on tensors.
+- `webdataset`: the stock pipeline on our shards: decode("pil"), then the v1 transforms.
+
+Every round times every row once; the table gives the median of images per second and of the ratio to `torchvision PIL`
+of the same round. With `--workers 0` the time is the CPU time of one process, otherwise wall time of a DataLoader.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import io, transforms
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from semmae import creatures, shards, stage, vit
+from semmae.part_maps import PartMaps
+from semmae.reader import Reader, batches
+from semmae.sources import Tree
+from semmae.views import Crop, OneCrop
+
+BATCH, CROP, GRID, SCALE = 64, 224, (14, 14), (0.2, 1.0)
+PEER = "torchvision PIL"
+V1 = transforms.Compose(
+    [
+        transforms.RandomResizedCrop(CROP, scale=SCALE, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(vit.MEAN, vit.STD),
+    ]
+)  # fmt: skip
+V2 = v2.Compose(
+    [
+        v2.RandomResizedCrop(CROP, scale=SCALE, interpolation=v2.InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(vit.MEAN, vit.STD),
+    ]
+)  # fmt: skip
+
+
+class Tensors(Dataset):
+    """Files decoded by torchvision, transformed as tensors."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = [str(file) for file in files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return V2(io.decode_jpeg(io.read_file(self.files[index]), mode=io.ImageReadMode.RGB))
+
+
+def prepare(root: Path, height: int, width: int, count: int) -> None:
+    """The images as files of two classes, and as shards."""
+    for number in range(count):
+        image = creatures.draw(0, f"train-{number:06d}", max(height, width)).image[:height, :width]
+        file = root / f"files/train/{number % 2}/{number:04d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file, quality=90)
+    tree = Tree(kind="folder", path=str(root / "files"), splits=None, val_fraction=None, labels=True, masks=None)
+    shards.write(
+        root / "shards", {"drawn": tree}, seed=0, short_side=None, samples_per_shard=1000, max_rejects=0.0, workers=0
+    )
+
+
+def pipelines(root: Path, workers: int) -> dict[str, Callable[[], Iterator[object]]]:
+    """A function per row that begins an epoch of batches."""
+    reader = Reader(root / "shards", "train")
+    labels = np.random.default_rng(0).integers(0, 7, (len(reader), GRID[0] * GRID[1]), dtype=np.uint8)
+    maps = PartMaps(reader.keys, labels, None, {"grid": list(GRID)}, 0)
+    crop = Crop(scale=SCALE, ratio=(3 / 4, 4 / 3), flip=0.5)
+    tars = [str(file) for file in sorted((root / "shards").glob("*.tar"))]
+    folder, files = ImageFolder(str(root / "files/train"), V1), sorted((root / "files").rglob("*.jpg"))
+
+    def ours(maps: PartMaps | None) -> Iterator[dict[str, torch.Tensor]]:
+        view = OneCrop(0, crop, CROP, GRID, maps, "part_map")
+        order = np.random.default_rng(0).permutation(len(reader))
+        return batches(reader, order, lambda reader, i: view(reader, i, 0), batch_size=BATCH, workers=workers)
+
+    def loader(dataset: Dataset) -> Iterator[object]:
+        return iter(DataLoader(dataset, BATCH, shuffle=True, num_workers=workers))
+
+    def stock() -> Iterator[object]:
+        dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg")
+        return iter(webdataset.WebLoader(dataset.map_tuple(V1).batched(BATCH), batch_size=None, num_workers=workers))
+
+    return {
+        "semmae": lambda: ours(None),
+        "semmae + part maps": lambda: ours(maps),
+        "semmae + normalised": lambda: (vit.normalise(batch["image"]) for batch in ours(None)),
+        PEER: lambda: loader(folder),
+        "torchvision v2": lambda: loader(Tensors(files)),
+        "webdataset": stock,
+    }
+
+
+def rates(rows: dict[str, Callable[[], Iterator[object]]], images: int, rounds: int, workers: int) -> dict[str, list]:
+    """Images per second of every row in every round, after a round that warms up."""
+    found: dict[str, list[float]] = {name: [] for name in rows}
+    clock = time.perf_counter if workers else time.process_time
+    for number in range(rounds + 1):
+        for name, begin in rows.items():
+            start = clock()
+            for _ in begin():
+                pass
+            if number:
+                found[name].append(images / (clock() - start))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sizes", nargs="+", default=["160", "256", "500x375"])
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    stage.keep_memory()  # as every stage does; all rows gain by it
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    root = Path(tempfile.mkdtemp(prefix="semmae-loader-"))
+    try:
+        for size in args.sizes:
+            width, height = map(int, (size.split("x") * 2)[:2])
+            prepare(root / size, height, width, args.images)
+            found = rates(pipelines(root / size, args.workers), args.images, args.rounds, args.workers)
+            table[size] = {
+                name: {"rate": median(row), "ratio": median(a / b for a, b in zip(row, found[PEER], strict=True))}
+                for name, row in found.items()
+            }
+            print(f"{size:10s} {args.images} images, {args.workers} workers {'images/s':>12s} {'ratio':>7s}")
+            for name, row in table[size].items():
+                print(f"  {name:40s} {row['rate']:10.0f} {row['ratio']:7.2f}")
+    finally:
+        shutil.rmtree(root)
+    if args.json:
+        args.json.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 
 from semmae import artifact
 from semmae.reader import Reader
@@ -105,25 +104,41 @@ def join(folder: Path, reader: Reader, *, teacher: str | None, parts: str | None
     paths = [folder / f"{Path(name).stem}.parquet" for name in names]
     if missing := [name for name, path in zip(names, paths, strict=True) if not path.exists()]:
         raise ValueError(f"{folder} has no part maps for {_some(missing, len(names), 'shards')}; {REMEDY}")
-    tables = [_table(path) for path in paths]
     known = {entry["file"]: entry for entry in reader.meta["shards"]}
-    wanted = {what: digest for what, digest in (("teacher", teacher), ("parts", parts)) if digest is not None}
-    common = _metadata(tables[0]) | wanted
-    for name, path, table in zip(names, paths, tables, strict=True):
-        _check(path, table, common | {"shard": known[name]["sha256"]}, tables[0].column_names)
-    rows = _rows(folder, reader, shard, tables)
-    for name, path, table in zip(names, paths, tables, strict=True):
-        if len(table) != known[name]["count"]:
-            given = f"{len(table)} part maps, but {name} has {known[name]['count']} samples"
-            raise ValueError(f"{path} has {given}; {REMEDY}")
-    cells = {
-        column: np.concatenate([_cells(table[column]) for table in tables])[rows]
-        for column in tables[0].column_names
-        if column != "key"
-    }
-    common = {what: value for what, value in common.items() if what != "shard"}
+    expected = {what: digest for what, digest in (("teacher", teacher), ("parts", parts)) if digest is not None}
+    cells: dict[str, np.ndarray] = {}
+    columns: list[str] = []
+    misplaced: list[str] = []
+    uneven = ""
+    row, samples = reader.rows_in_shard(), np.split(shard.argsort(kind="stable"), np.bincount(shard).cumsum()[:-1])
+    for name, path, ids in zip(names, paths, samples, strict=True):  # one file in memory at a time
+        table = _table(path)
+        columns = columns or table.column_names
+        expected = _metadata(table) | expected
+        _check(path, table, expected | {"shard": known[name]["sha256"]}, columns)
+        if len(table) != (count := known[name]["count"]):
+            uneven = f"{path} has {len(table)} part maps, but {name} has {count} samples; {REMEDY}"
+        right = _in_place(table, [reader.keys[i] for i in ids], row[ids])
+        misplaced += [reader.keys[i] for i in ids[~right]]
+        for column in set(columns) - {"key"}:
+            found = _cells(table[column])
+            if column not in cells:
+                cells[column] = np.empty((len(reader), found.shape[1]), np.uint8)
+            cells[column][ids[right]] = found[row[ids[right]]]
+    if misplaced:
+        lost = _some(misplaced, len(reader), "samples")
+        raise ValueError(f"{folder} has no part map in its place for {lost}; {REMEDY}")
+    if uneven:
+        raise ValueError(uneven)
+    common = {what: value for what, value in expected.items() if what != "shard"}
     size = sum(path.stat().st_size for path in paths)
     return PartMaps(reader.keys, cells["part_map"], cells.get("attention"), common, size)
+
+
+def _in_place(table: pa.Table, keys: list[str], row: Integer[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
+    """Whether each key stands in its row of the table."""
+    found = table["key"].to_pylist()
+    return np.array([r < len(found) and found[r] == key for key, r in zip(keys, row.tolist(), strict=True)], bool)
 
 
 def _check(path: Path, table: pa.Table, expected: dict[str, Any], columns: list[str]) -> None:
@@ -132,21 +147,6 @@ def _check(path: Path, table: pa.Table, expected: dict[str, Any], columns: list[
     for what, value in (expected | {"columns": columns}).items():
         if given[what] != value:
             raise ValueError(f"{path} was made with {what} {given[what]}, but {value} is expected; {REMEDY}")
-
-
-def _rows(folder: Path, reader: Reader, shard: np.ndarray, tables: list[pa.Table]) -> np.ndarray:
-    """The row of each sample in the concatenated tables; ValueError unless its key stands there."""
-    counts = np.array([len(table) for table in tables])
-    row = reader.rows_in_shard()
-    exists = row < counts[shard]
-    rows = (counts.cumsum() - counts)[shard] + np.where(exists, row, 0)
-    keys = pa.concat_arrays([chunk for table in tables for chunk in table["key"].chunks])
-    wanted = pa.array(reader.keys, pa.string())
-    wrong = ~exists | pc.not_equal(keys.take(pa.array(rows)), wanted).to_numpy(zero_copy_only=False)
-    if wrong.any():
-        names = wanted.filter(pa.array(wrong)).to_pylist()
-        raise ValueError(f"{folder} has no part map in its place for {_some(names, len(rows), 'samples')}; {REMEDY}")
-    return rows
 
 
 def store_digest(*, teacher: str, parts: str, params: Any) -> str:

@@ -22,6 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from semmae import artifact, digests, images
 
+COLUMNS = (  # of the index, that reading takes; the last one only where sources have weights
+    "key", "split", "shard", "offset", "size", "mask_offset", "mask_size", "height", "width", "label", "source",
+)  # fmt: skip
+
 
 class Reader:
     """The samples of one split (None: of all) of the dataset in a folder; `select` makes views.
@@ -38,22 +42,26 @@ class Reader:
             verify_shards(self.dataset)
         self.meta: dict[str, Any] = artifact.read_json(self.dataset / "shards.json")
         self._paths = shard_paths(self.dataset, self.meta)
-        table = pq.read_table(self.dataset / "index.parquet")
-        row = _rows(table["shard"].to_pylist())
+        columns = COLUMNS if _weighted(self.meta["sources"]) else COLUMNS[:-1]
+        table = pq.read_table(self.dataset / "index.parquet", columns=list(columns))
+        shards = table["shard"].combine_chunks().dictionary_encode()
+        shard, names = shards.indices.to_numpy(), shards.dictionary.to_pylist()
+        row = _rows(shard)
         if split is not None:
             splits = table["split"].unique().to_pylist()
             if split not in splits:
                 raise ValueError(f"{self.dataset} has no split {split!r}; its splits are: {', '.join(splits)}")
             here = pc.equal(table["split"], split)
-            table, row = table.filter(here), row[here.to_numpy()]
+            chosen = here.to_numpy()
+            table, shard, row = table.filter(here), shard[chosen], row[chosen]
         self.keys: list[str] = table["key"].to_pylist()
-        self.shards: list[str] = table["shard"].to_pylist()
+        self.shards: list[str] = [names[number] for number in shard.tolist()]  # one string per shard, not per sample
         self.labels = _integers(table["label"])
         self._image_span = np.stack([_integers(table["offset"]), _integers(table["size"])], axis=1)
         self._mask_span = np.stack([_integers(table["mask_offset"]), _integers(table["mask_size"])], axis=1)
-        self._size = np.stack([_integers(table["height"]), _integers(table["width"])], axis=1)
+        self._size = np.stack([_integers(table["height"]), _integers(table["width"])], axis=1).astype(np.int32)
         self._row = row
-        self.weights = _weights(table["source"], self.meta["sources"])
+        self.weights = _weights(table["source"], self.meta["sources"]) if "source" in columns else None
         self._files: dict[str, io.FileIO] = {}
 
     def __len__(self) -> int:
@@ -228,18 +236,20 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # none; 1 would wait for threads of the parent's that no fork has
 
 
-def _rows(shards: list[str]) -> Int64[np.ndarray, " n"]:
-    """0, 1, 2, ... within each run of equal names: the index lists a shard's samples together, in its order."""
-    starts = np.array([i == 0 or shards[i] != shards[i - 1] for i in range(len(shards))])
-    number = np.arange(len(shards))
+def _rows(shard: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """0, 1, 2, ... within each run of equal numbers: the index lists a shard's samples together, in its order."""
+    starts, number = np.diff(shard, prepend=-1) != 0, np.arange(len(shard))
     return number - np.maximum.accumulate(np.where(starts, number, 0))
 
 
-def _weights(column: Any, sources: dict[str, Any]) -> Float64[np.ndarray, " n"] | None:
-    """The weight of each sample by the source that its path begins with; None if all are 1."""
+def _weighted(sources: dict[str, Any]) -> bool:
+    """Whether an epoch sees samples of some source more or less often than once."""
+    return any(source.get("weight", 1.0) != 1.0 for source in sources.values())
+
+
+def _weights(column: Any, sources: dict[str, Any]) -> Float64[np.ndarray, " n"]:
+    """The weight of each sample by the source that its path begins with."""
     weight = {name: float(source.get("weight", 1.0)) for name, source in sources.items()}
-    if set(weight.values()) <= {1.0}:
-        return None
     names = pc.list_element(pc.split_pattern(column, "/", max_splits=1), 0).combine_chunks().dictionary_encode()
     return np.array([weight[name] for name in names.dictionary.to_pylist()])[names.indices.to_numpy()]
 

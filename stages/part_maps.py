@@ -51,7 +51,9 @@ def main() -> None:
     made_with = {"attention": section.attention, "precision": section.compute.precision}
     digest = part_maps.store_digest(teacher=elder.digest, parts=learner.digest, params=made_with)
     digests = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}
-    rows = {name: np.flatnonzero(np.array(reader.shards) == name) for name in digests}
+    rows: dict[str, list[int]] = {name: [] for name in digests}
+    for row, name in enumerate(reader.shards):
+        rows[name].append(row)
     with artifact.lock("output", str((OUT / section.dataset).absolute())):
         missing = [
             name for name in digests
@@ -63,7 +65,7 @@ def main() -> None:
                 "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
                 "shard": digests[name], "teacher": elder.digest, "parts": learner.digest,
             }  # fmt: skip
-            write_shard(section, reader.select(rows[name]), encode, learner, device, digest, metadata)
+            write_shard(section, reader.select(np.array(rows[name])), encode, learner, device, digest, metadata)
         part_maps.assemble(OUT / section.dataset, digest=digest, shards=digests)
     maps = part_maps.join(OUT / section.dataset, reader, teacher=elder.digest, parts=learner.digest)
     artifact.write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summary(maps)})

@@ -30,7 +30,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 SHARDS, PART_MAPS, PRETRAIN = Path("data/shards"), Path("data/part_maps"), Path("data/pretrain")
-TEACHER, ENCODERS = Path("data/teacher"), Path("data/encoders")
+TEACHER, PARTS, ENCODERS = Path("data/teacher"), Path("data/parts"), Path("data/encoders")
 RECIPES, PARAMS = Path("recipes"), Path("params.yaml")
 NUMBERS = {"shards", "samples", "labelled", "with mask", "MB", "train", "val", "test", "inputs", "step", "seconds"}
 
@@ -60,13 +60,14 @@ def show(
 
     reader = Reader(SHARDS / dataset, split)
     folder = PART_MAPS / dataset
-    maps = part_maps.join(folder, reader, teacher=None, parts=None) if what == "parts" or folder.exists() else None
+    needed = what == "parts" or (what != "heat" and folder.exists())
+    maps = part_maps.join(folder, reader, teacher=None, parts=None) if needed else None
     chosen = {"count": count, "seed": seed}
     if what == "parts":
         assert maps is not None
         image = figures.parts_grid(reader, maps, colours=colours, **chosen)
     elif what == "heat":
-        elder, learner = teacher.load(TEACHER), parts.load(Path("data/parts"))
+        elder, learner = teacher.load(TEACHER), parts.load(PARTS)
         image = soft_maps.heat_grid(reader, elder, learner, colours=colours, **chosen)
     elif what == "masks":
         section = params.load(Pretrain, "pretrain")

@@ -87,7 +87,7 @@ def resize_box(
 
 
 def planes(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h w"]:
-    """Channels first, as networks take them; ten times as fast as a copy of the transpose."""
+    """Channels first, as networks take them; two to three times as fast as a copy of the transpose."""
     return np.stack(cv2.split(pixels))
 
 

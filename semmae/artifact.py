@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,10 +162,10 @@ def lock_path(*what: str) -> Path:
 
 
 @contextmanager
-def lock(*what: str) -> Iterator[None]:
+def lock(*what: str, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock under the state root on the thing named `what`, until the block or the process ends.
 
-    Raises BlockingIOError naming the process that holds it already.
+    Where a process holds it already: BlockingIOError names that, or with `wait` this one says so and waits its turn.
     """
     path = lock_path(*what)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,10 +174,11 @@ def lock(*what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise BlockingIOError(
-                f"process {file.read().strip() or 'unknown'} is already writing {' '.join(what)}; "
-                "wait for it or stop it"
-            ) from None
+            held = f"process {file.read().strip() or 'unknown'} is already writing {' '.join(what)}"
+            if not wait:
+                raise BlockingIOError(f"{held}; wait for it or stop it") from None
+            print(f"{held}; waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -114,7 +114,10 @@ class Run:
 
     def __enter__(self) -> Self:
         if self.world.leads:
-            self._locks = [artifact.lock("run", self.fingerprint), artifact.lock("output", str(self.out.absolute()))]
+            self._locks = [
+                artifact.lock("output", str(self.out.absolute())),
+                artifact.lock("run", self.fingerprint, wait=True),  # experiments side by side share their baselines
+            ]
             for lock in self._locks:
                 lock.__enter__()
             artifact.write_json(self.folder / "identity.json", self.identity)

@@ -1,11 +1,13 @@
 """Files are whole or absent, checkpoints are whole or skipped, a run goes on where it stopped or starts afresh."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +326,21 @@ def test_one_writer_per_output(toy_dataset: Path, tmp_path: Path):
         pytest.raises(BlockingIOError, match=f"process {os.getpid()} is already writing output {tmp_path}/out"),
     ):
         _train(toy_dataset, tmp_path / "out")
+
+
+def test_the_same_run_for_another_output_waits_its_turn(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Experiments side by side train the same baselines."""
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=2)
+    (left,) = state.runs()
+    with contextlib.ExitStack() as held:
+        held.enter_context(artifact.lock("run", left.fingerprint))
+        threading.Timer(0.5, held.close).start()
+        _train(toy_dataset, tmp_path / "other")
+    said = f"process {os.getpid()} is already writing run {left.fingerprint}; waiting for it"
+    assert said in capsys.readouterr().err
 
 
 def test_a_batch_larger_than_the_data_is_refused(toy_dataset: Path, tmp_path: Path):

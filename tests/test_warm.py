@@ -25,6 +25,22 @@ def test_it_has_the_folder_the_environment_and_the_files_of_who_asked(tmp_path: 
     assert (said, process.returncode) == (f"{tmp_path} heard ['a'] b\n", 3)
 
 
+@pytest.mark.parametrize(
+    ("program", "status"),
+    [
+        ("print('said')", 0),
+        ("import sys; print('said'); sys.exit(2)", 2),
+        ("import sys; print('said'); sys.exit('why')", 1),
+        ("print('said'); 1 / 0", 1),
+        ("import atexit; atexit.register(print, 'said')", 0),
+        ("print('said'); raise KeyboardInterrupt", -signal.SIGINT),
+    ],
+)
+def test_it_ends_as_python_ends(program: str, status: int):
+    process = python(program, stderr=subprocess.DEVNULL)
+    assert (process.communicate()[0], process.returncode) == ("said\n", status)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_signal_reaches_it(number: signal.Signals):
     process = python(SLEEPS)

@@ -286,15 +286,25 @@ def compare(
 
 
 @app.command()
-def flow(jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time.")] = 2) -> None:
+def flow(
+    jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time.")] = 2,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Minutes after which a stage is stopped; training saves first.")
+    ] = None,
+) -> None:
     """Bring every stage up to date as a Prefect flow, siblings in parallel."""
     from semmae.flow import run
 
-    outcomes = run(jobs)
+    outcomes = run(jobs, None if timeout is None else timeout * 60)
     table = _table("stages", "stage", "result", "seconds")
     for outcome in outcomes:
         table.add_row(outcome.stage, outcome.result, f"{outcome.seconds:.1f}")
     console.print(table)
+    if late := [outcome.stage for outcome in outcomes if outcome.result == "timed out"]:
+        raise ValueError(
+            f"stopped after {timeout:g} minutes: {', '.join(late)}; the same command goes on where training was, "
+            "--timeout gives it longer"
+        )
     if failed := [outcome.stage for outcome in outcomes if outcome.result == "failed"]:
         raise ValueError(f"failed: {', '.join(failed)}; what is wrong stands above, in the log of its task")
 

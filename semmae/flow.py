@@ -2,8 +2,9 @@
 
 - `graph()`: every stage and the stages it depends on, as DVC reads them from dvc.yaml; no stage is named in this file.
 - `Stages`: runs stages as `dvc repro --single-item`, each in a process group of its own that does not outlive the flow.
-- `pipeline(jobs)`: the flow; one task per stage that waits for those it depends on, at most `jobs` at work at a time.
-- `run(jobs)`: the flow from a terminal.
+- `pipeline(jobs, timeout)`: the flow; one task per stage that waits for those it depends on, at most `jobs` at work at
+  a time.
+- `run(jobs, timeout)`: the flow from a terminal.
 
 DVC decides what there is to do, so Prefect keeps no results. Without configuration Prefect starts a server for the time
 of the flow; with PREFECT_API_URL or a profile (`prefect cloud login`) the flow shows there.
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -32,12 +34,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed, State
 
-Result = Literal["ran", "cached", "failed", "skipped"]
+Result = Literal["ran", "cached", "failed", "timed out", "skipped"]
+GRACE = 120.0  # seconds that an interrupted stage has for its checkpoint
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage; `skipped`: one that it depends on has failed."""
+    """What became of a stage; `timed out`: it was stopped, `skipped`: one that it depends on has not succeeded."""
 
     stage: str
     result: Result
@@ -56,10 +59,13 @@ def graph() -> dict[str, set[str]]:
 
 
 class Stages:
-    """Stages at work, at most `jobs` at a time, and the outcomes of those that have finished."""
+    """Stages at work, at most `jobs` at a time and each for `timeout` seconds at most, and the outcomes of those that
+    have finished.
+    """
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, timeout: float | None) -> None:
         self.outcomes: dict[str, Outcome] = {}
+        self._timeout = timeout
         self._slots = threading.Semaphore(jobs)
         self._at_work: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -69,9 +75,11 @@ class Stages:
         with self._slots:
             began = time.monotonic()
             ran, status = self._repro(stage)
-            result: Result = "failed" if status else "ran" if ran else "cached"
-            self.outcomes[stage] = Outcome(stage, result, time.monotonic() - began)
-        return Failed(message=f"stage {stage} failed") if status else Completed(message=result)
+            seconds = time.monotonic() - began
+            late = self._timeout is not None and seconds >= self._timeout
+            result: Result = ("timed out" if late else "failed") if status else "ran" if ran else "cached"
+            self.outcomes[stage] = Outcome(stage, result, seconds)
+        return Failed(message=f"stage {stage} {result}") if status else Completed(message=result)
 
     def _repro(self, stage: str) -> tuple[bool, int]:
         """Whether the stage's command was run, and the exit status of DVC."""
@@ -88,10 +96,11 @@ class Stages:
             self._at_work.add(process)
             assert process.stdout is not None
             try:
-                for line in process.stdout:  # ends when the stage has ended, even if DVC was killed before it
-                    ran |= line.startswith(f"Running stage '{stage}'")
-                    if line.strip():
-                        log.info(line.rstrip())
+                with _ending(process, self._timeout):
+                    for line in process.stdout:  # ends when the stage has ended, even if DVC was killed before it
+                        ran |= line.startswith(f"Running stage '{stage}'")
+                        if line.strip():
+                            log.info(line.rstrip())
             finally:
                 _signal_group(process, signal.SIGKILL)  # nothing is left of it unless it was interrupted
                 self._at_work.discard(process)
@@ -105,9 +114,9 @@ class Stages:
 
 
 @flow(name="semmae")
-def pipeline(jobs: int) -> State:
+def pipeline(jobs: int, timeout: float | None) -> State:
     """Bring every stage up to date."""
-    stages = Stages(jobs)
+    stages = Stages(jobs, timeout)
     futures: dict[str, PrefectFuture[Any]] = {}
     try:
         for stage, depends in graph().items():
@@ -118,23 +127,44 @@ def pipeline(jobs: int) -> State:
         stages.stop()
         raise
     outcomes = [stages.outcomes.get(stage, Outcome(stage, "skipped", 0.0)) for stage in futures]
-    failed = [outcome.stage for outcome in outcomes if outcome.result == "failed"]
+    failed = [outcome.stage for outcome in outcomes if outcome.result in ("failed", "timed out")]
     if failed:
         return Failed(message=f"failed: {', '.join(failed)}", data=outcomes)
     return Completed(message="every stage is up to date", data=outcomes)
 
 
-def run(jobs: int) -> list[Outcome]:
-    """Run the flow; what became of every stage, in order of dependence."""
+def run(jobs: int, timeout: float | None) -> list[Outcome]:
+    """Run the flow; what became of every stage, in order of dependence. `timeout`: seconds for one stage."""
     graph()  # what is wrong with dvc.yaml is told at once, before Prefect starts a server
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that Prefect takes its server down
     # A shell starts what it puts in the background with SIGINT ignored, which stages would inherit; they must hear it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    ended: Any = pipeline(jobs, return_state=True)
+    ended: Any = pipeline(jobs, timeout, return_state=True)
     outcomes = ended.result(raise_on_failure=False)
     if isinstance(outcomes, BaseException):
         raise outcomes
     return outcomes
+
+
+@contextlib.contextmanager
+def _ending(process: subprocess.Popen[str], timeout: float | None) -> Iterator[None]:
+    """After `timeout` seconds in this block interrupt the process and all that it started, as Ctrl-C would; what has
+    not ended `GRACE` seconds later is killed.
+    """
+    if timeout is None:
+        yield
+        return
+    timers = [
+        threading.Timer(timeout, _signal_group, (process, signal.SIGINT)),
+        threading.Timer(timeout + GRACE, _signal_group, (process, signal.SIGKILL)),
+    ]
+    for timer in timers:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:

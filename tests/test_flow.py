@@ -51,7 +51,7 @@ def flow(project: Project, *, expect: int = 0) -> str:
 
 def results(said: str) -> dict[str, str]:
     """What the table at the end says of each stage."""
-    return dict(re.findall(r"^  (\S+) +(ran|cached|failed|skipped) +[\d.]+ *$", said, re.MULTILINE))
+    return dict(re.findall(r"^  (\S+) +(ran|cached|failed|timed out|skipped) +[\d.]+ *$", said, re.MULTILINE))
 
 
 def test_the_installation_can_run_a_flow_of_one_task(small: Project):
@@ -82,6 +82,35 @@ def test_a_failing_stage_fails_the_flow_and_names_itself(small: Project):
     assert re.search(r"^error: failed: right; what is wrong stands above", said, re.MULTILINE)
     assert "Traceback" not in said
     assert not (small.folder / "after_right.txt").exists()
+
+
+DEAF = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.fork()
+with open("pids", "a") as file:
+    file.write(f"{os.getpid()}\\n")
+time.sleep(7200)
+"""
+
+
+def test_a_stage_that_takes_too_long_is_stopped_with_all_that_it_started(small: Project):
+    """Row 22 of the faults: even one that heeds no signal and has forked."""
+    (small.folder / "dvc.yaml").write_text(ONE.replace("touch only.txt", "python deaf.py"))
+    (small.folder / "deaf.py").write_text(DEAF)
+    said = small.run("python", "-c", "from semmae import flow; flow.GRACE = 1; print(flow.run(2, timeout=30))", **HOME)
+    assert "stage='only', result='timed out'" in said
+    pids = (small.folder / "pids").read_text().split()
+    assert len(pids) == 2
+    assert not [pid for pid in pids if Path("/proc", pid).exists()]
+
+
+def test_a_timeout_says_how_to_go_on(small: Project):
+    (small.folder / "dvc.yaml").write_text(ONE.replace("touch only.txt", "sleep 7200"))
+    said = small.run(*FLOW, "--timeout", "0.05", expect=1, **HOME)
+    assert results(said) == {"only": "timed out"}
+    assert "error: stopped after 0.05 minutes: only; the same command goes on where training was" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -1,7 +1,7 @@
 """Stages as real processes that need not load torch again: a server that has loaded it forks one for each command.
 
 Most of a toy stage's time is the loading of torch and timm. `commands()` is a folder to put first in PATH; its `python`
-hands `python -m stages.<name>`, `python -m semmae` (or `semmae`) and `python -c` with their files, folder and
+hands `python -c`, `python -m` with a module of stages, semmae or torch, and `semmae` with their files, folder and
 environment to the server, forwards signals to the process that this becomes, kills it where it is killed itself, and
 ends as that ends. Anything else is run as Python would.
 """
@@ -34,7 +34,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM)
 SHIM = """#!{python} -IS
 import os, sys
 command = ["-m", "semmae", *sys.argv[1:]] if sys.argv[0].endswith("/semmae") else sys.argv[1:]
-if command[:1] == ["-c"] or command[:1] == ["-m"] and command[1].partition(".")[0] in ("semmae", "stages"):
+if command[:1] == ["-c"] or command[:1] == ["-m"] and command[1].partition(".")[0] in ("semmae", "stages", "torch"):
     sys.path.append({tests!r})
     import warm
     warm.ask({socket!r}, command)

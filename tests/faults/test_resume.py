@@ -196,12 +196,12 @@ def test_a_killed_dvc_leaves_its_stage_at_work_and_the_next_one_is_told(toy: Pro
     assert not (toy.folder / "data/pretrain/encoder.safetensors").exists()  # stopped, not finished
 
 
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TWO = "python -m torch.distributed.run --standalone --nproc-per-node 2 --no-python python".split()
 
 
 def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy: Project):
     toy.run("python", "-c", SIGNALLED, "7", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
-    assert first_epoch(toy.run(sys.executable, *TWO, "-m", "stages.pretrain")) == 2
+    assert first_epoch(toy.run(*TWO, "-m", "stages.pretrain")) == 2
     for one, two in zip(history(finished), history(toy), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
         assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))
@@ -220,7 +220,7 @@ def test_losses_over_a_batch_are_over_the_batch_of_both_processes(toy: Project, 
         toy.set(key, value)
     toy.stage(stage)
     alone = history(toy, stage)
-    toy.run(sys.executable, *TWO, "-m", f"stages.{stage}")
+    toy.run(*TWO, "-m", f"stages.{stage}")
     for one, two in zip(alone, history(toy, stage), strict=True):
         assert two == pytest.approx(one, rel=1e-3)
 

@@ -1,4 +1,5 @@
-# make demo: from a fresh clone to the report. make test, make lint, make docs. All of them build .venv themselves.
+# make demo: from a fresh clone to the report. make test, test-heavy (the long ones: pages, flows, experiments), lint,
+# docs. All of them build .venv themselves.
 # Python >= 3.11 and make are all a machine needs; `make PYTHON=python3.12 demo` chooses another Python.
 
 PYTHON ?= python3
@@ -10,17 +11,20 @@ export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test lint docs
+.PHONY: demo test test-heavy lint docs
 
 demo: $(INSTALLED)
 	dvc repro
 	@dvc exp show --md --drop '.*' --keep '$(SCORES)'
 	@echo "report: $(CURDIR)/results/report/index.html"
 
-test: export OMP_NUM_THREADS := 1
-test: export OMP_WAIT_POLICY := passive
+test test-heavy: export OMP_NUM_THREADS := 1
+test test-heavy: export OMP_WAIT_POLICY := passive
 test: $(INSTALLED)
-	pytest -n 2 --dist worksteal
+	pytest -n 2 --dist worksteal -m "not heavy"
+
+test-heavy: $(INSTALLED)
+	pytest -n 2 --dist worksteal -m heavy
 
 lint: $(INSTALLED)
 	ruff check

@@ -71,6 +71,7 @@ def clone(tmp_path: Path) -> Project:
     return project
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_the_commands_of_a_page_run(page: str, clone: Project):
     said = follow(ROOT / page, clone)

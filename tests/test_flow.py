@@ -59,6 +59,7 @@ def test_the_installation_can_run_a_flow_of_one_task(small: Project):
     assert results(flow(small)) == {"only": "ran"}
 
 
+@pytest.mark.heavy
 def test_stages_run_after_those_they_depend_on_and_beside_their_siblings_and_a_second_time_not_at_all(small: Project):
     text = GRAPH.replace("cp first.txt left.txt", MEET.format(me="l", other="r") + " && cp first.txt left.txt")
     text = text.replace("cp first.txt right.txt", MEET.format(me="r", other="l") + " && cp first.txt right.txt")
@@ -73,6 +74,7 @@ def test_stages_run_after_those_they_depend_on_and_beside_their_siblings_and_a_s
     assert results(flow(small)) == {**dict.fromkeys(("left", "right", "after_right", "last"), "cached"), "first": "ran"}
 
 
+@pytest.mark.heavy
 def test_a_failing_stage_fails_the_flow_and_names_itself(small: Project):
     (small.folder / "dvc.yaml").write_text(GRAPH.replace("cp first.txt right.txt", "echo no right here; exit 3"))
     said = flow(small, expect=1)
@@ -95,6 +97,7 @@ time.sleep(7200)
 """
 
 
+@pytest.mark.heavy
 def test_a_stage_that_takes_too_long_is_stopped_with_all_that_it_started(small: Project):
     """Row 22 of the faults: even one that heeds no signal and has forked."""
     (small.folder / "dvc.yaml").write_text(ONE.replace("touch only.txt", "python deaf.py"))
@@ -106,6 +109,7 @@ def test_a_stage_that_takes_too_long_is_stopped_with_all_that_it_started(small: 
     assert not [pid for pid in pids if Path("/proc", pid).exists()]
 
 
+@pytest.mark.heavy
 def test_a_timeout_says_how_to_go_on(small: Project):
     (small.folder / "dvc.yaml").write_text(ONE.replace("touch only.txt", "sleep 7200"))
     said = small.run(*FLOW, "--timeout", "0.05", expect=1, **HOME)
@@ -113,6 +117,7 @@ def test_a_timeout_says_how_to_go_on(small: Project):
     assert "error: stopped after 0.05 minutes: only; the same command goes on where training was" in said
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_stopped_flow_interrupts_its_stages_and_leaves_no_process(small: Project, number: signal.Signals):
     sleeper = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(7200)"
@@ -130,6 +135,7 @@ def test_a_stopped_flow_interrupts_its_stages_and_leaves_no_process(small: Proje
     assert "Running stage 'after_right'" not in said
 
 
+@pytest.mark.heavy
 def test_the_toy_pipeline_runs_as_a_flow(toy: Project):
     toy.set("knn.protocol.k", 4)
     found = results(flow(toy))

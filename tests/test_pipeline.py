@@ -72,6 +72,7 @@ def test_a_parameter_concerns_its_stage_and_nothing_before(toy: Project, key: st
     assert set(json.loads(toy.dvc("status", "--json"))) == {stage} | shown
 
 
+@pytest.mark.heavy
 def test_an_experiment_reruns_pretrain_and_what_follows_and_keeps_the_rest(toy: Project):
     said = toy.dvc("exp", "run", "-n", "random", "-S", "pretrain.masking.strategy=random", **AUTHOR)
     assert ran(said) == {"pretrain", "knn@toy", "linear@toy", "segment@toy", "finetune@toy", "attentive@toy", "report"}

@@ -33,6 +33,7 @@ def test_a_promoted_encoder_becomes_a_teacher_with_its_features(inside: Project)
     assert checkpoint["sha256"] == config["sha256"]
 
 
+@pytest.mark.heavy
 def test_an_experiment_is_promoted_from_the_cache(toy: Project):
     for stage in ("part_scores", "knn", "linear", "attentive", "finetune", "segment"):  # nothing is to be scored here
         toy.set(f"{stage}.datasets", {})

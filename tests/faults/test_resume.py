@@ -196,7 +196,7 @@ def test_a_killed_dvc_leaves_its_stage_at_work_and_the_next_one_is_told(toy: Pro
     assert not (toy.folder / "data/pretrain/encoder.safetensors").exists()  # stopped, not finished
 
 
-TWO = "python -m torch.distributed.run --standalone --nproc-per-node 2 --no-python python".split()
+TWO = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "python"]
 
 
 def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy: Project):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from vitmae import theirs
 
 from semmae import mae, masking, vit
 
@@ -25,65 +25,6 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def mask() -> torch.Tensor:
     return masking.random(3, N, 0.75, generator=torch.Generator().manual_seed(2))
-
-
-def theirs(ours: mae.MAE, *, norm_pix_loss: bool) -> ViTMAEForPreTraining:
-    """transformers' model with the weights of ours."""
-    config = ViTMAEConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=32, patch_size=8,
-        decoder_hidden_size=16, decoder_num_hidden_layers=2, decoder_num_attention_heads=2,
-        decoder_intermediate_size=64, mask_ratio=0.75, norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6,
-    )  # fmt: skip
-    peer = ViTMAEForPreTraining(config).eval()
-    state = {}
-
-    def linear(to: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        state[f"{to}.weight"], state[f"{to}.bias"] = weight, bias
-
-    def block(to: str, module: torch.nn.Module, names: dict[str, str]) -> None:
-        width = module.attn.qkv.weight.shape[1]
-        for i, part in enumerate(("query", "key", "value")):
-            rows = slice(i * width, (i + 1) * width)
-            linear(f"{to}.{names[part]}", module.attn.qkv.weight[rows], module.attn.qkv.bias[rows])
-        linear(f"{to}.{names['proj']}", module.attn.proj.weight, module.attn.proj.bias)
-        linear(f"{to}.{names['fc1']}", module.mlp.fc1.weight, module.mlp.fc1.bias)
-        linear(f"{to}.{names['fc2']}", module.mlp.fc2.weight, module.mlp.fc2.bias)
-        linear(f"{to}.layernorm_before", module.norm1.weight, module.norm1.bias)
-        linear(f"{to}.layernorm_after", module.norm2.weight, module.norm2.bias)
-
-    names = layer_names(peer)
-    encoder = ours.encoder
-    state["vit.embeddings.cls_token"] = encoder.cls_token
-    state["vit.embeddings.position_embeddings"] = encoder.pos_embed
-    linear("vit.embeddings.patch_embeddings.projection", encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias)
-    linear("vit.layernorm", encoder.norm.weight, encoder.norm.bias)
-    prefix = names.pop("encoder")
-    for i, module in enumerate(encoder.blocks):
-        block(f"{prefix}.{i}", module, names)
-    for i, module in enumerate(ours.decoder["blocks"]):
-        block(f"decoder.decoder_layers.{i}", module, names)
-    state["decoder.mask_token"], state["decoder.decoder_pos_embed"] = ours.mask_token, ours.positions
-    linear("decoder.decoder_embed", ours.decoder["embed"].weight, ours.decoder["embed"].bias)
-    linear("decoder.decoder_norm", ours.decoder["norm"].weight, ours.decoder["norm"].bias)
-    linear("decoder.decoder_pred", ours.decoder["pred"].weight, ours.decoder["pred"].bias)
-    peer.load_state_dict(state, strict=True)
-    return peer
-
-
-def layer_names(peer: ViTMAEForPreTraining) -> dict[str, str]:
-    """Where this version of transformers keeps a layer's weights."""
-    keys = list(peer.state_dict())
-    layer = next(key for key in keys if key.startswith("vit.") and ".0." in key)
-    prefix = layer.split(".0.")[0]
-    inside = {key.removeprefix(f"{prefix}.0.").rsplit(".", 1)[0] for key in keys if key.startswith(f"{prefix}.0.")}
-    find = {
-        "query": ("q_proj", "query"), "key": ("k_proj", "key"), "value": ("v_proj", "value"),
-        "proj": ("o_proj", "attention.output.dense"), "fc1": ("fc1", "intermediate.dense"),
-    }  # fmt: skip
-    found = {name: next(k for k in inside for e in ends if k.endswith(e)) for name, ends in find.items()}
-    taken = {*found.values(), "layernorm_before", "layernorm_after"}
-    (found["fc2"],) = inside - taken
-    return found | {"encoder": prefix}
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])

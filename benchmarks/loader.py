@@ -34,6 +34,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from semmae import creatures, shards, stage, vit
+from semmae.augment import crop_part_maps
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader, batches
 from semmae.sources import Tree
@@ -91,9 +92,12 @@ def pipelines(root: Path, workers: int) -> dict[str, Callable[[], Iterator[objec
     folder, files = ImageFolder(str(root / "files/train"), V1), sorted((root / "files").rglob("*.jpg"))
 
     def ours(maps: PartMaps | None) -> Iterator[dict[str, torch.Tensor]]:
-        view = OneCrop(0, crop, CROP, GRID, maps, "part_map")
+        view = OneCrop(0, crop, CROP, maps, "part_map")
         order = np.random.default_rng(0).permutation(len(reader))
-        return batches(reader, order, lambda reader, i: view(reader, i, 0), batch_size=BATCH, workers=workers)
+        for batch in batches(reader, order, lambda reader, i: view(reader, i, 0), batch_size=BATCH, workers=workers):
+            if maps:
+                batch["evidence"] = crop_part_maps(batch["evidence"], batch["box"], GRID)
+            yield batch
 
     def loader(dataset: Dataset) -> Iterator[object]:
         return iter(DataLoader(dataset, BATCH, shuffle=True, num_workers=workers))

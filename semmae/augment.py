@@ -4,7 +4,8 @@
 - `snapped`: the box with its edges on pixels. `covering`: how large an image must be decoded for its boxes.
 - `crop_image`: the box of an image, resized to a square; `resize_box`: to any size; `resample_box`: as evaluations of
   other libraries do it; `planes`: channels first.
-- `crop_part_map`: the same box of its part map, on the encoder's grid (or of its mask, on the pixels of the crop).
+- `crop_part_map`: the same box of its part map, on the encoder's grid (or of its mask, on the pixels of the crop);
+  `crop_part_maps`: of a batch, on its device.
 - `WHOLE`: the box that changes nothing.
 
 Relative coordinates fit an image decoded at any scale and a part map of any grid, whatever the teacher's resolution.
@@ -16,8 +17,10 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
+from torch import Tensor
 
 ATTEMPTS = 10  # boxes to try before the central one, as in torchvision
 
@@ -111,6 +114,18 @@ def crop_part_map(
     return part_map[np.ix_(rows, columns[::-1] if box.flip else columns)]
 
 
+def crop_part_maps(
+    part_maps: UInt8[Tensor, "b h w"], boxes: Float64[Tensor, "b 5"], grid: tuple[int, int]
+) -> UInt8[Tensor, "b {grid[0]} {grid[1]}"]:
+    """`crop_part_map` of every map and its box, whose numbers are in the order of `Box`."""
+    top, left, height, width, flip = boxes.unbind(1)
+    rows = _cells_of_batch(top, height, grid[0], part_maps.shape[1])
+    columns = _cells_of_batch(left, width, grid[1], part_maps.shape[2])
+    columns = torch.where(flip[:, None] > 0, columns.flip(1), columns)
+    samples = torch.arange(len(part_maps), device=part_maps.device)
+    return part_maps[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
 def _pixels(start: float, extent: float, pixels: int) -> tuple[int, int]:
     """Along one axis, the first pixel of a box and the one after its last, at least one apart."""
     first = min(round(start * pixels), pixels - 1)
@@ -121,3 +136,12 @@ def _cells(start: float, extent: float, patches: int, cells: int) -> np.ndarray:
     """Along one axis, the cell where each patch's centre lies; on the border of two cells, the later one."""
     centres = start + extent * (np.arange(patches) + 0.5) / patches
     return np.minimum(np.floor(centres * cells + 1e-9).astype(int), cells - 1)  # 1e-9: on the border despite rounding
+
+
+def _cells_of_batch(
+    start: Float64[Tensor, " b"], extent: Float64[Tensor, " b"], patches: int, cells: int
+) -> Int64[Tensor, "b {patches}"]:
+    """`_cells` of every box."""
+    places = torch.arange(patches, device=start.device) + 0.5
+    centres = start[:, None] + extent[:, None] * places.double() / patches
+    return (centres * cells + 1e-9).floor().long().clamp(max=cells - 1)

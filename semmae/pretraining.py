@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae import dist, mae, masking, optim, vit
+from semmae.augment import crop_part_maps
 from semmae.params import STRICT, Betas, Share, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
@@ -97,7 +98,7 @@ def pretrain(
     evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
     if evidence and getattr(maps, evidence) is None:
         raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")
-    crops = OneCrop(seed, recipe.crop, size, grid, maps if evidence else None, evidence or "")
+    crops = OneCrop(seed, recipe.crop, size, maps if evidence else None, evidence or "")
 
     torch.manual_seed(fold(seed, "decoder"))
     model = mae.MAE(encoder, **vars(recipe.decoder)).to(world.device).train()
@@ -116,10 +117,17 @@ def pretrain(
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
         inter_part = masking.inter_part(step.progress, **vars(masks.inter_part))
         noise = strategy.draw(b, grid, generator=torch_generator(seed, "mask", step.number))
+        seen = {}
+        if evidence:
+            fields, boxes = step.batch["evidence"].to(world.device), step.batch["box"].to(world.device)
+            seen[evidence] = crop_part_maps(fields, boxes, grid).flatten(1)
         mask = strategy(
-            world.slice(noise).to(world.device), masks.mask_ratio, grid=grid, inter_part=torch.tensor(inter_part),
-            **({evidence: step.batch["evidence"].to(world.device)} if evidence else {}),
-        )  # fmt: skip
+            world.slice(noise).to(world.device),
+            masks.mask_ratio,
+            grid=grid,
+            inter_part=torch.tensor(inter_part),
+            **seen,
+        )
         images = vit.normalise(step.batch["image"].to(world.device, non_blocking=True))
         for precision in dict.fromkeys((compute.precision, "fp32")):  # what bf16 cannot say, fp32 says again
             with dist.autocast(world.device, precision):

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass as params
 from torch import Tensor
 
-from semmae.augment import WHOLE, Box, covering, crop_image, crop_part_map, planes, random_resized_crop, snapped
+from semmae.augment import WHOLE, Box, covering, crop_image, planes, random_resized_crop, snapped
 from semmae.params import STRICT, Range, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
@@ -43,12 +43,13 @@ class Colour:
 
 @dataclass(frozen=True)
 class OneCrop:
-    """A random crop and, where a mask strategy asks for one, the same crop of a part-map field as its `evidence`."""
+    """A random crop and, where a mask strategy asks for one, the part-map field that is its `evidence`, whole, with the
+    `box` of the crop: a batch of them is cropped at once (`augment.crop_part_maps`).
+    """
 
     seed: int
     crop: Crop
     img_size: int
-    grid: tuple[int, int]
     maps: PartMaps | None
     field: str  # part_map or attention
 
@@ -57,8 +58,7 @@ class OneCrop:
         box = random_box(rng, reader.size(index), self.crop)
         sample = {"key": reader.keys[index], "image": load_crop(reader, index, box, self.img_size)}
         if self.maps is not None:
-            labels = getattr(self.maps, self.field)[index].reshape(self.maps.grid)
-            sample["evidence"] = crop_part_map(labels, box, self.grid).reshape(-1)
+            sample |= {"evidence": getattr(self.maps, self.field)[index].reshape(self.maps.grid), "box": np.array(box)}
         return sample
 
 

@@ -4,9 +4,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from semmae.augment import WHOLE, Box, covering, crop_image, crop_part_map, random_resized_crop, resize_box, snapped
+from semmae.augment import (
+    WHOLE,
+    Box,
+    covering,
+    crop_image,
+    crop_part_map,
+    crop_part_maps,
+    random_resized_crop,
+    resize_box,
+    snapped,
+)
 from semmae.rng import numpy_generator
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -37,6 +48,17 @@ def test_a_part_map_is_cropped_as_its_painting_is(cells, grid):
         pixels = np.asarray(image.transform(size, Image.Transform.EXTENT, edges, Image.Resampling.NEAREST))
         pixels = pixels[:, ::-1] if box.flip else pixels
         np.testing.assert_array_equal(pixels[fine // 2 :: fine, fine // 2 :: fine], crop_part_map(part_map, box, grid))
+
+
+@pytest.mark.parametrize("cells", [(14, 14), (7, 12)])
+@pytest.mark.parametrize("grid", [(7, 7), (5, 9)])
+def test_a_batch_of_part_maps_is_cropped_as_each_is(cells, grid):
+    """Centres on borders included, which half the resolution makes."""
+    part_maps = np.random.default_rng(1).integers(0, 256, (42, *cells), dtype=np.uint8)
+    crops = [*boxes(40, aspect=cells[1] / cells[0]), WHOLE, WHOLE._replace(flip=True)]
+    batch = crop_part_maps(torch.from_numpy(part_maps), torch.tensor(crops, dtype=torch.float64), grid)
+    for part_map, box, cropped in zip(part_maps, crops, batch.numpy(), strict=True):
+        np.testing.assert_array_equal(cropped, crop_part_map(part_map, box, grid))
 
 
 @pytest.mark.parametrize("cells", [(8, 8), (6, 9)])

@@ -1,0 +1,125 @@
+"""How much of the teacher's speed the part-map cache keeps, and what a cached map costs.
+
+    python -m benchmarks.part_maps [--images 128] [--side 256] [--img-size 224] [--workers 1] [--rounds 5] [--json out]
+
+A shard of drawn JPEGs, an untrained ViT-S/16 as the teacher, k-means of its tokens as the parts. Every round times the
+teacher's bare forward over ready tensors, then `write_shard` as the stage runs it (read, decode, forward, assign, write
+to the store); the ratio is the median over rounds. Then bytes per image of the files, and the time of their join with
+the index, per image.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.step import SHAPES, seconds
+from semmae import creatures, dist, part_maps, parts, run, shards, stage, teacher, vit
+from semmae.reader import Reader, batches
+from semmae.sources import Tree
+from semmae.views import Whole
+from stages.part_maps import PartMaps, write_shard
+
+NUM_PARTS, BATCH = 12, 32
+
+
+def prepare(root: Path, count: int, side: int) -> Reader:
+    """The images in one shard."""
+    for number in range(count):
+        file = root / f"files/train/{number:06d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(creatures.draw(0, f"train-{number:06d}", side).image).save(file, quality=90)
+    tree = Tree(kind="folder", path=str(root / "files"), splits=None, val_fraction=None, labels=False, masks=None)
+    shards.write(
+        root / "shards", {"drawn": tree}, seed=0, short_side=None, samples_per_shard=count, max_rejects=0.0, workers=0
+    )
+    return Reader(root / "shards")
+
+
+def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Images per second bare and cached, their ratio, bytes and microseconds of the join per image."""
+    device, reader = dist.choose_device(args.device), prepare(root, args.images, args.side)
+    torch.manual_seed(0)
+    shape = {"img_size": args.img_size, **SHAPES["S/16"]}
+    teacher.save(root / "teacher", vit.build(shape), shape | {"mean": vit.MEAN, "std": vit.STD, "class_token": True})
+    elder = teacher.load(root / "teacher").to(device)
+    vit.use_fastest_attention(elder, device)
+    view, order = Whole(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
+    ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
+    learner = clusters(elder, ready[0], args.img_size).to(device)
+    section = PartMaps("drawn", BATCH, False, run.Inference(args.device, args.precision, False, args.workers))
+    (shard,) = reader.meta["shards"]
+    made = {
+        "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
+        "shard": shard["sha256"], "teacher": elder.digest, "parts": "benchmark",
+    }  # fmt: skip
+
+    def bare() -> None:
+        for images in ready:
+            with dist.autocast(device, args.precision):
+                elder.encode(images)
+
+    rates: list[tuple[float, float]] = []
+    for _ in range(args.rounds + 1):  # the first warms up
+        alone = len(reader) / seconds(bare, device, 1)
+        cached = seconds(lambda: write_shard(section, reader, elder.encode, learner, device, "b", made), device, 1)
+        rates.append((alone, len(reader) / cached))
+    part_maps.assemble(root / "maps", digest="b", shards={shard["file"]: shard["sha256"]})
+    start = time.perf_counter()
+    maps = part_maps.join(root / "maps", reader, teacher=elder.digest, parts=None)
+    return {
+        "teacher": median(alone for alone, _ in rates[1:]),
+        "cached": median(cached for _, cached in rates[1:]),
+        "ratio": median(cached / alone for alone, cached in rates[1:]),
+        "bytes_per_image": maps.num_bytes / len(reader),
+        "join_us_per_image": (time.perf_counter() - start) / len(reader) * 1e6,
+    }
+
+
+def clusters(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> parts.KMeansParts:
+    """The parts: k-means of the tokens of a batch."""
+    shape = {"grid": elder.grid(img_size), "width": elder.embed_dim, "img_size": img_size, "teacher": elder.digest}
+    found = parts.KMeansParts(
+        {"method": "kmeans", "num_parts": NUM_PARTS, "background": False, "temperature": 0.1, **shape}
+    )
+    found.fit(elder.encode(images).patch.float(), seed=0)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    stage.keep_memory()
+    root = Path(tempfile.mkdtemp(prefix="semmae-part-maps-"))
+    os.environ["SEMMAE_STATE"] = str(root / "state")
+    try:
+        found = measure(root, args)
+    finally:
+        shutil.rmtree(root)
+    print(f"{args.images} JPEGs of {args.side} pixels, ViT-S/16 at {args.img_size}, {args.workers} workers")
+    print(f"  teacher alone  {found['teacher']:9.1f} images/s")
+    print(f"  cached         {found['cached']:9.1f} images/s, {found['ratio']:.1%}")
+    print(f"  files          {found['bytes_per_image']:9.1f} bytes per image")
+    print(f"  join           {found['join_us_per_image']:9.1f} microseconds per image")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from imports import ROOT
 
 from semmae import comparison
 
@@ -73,3 +74,11 @@ def test_part_scores_are_lines_of_means(tmp_path: Path):
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no patch part scores of 'c'; they have a, b"):
         comparison.parts(runs, "c", level="patch")
+
+
+def test_the_table_of_the_photographs_is_what_the_command_makes_of_the_runs():
+    runs = comparison.read(ROOT / "docs/runs/photos.csv")
+    assert runs["pretrain.masking.strategy"].value_counts().to_dict() == {"random": 2, "semantic": 2}
+    rows = comparison.markdown(comparison.summary(runs, ["pretrain.masking.strategy"])).splitlines()
+    page = (ROOT / "docs/results.md").read_text()
+    assert [row for row in rows if "part_scores" not in row and row not in page] == []

@@ -289,7 +289,7 @@ def compare(
 def flow(
     jobs: Annotated[int, typer.Option(min=1, help="Stages at work at a time.")] = 2,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="Minutes after which a stage is stopped; training saves first.")
+        float | None, typer.Option(min=0.01, help="Minutes after which a stage is stopped; training saves first.")
     ] = None,
 ) -> None:
     """Bring every stage up to date as a Prefect flow, siblings in parallel."""

@@ -48,10 +48,10 @@ def main() -> None:
         while sent < options.kills:
             project = create(root / f"round-{sent}")
             sent += disturb(project, options.targets, options.kills - sent, options.gap, chance)
-            if not finish(project, options.targets):
+            if said := finish(project, options.targets):
                 wedged += 1
-                print(f"wedged: {project.folder} is kept", file=sys.stderr)
-                shutil.move(project.root, tempfile.mkdtemp(prefix="wedged-"))
+                kept = shutil.move(project.root, tempfile.mkdtemp(prefix="wedged-"))
+                print(f"wedged: {kept} is kept; the last command said\n{said}", file=sys.stderr)
                 continue
             found = digests(project, options.targets)
             different = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
@@ -108,7 +108,7 @@ def disturb(project: Project, targets: list[str], kills: int, gap: float, chance
     """
     sent = 0
     while sent < kills:
-        process = start(project, targets)
+        process = project.start(*repro(targets), out=DEVNULL)
         moment = time.monotonic() + chance.uniform(0, gap)
         while process.poll() is None and time.monotonic() < moment:
             time.sleep(0.05)
@@ -120,8 +120,9 @@ def disturb(project: Project, targets: list[str], kills: int, gap: float, chance
     return sent
 
 
-def start(project: Project, targets: list[str]) -> Popen[str]:
-    return project.start(sys.executable, "-m", "dvc", "repro", *targets, out=DEVNULL)
+def repro(targets: list[str]) -> tuple[str, ...]:
+    """The command that brings the targets up to date."""
+    return sys.executable, "-m", "dvc", "repro", *targets
 
 
 def strike(process: Popen[str], number: signal.Signals, victim: str) -> None:
@@ -139,22 +140,22 @@ def strike(process: Popen[str], number: signal.Signals, victim: str) -> None:
             continue
 
 
-def finish(project: Project, targets: list[str]) -> bool:
-    """Run undisturbed until the pipeline is through; False: it never is.
+def finish(project: Project, targets: list[str]) -> str:
+    """Run undisturbed until the pipeline is through: ""; if it never is, what the last command said.
 
-    As docs/operations.md says, what a stage left by a killed `dvc` still writes is waited for, and a lock that DVC was
+    As docs/operations.md says, what a stage left by a killed `dvc` still writes is waited for, and a file that DVC was
     killed over (treeverse/dvc#7615) is removed, and said to be.
     """
-    lock = project.folder / ".dvc/tmp/rwlock"
     for _ in range(CALM):
-        process = start(project, targets)
-        if process.wait(PATIENCE) == 0:
-            return True
-        if lock.exists() and not doctor.is_json(lock):
-            print(f"DVC's lock was cut short: {lock} removed", file=sys.stderr)
+        process = project.start(*repro(targets))
+        said, _ = process.communicate(timeout=PATIENCE)
+        if process.returncode == 0:
+            return ""
+        for lock in doctor.cut_short(project.folder):
+            print(f"cut short by a kill of DVC, and removed: {lock}", file=sys.stderr)
             lock.unlink()
         time.sleep(2)
-    return False
+    return said
 
 
 if __name__ == "__main__":

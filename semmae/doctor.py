@@ -134,9 +134,9 @@ def _dvc(project: Path) -> Iterator[Check]:
             "dvc", "fail", str(error).partition("\n")[0], "run it in the project's root, where .dvc/ and dvc.yaml are"
         )
         return
-    if (lock := project / ".dvc/tmp/rwlock").exists() and not is_json(lock):
+    for lock in cut_short(project):
         found = f"{lock} is cut short: DVC was killed while it wrote it, and refuses to run (treeverse/dvc#7615)"
-        yield Check("dvc lock", "fail", found, f"rm {lock}, once no DVC is at work here")
+        yield Check(lock.name, "fail", found, f"rm {lock}, once no DVC is at work here")
     talks = [key for key in ("analytics", "check_update") if config["core"].get(key, True)]
     if talks:
         yield Check("dvc", "warn", f"core.{talks[0]} is on", f"dvc config core.{talks[0]} false")
@@ -153,13 +153,25 @@ def _dvc(project: Path) -> Iterator[Check]:
         yield Check("dvc", "ok", f"{version('dvc')}, no analytics")
 
 
-def is_json(path: Path) -> bool:
-    """Whether a file is whole JSON."""
+def cut_short(project: Path) -> Iterator[Path]:
+    """The files that DVC writes in place and cannot read any more, having been killed over one. Nothing is lost with
+    them: the one tells who is at work, and what dvc.lock tells stands in the run cache too.
+    """
+    from dvc.dvcfile import Lockfile
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.utils.serialize import ParseError, load_json
+
     try:
-        artifact.read_json(path)
-    except ValueError:
-        return False
-    return True
+        if (lock := project / ".dvc/tmp/rwlock").exists():
+            load_json(lock)
+    except ParseError:
+        yield lock
+    try:
+        if (lock := project / "dvc.lock").exists():
+            Lockfile(Repo(str(project)), str(lock)).load()
+    except DvcException:
+        yield lock
 
 
 def _processor() -> Check:

@@ -44,6 +44,7 @@ def test_what_is_wrong_is_found_with_its_remedy(project: Path, state_root: Path,
     (project / ".dvc/config").write_text("[cache]\n    type = hardlink\n['remote \"lab\"']\n    url = /lab\n")
     (project / ".dvc/tmp").mkdir()
     (project / ".dvc/tmp/rwlock").write_text("")
+    (project / "dvc.lock").write_text("")
     state_root.mkdir(exist_ok=True)
     state_root.chmod(0o777)
     monkeypatch.setattr(doctor, "requires", lambda _: ["torch>=99", "no-such-package", "pytest>=8; extra == 'dev'"])
@@ -51,7 +52,8 @@ def test_what_is_wrong_is_found_with_its_remedy(project: Path, state_root: Path,
     checks = found(project)
     assert {what: check.verdict for what, check in checks.items() if check.verdict != "ok"} == {
         "packages": "fail", "disk of the data": "warn", "disk of the state root": "warn", "state root": "fail",
-        "git": "warn", "dvc lock": "fail", "dvc": "warn", "dvc cache": "warn", "dvc remote lab": "warn",
+        "git": "warn", "rwlock": "fail", "dvc.lock": "fail", "dvc": "warn", "dvc cache": "warn",
+        "dvc remote lab": "warn",
     } | ({"processor": "warn"} if checks["processor"].verdict == "warn" else {})  # fmt: skip
     assert "no-such-package is missing" in checks["packages"].found
     assert checks["dvc remote lab"].remedy == "dvc remote modify lab verify true"

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from project import AUTHOR, Project, bare, call
 
+from semmae import doctor
+
 
 def contents() -> dict[str, str]:
     """The digest of every file that the pipeline keeps."""
@@ -118,6 +120,19 @@ def test_a_damaged_shard_stops_a_stage_before_its_first_step(
     said = capsys.readouterr()
     assert "train-000001.tar is damaged" in said.err
     assert "epoch" not in said.err + said.out
+
+
+def test_what_dvc_was_killed_over_is_found_and_removed_without_a_loss(toy: Project):
+    before, lock = toy.folder / "data/pretrain/encoder.safetensors", toy.folder / "dvc.lock"
+    told, bits = lock.read_text(), before.read_bytes()
+    for damaged in (lock, toy.folder / ".dvc/tmp/rwlock"):
+        damaged.write_text("")  # opened for writing, as far as the kill let it come
+    assert set(doctor.cut_short(toy.folder)) == {lock, toy.folder / ".dvc/tmp/rwlock"}
+    for damaged in doctor.cut_short(toy.folder):
+        assert "JSON structure is corrupted" in (said := toy.dvc("repro", expect=255)) or "validation failed" in said
+        damaged.unlink()
+    assert "Running stage" not in toy.dvc("repro")  # all of it was in the run cache
+    assert (lock.read_text(), before.read_bytes()) == (told, bits)
 
 
 def test_a_clone_of_another_owner_reproduces_and_an_experiment_says_what_is_wrong(tmp_path: Path):

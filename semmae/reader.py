@@ -194,6 +194,7 @@ def batches(
             collate_fn=_same,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # the loader would draw a seed from torch's global one
+            pin_memory=torch.cuda.is_available(),  # or a copy to the device waits for it
         )
     for batch in loaded:
         if isinstance(batch, Exception):

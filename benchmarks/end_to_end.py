@@ -1,0 +1,146 @@
+"""What the input pipeline costs: pretraining from shards and part maps beside the same steps on batches that are ready.
+
+    python -m benchmarks.end_to_end [--model S/16] [--images 512] [--side 256] [--batch 32] [--workers 1]
+                                    [--precision bf16] [--compile] [--rounds 3] [--json out.json]
+
+Both call `pretraining.pretrain`, the loop of the stage, with the semantic strategy: once on a shard of drawn JPEGs that
+loader processes decode and crop, once with a first batch of it that stays on the device. A rate is images per second
+over the later half of an epoch's steps; the table gives the medians over the rounds and the median ratio, the share of
+the model's speed that the pipeline leaves. Under torchrun every process takes its share of `--batch`; the first one
+tells.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.part_maps import prepare
+from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES
+from semmae import dist, pretraining, stage, vit
+from semmae.part_maps import PartMaps
+from semmae.reader import Reader
+from semmae.run import Compute, Run, Step
+from semmae.views import Crop
+
+PARTS = 7
+CURRICULUM = pretraining.Curriculum(start=0.0, end=1.0, power=2.0)
+
+
+class Timed(Run):
+    """A run that notes when each of its steps was recorded, the device waited for."""
+
+    def steps(self, *args: Any, **keywords: Any) -> Iterator[Step]:
+        self.moments: list[float] = []
+        yield from super().steps(*args, **keywords)
+
+    def record(self, **values: Any) -> None:
+        super().record(**values)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.moments.append(time.perf_counter())
+
+    @property
+    def rate(self) -> float:
+        """Steps per second over the later half of them."""
+        later = self.moments[len(self.moments) // 2 :]
+        return (len(later) - 1) / (later[-1] - later[0])
+
+
+class Ready(Timed):
+    """The same with one batch, which waits on the device."""
+
+    def steps(self, reader: Reader, load: Callable[..., Any], **keywords: Any) -> Iterator[Step]:
+        self.moments = []
+        steps = super().steps(reader, load, **keywords | {"workers": 0})
+        first = next(steps)
+        steps.close()
+        batch = {
+            name: value.to(self.world.device) if isinstance(value, torch.Tensor) else value
+            for name, value in first.batch.items()
+        }
+        for number in range(first.steps):
+            yield Step(number, first.steps, first.per_epoch, number // first.per_epoch, batch, False)
+
+
+def measure(root: Path, args: argparse.Namespace, world: dist.World) -> dict[str, float]:
+    """Images per second of all processes from shards and from a ready batch, and their ratio."""
+    reader, grid = Reader(root / "shards"), IMAGE // SHAPES[args.model]["patch_size"]
+    bands = (np.arange(grid**2) * PARTS // grid**2).astype(np.uint8)
+    maps = PartMaps(reader.keys, np.tile(bands, (len(reader), 1)), None, {"grid": (grid, grid)}, 0)
+    recipe = pretraining.Recipe(
+        epochs=1, batch_size=args.batch, base_lr=1.5e-4, min_lr=0.0,
+        warmup_epochs=0, weight_decay=0.05, betas=(0.9, 0.95), clip_grad=None, max_skips=0, norm_pix_loss=True,
+        decoder=pretraining.Decoder(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
+    )  # fmt: skip
+    compute = Compute(args.device, args.precision, args.compile, args.workers, checkpoint_minutes=1e6)
+    masks = pretraining.Masking(strategy="semantic", mask_ratio=RATIO, inter_part=CURRICULUM)
+
+    def rate(kind: type[Timed]) -> float:
+        torch.manual_seed(0)
+        encoder = vit.build({"img_size": IMAGE, **SHAPES[args.model]})
+        with kind("benchmark", world, out=root / "out", params=recipe, inputs=[], checkpoint_minutes=1e6) as run:
+            pretraining.pretrain(
+                recipe, masks, encoder, reader=reader, maps=maps, seed=0, compute=compute, world=world, run=run,
+                measure=lambda *_: {},
+            )  # fmt: skip
+        return run.rate * args.batch
+
+    found = [(rate(Timed), rate(Ready)) for _ in range(args.rounds)]
+    return {
+        "shards": median(shards for shards, _ in found),
+        "ready": median(ready for _, ready in found),
+        "ratio": median(shards / ready for shards, ready in found),
+    }
+
+
+def parsed() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="S/16", choices=SHAPES)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Draw the images, measure, tell."""
+    args = parsed()
+    stage.keep_memory()
+    together = os.environ.get("MASTER_PORT", os.getpid())  # the same for all processes of a torchrun
+    root = Path(tempfile.gettempdir(), f"semmae-end-to-end-{together}")
+    os.environ["SEMMAE_STATE"] = str(root / "state")
+    with dist.world(args.device) as world:
+        if world.leads:
+            prepare(root, args.images, args.side)
+        dist.barrier(world)
+        found = measure(root, args, world)
+    if world.leads:
+        print(
+            f"ViT-{args.model}, {world.size} processes, batch {args.batch}, {args.workers} loaders each, {world.device}"
+        )
+        print(f"  from shards    {found['shards']:9.1f} images/s, {found['ratio']:.1%} of a ready batch's")
+        print(f"  a ready batch  {found['ready']:9.1f} images/s")
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=2) + "\n")
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,9 +3,9 @@
     python -m benchmarks.ddp [--processes 1 2] [--batch 16] [anything of benchmarks.end_to_end] [--json out.json]
 
 Every count starts `benchmarks.end_to_end` under torchrun (NCCL between GPUs, gloo between CPUs), a batch of `--batch`
-for each process. The table gives images per second of all processes together, from shards and from ready batches, and the
-efficiency: the rate of ready batches over the count times that of one process. On a CPU give every process one thread
-(OMP_NUM_THREADS=1), and no more processes than cores.
+for each process. The table gives images per second of all processes together, from shards and from ready batches, and
+the efficiency: the rate of ready batches over the count times that of one process. On a CPU give every process one
+thread (OMP_NUM_THREADS=1), and no more processes than cores.
 """
 
 import argparse

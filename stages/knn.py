@@ -3,7 +3,7 @@
     python -m stages.knn <dataset>
 
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: train votes, val is scored
-Calls  features.extract, metrics.knn_votes, metrics.classification, predictions.write
+Calls  features.extract, whitening.whiten, metrics.knn_votes, metrics.classification, predictions.write
 Writes results/knn/<dataset>.json, and predictions/<dataset>.tsv: every answer beside the truth
 """
 
@@ -14,7 +14,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, baselines, dist, features, metrics, params, predictions, stage, teacher, vit
+from semmae import artifact, baselines, dist, features, metrics, params, predictions, stage, teacher, vit, whitening
 from semmae.params import STRICT
 from semmae.reader import Reader
 
@@ -25,6 +25,7 @@ class Protocol:
 
     k: PositiveInt
     temperature: PositiveFloat
+    whiten: bool  # every direction of the features counts alike, as principal components of train see it
     pool: features.Pool
     baselines: bool
     seed: int  # of the untrained encoder
@@ -79,6 +80,9 @@ def voted(
         features.extract(encode, reader, img_size=img_size, batch_size=protocol.batch_size, workers=protocol.workers)
         for reader in splits
     )
+    if protocol.whiten:
+        fitted = whitening.fit(train)
+        train, val = (whitening.whiten(split, *fitted) for split in (train, val))
     return metrics.knn_votes(
         train, torch.from_numpy(splits[0].labels), val, num_classes=splits[0].num_classes, k=protocol.k,
         temperature=protocol.temperature, device=device,

@@ -8,9 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
 
+from semmae import features, stage, teacher, vit
 from semmae import parts as parts_module
-from semmae import stage, teacher, vit
 from semmae.parts import KMeansParts
 from semmae.reader import Reader
 from stages import attentive, knn, linear, part_scores
@@ -19,8 +23,8 @@ CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_hea
 STAGES = {"attentive": attentive, "knn": knn, "linear": linear, "part_scores": part_scores}
 PARAMS = """
 knn:
-  protocol: {k: 20, temperature: 0.07, pool: patch_mean, baselines: true, seed: 0, batch_size: 16, workers: 0,
-    device: cpu, precision: fp32}
+  protocol: {k: 20, temperature: 0.07, whiten: false, pool: patch_mean, baselines: true, seed: 0, batch_size: 16,
+    workers: 0, device: cpu, precision: fp32}
   datasets: {toy: {}, gone: {}}
 linear:
   protocol: {base_lrs: [1.0, 0.1], holdout: 0.25, epochs: 4, warmup_epochs: 1, views: 2, batch_size: 16,
@@ -96,6 +100,23 @@ def test_the_predictions_are_those_that_were_scored(project, monkeypatch, name):
     assert found["actual"].tolist() == [val.class_names[label] for label in val.labels]
     assert (found["actual"] == found["predicted"]).mean() == pytest.approx(written(name)["top1"])
     assert found["confidence"].between(1 / val.num_classes, 1).all()
+
+
+def test_whitened_neighbours_are_those_of_whitened_features(project, monkeypatch):
+    Path("params.yaml").write_text(PARAMS.replace("whiten: false", "whiten: true"))
+    start(monkeypatch, "knn", "toy")
+    encode = features.pooled(vit.load(Path("data/pretrain"))[0], pool="patch_mean", device=torch.device("cpu"))
+    train, val = (Reader(Path("data/shards/toy"), split) for split in ("train", "val"))
+    tokens, queries = (features.extract(encode, one, img_size=32, batch_size=16, workers=0) for one in (train, val))
+    rank = 31  # the last norm leaves 32 numbers with a mean of 0
+    judge = make_pipeline(PCA(rank, whiten=True), Normalizer(), KNeighborsClassifier(20, weights=closeness))
+    expected = judge.fit(tokens, train.labels).score(queries, val.labels)
+    assert written("knn")["top1"] == pytest.approx(expected)
+
+
+def closeness(distance: np.ndarray) -> np.ndarray:
+    """exp(cosine / 0.07) of unit vectors so far apart."""
+    return np.exp((1 - distance**2 / 2) / 0.07)
 
 
 @pytest.mark.parametrize("name", ["linear", "attentive"])

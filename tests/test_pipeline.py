@@ -22,8 +22,8 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     "__init__ params stage rng dist artifact digests rows adoption",
     "jpeg images layout pool anatomy scenery paint creatures entry tars trees val_split webdataset_source"
     " torchvision_source hf_source sources plan shard_index shards order reader part_maps augment views"
-    " randaugment masking optim metrics part_metrics segmentation_metrics subsets predictions checkpoint progress"
-    " palettes overlays curves tables confusions recipes comparison",
+    " randaugment masking optim metrics part_metrics segmentation_metrics whitening subsets predictions checkpoint"
+    " progress palettes overlays curves tables confusions recipes comparison",
     "vit mae ibot foreign teacher encoders parts heads classifier attentive readout features baselines part_baselines"
     " health",
     "run spikes resume pretraining distillation finetuning evaluations segmentation_views segmentation"

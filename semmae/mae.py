@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,17 +59,43 @@ class MAE(nn.Module):
         x = self.decoder["embed"](latent)
         prefix, visible = x[:, :1], x[:, 1:]
         hidden = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
-        patches = torch.cat([visible, hidden], dim=1).gather(1, ids_restore[:, :, None].expand(-1, -1, x.shape[2]))
-        x = torch.cat([prefix, patches], dim=1) + self.positions
-        return self.decoder["pred"](self.decoder["norm"](self.decoder["blocks"](x)))[:, 1:]
+        patches = torch.cat([visible, hidden], dim=1).gather(1, _columns(ids_restore, x.shape[2]))
+        return self._predict(torch.cat([prefix, patches], dim=1) + self.positions)[:, 1:]
+
+    def decode_some(
+        self, latent: Float[Tensor, "b t d"], mask: Bool[Tensor, "b n"], num_masked: int, some: Bool[Tensor, "b n"],
+        num_some: int,
+    ) -> Float[Tensor, "b n v"]:  # fmt: skip
+        """The same of `some` of the masked patches, `num_some` per sample: the decoder is not told of the others, whose
+        pixels are 0 here.
+        """
+        (ids_keep, _, _), (_, ids_some, _) = masking.ids(mask, num_masked), masking.ids(some, num_some)
+        x = self.decoder["embed"](latent)
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_some, -1)], dim=1)
+        places = torch.cat([torch.zeros_like(ids_keep[:, :1]), torch.cat([ids_keep, ids_some], dim=1) + 1], dim=1)
+        pred = self._predict(x + self.positions[0, places])[:, -num_some:]
+        n, v = mask.shape[1], pred.shape[2]
+        return pred.new_zeros(len(pred), n, v).scatter(1, _columns(ids_some, v), pred)
+
+    def _predict(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
+        return self.decoder["pred"](self.decoder["norm"](self.decoder["blocks"](x)))
 
     def forward(
-        self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"], num_masked: int
-    ) -> Float[Tensor, "b n v"]:
-        """The predicted pixels of every patch from those that `mask` leaves; each row of `mask` has `num_masked`
-        True.
+        self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"], num_masked: int,
+        some: Bool[Tensor, "b n"] | None = None, num_some: int = 0,
+    ) -> Float[Tensor, "b n v"]:  # fmt: skip
+        """The predicted pixels of every patch from those that `mask` leaves, or of `some` alone; each row of a mask has
+        as many True as its number says.
         """
-        return self.decode(self.encode(images, mask, num_masked), mask, num_masked)
+        latent = self.encode(images, mask, num_masked)
+        if some is None:
+            return self.decode(latent, mask, num_masked)
+        return self.decode_some(latent, mask, num_masked, some, num_some)
+
+
+def _columns(ids: Integer[Tensor, "b k"], width: int) -> Integer[Tensor, "b k {width}"]:
+    """The same index in every one of so many columns, as gather and scatter want it."""
+    return ids[:, :, None].expand(-1, -1, width)
 
 
 def patchify(images: Float[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor, "b n v"]:

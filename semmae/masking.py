@@ -4,7 +4,7 @@
 - `random`, `block`, `green_noise`, `attention`, `semantic`: the strategies. Each draws its noise and calls a pure core.
 - `STRATEGIES`: the same five by name, for callers that need the noise of the *global* batch: draw it, slice, call.
 - `inter_part`: the curriculum from easy (a share of every part) to hard (whole parts).
-- `ids`: a mask as MAE's index vectors.
+- `part_of`: some of a mask's patches. `ids`: a mask as MAE's index vectors.
 
 A core takes its noise as an argument: uniform float32 numbers in [0, 1), first axis the batch, so that sample i depends
 on row i alone. Its shapes are static, it loops over neither samples nor parts and never waits for the device: it
@@ -45,6 +45,11 @@ def random(b: int, n: int, mask_ratio: Number, *, generator: torch.Generator) ->
 def random_core(noise: Float32[Tensor, "b n"], mask_ratio: Number) -> Mask:
     """Priority: the noise."""
     return _top(noise, num_masked(noise.shape[1], mask_ratio))
+
+
+def part_of(mask: Mask, noise: Float32[Tensor, "b n"], count: int) -> Mask:
+    """`count` of the removed patches of every sample, each as likely as another."""
+    return _top(torch.where(mask, noise, noise - 1), count)
 
 
 def block(b: int, grid: tuple[int, int], mask_ratio: Number, *, generator: torch.Generator) -> Mask:

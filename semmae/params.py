@@ -27,6 +27,7 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]  # of a whole: neither nothing nor all of it
+Portion = Annotated[float, Field(gt=0, le=1)]  # some of it, or all
 UpTo1 = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Below1, Below1]  # of AdamW

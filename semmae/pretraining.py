@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semmae import dist, mae, masking, optim, vit
 from semmae.augment import crop_part_maps
-from semmae.params import STRICT, Betas, Share, UpTo1
+from semmae.params import STRICT, Betas, Portion, Share, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
 from semmae.rng import fold, torch_generator
@@ -61,6 +61,7 @@ class Recipe:
     clip_grad: PositiveFloat | None  # largest norm of the gradient
     max_skips: NonNegativeInt  # steps that may be left out because their loss is not finite
     norm_pix_loss: bool
+    reconstruct: Portion  # share of the masked patches that is decoded, drawn per step; the others cost nothing
     decoder: Decoder
     crop: Crop
 
@@ -93,6 +94,7 @@ def pretrain(
     strategy, (size, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
     grid, b = encoder.patch_embed.grid_size, recipe.batch_size
     num_masked = masking.num_masked(grid[0] * grid[1], masks.mask_ratio)
+    num_decoded = max(1, round(recipe.reconstruct * num_masked))
     if num_masked == grid[0] * grid[1]:
         raise ValueError(f"mask_ratio is {masks.mask_ratio}, which leaves none of {num_masked} patches; lower it")
     evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
@@ -128,11 +130,16 @@ def pretrain(
             inter_part=torch.tensor(inter_part),
             **seen,
         )
+        decoded = None
+        if num_decoded < num_masked:
+            noise = torch.rand(b, mask.shape[1], generator=torch_generator(seed, "reconstruct", step.number))
+            decoded = masking.part_of(mask, world.slice(noise).to(world.device), num_decoded)
         images = vit.normalise(step.batch["image"].to(world.device, non_blocking=True))
         for precision in dict.fromkeys((compute.precision, "fp32")):  # what bf16 cannot say, fp32 says again
             with dist.autocast(world.device, precision):
-                pred = parallel(images, mask, num_masked)
-            loss = mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
+                pred = parallel(images, mask, num_masked, decoded, num_decoded)
+            scored = mask if decoded is None else decoded
+            loss = mae.loss(pred, images, scored, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
             if finite := run.is_finite(loss, step, precision):
                 break
         if finite:

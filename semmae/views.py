@@ -5,17 +5,17 @@ too, as `load(reader, index, epoch)`; they return uint8 arrays, which the device
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass as params
 from torch import Tensor
 
 from semmae.augment import WHOLE, Box, covering, random_resized_crop, resize_box, snapped
-from semmae.params import STRICT, Range, UpTo1
+from semmae.params import STRICT, Portion, Range, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
 from semmae.rng import numpy_generator
@@ -25,7 +25,7 @@ from semmae.rng import numpy_generator
 class Crop:
     """RandomResizedCrop: range of the area, range of the aspect ratio (w / h), probability of a flip."""
 
-    scale: Range[Annotated[float, Field(gt=0, le=1)]]
+    scale: Range[Portion]
     ratio: Range[PositiveFloat]
     flip: UpTo1
 

@@ -47,6 +47,26 @@ def test_changing_masked_pixels_does_not_change_the_latent(model, images, mask):
         assert torch.equal(model.encode(images, mask, MASKED), model.encode(changed, mask, MASKED))
 
 
+def test_decoding_all_of_the_masked_patches_as_some_of_them_is_decoding(model, images, mask):
+    with torch.no_grad():
+        every, some = model(images, mask, MASKED), model(images, mask, MASKED, mask, MASKED)
+    torch.testing.assert_close(some[mask], every[mask], rtol=1e-4, atol=1e-5)
+    assert (some[~mask] == 0).all()
+
+
+def test_what_is_not_decoded_is_as_if_it_had_never_been_there(model, images, mask):
+    some = masking.part_of(mask, torch.rand(3, N, generator=torch.Generator().manual_seed(3)), 5)
+    latent = model.encode(images, mask, MASKED)
+    x = torch.cat([model.decoder["embed"](latent), model.mask_token.expand(3, 5, -1)], dim=1)
+    for row in range(3):  # by hand: its places in any order
+        places = [0, *(1 + i for i in range(N) if not mask[row, i]), *(1 + i for i in range(N) if some[row, i])]
+        shuffled = torch.randperm(len(places), generator=torch.Generator().manual_seed(row))
+        tokens = (x[row] + model.positions[0, places])[shuffled][None]
+        out = model.decoder["pred"](model.decoder["norm"](model.decoder["blocks"](tokens)))[0]
+        expected = out[shuffled.argsort()][-5:]
+        torch.testing.assert_close(model(images, mask, MASKED, some, 5)[row][some[row]], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_visible_patches_carry_no_loss(model, images, mask):
     pred = model(images, mask, MASKED)
     pred.retain_grad()

@@ -178,6 +178,17 @@ def test_random_gives_every_subset_the_same_chance():
     assert uniform(counts)
 
 
+def test_a_part_of_a_mask_is_of_exact_size_inside_it_and_takes_every_patch_equally_often():
+    mask = masking.random(1, 12, 0.75, generator=torch.Generator().manual_seed(0)).expand(4000, -1)
+    noise = torch.rand(4000, 12, generator=torch.Generator().manual_seed(1))
+    part = masking.part_of(mask, noise, 4)
+    assert (part.sum(1) == 4).all()
+    assert not (part & ~mask).any()
+    often = part[:, mask[0]].double().mean(0)
+    assert (often - 4 / 9).abs().max() < 4 * (4 / 9 * 5 / 9 / 4000) ** 0.5
+    assert torch.equal(masking.part_of(mask, noise, 9), mask)
+
+
 @pytest.mark.parametrize("weights", [(1.0, 2.0, 3.0, 4.0), (1e-4, 1.0, 1.0, 50.0)])
 def test_attention_draws_without_replacement_in_proportion(weights):
     subsets = list(combinations(range(4), 2))

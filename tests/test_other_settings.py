@@ -1,5 +1,6 @@
 """Settings that the toy project leaves alone, each through its stages to the part maps made with it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def test_parts_are_learnt_another_way(inside: Project, key: str, value: Any, con
     learnt = mapped()
     assert learnt.config.items() >= config.items()
     assert learnt.background == (3 if learnt.config["background"] else None)
+
+
+def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
+    whole = json.loads(Path("data/pretrain/history.json").read_text())
+    inside.set("pretrain.recipe.reconstruct", 0.5)
+    call("pretrain")
+    found = json.loads(Path("data/pretrain/history.json").read_text())
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert found[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.1)  # of fewer patches, and so not the same
+    assert found[0]["loss"] != whole[0]["loss"]
 
 
 def test_what_bf16_cannot_compute_is_computed_in_fp32(

@@ -1,0 +1,71 @@
+"""All speeds of a machine in one go: what to run where a GPU is at hand for ten minutes, and its rehearsal on a CPU.
+
+    python -m benchmarks.machine --out speeds [--minutes 10] [--device auto]
+
+Each benchmark runs in a process of its own, the weightiest first: the step, eager and compiled, then from shards to the
+model, part-map caching, masking, the loader, and several processes where there are several GPUs. What it prints goes to
+`<out>/<name>.txt` and to the screen, its figures to `<out>/<name>.json`. What has not ended when the minutes are over
+is told, and left out; one that fails is told too, and the others run.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from semmae import dist
+
+GPU = {
+    "step_compiled": "step --models S/16 B/16 L/16 --precision bf16 --batch 256 --steps 10 --rounds 3 --compile",
+    "step": "step --models B/16 --precision bf16 --batch 256 --steps 10 --rounds 3",
+    "end_to_end": "end_to_end --model B/16 --batch 256 --images 8192 --workers 14 --compile --rounds 2",
+    "step_b8": "step --models B/8 --precision bf16 --batch 64 --steps 5 --rounds 3 --compile",
+    "part_maps": "part_maps --images 4096 --workers 8 --rounds 3",
+    "masking": "masking --models B/16 B/8 --batch 256",
+    "loader": "loader --sizes 256 --workers 14 --images 2048 --rounds 3",
+    "step_fp32": "step --models B/16 --precision fp32 --batch 128 --steps 5 --rounds 2",
+}
+CPU = {
+    "step": "step --models S/16 --precision bf16 --batch 4 --rounds 2",
+    "end_to_end": "end_to_end --model S/16 --batch 4 --images 24 --rounds 1",
+    "part_maps": "part_maps --images 32 --rounds 2",
+    "masking": "masking --models S/16 --batch 4 --rounds 2",
+    "loader": "loader --sizes 256 --images 32 --rounds 2",
+}
+DDP = "ddp --processes 1 {} --model B/16 --batch 256 --images 8192 --workers 8 --compile --rounds 1"
+
+
+def main() -> None:
+    """Run what the minutes allow."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    args = parser.parse_args()
+    device, end = dist.choose_device(args.device), time.monotonic() + 60 * args.minutes
+    commands = dict(GPU if device.type == "cuda" else CPU)
+    if device.type == "cuda" and (count := torch.cuda.device_count()) > 1:
+        commands["ddp"] = DDP.format(count)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, command in commands.items():
+        if (left := end - time.monotonic()) <= 0:
+            print(f"{name}: no time left, not run")
+            continue
+        module, *options = command.split()
+        out = args.out / name
+        process = [sys.executable, "-m", f"benchmarks.{module}", *options, "--json", f"{out}.json"]
+        print(f"== python -m benchmarks.{command}", flush=True)
+        try:
+            said = subprocess.run(process, stdout=subprocess.PIPE, text=True, timeout=left)
+        except subprocess.TimeoutExpired:
+            print(f"{name}: stopped, the minutes are over")
+            continue
+        Path(f"{out}.txt").write_text(said.stdout)
+        print(said.stdout if said.returncode == 0 else f"{name}: failed with {said.returncode}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

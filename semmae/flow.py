@@ -34,6 +34,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed, State
 
+from semmae import doctor
+
 Result = Literal["ran", "cached", "failed", "timed out", "skipped"]
 GRACE = 120.0  # seconds that an interrupted stage has for its checkpoint
 
@@ -54,7 +56,8 @@ def graph() -> dict[str, set[str]]:
             edges = repo.index.graph
             depends = {node.addressing: {other.addressing for other in edges.successors(node)} for node in edges}
     except DvcException as error:
-        raise ValueError(f"{error}; dvc dag says more") from error
+        cut = " ".join(map(str, doctor.cut_short(Path())))
+        raise ValueError(f"{error}; {f'semmae doctor says why: rm {cut}' if cut else 'dvc dag says more'}") from error
     return {stage: depends[stage] for stage in TopologicalSorter(depends).static_order()}
 
 

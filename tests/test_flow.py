@@ -141,6 +141,12 @@ def test_what_is_wrong_with_the_graph_is_told_at_once(small: Project):
     (small.folder / "dvc.yaml").write_text(GRAPH.replace("outs: [last.txt]", "outs: [first.txt]"))
     said = flow(small, expect=1)
     assert said.startswith("error: output 'first.txt' is specified in:")
+    assert said.endswith("; dvc dag says more\n")
+
+
+def test_a_file_that_dvc_was_killed_over_is_told_with_its_remedy(small: Project):
+    (small.folder / "dvc.lock").write_text("")
+    assert flow(small, expect=1).endswith("; semmae doctor says why: rm dvc.lock\n")
 
 
 def test_no_stage_is_named_in_the_flow():

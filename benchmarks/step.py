@@ -7,7 +7,8 @@ Images of 224 pixels as tensors on the device, three quarters masked at random, 
 norm-pix loss, fused AdamW. A step is mask, forward, backward, update. Before anything is timed the two models that
 share weights must give the same loss. The rows:
 
-- `semmae`: as the pretrain stage runs it, `semmae semantic` with part maps and a curriculum that moves.
+- `semmae`: as the pretrain stage runs it, `semmae semantic` with part maps and a curriculum that moves; `semmae half`
+  decodes half of the masked patches (`reconstruct: 0.5`).
 - `transformers`: `ViTMAEForPreTraining` with our weights, its own masking and attention (sdpa).
 - `lightly`: its timm encoder and decoder, put together as its documentation does; where lightly is installed.
 
@@ -65,14 +66,22 @@ def evidence(b: int, grid: tuple[int, int], device: torch.device) -> dict[str, A
     return {"grid": grid, "part_map": (patches * PARTS // n).to(torch.uint8), "attention": patches / n}
 
 
-def ours(model: mae.MAE, strategy: str, device: torch.device) -> Loss:
-    """The loss of the pretrain stage: masks drawn on the CPU for the batch, sorted on the device."""
+def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0) -> Loss:
+    """The loss of the pretrain stage: masks drawn on the CPU for the batch, sorted on the device, and a share of the
+    masked patches decoded.
+    """
     grid = model.encoder.patch_embed.grid_size
     choose, num_masked = choosing(strategy, grid, device), masking.num_masked(grid[0] * grid[1], RATIO)
 
+    num_decoded = round(share * num_masked)
+
     def loss(images: Tensor) -> Tensor:
         mask = choose(len(images))
-        pred = model(images, mask, num_masked)
+        if share == 1:
+            pred = model(images, mask, num_masked)
+        else:
+            some = masking.part_of(mask, torch.rand(mask.shape).to(device), num_decoded)
+            pred, mask = model(images, mask, num_masked, some, num_decoded), some
         return mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=True)
 
     return loss
@@ -89,8 +98,12 @@ def rows(shape: dict[str, int], device: torch.device, *, compiled: bool) -> dict
     vit.use_fastest_attention(model, device)
     for module in (model, peer) if compiled else ():
         module.compile()
-    for name, strategy in (("semmae", "random"), ("semmae semantic", "semantic")):
-        found[name] = (model, ours(model, strategy, device))
+    for name, strategy, share in (
+        ("semmae", "random", 1),
+        ("semmae semantic", "semantic", 1),
+        ("semmae half", "random", 0.5),
+    ):
+        found[name] = (model, ours(model, strategy, device, share))
     found[PEER] = (peer, lambda images: peer(images).loss)
     if peers.has_lightly():
         found["lightly"] = peers.lightly({"img_size": IMAGE, **shape}, DECODER, RATIO, device=device, compiled=compiled)

@@ -12,15 +12,16 @@ rounds that did not end although nobody disturbed them any more. Exit status 1 i
 """
 
 import argparse
+import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
-from subprocess import DEVNULL, Popen
+from subprocess import DEVNULL, Popen, TimeoutExpired
 
 import psutil
 
@@ -114,9 +115,11 @@ def disturb(project: Project, targets: list[str], kills: int, gap: float, chance
             time.sleep(0.05)
         if process.poll() is not None:
             return sent
-        strike(process, chance.choice(SIGNALS), chance.choice(VICTIMS))
-        sent += 1
-        process.wait(PATIENCE)
+        sent += strike(process, chance.choice(SIGNALS), chance.choice(VICTIMS))
+        try:
+            process.wait(PATIENCE)
+        except TimeoutExpired:  # `finish` will find it at work, and say so
+            return sent
     return sent
 
 
@@ -125,19 +128,22 @@ def repro(targets: list[str]) -> tuple[str, ...]:
     return sys.executable, "-m", "dvc", "repro", *targets
 
 
-def strike(process: Popen[str], number: signal.Signals, victim: str) -> None:
-    """Send the signal to the stage that `dvc` runs (to `dvc` itself while there is none), to `dvc`, or to both."""
+def strike(process: Popen[str], number: signal.Signals, victim: str) -> bool:
+    """Send the signal to the stage that `dvc` runs (to `dvc` itself while there is none), to `dvc`, or to both; whether
+    any of them was still there.
+    """
     try:
         parent = psutil.Process(process.pid)
         children = parent.children(recursive=True)
         struck = {"stage": children or [parent], "dvc": [parent], "group": [parent, *children]}[victim]
     except psutil.NoSuchProcess:
-        return
+        return False
+    hit = False
     for one in struck:
-        try:
+        with suppress(psutil.NoSuchProcess):
             one.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
+            hit = True
+    return hit
 
 
 def finish(project: Project, targets: list[str]) -> str:
@@ -148,7 +154,11 @@ def finish(project: Project, targets: list[str]) -> str:
     """
     for _ in range(CALM):
         process = project.start(*repro(targets))
-        said, _ = process.communicate(timeout=PATIENCE)
+        try:
+            said, _ = process.communicate(timeout=PATIENCE)
+        except TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return f"nothing new in {PATIENCE} seconds\n{process.communicate()[0]}"
         if process.returncode == 0:
             return ""
         for lock in doctor.cut_short(project.folder):

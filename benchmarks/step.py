@@ -172,7 +172,7 @@ def measure(
     """Per row: images per second, ratio to the peer, share of the ceiling, peak memory in GB (CUDA)."""
     images = torch.randn(batch, 3, IMAGE, IMAGE, device=device)
     chosen = rows(shape, device, compiled=False)
-    cost = flops(*chosen["semmae"], images[:2])
+    cost = {name: flops(*row, images[:2]) for name, row in chosen.items()}
     chosen = rows(shape, device, compiled=True) if compiled else chosen
     work = {name: stepping(module, loss, images, precision) for name, (module, loss) in chosen.items()}
     memory, rate = dict.fromkeys(work, 0.0), {name: [] for name in work}
@@ -190,7 +190,7 @@ def measure(
         name: {
             "images_per_second": median(found),
             "ratio": median(a / b for a, b in zip(found, rate[PEER], strict=True)),
-            "ceiling": median(found) * cost / roof,
+            "ceiling": median(found) * cost[name] / roof,
             "peak_gb": memory[name],
         }
         for name, found in rate.items()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+OWN_DIGEST = "config_sha256"  # in the JSON of a model: the digest of all else there
 FULL = 2**18  # bytes: less is left only where a write has just failed
 
 os.umask(os.umask(0o077) | 0o002)  # whatever the user's is: not everyone may change what this process writes
@@ -118,14 +119,17 @@ def save_model(folder: Path, name: str, state: dict[str, torch.Tensor], config: 
     """Write `<name>.safetensors` and, with its digest, `<name>.json` into `folder`."""
     with replacing(folder / f"{name}.safetensors") as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
-    write_json(folder / f"{name}.json", {**config, "sha256": sha256(folder / f"{name}.safetensors")})
+    config = {**config, "sha256": sha256(folder / f"{name}.safetensors")}
+    write_json(folder / f"{name}.json", {**config, OWN_DIGEST: digest(config)})
 
 
 def read_model(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The weights and the config of `save_model`; ValueError when the weights are not those the JSON was written
-    for.
+    for, or the JSON is not as it was written.
     """
     config = read_json(folder / f"{name}.json")
+    if config.pop(OWN_DIGEST, None) != digest(config):
+        raise ValueError(f"{folder / name}.json is damaged: restore it (dvc checkout) or rerun its stage")
     weights = folder / f"{name}.safetensors"
     if not weights.exists():
         raise ValueError(f"{weights} does not exist beside {name}.json; run the stage that writes it (dvc repro)")

@@ -157,8 +157,15 @@ def seen(network: vit.Network, *, device: torch.device, precision: dist.Precisio
 
 
 def labelled_splits(dataset: Path) -> tuple[Reader, Reader]:
-    """The labelled samples of train and of val; ValueError if there are none, or val shows a class that train lacks."""
+    """The labelled samples of train and of val; ValueError if there are none, a label has no name, or val shows a class
+    that train lacks.
+    """
     train, val = (_kept(dataset, split, lambda reader: reader.labels >= 0, "labels") for split in ("train", "val"))
+    for split, reader in (("train", train), ("val", val)):
+        if (highest := int(reader.labels.max())) >= reader.num_classes:
+            raise ValueError(
+                f"{dataset}: {split} has the label {highest}, but shards.json names {reader.num_classes} classes"
+            )
     if missing := sorted(set(val.labels) - set(train.labels)):
         names = ", ".join(val.class_names[label] for label in missing[:5])
         raise ValueError(f"{dataset}: val shows classes that train lacks ({names}); a probe cannot know them")

@@ -5,7 +5,7 @@ import math
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
-from torch import nn
+from torch import Tensor, nn
 
 
 def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
@@ -35,6 +35,14 @@ def layer_decayed_adamw(
         model, weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
     )
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def clip(model: nn.Module, max_norm: float | None) -> Tensor:
+    """The norm of the gradient, which is scaled down to `max_norm` where it is larger (None: to nothing)."""
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return norm
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float) -> float:

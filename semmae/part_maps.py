@@ -247,8 +247,16 @@ def _table(path: Path) -> pa.Table:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and {REMEDY}") from None
+    except KeyError as error:  # damage of the footer, which has no checksum
+        raise ValueError(f"{path} is damaged (no {error}); delete it and {REMEDY}") from None
     if b"semmae" not in (table.schema.metadata or {}):
         raise ValueError(f"{path} is a Parquet file, but none of part maps; delete it and {REMEDY}")
+    try:
+        whole = set(METADATA) <= set(_metadata(table)) and {"key", "part_map"} <= set(table.column_names)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged: its metadata are not whole; delete it and {REMEDY}")
     return table
 
 

@@ -140,18 +140,17 @@ def pretrain(
                 pred = parallel(images, mask, num_masked, decoded, num_decoded)
             scored = mask if decoded is None else decoded
             loss = mae.loss(pred, images, scored, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
-            if finite := run.is_finite(loss, step, precision):
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            computed = {"loss": loss, "gradient": optim.clip(model, recipe.clip_grad)}
+            if finite := run.is_finite(step, precision, computed):
                 break
         if finite:
             optim.set_rate(optimizer, lr)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if recipe.clip_grad is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
             optimizer.step()
             run.record(loss=loss, lr=lr, inter_part=inter_part)
         else:
-            run.leave_out(loss, step, allowed=recipe.max_skips)
+            run.leave_out(step, computed, allowed=recipe.max_skips)
         if step.ends_epoch:
             run.log(**measure(encoder, step.epoch + 1, step.ends_run))
     return model.eval()

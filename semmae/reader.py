@@ -154,9 +154,11 @@ def shard_paths(dataset: Path, meta: dict[str, Any]) -> dict[str, Path]:
 
 
 def verify_shards(dataset: Path) -> None:
-    """ValueError names the first shard that is missing or not what shards.json says it is."""
+    """ValueError names what is missing or not what shards.json says it is: the index, or the first such shard."""
     meta = artifact.read_json(dataset / "shards.json")
-    paths = shard_paths(dataset, meta)
+    paths, index = shard_paths(dataset, meta), dataset / "index.parquet"
+    if digests.known(index) != meta["index_sha256"]:
+        raise ValueError(f"{index} is damaged: its bytes are not those in shards.json; {_remedy(dataset, index)}")
     for shard in meta["shards"]:
         path = paths[shard["file"]]
         if not path.is_file() or path.stat().st_size != shard["bytes"] or digests.known(path) != shard["sha256"]:

@@ -13,6 +13,7 @@ numbers; anything else starts afresh, unless it adopts what other source has beg
 """
 
 import dataclasses
+import math
 import signal
 import sys
 import time
@@ -184,6 +185,8 @@ class Run:
                     if stop or dist.any_rank(due, self.world):
                         self._save(number, state)
                         saved = time.monotonic()
+                    elif number == steps:
+                        self._demand_finite(number, state)
                     if stop:
                         where = f"saved under {self.folder}; run the same command again to go on from there"
                         self._stop(f"after step {number} of {steps}, {where}")
@@ -193,21 +196,24 @@ class Run:
         if self._signal:
             self._stop("after its last step; run the same command again to go on from the last checkpoint")
 
-    def is_finite(self, loss: Tensor, step: Step, precision: str) -> bool:
-        """Whether the loss of this step, computed in `precision`, is finite on every rank; told where it is not."""
-        if not dist.any_rank(not bool(torch.isfinite(loss.detach())), self.world):
+    def is_finite(self, step: Step, precision: str, computed: dict[str, Tensor]) -> bool:
+        """Whether what this step has computed in `precision` (its loss, the norm of its gradient) is finite on every
+        rank; told where it is not.
+        """
+        name, value = _worst(computed)
+        if not dist.any_rank(not math.isfinite(value), self.world):
             return True
         if self.world.leads:
-            print(f"{self.stage}: the loss of step {step.number} is {float(loss)} in {precision}", file=sys.stderr)
+            print(f"{self.stage}: the {name} of step {step.number} is {value} in {precision}", file=sys.stderr)
         return False
 
-    def leave_out(self, loss: Tensor, step: Step, *, allowed: int) -> None:
-        """Go on without this step, whose loss is not finite; the run may do so `allowed` times, one more raises
+    def leave_out(self, step: Step, computed: dict[str, Tensor], *, allowed: int) -> None:
+        """Go on without this step, of which something is not finite; the run may do so `allowed` times, one more raises
         FloatingPointError.
         """
         self.skipped += 1
         if self.skipped > allowed:
-            raise self._not_finite(loss, step.number, step.batch)
+            raise self._not_finite(*_worst(computed), step.number, step.batch)
         if self.world.leads:
             print(f"{self.stage}: step {step.number} is left out: {_some(step.batch['key'])}", file=sys.stderr)
 
@@ -226,15 +232,15 @@ class Run:
 
     def _check(self, number: int, batch: dict[str, Any]) -> None:
         if not torch.isfinite(self._latest):
-            raise self._not_finite(self._latest, number, batch)
+            raise self._not_finite("loss", float(self._latest), number, batch)
         mean = self._losses.mean
         if self._losses.is_spike(float(self._latest)) and self.world.leads:
             found, keys = f"the loss is {float(self._latest):.4g}, lately {mean:.4g}", _some(batch["key"])
             print(f"{self.stage}: spike at step {number}: {found}; its samples: {keys}", file=sys.stderr)
 
-    def _not_finite(self, loss: Tensor, number: int, batch: dict[str, Any]) -> FloatingPointError:
+    def _not_finite(self, name: str, value: float, number: int, batch: dict[str, Any]) -> FloatingPointError:
         return FloatingPointError(
-            f"{self.stage}: the loss is {float(loss)} at step {number} on rank {self.world.rank}; its samples: "
+            f"{self.stage}: the {name} is {value} at step {number} on rank {self.world.rank}; its samples: "
             f"{_some(batch['key'])}; lower base_lr or set precision to fp32"
         )
 
@@ -256,7 +262,18 @@ class Run:
         self._losses.load_state_dict(saved["losses"])
         return saved["step"]
 
+    def _demand_finite(self, number: int, state: dict[str, Stateful]) -> None:
+        """FloatingPointError if a weight is not finite: such a state is neither saved nor anybody's result."""
+        for name, owner in state.items():
+            for key, value in owner.state_dict().items():
+                if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+                    raise FloatingPointError(
+                        f"{self.stage}: {key} of the {name} is not finite after step {number}; the last checkpoint is "
+                        "of before: lower base_lr or set precision to fp32, and run the same command again"
+                    )
+
     def _save(self, number: int, state: dict[str, Stateful]) -> None:
+        self._demand_finite(number, state)
         if self.world.leads:
             content = {"step": number, "history": self.history, "sums": self._sums, "count": self._count}
             content |= {"skipped": self.skipped, "losses": self._losses.state_dict()}
@@ -269,6 +286,12 @@ class Run:
         if self.world.leads:
             print(f"{self.stage}: stopped by {name} {when}", file=sys.stderr)
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+
+def _worst(computed: dict[str, Tensor]) -> tuple[str, float]:
+    """The first that is not finite, by its name; the first of all where each is."""
+    values = {name: float(value.detach()) for name, value in computed.items()}
+    return next((item for item in values.items() if not math.isfinite(item[1])), next(iter(values.items())))
 
 
 def _some(keys: list[str]) -> str:

@@ -67,6 +67,7 @@ def write(
         located = {name: tar for tar, name in names_in_place.items()}
         meta: dict[str, Any] = shard_index.manifest(folder, rows, located)
         meta |= {"class_names": classes, "mask_kind": kind, "mask_names": names}
+        meta["index_sha256"] = artifact.sha256(folder / "index.parquet")
         meta["sources"] = {
             name: {
                 "digest": sources.digest(source, contents[name]),

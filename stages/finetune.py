@@ -94,7 +94,7 @@ def main() -> None:
     section = params.load(Finetune, "finetune")
     name, own = stage.named(section.datasets, "finetune")
     protocol = settled(section.protocol, own)
-    train, val = splits(SHARDS / name)
+    train, val = features.labelled_splits(SHARDS / name)
     encoder, config = vit.load(PRETRAIN)
     config |= {"img_size": protocol.img_size or config["img_size"]}
     with dist.world(protocol.compute.device) as world, ExitStack() as runs:
@@ -129,14 +129,6 @@ def settled(protocol: Protocol, dataset: Dataset) -> Protocol:
     own = {key: value for key in ("epochs", "base_lr") if (value := getattr(dataset, key)) is not None}
     low_shot = protocol.low_shot if dataset.low_shot is None else dataset.low_shot
     return replace(protocol, recipe=replace(protocol.recipe, **own), low_shot=low_shot)
-
-
-def splits(shards: Path) -> tuple[Reader, Reader]:
-    """The labelled samples of train and of val, their shards verified; ValueError for a label that has no name."""
-    train, val = features.labelled_splits(shards)
-    if (highest := int(train.labels.max())) >= train.num_classes:
-        raise ValueError(f"{shards}: train has the label {highest}, but shards.json names {train.num_classes} classes")
-    return train, val
 
 
 def inputs(name: str) -> list[str]:

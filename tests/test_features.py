@@ -155,6 +155,7 @@ class Split:
     def __init__(self, labels: list[int], masks: list[bool], kind: str | None = "parts") -> None:
         self.labels, self.masks, self.mask_kind = np.array(labels), np.array(masks), kind
         self.class_names = ["ant", "bee", "cat"]
+        self.num_classes = 3
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -182,6 +183,13 @@ def test_labelled_splits_leave_out_what_has_no_label(splits, tmp_path):
     splits(train=Split([0, -1, 1], [False] * 3), val=Split([1, -1], [False] * 2))
     train, val = features.labelled_splits(tmp_path)
     assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
+
+
+@pytest.mark.parametrize(("train", "val", "split"), [([0, 1, 7], [1], "train"), ([0, 1], [1, 7], "val")])
+def test_a_label_without_a_name_is_refused(splits, tmp_path, train: list[int], val: list[int], split: str):
+    splits(train=Split(train, [False] * len(train)), val=Split(val, [False] * len(val)))
+    with pytest.raises(ValueError, match=rf"{split} has the label 7, but shards\.json names 3 classes"):
+        features.labelled_splits(tmp_path)
 
 
 def test_masked_splits_leave_out_what_has_no_mask(splits, tmp_path):

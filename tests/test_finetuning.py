@@ -353,16 +353,3 @@ def test_what_cannot_be_ends_in_one_sentence(project, capsys, arguments, changed
         call("finetune", *arguments)
     assert sentence in capsys.readouterr().err
     assert not Path("results").exists()
-
-
-def test_a_label_without_a_name_is_refused(project, toy_dataset, monkeypatch):
-    from stages import finetune
-
-    class Unnamed(Reader):
-        @property
-        def class_names(self) -> list[str]:
-            return super().class_names[:3]
-
-    monkeypatch.setattr(features, "Reader", Unnamed)
-    with pytest.raises(ValueError, match=r"train has the label 7, but shards\.json names 3 classes"):
-        finetune.splits(Path("data/shards/toy"))

@@ -1,5 +1,6 @@
 """Settings that the toy project leaves alone, each through its stages to the part maps made with it."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import pytest
 import timm
 import torch
 from project import Project, call
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from semmae import artifact, mae, part_maps, parts, teacher
+from semmae import artifact, mae, optim, part_maps, parts, teacher
 from semmae.reader import Reader
 
 
@@ -74,6 +75,46 @@ def test_what_bf16_cannot_compute_is_computed_in_fp32(
     told = [line for line in capsys.readouterr().err.splitlines() if "the loss of step" in line]
     assert told == [f"pretrain: the loss of step {step} is nan in bf16" for step in range(4)]
     assert artifact.sha256(Path("data/pretrain/encoder.safetensors")) == expected
+
+
+def test_a_gradient_that_is_not_finite_touches_no_weight(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """At the second epoch's last step, when the loss is as it should be: a run that may not leave it out stops there
+    with the checkpoint of the first epoch, and goes on from it.
+    """
+    inside.set("pretrain.recipe.epochs", 3)
+    clip, steps = optim.clip, itertools.count()
+
+    def broken(model: mae.MAE, max_norm: float | None) -> torch.Tensor:
+        if next(steps) == 7:
+            model.mask_token.grad.fill_(torch.nan)
+        return clip(model, max_norm)
+
+    monkeypatch.setattr(optim, "clip", broken)
+    with pytest.raises(SystemExit):
+        call("pretrain")
+    said = capsys.readouterr().err
+    assert "pretrain: the gradient of step 7 is nan in fp32" in said
+    assert "error: pretrain: the gradient is nan at step 7 on rank 0; its samples: " in said
+    (saved,) = Path(inside.root, "state/runs").glob("*/step-*")
+    assert saved.name == "step-000000004"
+    call("pretrain")
+    assert all(torch.isfinite(value).all() for value in load_file("data/pretrain/encoder.safetensors").values())
+
+
+def test_a_gradient_is_clipped_to_its_largest_norm(inside: Project, monkeypatch: pytest.MonkeyPatch):
+    inside.set("pretrain.recipe.clip_grad", 0.01)
+    found, step = [], torch.optim.AdamW.step
+
+    def measured(optimizer: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        found.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    call("pretrain")
+    assert found == pytest.approx([0.01] * len(found), rel=1e-3)
 
 
 def test_a_checkpoint_in_timms_layout_teaches(inside: Project):

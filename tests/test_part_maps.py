@@ -113,6 +113,25 @@ def test_files_that_are_no_part_maps_are_refused(tmp_path):
         part_maps.read(path)
 
 
+def test_a_bit_flipped_anywhere_is_named_or_changes_nothing(tmp_path):
+    path = tmp_path / "x.parquet"
+    write(path, keys := [f"sample-{i}" for i in range(30)])
+    whole, expected, refused = path.read_bytes(), part_maps.read(path), []
+    for place in range(0, len(whole), 7):
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        try:
+            found = part_maps.read(path)
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert found.keys == keys
+            np.testing.assert_array_equal(found.part_map, expected.part_map)
+    assert len(refused) > 10
+    assert all("x.parquet" in error for error in refused)
+
+
 def test_attention_keeps_its_proportions_in_16_levels():
     attention = np.array(
         [[0.0, 0.01, 0.2, 0.4, 0.6], [0.0, 0.0, 0.0, 0.0, 0.0], [1e-9, 1e-9, 1e-9, 1e-9, 1e-9]], np.float32

@@ -100,6 +100,17 @@ def test_verification_finds_any_damage(damaged, damage):
         verify_shards(damaged)
 
 
+def test_verification_finds_a_bit_of_the_index_wherever_it_is(damaged):
+    index = damaged / "index.parquet"
+    whole = index.read_bytes()
+    for place in range(0, len(whole), len(whole) // 50):
+        data = bytearray(whole)
+        data[place] ^= 1
+        index.write_bytes(data)
+        with pytest.raises(ValueError, match=r"index.parquet is damaged: .*dvc checkout --force shards@toy"):
+            verify_shards(damaged)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_keep_the_order_and_the_types(toy_dataset, workers):
     reader = Reader(toy_dataset, "train")

@@ -68,6 +68,14 @@ def test_a_model_comes_back_and_other_weights_are_refused(tmp_path: Path):
         artifact.read_model(tmp_path, "encoder")
 
 
+def test_a_model_whose_shape_was_changed_is_refused(tmp_path: Path):
+    artifact.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    file = tmp_path / "encoder.json"
+    file.write_text(file.read_text().replace('"depth": 1', '"depth": 3'))
+    with pytest.raises(ValueError, match=r"encoder\.json is damaged"):
+        artifact.read_model(tmp_path, "encoder")
+
+
 HOLDER = """
 import sys
 from semmae import artifact
@@ -292,10 +300,10 @@ def _skipping(dataset: Path, out: Path, *, allowed: int) -> Run:
     with Run("toy", ALONE, out=out, params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
         for step in run.steps(Reader(dataset, "train"), _load, batch_size=8, epochs=1, seed=0, workers=0, state={}):
             loss = torch.tensor(float("nan") if step.number in (1, 3) else 2.0)
-            if run.is_finite(loss, step, "fp32"):
+            if run.is_finite(step, "fp32", {"loss": loss}):
                 run.record(loss=loss)
             else:
-                run.leave_out(loss, step, allowed=allowed)
+                run.leave_out(step, {"loss": loss}, allowed=allowed)
     return run
 
 

@@ -10,7 +10,7 @@ import torch
 from imports import ROOT
 from typer.testing import CliRunner
 
-from semmae import mae, masking, optim, params, recipes, vit
+from semmae import mae, masking, optim, params, recipes, teacher, vit
 from semmae.__main__ import app, main
 from stages.linear import Linear
 from stages.parts import Parts
@@ -47,6 +47,22 @@ def test_a_recipe_begins_with_its_command_cost_and_score(file: Path):
     assert head["command"].startswith(f"semmae recipe {file.stem} && dvc repro")
     assert head["cost"]
     assert head["score"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_something(file: Path):
+    elder, section = params.load(Teacher, "teacher", file=file), params.load(Pretrain, "pretrain", file=file)
+    with torch.device("meta"):
+        model = mae.MAE(
+            vit.build({"img_size": section.img_size, **vars(section.encoder)}), **vars(section.recipe.decoder)
+        )
+        if elder.source == "timm":
+            seen = teacher.create(elder.model, elder.img_size).patch_embed.grid_size
+        else:
+            seen = vit.build({"img_size": elder.img_size, **vars(elder.network)}).patch_embed.grid_size
+    patches = model.positions.shape[1] - 1
+    assert seen[0] * seen[1] > params.load(Parts, "parts", file=file).num_parts
+    assert 0 < masking.num_masked(patches, section.masking.mask_ratio) < patches
 
 
 @pytest.mark.parametrize("name", VITS)

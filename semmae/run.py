@@ -263,14 +263,15 @@ class Run:
         return saved["step"]
 
     def _demand_finite(self, number: int, state: dict[str, Stateful]) -> None:
-        """FloatingPointError if a weight is not finite: such a state is neither saved nor anybody's result."""
-        for name, owner in state.items():
-            for key, value in owner.state_dict().items():
-                if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
-                    raise FloatingPointError(
-                        f"{self.stage}: {key} of the {name} is not finite after step {number}; the last checkpoint is "
-                        "of before: lower base_lr or set precision to fp32, and run the same command again"
-                    )
+        """FloatingPointError if a weight of the model is not finite: it is neither saved nor anybody's result. (Many
+        heads that are trained side by side are no `model`: one that diverges is out of the running.)
+        """
+        for key, value in state["model"].state_dict().items() if "model" in state else ():
+            if not bool(torch.isfinite(value).all()):
+                raise FloatingPointError(
+                    f"{self.stage}: {key} of the model is not finite after step {number}; the last checkpoint is of "
+                    "before: lower base_lr or set precision to fp32, and run the same command again"
+                )
 
     def _save(self, number: int, state: dict[str, Stateful]) -> None:
         self._demand_finite(number, state)

@@ -76,6 +76,44 @@ def test_a_model_whose_shape_was_changed_is_refused(tmp_path: Path):
         artifact.read_model(tmp_path, "encoder")
 
 
+def test_a_model_of_an_older_version_comes_back(tmp_path: Path):
+    artifact.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    old = artifact.read_json(tmp_path / "encoder.json")
+    del old[artifact.OWN_DIGEST]
+    artifact.write_json(tmp_path / "encoder.json", old)
+    assert artifact.read_model(tmp_path, "encoder")[1] == old
+
+
+class Weights:
+    """A state of one number."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"w": torch.tensor(self.number)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.number = float(state["w"])
+
+
+@pytest.mark.parametrize(("name", "stops"), [("model", True), ("first heads", False)])
+def test_a_model_that_is_not_finite_is_not_saved_but_heads_may_diverge(
+    toy_dataset: Path, tmp_path: Path, name: str, stops: bool
+):
+    with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        steps = run.steps(
+            Reader(toy_dataset, "train"), _load, batch_size=8, epochs=2, seed=0, workers=0,
+            state={name: Weights(float("nan"))},
+        )  # fmt: skip
+        if stops:
+            with pytest.raises(FloatingPointError, match="w of the model is not finite after step 5"):
+                list(steps)
+        else:
+            assert len(list(steps)) == 10
+        assert bool(list(run.folder.glob("step-*"))) is not stops
+
+
 HOLDER = """
 import sys
 from semmae import artifact

@@ -1,10 +1,10 @@
 """Part learning (SemMAE section 3.1): from a frozen teacher's tokens to a soft map per part, without labels.
 
 The paper's equations are in no public code; docs/method.md says what is ours and why. A `PartLearner`
-- embeds the class token into one query per part and one for the background (learned queries where no class token was
-  trained),
-- correlates them with the patch tokens: cosine over temperature, softmax over the queries, so every patch is shared
-  out once,
+- sets the background apart first: what is not of the kind that images show in their middle (`foreground`),
+- embeds the class token into one query per part (learned queries where no class token was trained),
+- correlates them with what each foreground patch shows and where on the object it lies: cosine over temperature,
+  softmax over the queries, so every patch is shared out once,
 - in training blurs the maps and lets a decoder rebuild the target from them: the maps are its only spatial input,
   the class token its only other one, through AdaIN. What the maps do not separate in space, the decoder cannot draw.
 `KMeansParts`, spherical k-means on the same tokens, is the training-free baseline. Both assign, save and load alike.
@@ -22,10 +22,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from semmae import artifact
+from semmae.foreground import Foreground, object_code
 from semmae.mae import patchify
+from semmae.rng import fold
 from semmae.teacher import Tokens
 from semmae.vit import normalise
 
+OBJECT_CODE = 4  # numbers of `foreground.object_code`
 SHRINK = 0.01  # of the mean variance, added before whitening: directions of mere noise stay quiet
 
 
@@ -103,10 +106,12 @@ class PartLearner(Parts):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         width = config["width"]
-        self.queries = nn.Parameter(torch.randn(self.num_labels, width))
+        if self.background is not None:
+            self.foreground = Foreground(config["foreground"], grid=self.grid, width=width)
+        self.queries = nn.Parameter(torch.randn(self.num_parts, width + OBJECT_CODE))
         if config["class_token"]:
             self.embed_class = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
-            last = nn.Linear(width, self.num_labels * width)
+            last = nn.Linear(width, self.queries.numel())
             nn.init.zeros_(last.weight)  # at first the queries are the same in every image: labels stay aligned
             nn.init.zeros_(last.bias)
             self.embed_class.append(last)
@@ -117,20 +122,35 @@ class PartLearner(Parts):
         )
 
     def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> None:
-        """Start from k-means: its directions as queries, the largest cluster last, as background if there is one."""
+        """Find the foreground, then start from k-means: its directions there are the queries."""
         self.fit_scale(patch)
-        unit = F.normalize(self.prepare(patch), dim=-1).flatten(0, 1)
-        found = directions(unit, self.num_labels, seed=seed)
-        sizes = (unit @ found.T).argmax(1).bincount(minlength=self.num_labels)
-        self.queries.data.copy_(found[sizes.argsort()])
+        prepared = self.prepare(patch)
+        if self.background is not None:
+            self.foreground.fit(F.normalize(prepared, dim=-1), seed=fold(seed, "foreground"))
+        with torch.no_grad():
+            keys, share = self.keys(prepared)
+        self.queries.data.copy_(directions(keys[share > 0.5], self.num_parts, seed=seed))
+
+    def keys(self, prepared: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n"]]:
+        """Unit vectors of what a patch shows and, with the weight `geometry`, where on the object it lies; and its
+        share of foreground.
+        """
+        if self.background is None:
+            share = prepared.new_ones(prepared.shape[:2])
+        else:
+            share = self.foreground(F.normalize(prepared, dim=-1))
+        where = self.config["geometry"] * object_code(share, self.grid)
+        keys = torch.cat([F.normalize(self.embed_patch(prepared), dim=-1), where], dim=-1)
+        return F.normalize(keys, dim=-1), share
 
     def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
-        keys = F.normalize(self.embed_patch(self.prepare(tokens.patch)), dim=-1)
+        keys, share = self.keys(self.prepare(tokens.patch))
         queries = self.queries.expand(len(keys), -1, -1)
         if self.config["class_token"]:
             queries = queries + self.embed_class(tokens.cls).view(queries.shape)
         correlation = F.normalize(queries, dim=-1) @ keys.transpose(1, 2)  # (b, p, n)
-        return (correlation / self.config["temperature"]).softmax(1)
+        parts = (correlation / self.config["temperature"]).softmax(1) * share[:, None]
+        return parts if self.background is None else torch.cat([parts, 1 - share[:, None]], dim=1)
 
     def forward(self, tokens: Tokens) -> tuple[Float[Tensor, "b p n"], Float[Tensor, "b n v"]]:
         """The maps, and what the decoder rebuilds from them, blurred, and the style."""

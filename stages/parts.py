@@ -33,10 +33,20 @@ class KMeans:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Foreground:
+    """How the background is told from the parts: by several clusterings, and the patch's place."""
+
+    clusterings: PositiveInt
+    clusters: Annotated[int, Field(ge=2)]
+    place: NonNegativeFloat
+
+
+@dataclass(frozen=True, config=STRICT)
 class Learned:
     """The part learner and how it is trained; weights of its losses beside the reconstruction's 1."""
 
-    background: bool
+    foreground: Foreground | None
+    geometry: NonNegativeFloat
     temperature: PositiveFloat
     blur_sigma: NonNegativeFloat
     target: Literal["features", "pixels"]
@@ -122,6 +132,7 @@ def learned(
     """The part learner, trained to rebuild the teacher's tokens or the image's pixels from its maps."""
     recipe, pixels = section.learned, section.learned.target == "pixels"
     config |= asdict(recipe) | {
+        "background": recipe.foreground is not None,
         "class_token": elder.class_token,
         "values": 3 * elder.patch_size**2 if pixels else elder.embed_dim,
         **now.adopted,

@@ -11,8 +11,9 @@ GRID, WIDTH = (6, 6), 12
 
 
 def config(method: str, **changes) -> dict:
-    shape = {"method": method, "num_parts": 3, "grid": GRID, "width": WIDTH, "background": method == "learned"}
+    shape = {"method": method, "num_parts": 4, "grid": GRID, "width": WIDTH, "background": False}
     learned = {
+        "foreground": {"clusterings": 4, "clusters": 6, "place": 0.2}, "geometry": 0.0,
         "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 16, "decoder_depth": 2, "values": WIDTH,
         "class_token": False,
     }  # fmt: skip
@@ -54,14 +55,14 @@ def test_the_learner_finds_planted_parts():
 
 def test_kmeans_finds_planted_parts():
     tokens, truth = planted(64, 0)
-    model = parts.KMeansParts(config("kmeans", num_parts=4))
+    model = parts.KMeansParts(config("kmeans"))
     assert model.fit(tokens.patch, seed=0) > 0.8
     assert adjusted_rand_score(truth.flatten(), model.assign(tokens).argmax(1).flatten()) > 0.8
 
 
-@pytest.mark.parametrize("method", ["learned", "kmeans"])
-def test_shares_sum_to_one_and_survive_saving(method, tmp_path):
-    model = parts.METHODS[method](config(method))
+@pytest.mark.parametrize(("method", "background"), [("learned", True), ("learned", False), ("kmeans", False)])
+def test_shares_sum_to_one_and_survive_saving(method, background, tmp_path):
+    model = parts.METHODS[method](config(method, background=background))
     tokens, _ = planted(4, 0)
     model.fit_scale(tokens.patch)
     shares = model.assign(tokens)
@@ -70,7 +71,7 @@ def test_shares_sum_to_one_and_survive_saving(method, tmp_path):
     parts.save(tmp_path, model)
     again = parts.load(tmp_path)
     assert torch.equal(again.assign(tokens), shares)
-    assert again.background == (3 if method == "learned" else None)
+    assert again.background == (4 if background else None)
     assert again.digest
 
 

@@ -24,8 +24,8 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     " torchvision_source hf_source sources plan shard_index shards order reader part_maps augment views"
     " randaugment masking optim metrics part_metrics segmentation_metrics whitening subsets predictions checkpoint"
     " progress palettes overlays curves tables confusions recipes comparison",
-    "vit mae ibot foreign teacher encoders parts heads classifier attentive readout features baselines part_baselines"
-    " health",
+    "vit mae ibot foreign teacher encoders foreground parts heads classifier attentive readout features baselines"
+    " part_baselines health",
     "run spikes resume pretraining distillation finetuning evaluations segmentation_views segmentation"
     " segmentation_probes segmentation_linear segmentation_knn segmentation_upernet figures soft_maps state flow export"
     " encode promotion doctor",

@@ -1,0 +1,124 @@
+"""What stands out, without labels: content of the kind that images show in their middle, and where on it a patch lies.
+
+Who takes a picture puts what it is about in its middle, and the background reaches the border: the boundary prior of
+saliency detection (Wei et al., Geodesic Saliency, ECCV 2012), here a prior on kinds of content over a whole dataset
+instead of on regions of one image. `Foreground` clusters the patch tokens of many images, several times over; a cluster
+is as central as the places where it occurs are, and a patch as its clusters are on average.
+
+One clustering is too coarse for an outline, and many clusters say too little each: the average of several keeps both
+(docs/method.md). A network that predicts the place from a token would be sharper and useless: tokens remember
+where they are, and it reads that.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from semmae.rng import fold
+
+WIDTH = 0.5  # of the Gaussian, in halves of an image's side
+SOFTNESS = 0.5  # of the step from background to foreground, in standard deviations of the evidence
+PITCH = 0.9  # radians per standard deviation of an object's extent: opposite ends stay apart
+IMAGES = 400  # per clustering, at most: each sees others
+LEAST_SPREAD = 1e-4  # of the evidence; below it, what there is, is rounding
+
+
+class Foreground(nn.Module):
+    """The share of foreground in each patch, from its token; `fit` finds it in the tokens of a sample of images.
+
+    The keys of `config`: `clusterings` and `clusters` in each; `place`: the weight of a patch's own place beside its
+    content, in standard deviations of either.
+    """
+
+    codebooks: Tensor
+    central: Tensor
+    prior: Tensor
+    threshold: Tensor
+    spread: Tensor
+
+    def __init__(self, config: dict[str, Any], *, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.place: float = config["place"]
+        count, size = config["clusterings"], config["clusters"]
+        self.register_buffer("codebooks", torch.zeros(count, size, width))
+        self.register_buffer("central", torch.ones(count, size))
+        self.register_buffer("prior", centredness(grid))
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("spread", torch.ones(()))
+
+    def fit(self, unit: Float[Tensor, "s n d"], *, seed: int) -> None:
+        """Cluster the unit-length tokens of whole images; ValueError where no content prefers the middle."""
+        from sklearn.cluster import KMeans, MiniBatchKMeans  # here, for they load as long as a small stage runs
+
+        for i, centroids in enumerate(self.codebooks):
+            once = fold(seed, i) % 2**32
+            chosen = np.random.default_rng(once).permutation(len(unit))[:IMAGES]
+            clusters = MiniBatchKMeans(len(centroids), n_init=1, batch_size=4096, max_iter=20, random_state=once)
+            found = clusters.fit(unit[chosen].flatten(0, 1).numpy()).cluster_centers_
+            centroids.copy_(functional.normalize(torch.from_numpy(found.astype(np.float32)), dim=-1))
+        near = self.nearest(unit)
+        for ids, central in zip(near.unbind(-1), self.central, strict=True):
+            occurs = ids.flatten().bincount(minlength=len(central))
+            total = torch.zeros_like(central).index_add_(0, ids.flatten(), self.prior.repeat(len(unit)))
+            central.copy_(torch.where(occurs > 0, total / occurs.clamp(min=1), 1.0))
+        content = self.content(near)
+        self.spread.copy_(content.std())
+        if self.spread < LEAST_SPREAD:
+            raise ValueError(
+                "no content of the images prefers their middle, so there is no foreground to find; set "
+                "parts.learned.foreground to null: every patch then belongs to a part"
+            )
+        evidence = self.evidence(near).reshape(-1, 1).numpy()
+        # two means of one number: the threshold of Otsu (1979), between the two groups that differ most
+        self.threshold.fill_(float(KMeans(2, n_init=1, random_state=0).fit(evidence).cluster_centers_.mean()))
+
+    def nearest(self, unit: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n r"]:
+        """The cluster of each patch in each clustering."""
+        return torch.einsum("bnd,rkd->bnrk", unit, self.codebooks).argmax(-1)
+
+    def content(self, near: Integer[Tensor, "b n r"]) -> Float[Tensor, "b n"]:
+        """How central a patch's kinds of content are, mean over clusterings; 1: as the average place."""
+        return self.central[torch.arange(len(self.central), device=near.device), near].mean(-1)
+
+    def evidence(self, near: Integer[Tensor, "b n r"]) -> Float[Tensor, "b n"]:
+        """That, and the patch's own place as far as `place` lets it count."""
+        return self.content(near) + self.place * self.spread / self.prior.std() * (self.prior - 1)
+
+    def forward(self, unit: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        """The share of foreground in [0, 1]; one half at the threshold."""
+        evidence = self.evidence(self.nearest(unit))
+        return torch.sigmoid((evidence - self.threshold) / (SOFTNESS * self.spread))
+
+
+def places(grid: tuple[int, int]) -> Float[Tensor, "n 2"]:
+    """Row and column of every patch's centre, -1...1 from edge to edge."""
+    rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in grid)
+    return torch.cartesian_prod(rows, columns)
+
+
+def centredness(grid: tuple[int, int]) -> Float[Tensor, " n"]:
+    """A Gaussian around the image's centre, mean 1."""
+    weights = torch.exp(-places(grid).square().sum(1) / (2 * WIDTH**2))
+    return weights / weights.mean()
+
+
+def object_code(foreground: Float[Tensor, "b n"], grid: tuple[int, int]) -> Float[Tensor, "b n 4"]:
+    """Where on its object a patch lies, as a unit vector: sine and cosine of its height and of its distance from the
+    middle.
+
+    Both relative to mean and standard deviation of the places that are foreground (share above one half); left and
+    right are one, since objects face either way. An image without foreground counts as all foreground.
+    """
+    place = places(grid).to(foreground.device)
+    weights = (2 * foreground - 1).clamp(min=0) + 1e-9
+    weights = (weights / weights.sum(1, keepdim=True))[:, :, None]
+    centre = (weights * place).sum(1, keepdim=True)
+    extent = (weights * (place - centre).square()).sum(1, keepdim=True).sqrt()
+    least = torch.tensor([2 / side for side in grid], device=place.device)  # one patch
+    height, across = (PITCH * (place - centre) / extent.maximum(least)).unbind(-1)
+    across = across.abs()
+    return torch.stack([height.sin(), height.cos(), across.sin(), across.cos()], dim=-1) / 2**0.5

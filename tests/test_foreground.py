@@ -1,0 +1,94 @@
+"""The foreground found without labels, on planted objects; where on an object a patch lies."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+from torch.nn import functional
+
+from semmae import foreground, parts
+from semmae.foreground import Foreground
+from semmae.teacher import Tokens
+
+GRID, WIDTH = (8, 8), 16
+CONFIG = {"clusterings": 8, "clusters": 8, "place": 0.0}
+
+
+def planted(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit tokens (b, n, d) of scenes of six kinds with an object 4 high, 3 wide near the middle, and its parts (b, n):
+    0 none, 1 its upper, 2 its lower half. Nothing in the tokens tells the halves apart.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(5))
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    corner = torch.randint(1, 5, (images, 2, 1, 1), generator=generator)
+    height, width = rows - corner[:, 0], columns - corner[:, 1]
+    inside = (height >= 0) & (height < 4) & (width >= 0) & (width < 3)
+    scenery = torch.randint(2, 8, (images, 8, 8), generator=generator)
+    object_kind = torch.randint(0, 2, (images, 1, 1), generator=generator).expand(-1, 8, 8)
+    kind = torch.where(inside, object_kind, scenery).flatten(1)
+    patch = kinds[kind] + 0.1 * torch.randn(images, 64, WIDTH, generator=generator)
+    part = torch.where(inside, 1 + (height >= 2).long(), 0).flatten(1)
+    return functional.normalize(patch, dim=-1), part
+
+
+def test_kinds_of_content_that_prefer_the_middle_are_foreground():
+    tokens, part = planted(200, 0)
+    model = Foreground(CONFIG, grid=GRID, width=WIDTH)
+    model.fit(tokens, seed=0)
+    tokens, part = planted(50, 1)
+    found = model(tokens) > 0.5
+    assert ((part > 0) & found).sum() / ((part > 0) | found).sum() > 0.95
+
+
+def test_place_alone_decides_where_content_says_nothing():
+    model = Foreground(CONFIG | {"place": 1.0}, grid=GRID, width=WIDTH)
+    model.prior.copy_(foreground.centredness(GRID))
+    tokens = functional.normalize(torch.ones(1, 64, WIDTH), dim=-1)
+    share = model(tokens).reshape(GRID)
+    torch.testing.assert_close(share, share.flip(0))
+    torch.testing.assert_close(share, share.T)
+    assert share[4, 4] > share[4, 6] > share[4, 7] > share[7, 7]
+
+
+def test_content_without_a_middle_is_refused():
+    alike = functional.normalize(torch.ones(20, 64, WIDTH), dim=-1)
+    model = Foreground(CONFIG | {"clusters": 2}, grid=GRID, width=WIDTH)
+    with pytest.raises(ValueError, match=r"no foreground to find; set parts\.learned\.foreground to null"):
+        model.fit(alike, seed=0)
+
+
+def test_the_code_of_a_place_moves_and_grows_with_its_object():
+    def code(top: int, left: int, height: int, width: int) -> torch.Tensor:
+        share = torch.zeros(12, 12)
+        share[top : top + height, left : left + width] = 1
+        return foreground.object_code(share.flatten()[None], (12, 12)).reshape(12, 12, 4)
+
+    small, moved, large = code(1, 2, 3, 4), code(6, 7, 3, 4), code(1, 1, 9, 12)
+    torch.testing.assert_close(small[1:4, 2:6], moved[6:9, 7:11])
+    torch.testing.assert_close(small[2, 3], small[2, 4])  # left and right are one
+    assert not torch.allclose(small[1, 3], small[3, 3])  # above and below are two
+    torch.testing.assert_close(small.norm(dim=-1), torch.ones(12, 12))
+    middle = large[5, 5]  # the middle row of nine, as row 2 is the middle row of three
+    torch.testing.assert_close(small[2, 3, :2], middle[:2])
+
+
+def test_an_image_without_foreground_counts_as_all_foreground():
+    nothing, everything = torch.zeros(1, 64), torch.ones(1, 64)
+    torch.testing.assert_close(foreground.object_code(nothing, GRID), foreground.object_code(everything, GRID))
+
+
+def test_the_learner_keeps_background_in_one_label_and_tells_parts_by_their_place():
+    config = {
+        "num_parts": 2, "grid": GRID, "width": WIDTH, "background": True, "class_token": False,
+        "foreground": CONFIG, "geometry": 2.0, "temperature": 0.1, "blur_sigma": 0.0,
+        "decoder_width": 8, "decoder_depth": 1, "values": WIDTH,
+    }  # fmt: skip
+    model = parts.PartLearner(config)
+    patch, _ = planted(200, 0)
+    model.fit(patch, seed=0)
+    patch, truth = planted(50, 1)
+    found = model.assign(Tokens(patch, patch.mean(1), patch[..., 0])).argmax(1)
+    assert (found[truth == 0] == model.background).float().mean() > 0.95
+    inside = truth > 0
+    assert adjusted_rand_score(np.asarray(truth[inside]), np.asarray(found[inside])) > 0.8

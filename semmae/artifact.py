@@ -116,11 +116,15 @@ def digest(content: Any) -> str:
 
 
 def save_model(folder: Path, name: str, state: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-    """Write `<name>.safetensors` and, with its digest, `<name>.json` into `folder`."""
+    """Write `<name>.safetensors` and, with its digest, `<name>.json` into `folder`.
+
+    Both are on the disk before either gets its name: where there is no room for one, the model before stays whole.
+    """
     with replacing(folder / f"{name}.safetensors") as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
-    config = {**config, "sha256": sha256(folder / f"{name}.safetensors")}
-    write_json(folder / f"{name}.json", {**config, OWN_DIGEST: digest(config)})
+        _fsync(temporary)
+        config = {**config, "sha256": sha256(temporary)}
+        write_json(folder / f"{name}.json", {**config, OWN_DIGEST: digest(config)})
 
 
 def read_model(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -174,17 +178,19 @@ def lock(*what: str, wait: bool = False) -> Iterator[None]:
     """
     path = lock_path(*what)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with open(path, "a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            held = f"process {file.read().strip() or 'unknown'} is already writing {' '.join(what)}"
+            held = f"process {file.read().decode().strip() or 'unknown'} is already writing {' '.join(what)}"
             if not wait:
                 raise BlockingIOError(f"{held}; wait for it or stop it") from None
             print(f"{held}; waiting for it", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.write(str(os.getpid()).encode())
+        except OSError as error:
+            raise full_disk(path) if error.errno == errno.ENOSPC else error from None
         yield

@@ -1,6 +1,8 @@
 """What was there stays whole when the disk is full, and when a writer is killed."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from project import Project
 
 from semmae import artifact, checkpoint, shards
 from semmae.reader import Reader
@@ -55,6 +58,15 @@ def test_a_full_disk_leaves_the_previous_model_whole_and_says_so(small_disk: Pat
     assert sorted(os.listdir(small_disk)) == ["encoder.json", "encoder.safetensors"]
 
 
+def test_a_disk_that_has_room_for_the_weights_alone_leaves_the_previous_model_whole(small_disk: Path):
+    artifact.save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
+    with pytest.raises(OSError, match=r"is full: encoder\.\S+ was not written, what was there before is whole"):
+        artifact.save_model(small_disk, "encoder", {"weight": torch.zeros(4)}, {"depth": 1, "long": "x" * 2**20})
+    state, config = artifact.read_model(small_disk, "encoder")
+    assert (state["weight"].tolist(), config["depth"]) == ([1.0] * 4, 1)
+    assert sorted(os.listdir(small_disk)) == ["encoder.json", "encoder.safetensors"]
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk: Path):
     checkpoint.save(small_disk, 1, {"step": 1, "weight": torch.ones(4)})
     with pytest.raises(OSError, match="is full: step-000000002 was not written"):
@@ -90,3 +102,46 @@ def test_a_full_disk_under_features_is_an_error_in_words_and_no_bus_error(small_
     assert len(again) >= 768
     again.keep(768)
     assert again.tensor().sum() == 768 * 256
+
+
+def test_a_lock_that_finds_no_room_says_so(small_disk: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SEMMAE_STATE", str(small_disk))
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(OSError, match=r"is full: [0-9a-f]+ was not written"), artifact.lock("output", "x"):
+        pass
+
+
+def files(folder: Path) -> dict[str, str]:
+    """The digest of every file under a folder, links followed."""
+    paths = [Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names]
+    return {str(path.relative_to(folder)): artifact.sha256(path) for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "room", "named"),
+    [
+        ("shards toy", "project/data/shards", 2**16, "toy"),
+        ("part_maps", "project/data/part_maps", 0, "toy"),
+        ("part_maps", "state/part_maps", 0, r"[0-9a-f]{64}\.parquet"),
+        ("pretrain", "state/runs", 2**16, "step-000000004"),
+    ],
+    ids=["shards", "part maps", "store of part maps", "checkpoint"],
+)
+def test_a_full_disk_ends_a_stage_in_one_sentence_and_it_goes_on_when_there_is_room(
+    small_disk: Path, toy: Project, command: str, place: str, room: int, named: str
+):
+    toy.set("part_maps.attention", False)  # other part maps than those in the store
+    shutil.move(toy.root / place, small_disk / "moved")
+    (toy.root / place).symlink_to(small_disk / "moved")
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+    kept, there = files(toy.folder / "data"), files(small_disk)
+    said = toy.stage(*command.split(), expect=1)
+    sentence = rf"^error: the disk of \S+ is full: {named} was not written, what was there before is whole; free some"
+    assert re.search(sentence, said, re.MULTILINE), said
+    assert "Traceback" not in said
+    assert files(toy.folder / "data") == kept
+    left = {path: digest for path, digest in files(small_disk).items() if not path.endswith("/identity.json")}
+    assert left == there
+    (small_disk / "ballast").unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    toy.stage(*command.split())

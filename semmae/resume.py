@@ -16,7 +16,8 @@ from semmae import artifact, checkpoint, run
 def folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator[Path]:
     """The folder of this stage with these params (a dataclass), digests of inputs and source; deleted on success.
 
-    Raises BlockingIOError naming the process that is at work on the same, or on the same `out`.
+    Raises BlockingIOError naming the process that is at work on the same `out`; waits its turn where the same work is
+    done for another one: experiments side by side share their baselines.
     """
     identity = {
         "stage": stage, "params": run.lasting(dataclasses.asdict(params)), "inputs": inputs,
@@ -24,7 +25,7 @@ def folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator
     }  # fmt: skip
     fingerprint = artifact.digest(identity)
     place = artifact.state_root() / "runs" / fingerprint
-    with artifact.lock("run", fingerprint), artifact.lock("output", str(out.absolute())):
+    with artifact.lock("output", str(out.absolute())), artifact.lock("run", fingerprint, wait=True):
         artifact.write_json(place / "identity.json", identity)
         yield place
         checkpoint.forget(place)

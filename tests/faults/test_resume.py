@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -12,26 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed import SIGNALLED, SIGNALLED_AFTER, drawn, epochs
 from project import Project
+from ruamel.yaml import YAML
 
 from semmae import artifact
 
-# `python -m stages.pretrain`, or another stage, but at the given step the process sends itself a signal.
-SIGNALLED = """
-import os, runpy, sys
-from semmae import run
-step, number, record, seen = int(sys.argv[1]), int(sys.argv[2]), run.Run.record, 0
-stage = sys.argv.pop(3) if len(sys.argv) > 3 else "pretrain"
-sys.argv[1:] = sys.argv[3:]
-def counted(self, **values):
-    global seen
-    seen += 1
-    if seen == step:
-        os.kill(os.getpid(), number)
-    record(self, **values)
-run.Run.record = counted
-runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
-"""
 STEPS, PER_EPOCH = 24, 4
 
 
@@ -43,13 +28,6 @@ def history(project: Project, stage: str = "pretrain") -> list[dict[str, float]]
     return json.loads((project.folder / f"data/{stage}/history.json").read_text())
 
 
-def first_epoch(said: str) -> int:
-    """The first epoch that a stage reports."""
-    found = re.search(r"^epoch (\d+)/", said, re.MULTILINE)
-    assert found, said
-    return int(found[1])
-
-
 def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_harmless(finished: Project, toy: Project):
     toy.run("python", "-c", SIGNALLED, "11", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
     with open(toy.folder / "semmae/mae.py", "a") as source:
@@ -58,7 +36,7 @@ def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_har
     before = json.loads((left / "identity.json").read_text())["source"]
     said = toy.run("python", "-m", "semmae", "state", "adopt", left.name[:12])
     assert "goes on\nafter step 8" in said
-    assert first_epoch(toy.stage("pretrain")) == 3
+    assert epochs(toy.stage("pretrain"))[0] == 3
     encoder = json.loads((toy.folder / "data/pretrain/encoder.json").read_text())
     assert encoder["adopted"] == [before]
     assert weights(toy) == weights(finished)
@@ -68,7 +46,7 @@ def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_har
 def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
     finished: Project, toy: Project, number: signal.Signals
 ):
-    step = random.Random(int(number)).randrange(PER_EPOCH + 1, STEPS)
+    step = drawn(number.name, PER_EPOCH + 1, STEPS - 1)
     (toy.folder / "data/pretrain/encoder.safetensors").unlink()
     status = -number if number == signal.SIGKILL else 128 + number
     said = toy.run("python", "-c", SIGNALLED, str(step), str(int(number)), expect=status)
@@ -77,9 +55,44 @@ def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
         assert "run the same command again to go on from there" in said
     assert not (toy.folder / "data/pretrain/encoder.safetensors").exists()  # nothing half-done under its final name
     begun = step if number != signal.SIGKILL else (step - 1) // PER_EPOCH * PER_EPOCH  # the last checkpoint
-    assert first_epoch(toy.stage("pretrain")) == begun // PER_EPOCH + 1
+    assert epochs(toy.stage("pretrain"))[0] == begun // PER_EPOCH + 1
     assert weights(toy) == weights(finished)
     assert history(toy) == history(finished)
+
+
+def test_a_run_killed_over_a_checkpoint_goes_on_from_the_one_before(finished: Project, toy: Project):
+    toy.run(
+        "python", "-c", SIGNALLED_AFTER, "torch:save", "2", str(int(signal.SIGKILL)), "pretrain", expect=-signal.SIGKILL
+    )
+    (left,) = (toy.root / "state/runs").iterdir()
+    (whole,), (half,) = left.glob("step-*"), left.glob(".step-*.tmp")
+    assert (whole.name, half.name.split(".")[1]) == ("step-000000004", "step-000000008")
+    assert epochs(toy.stage("pretrain"))[0] == 2
+    assert weights(toy) == weights(finished)
+
+
+# `python -m stages.pretrain`, in which the loss of the given step is not finite.
+DIVERGED = """
+import runpy, sys
+from semmae import run
+step, record, seen = int(sys.argv.pop(1)), run.Run.record, 0
+def counted(self, **values):
+    global seen
+    seen += 1
+    record(self, **values | {"loss": values["loss"] * (float("nan") if seen == step else 1)})
+run.Run.record = counted
+runpy.run_module("stages.pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_and_keeps_the_last_checkpoint(finished: Project, toy: Project):
+    said = toy.run("python", "-c", DIVERGED, "6", expect=1)
+    assert re.search(r"error: pretrain: the loss is nan at step 5 on rank 0; its samples: \w+.*lower base_lr", said)
+    assert weights(toy) == weights(finished)  # what was there is there
+    (toy.folder / "data/pretrain/encoder.safetensors").unlink()
+    assert [path.name for path in toy.root.glob("state/runs/*/step-*")] == ["step-000000004"]
+    assert epochs(toy.stage("pretrain"))[0] == 2
+    assert weights(toy) == weights(finished)
 
 
 @pytest.mark.parametrize("stage", ["teacher", "parts"])
@@ -88,8 +101,9 @@ def test_a_killed_teacher_or_part_learner_goes_on_and_ends_with_the_same_bits(
 ):
     model = f"data/{stage}/{stage}.safetensors"
     (toy.folder / model).unlink()
-    toy.run("python", "-c", SIGNALLED, str(PER_EPOCH + 2), str(int(signal.SIGKILL)), stage, expect=-signal.SIGKILL)
-    assert first_epoch(toy.stage(stage)) == 2
+    step = drawn(stage, PER_EPOCH + 1, 2 * PER_EPOCH)
+    toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), stage, expect=-signal.SIGKILL)
+    assert epochs(toy.stage(stage))[0] == 2
     assert artifact.sha256(toy.folder / model) == artifact.sha256(finished.folder / model)
     assert history(toy, stage) == history(finished, stage)
 
@@ -100,59 +114,10 @@ def test_a_killed_self_distillation_goes_on_and_ends_with_the_same_bits(toy: Pro
     toy.stage("teacher")
     once = (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher"))
     (toy.folder / "data/teacher/teacher.safetensors").unlink()
-    step = PER_EPOCH + 2
+    step = drawn("ibot", PER_EPOCH + 1, 2 * PER_EPOCH)
     toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), "teacher", expect=-signal.SIGKILL)
-    assert first_epoch(toy.stage("teacher")) == 2
+    assert epochs(toy.stage("teacher"))[0] == 2
     assert (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
-
-
-def test_a_killed_attentive_probe_goes_on_and_says_the_same(finished: Project, toy: Project):
-    forget(toy, "attentive")
-    step = 5  # of 6: 48 of 64 pictures, 16 at a time, twice
-    killed = ("attentive", "toy")
-    toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), *killed, expect=-signal.SIGKILL)
-    assert answers(toy, "attentive") == {}
-    assert first_epoch(toy.stage("attentive", "toy")) == 2
-    assert answers(toy, "attentive") == answers(finished, "attentive")
-
-
-# `python -m stages.linear toy`, but the process is killed when it is about to append its n-th rows to a file.
-KILLED = """
-import os, runpy, signal, sys
-from semmae import rows
-last, append, seen = int(sys.argv.pop(1)), rows.Rows.append, 0
-def counted(self, values):
-    global seen
-    seen += 1
-    if seen == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    append(self, values)
-rows.Rows.append = counted
-runpy.run_module("stages.linear", run_name="__main__", alter_sys=True)
-"""
-
-
-def test_a_killed_linear_probe_keeps_the_features_that_it_has_and_says_the_same(finished: Project, toy: Project):
-    forget(toy, "linear")
-    toy.run("python", "-c", KILLED, "2", "toy", expect=-signal.SIGKILL)
-    assert answers(toy, "linear") == {}
-    kept = {path.name: path.stat().st_size // (4 * 32) for path in toy.root.glob("state/runs/*/encoder/*")}
-    assert kept == {"train": 32}  # the first of two batches
-    toy.stage("linear", "toy")
-    assert answers(toy, "linear") == answers(finished, "linear")
-    assert not list(toy.root.glob("state/runs/*"))
-
-
-def forget(project: Project, stage: str) -> None:
-    """Remove what an evaluation of the toy data set has written."""
-    for path in answers(project, stage):
-        (project.folder / path).unlink()
-
-
-def answers(project: Project, stage: str) -> dict[str, bytes]:
-    """What an evaluation of the toy data set has written, by its path."""
-    files = sorted((project.folder / "results" / stage).rglob("toy.*"))
-    return {str(path.relative_to(project.folder)): path.read_bytes() for path in files}
 
 
 def test_dvc_does_not_take_a_stopped_stage_for_a_finished_one(toy: Project):
@@ -163,6 +128,36 @@ def test_dvc_does_not_take_a_stopped_stage_for_a_finished_one(toy: Project):
     said = toy.dvc("repro", "--single-item", "pretrain", expect=255)
     assert "exited with 143" in said
     assert "pretrain" in json.loads(toy.dvc("status", "--json"))
+
+
+# As SIGNALLED, but the signal goes to the whole process group, DVC included; the exit status is left in a file.
+GROUP = f"""
+from pathlib import Path
+try:
+    exec({SIGNALLED.replace("os.getpid()", "0")!r})
+except SystemExit as end:
+    Path("status").write_text(str(end.code))
+    raise
+"""
+
+
+def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Project, toy: Project):
+    lock, graph = toy.folder / "dvc.lock", (toy.folder / "dvc.yaml").read_text()
+    told = YAML(typ="safe").load(lock)
+    del told["stages"]["pretrain"]
+    YAML().dump(told, lock)
+    step = drawn("group", PER_EPOCH + 1, STEPS - 1)
+    shown = graph.replace("cmd: python -m stages.pretrain", f"cmd: {sys.executable} stopped.py {step} 15")
+    (toy.folder / "dvc.yaml").write_text(shown)
+    (toy.folder / "stopped.py").write_text(GROUP)
+    said = toy.dvc("repro", "--single-item", "pretrain", expect=-signal.SIGTERM)
+    assert f"pretrain: stopped by SIGTERM after step {step} of {STEPS}" in said
+    assert (toy.folder / "status").read_text() == "143"
+    assert "pretrain" not in YAML(typ="safe").load(lock)["stages"]
+    (toy.folder / "dvc.yaml").write_text(graph)
+    said = toy.dvc("repro", "--single-item", "--no-run-cache", "pretrain")
+    assert epochs(said)[0] == step // PER_EPOCH + 1
+    assert weights(toy) == weights(finished)
 
 
 def test_a_second_writer_is_refused_and_told_who_is_first(toy: Project):
@@ -201,7 +196,7 @@ TWO = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-nod
 
 def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy: Project):
     toy.run("python", "-c", SIGNALLED, "7", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
-    assert first_epoch(toy.run(*TWO, "-m", "stages.pretrain")) == 2
+    assert epochs(toy.run(*TWO, "-m", "stages.pretrain"))[0] == 2
     for one, two in zip(history(finished), history(toy), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
         assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))

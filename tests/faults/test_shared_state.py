@@ -1,0 +1,112 @@
+"""Processes that share a state root: what two of them write at once is what one would have written, and what one leaves
+half-done is done by the next. Real processes and signals.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from killed import SIGNALLED_AFTER, answers, forget
+from project import PATIENCE, Project
+
+# `python -m stages.part_maps`, but nobody writes the part maps of a shard before the other one is about to.
+TOGETHER = """
+import os, runpy, sys, time
+from pathlib import Path
+from semmae import part_maps
+me, write, seen = sys.argv.pop(1), part_maps.write, 0
+def together(path, **content):
+    global seen
+    seen += 1
+    meeting = Path(os.environ["MEETING"])
+    (meeting / f"{seen}-{me}").touch()
+    for _ in range(60_000):
+        if len(list(meeting.glob(f"{seen}-*"))) == 2:
+            return write(path, **content)
+        time.sleep(0.01)
+    sys.exit("the other one has not come")
+part_maps.write = together
+runpy.run_module("stages.part_maps", run_name="__main__", alter_sys=True)
+"""
+
+
+def part_maps(root: Path) -> dict[str, bytes]:
+    """Every file of a store or of an output, hidden ones included."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a process that ends well has said."""
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_two_writers_of_the_same_part_maps_leave_what_one_leaves(finished: Project, toy: Project, tmp_path: Path):
+    other = finished.copy(tmp_path / "other")
+    shutil.rmtree(toy.root / "state/part_maps")
+    (tmp_path / "meeting").mkdir()
+    shared = {"SEMMAE_STATE": str(toy.root / "state"), "MEETING": str(tmp_path / "meeting")}
+    for project in (toy, other):
+        shutil.rmtree(project.folder / "data/part_maps")
+    at_work = [project.start("python", "-c", TOGETHER, project.root.name, **shared) for project in (toy, other)]
+    assert ["6 of 6 shards to compute" in ended(process) for process in at_work] == [True, True]
+    assert len(list((tmp_path / "meeting").iterdir())) == 12  # both have written every shard
+    assert part_maps(toy.root / "state/part_maps") == part_maps(finished.root / "state/part_maps")
+    for project in (toy, other):
+        assert part_maps(project.folder / "data/part_maps") == part_maps(finished.folder / "data/part_maps")
+
+
+def test_part_maps_that_were_killed_half_written_are_made_anew(finished: Project, toy: Project):
+    store = toy.root / "state/part_maps"
+    shutil.rmtree(store)
+    killed = ("pyarrow.parquet:write_table", "2", str(int(signal.SIGKILL)), "part_maps")
+    toy.run("python", "-c", SIGNALLED_AFTER, *killed, expect=-signal.SIGKILL)
+    assert [path.split("/")[-1].startswith(".") for path in sorted(part_maps(store))].count(True) == 1
+    assert "5 of 6 shards to compute" in toy.stage("part_maps")
+    assert part_maps(store) == part_maps(finished.root / "state/part_maps")
+    assert part_maps(toy.folder / "data/part_maps") == part_maps(finished.folder / "data/part_maps")
+
+
+def test_the_same_probe_in_another_workspace_waits_its_turn(finished: Project, toy: Project, tmp_path: Path):
+    """As experiments of a queue that share their baseline do."""
+    other = finished.copy(tmp_path / "other")
+    for project in (toy, other):
+        forget(project, "linear")
+    stopped = ("semmae.rows:Rows.append", "1", str(int(signal.SIGSTOP)), "linear", "toy")
+    first = toy.start(sys.executable, "-c", SIGNALLED_AFTER, *stopped)
+    try:
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+        second = other.start("python", "-m", "stages.linear", "toy", SEMMAE_STATE=str(toy.root / "state"))
+        assert second.stdout is not None
+        said = second.stdout.readline()
+        assert said.startswith(f"process {first.pid} is already writing run "), said + ended(second)
+        assert said.endswith("waiting for it\n")
+        first.send_signal(signal.SIGCONT)
+        ended(first)
+        ended(second)
+    finally:
+        first.kill()
+        first.wait()
+    for project in (toy, other):
+        assert answers(project, "linear") == answers(finished, "linear")
+
+
+@pytest.mark.parametrize("stage", ["linear", "part_maps"])
+def test_a_second_writer_of_an_output_is_refused(toy: Project, stage: str):
+    arguments = ["toy"] * (stage == "linear")
+    if stage == "part_maps":
+        shutil.rmtree(toy.root / "state/part_maps")
+    what = {"linear": "semmae.rows:Rows.append", "part_maps": "semmae.part_maps:write"}[stage]
+    first = toy.start(sys.executable, "-c", SIGNALLED_AFTER, what, "1", str(int(signal.SIGSTOP)), stage, *arguments)
+    try:
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+        said = toy.stage(stage, *arguments, expect=1)
+        assert said.startswith(f"error: process {first.pid} is already writing output {toy.folder}/")
+    finally:
+        first.kill()
+        first.communicate()

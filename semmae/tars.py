@@ -16,7 +16,7 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; the path of a source is absolute, or relative to data/raw")
     try:
-        with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with _Headers(str(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.size < 0:  # tarfile would go back by so much, and come here again, for ever
                     raise tarfile.ReadError(f"{member.size} bytes are said to lie at byte {member.offset}")

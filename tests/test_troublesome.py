@@ -3,7 +3,9 @@
 import os
 import re
 import signal
-from collections.abc import Iterator
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +19,7 @@ from semmae.reader import Reader
 from semmae.sources import Masks, Source, Tree, WebDataset
 from semmae.webdataset_source import Labels
 
+NOBODY = 65534  # a user without rights
 DEADLINE = 120  # seconds, for one file on a slow machine
 ALONE = {"splits": None, "val_fraction": None, "labels": False, "masks": None}
 MASKS = Masks(folder="masks", kind="foreground", names=["background", "animal"])
@@ -137,18 +140,68 @@ def test_names(kind, tmp_path):
     assert not any(re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path) for path in met)
 
 
-@pytest.mark.parametrize("name", troublesome.FOLDERS)
-def test_folders(name, tmp_path):
+def meets_its_fate(name: str, root: Path) -> None:
+    """A folder of FOLDERS, written and read under `root`."""
     write, fate = troublesome.FOLDERS[name]
-    write(folder(tmp_path / "set"))
-    if name.startswith("unreadable") and any(os.access(path, os.R_OK) for path in (tmp_path / "set").glob("x*")):
-        pytest.skip("root may read everything")
-    source = tree(tmp_path / "set", masks=MASKS)
+    write(folder(root / "set"))
+    source = tree(root / "set", masks=MASKS)
     if isinstance(fate, str):
         with pytest.raises(ValueError, match=re.escape(fate)):
-            fates(tmp_path / "out", source)
+            fates(root / "out", source)
     else:
-        check(fates(tmp_path / "out", source), {"fine.png": WIDE, "masked.png": WIDE} | fate)
+        check(fates(root / "out", source), {"fine.png": WIDE, "masked.png": WIDE} | fate)
+
+
+@pytest.mark.parametrize("name", [name for name in troublesome.FOLDERS if not name.startswith("unreadable")])
+def test_folders(name, tmp_path):
+    meets_its_fate(name, tmp_path)
+
+
+@pytest.fixture
+def common() -> Iterator[Path]:
+    """A folder that anybody may use; pytest's are their owner's alone."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o777)
+        yield Path(path)
+
+
+def as_nobody(function: Callable[[], None]) -> None:
+    """Call `function`; where this is root, who may read everything, in a process that has given up its rights."""
+    if os.geteuid() != 0:
+        return function()
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            status = 2
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 1:
+        pytest.skip("root may not become another user here")
+    assert status == 0, "see the traceback of the process that has given up its rights"
+
+
+@pytest.mark.parametrize("name", [name for name in troublesome.FOLDERS if name.startswith("unreadable")])
+def test_what_may_not_be_read(name, common):
+    as_nobody(lambda: meets_its_fate(name, common))
+
+
+def test_a_tar_that_may_not_be_read_is_named(common):
+    def refused() -> None:
+        path = common / "set.tar"
+        path.write_bytes(troublesome.FINE + END)
+        path.chmod(0o000)
+        with pytest.raises(PermissionError, match=rf"Permission denied: '{path}'"):
+            fates(common / "out", tree(path))
+        assert not (common / "out").exists()
+
+    as_nobody(refused)
 
 
 @pytest.mark.parametrize("name", troublesome.MEMBERS)

@@ -310,6 +310,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], dict[str, Fate] | str]] = {
     "link to a pipe": (lambda to: (os.mkfifo(to / ".p"), (to / "x.png").symlink_to(".p")), {"x.png": SPECIAL}),
     "socket": (lambda to: listen(to / "x.png"), {"x.png": SPECIAL}),
     "unreadable file": (lambda to: (to / "x.png").touch(0o000), {"x.png": UNREADABLE + "Permission denied"}),
+    "unreadable mask": (
+        lambda to: (to / "masks/masked.png").chmod(0o000),
+        {"masked.png": UNREADABLE + "Permission denied"},
+    ),
     "unreadable folder": (lambda to: (to / "x").mkdir(0o000), "cannot be listed: Permission denied"),
     "folder deeper than a path": (deep, "cannot be listed: File name too long"),
     "folder named as an image": (nested, {"x.jpg/y.png": WIDE}),

@@ -72,6 +72,54 @@ def test_a_parameter_concerns_its_stage_and_nothing_before(toy: Project, key: st
     assert set(json.loads(toy.dvc("status", "--json"))) == {stage} | shown
 
 
+CHANGED = {  # a parameter of every stage, and another value
+    "shards.writing.seed": 1,
+    "teacher.mae.recipe.epochs": 3,
+    "parts.learned.temperature": 0.2,
+    "part_scores.protocol.sample": 16,
+    "part_maps.attention": False,
+    "pretrain.masking.mask_ratio": 0.5,
+    "knn.protocol.k": 4,
+    "linear.protocol.epochs": 3,
+    "attentive.protocol.queries": 2,
+    "finetune.protocol.recipe.mixup": 0.0,
+    "segment.protocol.stride": 8,
+    "report.film": 3,
+}
+
+
+def told(stage: str, *kinds: str) -> list[str]:
+    """What dvc.yaml lists of a stage under these names, for the toy data set."""
+    items = [item for kind in kinds for item in STAGES[stage].get(kind, [])]
+    return [re.sub(r"\$\{.*?\}", "toy", next(iter(item)) if isinstance(item, dict) else item) for item in items]
+
+
+def dependent(key: str) -> set[str]:
+    """The stages that ask for a parameter, and all that read what these write, by their names in the toy project."""
+    found = {stage for stage in STAGES if any(f"{key}.".startswith(f"{name}.") for name in told(stage, "params"))}
+    while True:
+        written = [Path(out) for stage in found for out in told(stage, "outs", "metrics", "plots")]
+        read = {
+            stage for stage in STAGES for dep in map(Path, told(stage, "deps"))
+            if any(out.is_relative_to(dep) or dep.is_relative_to(out) for out in written)
+        }  # fmt: skip
+        if read <= found:
+            return {f"{stage}@toy" if "foreach" in GRAPH[stage] else stage for stage in found}
+        found |= read
+
+
+def test_every_stage_has_a_parameter_to_change():
+    assert {key.partition(".")[0] for key in CHANGED} == set(STAGES)
+    assert dependent("shards.writing.seed") > dependent("pretrain.masking.mask_ratio") > dependent("report.film")
+    assert dependent("part_scores.protocol.sample") == {"part_scores@toy", "report"}
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_changed_parameter_reruns_exactly_the_stages_that_depend_on_it(toy: Project, key: str):
+    toy.set(key, CHANGED[key])
+    assert ran(toy.dvc("repro", "--dry", "--force-downstream")) == dependent(key)
+
+
 @pytest.mark.heavy
 def test_an_experiment_reruns_pretrain_and_what_follows_and_keeps_the_rest(toy: Project):
     said = toy.dvc("exp", "run", "-n", "random", "-S", "pretrain.masking.strategy=random", **AUTHOR)

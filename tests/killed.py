@@ -1,9 +1,12 @@
 """Stages that meet their fate at a given step: programs for `python -c`, and what a stage has said and written."""
 
+import json
 import random
 import re
 
 from project import Project
+
+from semmae import artifact
 
 # `python -m stages.pretrain`, or another stage, but at the given step the process sends itself a signal.
 SIGNALLED = """
@@ -44,6 +47,9 @@ runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 """
 
 
+STEPS, PER_EPOCH = 24, 4  # of pretrain
+
+
 def drawn(name: str, first: int, last: int) -> int:
     """A step from `first` to `last`, by chance, but the same one whenever the test of that name runs."""
     return random.Random(name).randint(first, last)
@@ -52,6 +58,16 @@ def drawn(name: str, first: int, last: int) -> int:
 def epochs(said: str) -> list[int]:
     """The epochs that a stage reports, in their order."""
     return [int(number) for number in re.findall(r"^epoch (\d+)/", said, re.MULTILINE)]
+
+
+def weights(project: Project) -> list[str]:
+    """The digests of what pretrain has learnt."""
+    return [artifact.sha256(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")]
+
+
+def history(project: Project, stage: str = "pretrain") -> list[dict[str, float]]:
+    """The curves of a training, epoch by epoch."""
+    return json.loads((project.folder / f"data/{stage}/history.json").read_text())
 
 
 def answers(project: Project, stage: str) -> dict[str, bytes]:

@@ -8,24 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from killed import SIGNALLED, SIGNALLED_AFTER, drawn, epochs
+from killed import PER_EPOCH, SIGNALLED, SIGNALLED_AFTER, STEPS, drawn, epochs, history, weights
 from project import Project
-from ruamel.yaml import YAML
 
 from semmae import artifact
-
-STEPS, PER_EPOCH = 24, 4
-
-
-def weights(project: Project) -> list[str]:
-    return [artifact.sha256(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")]
-
-
-def history(project: Project, stage: str = "pretrain") -> list[dict[str, float]]:
-    return json.loads((project.folder / f"data/{stage}/history.json").read_text())
 
 
 def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_harmless(finished: Project, toy: Project):
@@ -120,46 +108,6 @@ def test_a_killed_self_distillation_goes_on_and_ends_with_the_same_bits(toy: Pro
     assert (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
 
 
-def test_dvc_does_not_take_a_stopped_stage_for_a_finished_one(toy: Project):
-    (toy.folder / "dvc.yaml").write_text(
-        (toy.folder / "dvc.yaml").read_text().replace("cmd: python -m stages.pretrain", "cmd: python stopped.py 6 15")
-    )
-    (toy.folder / "stopped.py").write_text(SIGNALLED)
-    said = toy.dvc("repro", "--single-item", "pretrain", expect=255)
-    assert "exited with 143" in said
-    assert "pretrain" in json.loads(toy.dvc("status", "--json"))
-
-
-# As SIGNALLED, but the signal goes to the whole process group, DVC included; the exit status is left in a file.
-GROUP = f"""
-from pathlib import Path
-try:
-    exec({SIGNALLED.replace("os.getpid()", "0")!r})
-except SystemExit as end:
-    Path("status").write_text(str(end.code))
-    raise
-"""
-
-
-def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Project, toy: Project):
-    lock, graph = toy.folder / "dvc.lock", (toy.folder / "dvc.yaml").read_text()
-    told = YAML(typ="safe").load(lock)
-    del told["stages"]["pretrain"]
-    YAML().dump(told, lock)
-    step = drawn("group", PER_EPOCH + 1, STEPS - 1)
-    shown = graph.replace("cmd: python -m stages.pretrain", f"cmd: {sys.executable} stopped.py {step} 15")
-    (toy.folder / "dvc.yaml").write_text(shown)
-    (toy.folder / "stopped.py").write_text(GROUP)
-    said = toy.dvc("repro", "--single-item", "pretrain", expect=-signal.SIGTERM)
-    assert f"pretrain: stopped by SIGTERM after step {step} of {STEPS}" in said
-    assert (toy.folder / "status").read_text() == "143"
-    assert "pretrain" not in YAML(typ="safe").load(lock)["stages"]
-    (toy.folder / "dvc.yaml").write_text(graph)
-    said = toy.dvc("repro", "--single-item", "--no-run-cache", "pretrain")
-    assert epochs(said)[0] == step // PER_EPOCH + 1
-    assert weights(toy) == weights(finished)
-
-
 def test_a_second_writer_is_refused_and_told_who_is_first(toy: Project):
     first = toy.start(sys.executable, "-c", SIGNALLED, "3", str(int(signal.SIGSTOP)))
     try:
@@ -189,35 +137,6 @@ def test_a_killed_dvc_leaves_its_stage_at_work_and_the_next_one_is_told(toy: Pro
     while Path("/proc", at_work[1]).exists():
         time.sleep(0.1)
     assert not (toy.folder / "data/pretrain/encoder.safetensors").exists()  # stopped, not finished
-
-
-TWO = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "python"]
-
-
-def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy: Project):
-    toy.run("python", "-c", SIGNALLED, "7", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
-    assert epochs(toy.run(*TWO, "-m", "stages.pretrain"))[0] == 2
-    for one, two in zip(history(finished), history(toy), strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
-        assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))
-
-
-@pytest.mark.parametrize(
-    ("stage", "changes"),
-    [
-        ("parts", {"parts.learned.usage_floor": 0.25}),  # an even share, which some labels fall below
-        ("teacher", {"teacher.source": "ibot", "teacher.health.every_epochs": 0}),
-    ],
-    ids=["parts", "ibot"],
-)
-def test_losses_over_a_batch_are_over_the_batch_of_both_processes(toy: Project, stage: str, changes: dict[str, Any]):
-    for key, value in changes.items():
-        toy.set(key, value)
-    toy.stage(stage)
-    alone = history(toy, stage)
-    toy.run(*TWO, "-m", f"stages.{stage}")
-    for one, two in zip(alone, history(toy, stage), strict=True):
-        assert two == pytest.approx(one, rel=1e-3)
 
 
 def test_a_run_leaves_no_checkpoints_when_it_has_finished(finished: Project):

@@ -1,0 +1,74 @@
+"""A stage that is stopped saves, says so and ends as stopped, whatever DVC or a shell above it does: real signals."""
+
+import json
+import signal
+import sys
+
+import pytest
+from killed import PER_EPOCH, SIGNALLED, STEPS, drawn, epochs, weights
+from project import Project
+from ruamel.yaml import YAML
+
+
+def test_dvc_does_not_take_a_stopped_stage_for_a_finished_one(toy: Project):
+    (toy.folder / "dvc.yaml").write_text(
+        (toy.folder / "dvc.yaml").read_text().replace("cmd: python -m stages.pretrain", "cmd: python stopped.py 6 15")
+    )
+    (toy.folder / "stopped.py").write_text(SIGNALLED)
+    said = toy.dvc("repro", "--single-item", "pretrain", expect=255)
+    assert "exited with 143" in said
+    assert "pretrain" in json.loads(toy.dvc("status", "--json"))
+
+
+# As SIGNALLED, but the signal goes to the whole process group, DVC included; the exit status is left in a file.
+GROUP = f"""
+from pathlib import Path
+try:
+    exec({SIGNALLED.replace("os.getpid()", "0")!r})
+except SystemExit as end:
+    Path("status").write_text(str(end.code))
+    raise
+"""
+
+
+def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Project, toy: Project):
+    lock, graph = toy.folder / "dvc.lock", (toy.folder / "dvc.yaml").read_text()
+    told = YAML(typ="safe").load(lock)
+    del told["stages"]["pretrain"]
+    YAML().dump(told, lock)
+    step = drawn("group", PER_EPOCH + 1, STEPS - 1)
+    shown = graph.replace("cmd: python -m stages.pretrain", f"cmd: {sys.executable} stopped.py {step} 15")
+    (toy.folder / "dvc.yaml").write_text(shown)
+    (toy.folder / "stopped.py").write_text(GROUP)
+    said = toy.dvc("repro", "--single-item", "pretrain", expect=-signal.SIGTERM)
+    assert f"pretrain: stopped by SIGTERM after step {step} of {STEPS}" in said
+    assert (toy.folder / "status").read_text() == "143"
+    assert "pretrain" not in YAML(typ="safe").load(lock)["stages"]
+    (toy.folder / "dvc.yaml").write_text(graph)
+    said = toy.dvc("repro", "--single-item", "--no-run-cache", "pretrain")
+    assert epochs(said)[0] == step // PER_EPOCH + 1
+    assert weights(toy) == weights(finished)
+
+
+def made(project: Project, stage: str) -> dict[str, bytes]:
+    """Every file that a stage has written, by its path."""
+    folders = [project.folder / kept / stage for kept in ("data", "results")]
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(project.folder)): path.read_bytes() for path in files if path.name[0] != "."}
+
+
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [("teacher", 8), ("parts", 8), ("pretrain", STEPS), ("attentive toy", 6), ("finetune toy", 8), ("segment toy", 2)],
+)
+def test_even_at_its_last_step_a_training_that_is_stopped_has_not_finished_and_goes_on(
+    finished: Project, toy: Project, command: str, step: int
+):
+    stage = command.split()[0]
+    for path in made(toy, stage):
+        (toy.folder / path).unlink()
+    said = toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGTERM)), *command.split(), expect=143)
+    assert f"stopped by SIGTERM after step {step} of {step}" in said
+    assert made(toy, stage) == {}
+    toy.stage(*command.split())
+    assert made(toy, stage) == made(finished, stage)

@@ -1,0 +1,62 @@
+"""Two processes do what one does: real ones, which torch starts and joins."""
+
+import signal
+from typing import Any
+
+import pandas as pd
+import pytest
+from killed import SIGNALLED, epochs, history
+from project import Project
+
+from semmae.reader import Reader
+
+TWO = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "python"]
+
+
+def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy: Project):
+    toy.run("python", "-c", SIGNALLED, "7", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
+    assert epochs(toy.run(*TWO, "-m", "stages.pretrain"))[0] == 2
+    for one, two in zip(history(finished), history(toy), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
+        assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("parts", {"parts.learned.usage_floor": 0.25}),  # an even share, which some labels fall below
+        ("teacher", {"teacher.source": "ibot", "teacher.health.every_epochs": 0}),
+    ],
+    ids=["parts", "ibot"],
+)
+def test_losses_over_a_batch_are_over_the_batch_of_both_processes(toy: Project, stage: str, changes: dict[str, Any]):
+    for key, value in changes.items():
+        toy.set(key, value)
+    toy.stage(stage)
+    alone = history(toy, stage)
+    toy.run(*TWO, "-m", f"stages.{stage}")
+    for one, two in zip(alone, history(toy, stage), strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_uneven_shards_give_both_processes_equal_steps_and_every_sample_of_val_is_scored_once(toy: Project):
+    for split, numbers in (("train", (64, 65, 66)), ("val", (32,))):
+        for number in numbers:
+            toy.picture(split, number)
+    toy.stage("shards", "toy")
+    val = Reader(toy.folder / "data/shards/toy", "val")
+    assert (len(Reader(val.dataset, "train")), len(val)) == (67, 33)
+    toy.set("finetune.protocol.baselines", False)
+    toy.set("finetune.protocol.low_shot", [])
+    for name in ("drop_path", "mixup", "cutmix", "erasing"):  # which each process draws for itself
+        toy.set(f"finetune.protocol.recipe.{name}", 0.0)
+    told = []
+    for command in (["python"], TWO):
+        toy.run(*command, "-m", "stages.finetune", "toy")
+        results = toy.folder / "results/finetune"
+        told.append([pd.read_csv(results / name, sep="\t") for name in ("toy.tsv", "predictions/toy.tsv")])
+    (curve, answers), (curve_of_two, answers_of_two) = told
+    assert curve["epoch"].tolist() == curve_of_two["epoch"].tolist() == [1, 2]
+    assert curve_of_two["loss"].tolist() == pytest.approx(curve["loss"].tolist(), rel=1e-3)
+    assert answers["key"].tolist() == answers_of_two["key"].tolist() == val.keys
+    assert answers_of_two["confidence"].tolist() == pytest.approx(answers["confidence"].tolist(), abs=2e-3)

@@ -81,6 +81,16 @@ def test_the_commands_of_a_page_run(page: str, clone: Project):
         assert outdated == ["pretrain"]  # by the curriculum's power
 
 
+def test_every_fault_is_held_by_tests_that_exist():
+    """The table of operations.md: no row without a test, no name that no test has."""
+    page = (ROOT / "docs/operations.md").read_text()
+    rows = dict(re.findall(r"^\| (\d+) \| .* \| (.*) \|$", page, re.MULTILINE))
+    assert list(map(int, rows)) == [*range(1, 20), 22, 23, 24]
+    assert all("::" in tests for tests in rows.values())
+    for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", page):
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
+
+
 def test_the_site_is_whole(tmp_path: Path):
     """Every page is in the navigation, every link leads somewhere, every module of the reference is there."""
     config = (ROOT / "mkdocs.yml").read_text()

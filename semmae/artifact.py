@@ -15,8 +15,10 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 OWN_DIGEST = "config_sha256"  # in the JSON of a model: the digest of all else there
+DAY = 86_400  # seconds
 FULL = 2**18  # bytes: less is left only where a write has just failed
 
 os.umask(os.umask(0o077) | 0o002)  # whatever the user's is: not everyone may change what this process writes
@@ -38,10 +41,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_here()}.{os.getpid()}.tmp")
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if old == temporary or not Path("/proc", old.suffixes[-2][1:]).exists():
-            _remove(old)  # left by a process that was killed
+        if old == temporary or _is_abandoned(old):
+            _remove(old)
     try:
         yield temporary
         for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
@@ -57,6 +60,25 @@ def replacing(path: Path) -> Iterator[Path]:
         if full:
             raise full_disk(path) from error
         raise
+
+
+@cache
+def _here() -> str:
+    """Where process ids mean what they mean to this process: this container of this machine since it was started."""
+    return digest([Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")])[:8]
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Whether a temporary's writer was killed. Whether one in another container or on another machine lives, nobody
+    here can ask: its temporary is left alone until it has not changed for a day.
+    """
+    *_, place, pid, _ = temporary.name.split(".")
+    if place == _here():
+        return not Path("/proc", pid).exists()
+    try:
+        return time.time() - temporary.stat().st_mtime > DAY
+    except FileNotFoundError:  # renamed by its writer just now
+        return False
 
 
 def full_disk(path: Path) -> OSError:

@@ -49,6 +49,20 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path):
     assert not list(tmp_path.glob(".answer.*.tmp"))
 
 
+def test_what_is_written_in_another_container_is_left_alone_unless_it_is_old(tmp_path: Path):
+    """Its process ids are others, or the same for others: containers number theirs from 1."""
+    places = artifact._here(), "there", "old"
+    ours, theirs, old = (tmp_path / f".answer.{place}.{os.getpid()}.tmp" for place in places)
+    for path in (theirs, old):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    with artifact.replacing(tmp_path / "answer") as temporary:
+        assert temporary == ours
+        temporary.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == [theirs.name, "answer"]
+    assert theirs.read_text() == "half"
+
+
 def test_a_full_disk_leaves_the_previous_model_whole_and_says_so(small_disk: Path):
     artifact.save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
     with pytest.raises(OSError, match=r"is full: encoder\.safetensors was not written, what was there before is whole"):

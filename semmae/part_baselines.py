@@ -181,7 +181,7 @@ def scores(
         for counts in batch.counts:
             centre.add("val", counts)
     found = {name: tally.scores() for name, tally in tallies.items()}
-    del found["perfect"]["patch"]  # 1 by definition
+    found.get("perfect", {}).pop("patch", None)  # 1 by definition
     return found | {"centre_mask": centre.scores()}
 
 

@@ -36,6 +36,7 @@ class Protocol:
     """How every dataset is scored."""
 
     sample: Positive  # images of train on whose patches clusters and the read-out are fitted
+    baselines: bool  # the lines beside the parts; without them a sweep over part learners is twice as fast
     seed: int  # of that sample, the clusters and the untrained teacher
     batch_size: Positive
     workers: Annotated[int, Field(ge=0)]
@@ -81,11 +82,13 @@ def main() -> None:
             yield Batch(images, encode(elder, images), batch["counts"].numpy())
 
     train_counts = reduce(np.add, (view.counts(train, index) for index in range(len(train))))
-    sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]
-    lines = part_baselines.lines(
-        list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
-        untrained=partial(encode, untrained), heads=heads, seed=protocol.seed,
-    )  # fmt: skip
+    lines = {}
+    if protocol.baselines:
+        sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]
+        lines = part_baselines.lines(
+            list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
+            untrained=partial(encode, untrained), heads=heads, seed=protocol.seed,
+        )  # fmt: skip
     lines["parts"] = Line(learner.num_labels, lambda batch: learner.assign(batch.tokens).argmax(1).cpu().numpy())
     scores = part_baselines.scores(
         lines, CentreMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import time
@@ -65,7 +66,10 @@ def replacing(path: Path) -> Iterator[Path]:
 @cache
 def _here() -> str:
     """Where process ids mean what they mean to this process: this container of this machine since it was started."""
-    return digest([Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")])[:8]
+    try:
+        return digest([Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")])[:8]
+    except FileNotFoundError:  # not Linux
+        return digest(platform.node())[:8]
 
 
 def _is_abandoned(temporary: Path) -> bool:
@@ -74,11 +78,21 @@ def _is_abandoned(temporary: Path) -> bool:
     """
     *_, place, pid, _ = temporary.name.split(".")
     if place == _here():
-        return not Path("/proc", pid).exists()
+        return not _lives(int(pid))
     try:
         return time.time() - temporary.stat().st_mtime > DAY
     except FileNotFoundError:  # renamed by its writer just now
         return False
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def full_disk(path: Path) -> OSError:

@@ -3,6 +3,7 @@
 - `read`: the backbone's weights in a file of DINO, iBOT, DINOv2, DINOv3, MAE or timm, however they are wrapped.
 - `fill`: those weights into a network, all of them and no others.
 - `by_mae`: whether MAE trained them, and so nothing their class token.
+- `self_distilled`: whether they are laid out as DINO's and iBOT's are, and so want ImageNet's mean and deviation.
 - `encoder`: an MAE-format file as a ViT of ours, its shape read off the weights.
 """
 
@@ -38,6 +39,11 @@ INERT: list[Any] = [
 ]  # fmt: skip
 WRAPPERS = ("teacher", "state_dict", "model", "student")  # in this order: the moving average is the better network
 BESIDE = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed")  # what training adds to a ViT
+# All that a backbone of DINO or iBOT holds: no norm before the blocks (CLIP), no layer scale (DINOv2), no classifier.
+PLAIN = re.compile(
+    r"cls_token|pos_embed|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
+)
+PROJECTION = ("head.mlp.", "head.last_layer", "masked_embed")  # of self-distillation, where a file keeps it
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of ViT-Ti, S, B, L, H by width: weights do not tell it
 
 
@@ -153,6 +159,12 @@ def by_mae(state: dict[str, Tensor]) -> bool:
     return any(key.startswith("decoder_") for key in state) or (
         "pos_embed" in state and state["pos_embed"].ndim == 3 and is_sincos(state["pos_embed"].float())
     )
+
+
+def self_distilled(state: dict[str, Tensor]) -> bool:
+    """Whether these are laid out as the backbones of DINO and iBOT: a plain ViT with biases, without a classifier."""
+    kept = [key for key in state if not key.startswith(PROJECTION)]
+    return "blocks.0.attn.qkv.bias" in kept and all(PLAIN.fullmatch(key) for key in kept)
 
 
 def is_sincos(positions: Float[Tensor, "1 t d"]) -> bool:

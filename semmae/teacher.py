@@ -67,16 +67,18 @@ def from_timm(
 ) -> tuple[vit.Network, dict[str, Any]]:
     """A timm ViT by name with timm's published weights or those in `checkpoint`, positions resampled to `img_size`.
 
-    `checkpoint` is a file in the layout of timm or of the model's authors (`foreign.read`), `sha256` its digest.
+    `checkpoint` is a file in the layout of timm or of the model's authors (`foreign.read`), `sha256` its digest. Mean
+    and deviation are those of the name's tag; without a tag those of timm's default weights (0.5, 0.5 for most), but
+    ImageNet's for a file laid out as DINO's and iBOT's.
     Raises ValueError for a name that is no such ViT, a model without a class token, foreign weights, MAE's by another
     name.
     """
-    known = names()
-    if name.split(".")[0] not in known:
-        near = get_close_matches(name, known, n=5, cutoff=0.3)
+    architectures = names()
+    if name.split(".")[0] not in architectures:
+        near = get_close_matches(name, architectures, n=5, cutoff=0.3)
         raise ValueError(
             f"teacher.model is {name!r}, none of timm's VisionTransformers or DINOv3, such as "
-            f"{', '.join(near or known[:5])}"
+            f"{', '.join(near or architectures[:5])}"
         )
     try:
         network = create(name, img_size, pretrained=checkpoint is None)
@@ -89,6 +91,7 @@ def from_timm(
         raise ValueError(f"teacher.model is {name!r}, which has no class token; choose one that has")
     published = cast(dict[str, Any], network.pretrained_cfg)
     architecture, by_mae = published["architecture"], published.get("tag") == "mae"
+    known = {key: list(published[key]) for key in ("mean", "std")}
     if checkpoint is not None:
         state = foreign.read(checkpoint, sha256)
         if foreign.by_mae(state) and not by_mae:
@@ -97,8 +100,9 @@ def from_timm(
                 f"{name!r}; {_mae_of(architecture)}"
             )
         _fill(network, state, checkpoint, architecture)
-    config = {"timm": name, "img_size": img_size, "class_token": not by_mae}
-    return network, config | {key: list(published[key]) for key in ("mean", "std")}
+        if "." not in name and foreign.self_distilled(state):
+            known = {"mean": list(vit.MEAN), "std": list(vit.STD)}
+    return network, {"timm": name, "img_size": img_size, "class_token": not by_mae} | known
 
 
 def from_encoder(

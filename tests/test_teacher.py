@@ -142,6 +142,47 @@ def test_a_published_file_gives_its_networks_tokens_and_attention(layout, tmp_pa
     torch.testing.assert_close(tokens.attention, attention / attention.sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
+def with_head(state: State) -> State:
+    """iBOT's backbone extracted together with its projection."""
+    return state | {"head.mlp.0.weight": torch.ones(3, 24), "head.last_layer.weight_g": torch.ones(8, 1)}
+
+
+def supervised(state: State) -> State:
+    return state | {"head.weight": torch.ones(5, 24), "head.bias": torch.ones(5)}
+
+
+IMAGENET, HALVES = (vit.MEAN, vit.STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "expected"),
+    [
+        (IBOT, lambda state: {"state_dict": state}, IMAGENET),
+        (IBOT, lambda state: {"state_dict": with_head(state)}, IMAGENET),
+        (IBOT, training_file, IMAGENET),
+        (IBOT, dict, IMAGENET),  # as DINO publishes its backbones
+        (DINO, dict, IMAGENET),
+        ("vit_base_patch16_224", lambda state: {"state_dict": state}, IMAGENET),
+        ("vit_large_patch16_224", lambda state: {"state_dict": state}, IMAGENET),
+        (IBOT, supervised, HALVES),  # timm's own, as timm writes them
+        (IBOT, lambda state: {"state_dict": supervised(state)}, HALVES),
+        (f"{IBOT}.augreg_in21k", dict, HALVES),  # what the name says of the weights counts
+    ],
+)  # fmt: skip
+def test_a_file_is_normalised_as_its_authors_do(name, write, expected, tmp_path):
+    state = {key: value.clone() for key, value in drawn(name).state_dict().items()}
+    torch.save(write(state), tmp_path / "file.pth")
+    _, config = teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "file.pth")
+    assert (tuple(config["mean"]), tuple(config["std"])) == expected
+
+
+def test_a_clip_without_its_head_is_not_taken_for_dinos(tmp_path):
+    name = "vit_base_patch16_clip_224"
+    torch.save(drawn(name).state_dict(), tmp_path / "clip.pth")
+    _, config = teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "clip.pth")
+    assert tuple(config["mean"]) == timm.data.OPENAI_CLIP_MEAN
+
+
 def test_positions_are_resampled_to_the_teachers_size(tmp_path):
     original = drawn(DINO, 64)
     save_file(original.state_dict(), tmp_path / "file.safetensors")

@@ -164,11 +164,15 @@ def labelled_splits(dataset: Path) -> tuple[Reader, Reader]:
     for split, reader in (("train", train), ("val", val)):
         if (highest := int(reader.labels.max())) >= reader.num_classes:
             raise ValueError(
-                f"{dataset}: {split} has the label {highest}, but shards.json names {reader.num_classes} classes"
+                f"{dataset}: {split} has the label {highest}, but shards.json names {reader.num_classes} classes; "
+                f"write the dataset again (dvc repro -f shards@{dataset.name})"
             )
     if missing := sorted(set(val.labels) - set(train.labels)):
         names = ", ".join(val.class_names[label] for label in missing[:5])
-        raise ValueError(f"{dataset}: val shows classes that train lacks ({names}); a probe cannot know them")
+        raise ValueError(
+            f"{dataset}: val shows classes that train lacks ({names}), which nothing can learn; add images of "
+            f"them to train, or take them out of val, in the sources of shards.datasets.{dataset.name}"
+        )
     return train, val
 
 

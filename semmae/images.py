@@ -93,13 +93,16 @@ def as_it_is(data: bytes) -> Stored:
     return Stored("", b"", orientation, size, size)
 
 
-def mask_indices(data: bytes) -> UInt8[np.ndarray, "h w"]:
-    """The indices of a mask: an 8-bit PNG with one channel (gray, or a palette whose colours mean nothing)."""
+def mask_indices(data: bytes, *, num_names: int = IGNORE) -> UInt8[np.ndarray, "h w"]:
+    """The indices of a mask: an 8-bit PNG with one channel (gray, or a palette whose colours mean nothing).
+
+    ValueError: it is none, or an index has no name.
+    """
     image = _open(data)
     is_8_bit = data[24:25] == b"\x08"  # in the PNG header; Pillow stretches shallower gray to 0...255
     if image.format != "PNG" or not (image.mode == "P" or (image.mode == "L" and is_8_bit)):
         raise ValueError(f"the mask is not an 8-bit PNG of indices: {image.format}, mode {image.mode}")
-    return np.array(_loaded(image))
+    return _named(np.array(_loaded(image)), num_names)
 
 
 def canonical_mask(data: bytes, stored: Stored, *, num_names: int) -> bytes:
@@ -109,12 +112,18 @@ def canonical_mask(data: bytes, stored: Stored, *, num_names: int) -> bytes:
     if (width, height) != stored.full_size:
         theirs = "x".join(map(str, stored.full_size))
         raise ValueError(f"the mask's size is not that of its upright image: {width}x{height} for {theirs}")
-    unknown = indices[(indices >= num_names) & (indices != IGNORE)]
-    if unknown.size:
-        raise ValueError(f"the mask holds an index without a name: {unknown.max()}, names are for 0 to {num_names - 1}")
+    _named(indices, num_names)
     if stored.size == stored.full_size and _open(data).mode == "L":
         return data
     return _encode(Image.fromarray(indices).resize(stored.size, Image.Resampling.NEAREST), "png")
+
+
+def _named(indices: UInt8[np.ndarray, "h w"], num_names: int) -> UInt8[np.ndarray, "h w"]:
+    """The `indices`, unless one of them has no name."""
+    unknown = indices[(indices >= num_names) & (indices != IGNORE)]
+    if unknown.size:
+        raise ValueError(f"the mask holds an index without a name: {unknown.max()}, names are for 0 to {num_names - 1}")
+    return indices
 
 
 def encode_png(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:

@@ -106,7 +106,9 @@ class Reader:
 
     def mask(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w"] | None:
         """The mask of an image in its upright coordinates, None where there is none."""
-        return self._decoded(index, images.mask_indices, self._mask_span) if self.has_mask[index] else None
+        if not self.has_mask[index]:
+            return None
+        return self._decoded(index, partial(images.mask_indices, num_names=len(self.mask_names)), self._mask_span)
 
     def select(self, ids: Integer[np.ndarray, " n"]) -> "Reader":
         """A view of the samples at `ids`, in that order."""

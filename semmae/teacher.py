@@ -71,7 +71,7 @@ def from_timm(
     and deviation are those of the name's tag; without a tag those of timm's default weights (0.5, 0.5 for most), but
     ImageNet's for a file laid out as DINO's and iBOT's.
     Raises ValueError for a name that is no such ViT, a model without a class token, foreign weights, MAE's by another
-    name.
+    name, an `img_size` that its patches do not divide.
     """
     architectures = names()
     if name.split(".")[0] not in architectures:
@@ -91,6 +91,7 @@ def from_timm(
         raise ValueError(f"teacher.model is {name!r}, which has no class token; choose one that has")
     published = cast(dict[str, Any], network.pretrained_cfg)
     architecture, by_mae = published["architecture"], published.get("tag") == "mae"
+    _refuse_broken_patches(img_size, network.patch_embed.patch_size[0], f"teacher.model {name}")
     known = {key: list(published[key]) for key in ("mean", "std")}
     if checkpoint is not None:
         state = foreign.read(checkpoint, sha256)
@@ -115,6 +116,7 @@ def from_encoder(
     """
     foreign.verify(file, sha256)
     network, config = vit.load(file.parent, name=file.stem)
+    _refuse_broken_patches(img_size, config["patch_size"], f"the encoder in {file}")
     kept = {key: config[key] for key in (*vit.CONFIG, "mean", "std")} | {
         "class_token": config.get("class_token", False)
     }
@@ -130,6 +132,12 @@ def create(name: str, img_size: int, *, pretrained: bool = False) -> vit.Network
     """A timm ViT without its classifier; without published weights it is fresh."""
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=img_size, dynamic_img_size=True)
     return cast(vit.Network, network)
+
+
+def _refuse_broken_patches(img_size: int, patch_size: int, whose: str) -> None:
+    """ValueError where an image is no whole number of patches."""
+    if img_size % patch_size:
+        raise ValueError(f"teacher.img_size is {img_size}; {whose} needs a multiple of its patch size {patch_size}")
 
 
 def _mae_of(architecture: str) -> str:

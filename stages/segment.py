@@ -128,8 +128,8 @@ def main() -> None:
     val, val_counts = segmentation_views.masked_split(SHARDS / name, "val")
     if missing := [c for c, t, v in zip(val.mask_names, counts.sum(0), val_counts.sum(0), strict=True) if v and not t]:
         raise ValueError(
-            f"{SHARDS / name}: val's masks show classes that train's lack ({', '.join(missing[:5])}); nothing can "
-            "learn them"
+            f"{SHARDS / name}: val's masks show classes that train's lack ({', '.join(missing[:5])}), which "
+            f"nothing can learn; add images of them to train, in the sources of shards.datasets.{name}"
         )
     verify_shards(SHARDS / name)
     with dist.world(protocol.compute.device) as world, ExitStack() as runs:
@@ -252,8 +252,9 @@ def token_maps(task: Task, network: VisionTransformer | teacher.Teacher) -> segm
 def fitting(task: Task, network: str, patch_size: int) -> None:
     """ValueError where windows are no whole number of patches."""
     if (side := task.how.windows.side) % patch_size:
+        given = side if task.protocol.crop else f"null, so that windows have the encoder's img_size, {side}"
         raise ValueError(
-            f"segment.protocol.crop is {side}; it must be a multiple of the {network}'s patch size, {patch_size}"
+            f"segment.protocol.crop is {given}; it must be a multiple of the {network}'s patch size, {patch_size}"
         )
 
 

@@ -158,4 +158,4 @@ def test_a_class_that_only_val_shows_is_refused(project, monkeypatch, capsys):
     monkeypatch.setattr(segment.segmentation_views, "masked_split", without_tails)
     with pytest.raises(SystemExit):
         start(monkeypatch, "toy")
-    assert "val's masks show classes that train's lack (tail); nothing can learn them" in capsys.readouterr().err
+    assert "val's masks show classes that train's lack (tail), which nothing can learn" in capsys.readouterr().err

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 from markupsafe import Markup
 
-from semmae import confusions, curves, images, overlays
+from semmae import confusions, curves, histories, images, overlays
 from semmae.augment import Box, crop_image, crop_part_map
 from semmae.palettes import GRAY, palette
 from semmae.reader import Reader
@@ -22,19 +21,14 @@ SHARES = ("top1", "miou")  # ends of the names of columns in percent
 WORDS = {"top1": "top-1", "miou": "mIoU", "upernet": "UPerNet"}
 
 
-def charts(table: Path) -> list[Markup]:
-    """A chart per column of a table of curves, and per protocol where it has several."""
-    if not table.exists():
-        return []
-    rows = pd.read_csv(table, sep="\t")
-    parts = rows.groupby("protocol", sort=False) if "protocol" in rows else [("", rows)]
+def charts(folder: Path, lines: Collection[str]) -> list[Markup]:
+    """A chart per curve of the `lines` that changes, but for learning rates; that of a protocol says which."""
     drawn = []
-    for protocol, part in parts:
-        history = part.drop(columns="protocol", errors="ignore").dropna(axis=1, how="all").to_dict("records")
-        for column, points in curves.columns(history).items() if len(part) > 1 else ():
-            points = [(x, y) for x, y in points if np.isfinite(y)]
+    for line in lines:
+        for column, points in histories.read(folder, line).items():
             if column != "lr" and len({y for _, y in points}) > 1:
-                name = " ".join(WORDS.get(word, word) for word in (*protocol.split(), *column.split("_")))
+                words = column.split("_") if line == "encoder" else [line, *column.split("_")]
+                name = " ".join(WORDS.get(word, word) for word in words)
                 drawn.append(curves.chart(points, title=name, percent=column.endswith(SHARES)))
     return drawn
 

@@ -5,7 +5,7 @@
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: heads learn on a part of train, the rest chooses
        one of them, val is scored once
 Calls  features.seen, attentive.Bank, metrics.classification, predictions.write
-Writes results/attentive/<dataset>.json; <dataset>.tsv: the curve of the chosen head; predictions/<dataset>.tsv: every
+Writes results/attentive/<dataset>.json; curves/<dataset>/: those of the chosen head; predictions/<dataset>.tsv: every
        answer beside the truth
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -25,6 +24,7 @@ from semmae import (
     baselines,
     dist,
     features,
+    histories,
     metrics,
     optim,
     params,
@@ -184,8 +184,7 @@ def write(name: str, probes: dict[str, Probe], val: Reader) -> None:
     scores: dict[str, Any] = found.pop("encoder") | encoder.settings[encoder.curve.best]
     scores |= {line: metrics.brief(beside) for line, beside in found.items()}
     artifact.write_json(OUT / f"{name}.json", {"attentive": {name: scores}})
-    with artifact.replacing(OUT / f"{name}.tsv") as temporary:
-        pd.DataFrame(encoder.curve.history()).to_csv(temporary, sep="\t", index=False)
+    histories.write(OUT / "curves" / name, {line: probe.curve.history() for line, probe in probes.items()})
     predictions.write(OUT / f"predictions/{name}.tsv", val.keys, logits["encoder"], labels, val.class_names)
     print(f"{name}: attentive {metrics.told(scores)}")
 

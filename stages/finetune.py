@@ -6,7 +6,7 @@ Reads  data/pretrain (encoder), data/shards/<dataset>: the classifier learns on 
        epoch is reported
 Calls  classifier.from_encoder, finetuning.finetune, metrics.classification
 Writes data/finetune/<dataset>/: classifier.safetensors, classifier.json;
-       results/finetune/<dataset>.json, <dataset>.tsv (the curves), predictions/<dataset>.tsv
+       results/finetune/<dataset>.json, curves/<dataset>/, predictions/<dataset>.tsv
 """
 
 from contextlib import ExitStack
@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
@@ -28,6 +27,7 @@ from semmae import (
     dist,
     features,
     finetuning,
+    histories,
     metrics,
     params,
     predictions,
@@ -98,6 +98,7 @@ def main() -> None:
     encoder, config = vit.load(PRETRAIN)
     config |= {"img_size": protocol.img_size or config["img_size"]}
     with dist.world(protocol.compute.device) as world, ExitStack() as runs:
+        curves: dict[str, histories.History] = {}
 
         def tuned(what: str, network: VisionTransformer, reader: Reader, **changed: Any) -> Tuned:
             if world.leads:
@@ -108,9 +109,11 @@ def main() -> None:
             )  # fmt: skip
             runs.enter_context(now)  # its checkpoints stay until all is done
             how = replace(protocol, recipe=replace(protocol.recipe, **changed))
-            return trained(how, network, config, splits=(reader, val), world=world, now=now)
+            result = trained(how, network, config, splits=(reader, val), world=world, now=now)
+            curves[what] = result.history
+            return result
 
-        result = tuned("pretrained", encoder, train)
+        result = tuned("encoder", encoder, train)
         scores: dict[str, Any] = result.measured()
         if protocol.baselines:
             fresh = baselines.untrained(config, seed=protocol.seed)
@@ -121,7 +124,7 @@ def main() -> None:
             few = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
             scores.setdefault("low_shot", {})[shots.name] = tuned(shots.name, encoder, few).measured()
         if world.leads:
-            write(name, protocol, config, result, scores, val)
+            write(name, protocol, config, result, scores, curves, val)
 
 
 def settled(protocol: Protocol, dataset: Dataset) -> Protocol:
@@ -159,16 +162,16 @@ def trained(
 
 
 def write(
-    name: str, protocol: Protocol, config: dict[str, Any], result: Tuned, scores: dict[str, Any], val: Reader
-) -> None:
+    name: str, protocol: Protocol, config: dict[str, Any], result: Tuned, scores: dict[str, Any],
+    curves: dict[str, histories.History], val: Reader,
+) -> None:  # fmt: skip
     """The classifier, its scores, its curves and what it says of every sample of val."""
     shape = {key: config[key] for key in vit.CONFIG}
     known = {"pool": protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
     with artifact.replacing(OUT / name) as folder:
         classifier.save(folder, result.model, shape | known | {"params": run.described(protocol)})
     artifact.write_json(RESULTS / f"{name}.json", {"finetune": {name: scores}})
-    with artifact.replacing(RESULTS / f"{name}.tsv") as temporary:
-        pd.DataFrame(result.history).to_csv(temporary, sep="\t", index=False)
+    histories.write(RESULTS / "curves" / name, curves)
     predictions.write(
         RESULTS / f"predictions/{name}.tsv", val.keys, result.scores, result.labels, val.class_names, logits=False
     )

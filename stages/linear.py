@@ -5,7 +5,7 @@
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the probe learns on train, val is scored once
 Calls  features.extract, heads.choose_rate, heads.probe, metrics.classification, predictions.write; resume.folder keeps
        features that are done when the stage is killed
-Writes results/linear/<dataset>.json; <dataset>.tsv: the curve of the chosen learning rate on a part of train;
+Writes results/linear/<dataset>.json; curves/<dataset>/: those of the chosen learning rate on a part of train;
        predictions/<dataset>.tsv: every answer beside the truth
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -26,6 +25,7 @@ from semmae import (
     dist,
     features,
     heads,
+    histories,
     metrics,
     params,
     predictions,
@@ -101,8 +101,8 @@ def main() -> None:
             scores["low_shot"] = {shots.name: encoder.low_shot(shots) for shots in protocol.low_shot}
         scores |= {line: metrics.brief(probe.scores) for line, probe in probes.items()}
         artifact.write_json(OUT / f"{name}.json", {"linear": {name: scores}})
-        with artifact.replacing(OUT / f"{name}.tsv") as temporary:
-            pd.DataFrame(encoder.choice.history).to_csv(temporary, sep="\t", index=False)
+        curves = {line: probe.choice.history for line, probe in {"encoder": encoder, **probes}.items()}
+        histories.write(OUT / "curves" / name, curves | encoder.curves)
         labels = torch.from_numpy(val.labels)
         predictions.write(OUT / f"predictions/{name}.tsv", val.keys, encoder.logits, labels, val.class_names)
     print(f"{name}: linear {metrics.told(scores)}")
@@ -116,6 +116,7 @@ class Probe:
         device: torch.device, folder: Path,
     ) -> None:  # fmt: skip
         self.reader, self.protocol = train, protocol
+        self.curves: dict[str, histories.History] = {}  # of low-shot scores
         self.recipe = Recipe(protocol.epochs, protocol.warmup_epochs, protocol.batch_size, protocol.seed, device)
         self.extract: Callable[..., torch.Tensor] = partial(
             features.extract, encode, img_size=img_size, batch_size=protocol.encode_batch_size, workers=protocol.workers
@@ -135,8 +136,10 @@ class Probe:
         few = self.train.select(subsets.low_shot(self.reader.labels, shots, seed=self.protocol.seed))
         recipe = self.recipe.stretched(samples=len(self.train), few=len(few))
         spare = np.bincount(self.reader.labels[few.ids]).max() > 1
-        base_lr = self.choose(few, recipe, None).base_lr if spare else self.choice.base_lr
-        return metrics.classification(self.learn(few, recipe, base_lr), self.val.labels) | {"base_lr": base_lr}
+        choice = self.choose(few, recipe, None) if spare else self.choice._replace(history=[])
+        self.curves[shots.name] = choice.history
+        said = self.learn(few, recipe, choice.base_lr)
+        return metrics.classification(said, self.val.labels) | {"base_lr": choice.base_lr}
 
     def choose(self, train: Samples, recipe: Recipe, file: Path | None) -> heads.Choice:
         """The learning rate, by a part of `train` that is held out and seen in the evaluation view."""

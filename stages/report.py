@@ -150,8 +150,9 @@ def segmentations(colours: str) -> Iterator[dict[str, Any]]:
 def learnt() -> Iterator[dict[str, Any]]:
     """The curves of every evaluation that learns."""
     for evaluation in (*PROTOCOLS, "segment"):
-        for dataset, _ in listed(evaluation):
-            if charts := evaluations.charts(RESULTS / evaluation / f"{dataset}.tsv"):
+        for dataset, found in listed(evaluation):
+            lines = list(found) if evaluation == "segment" else ["encoder"]
+            if charts := evaluations.charts(RESULTS / evaluation / "curves" / dataset, lines):
                 yield {
                     "stage": f"{PROTOCOLS.get(evaluation, 'segmentation')} on {dataset}",
                     "charts": charts,

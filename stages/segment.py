@@ -6,7 +6,7 @@ untrained encoder, the teacher, and what needs no image at all.
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the samples that have masks; train teaches, val is
        scored once
 Calls  segmentation_linear.linear, segmentation_knn.knn, segmentation_upernet.finetune, segmentation.evaluate
-Writes results/segment/<dataset>.json, and <dataset>.tsv: the loss by epoch; examples/<dataset>/<protocol>/<key>.png:
+Writes results/segment/<dataset>.json; curves/<dataset>/: the loss by epoch; examples/<dataset>/<protocol>/<key>.png:
        masks of some of val as each protocol predicts them
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -29,6 +28,7 @@ from semmae import (
     artifact,
     baselines,
     dist,
+    histories,
     images,
     params,
     run,
@@ -110,10 +110,10 @@ class Task:
 
 
 class Scored(NamedTuple):
-    """What a protocol gives: scores, the curve of its training, and the predictor with how it was asked."""
+    """What a protocol gives: scores, the curves of what it trained, and the predictor with how it was asked."""
 
     scores: dict[str, Any]
-    history: list[dict[str, float]]
+    curves: dict[str, histories.History]
     predict: segmentation.Predict
     how: segmentation.Inference
 
@@ -140,13 +140,14 @@ def main() -> None:
             scores: dict[str, Any] = {which: found.scores for which, found in scored.items()}
             if protocol.baselines:
                 scores |= segmentation.trivial(counts, val, seed=protocol.seed)
-            write_scores(name, scores, [{"protocol": which} | row for which in scored for row in scored[which].history])
+            write_scores(
+                name, scores, {line: history for which in scored for line, history in scored[which].curves.items()}
+            )
 
 
-def write_scores(name: str, scores: dict[str, Any], curves: list[dict[str, Any]]) -> None:
+def write_scores(name: str, scores: dict[str, Any], curves: dict[str, histories.History]) -> None:
     """The metrics and the curves, and a line for who waits."""
-    with artifact.replacing(RESULTS / f"{name}.tsv") as temporary:
-        pd.DataFrame(curves, columns=["protocol", "epoch", "lr", "loss"]).to_csv(temporary, sep="\t", index=False)
+    histories.write(RESULTS / "curves" / name, curves)
     artifact.write_json(RESULTS / f"{name}.json", {"segment": {name: scores}})
     said = (f"{line} {found['miou']:.3f}" for line, found in scores.items())
     print(f"{name}: segmentation mIoU of {', '.join(said)}")
@@ -186,6 +187,7 @@ def linear(task: Task) -> Scored:
     network, config, digest = encoder(task)
     probe, how = probed(task, "encoder", network, digest)
     scores = task.score(probe.predict, how) | probe.chosen
+    curves: dict[str, histories.History] = {"linear": probe.history}
     if task.protocol.baselines:
         elder = teacher.load(TEACHER)
         fitting(task, "teacher", elder.patch_size)
@@ -194,7 +196,8 @@ def linear(task: Task) -> Scored:
             beside, how = probed(task, line, other, made_by)
             found = task.score(beside.predict, how)
             scores[line] = {name: found[name] for name in segmentation.BESIDE}
-    return Scored(scores, probe.history, probe.predict, how)
+            curves[f"linear_{line}"] = beside.history
+    return Scored(scores, curves, probe.predict, how)
 
 
 def probed(
@@ -216,7 +219,7 @@ def knn(task: Task) -> Scored:
     how = replace(task.how, heed=task.begin("knn", "encoder", digest).heed)
     encode = token_maps(task, network)
     probe = segmentation_knn.knn(task.protocol.knn, encode, task.train, how=how, seed=task.protocol.seed)
-    return Scored(task.score(probe.predict, how) | probe.chosen, probe.history, probe.predict, how)
+    return Scored(task.score(probe.predict, how) | probe.chosen, {}, probe.predict, how)
 
 
 def finetuned(task: Task) -> Scored:
@@ -230,7 +233,7 @@ def finetuned(task: Task) -> Scored:
     predict = segmentation_upernet.finetune(
         protocol.upernet, model, task.train.reader, crops=task.crops, compute=protocol.compute, world=how.world, run=now
     )
-    return Scored(task.score(predict, how), now.history, predict, how)
+    return Scored(task.score(predict, how), {"upernet": now.history}, predict, how)
 
 
 PROTOCOLS = {"linear": linear, "knn": knn, "upernet": finetuned}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from semmae import confusions, evaluations, images, overlays, tables
+from semmae import confusions, evaluations, histories, images, overlays, tables
 from semmae.predictions import COLUMNS
 from semmae.reader import Reader
 
@@ -37,18 +37,19 @@ def predicted(folder: Path, reader: Reader, ids: list[int]) -> Path:
 
 def test_a_curve_per_column_and_protocol_that_changes(tmp_path):
     rows = [
-        {"protocol": "linear", "epoch": 1, "lr": 0.1, "loss": 3.0, "val_miou": np.nan, "steps": 5},
-        {"protocol": "linear", "epoch": 2, "lr": 0.2, "loss": 2.0, "val_miou": 0.125, "steps": 5},
-        {"protocol": "linear", "epoch": 3, "lr": 0.0, "loss": 1.0, "val_miou": 0.25, "steps": 5},
-        {"protocol": "upernet", "epoch": 1, "lr": 0.1, "loss": 2.0, "val_miou": np.nan, "steps": 5},
+        {"epoch": 1, "lr": 0.1, "loss": 3.0, "steps": 5},
+        {"epoch": 2, "lr": 0.2, "loss": 2.0, "val_miou": 0.125, "steps": 5},
+        {"epoch": 3, "lr": 0.0, "loss": 1.0, "val_miou": 0.25, "steps": 5},
     ]
-    pd.DataFrame(rows).to_csv(tmp_path / "toy.tsv", sep="\t", index=False)
-    loss, miou = evaluations.charts(tmp_path / "toy.tsv")
+    histories.write(tmp_path / "toy", {"linear": rows, "linear_untrained": rows, "upernet": rows[:1]})
+    loss, miou = evaluations.charts(tmp_path / "toy", ["linear", "upernet", "most_frequent"])
     assert "linear loss over 3 epochs, at the end 1" in loss
     assert "linear val mIoU over 3 epochs, at the end 25 %" in miou
     assert loss.split('points="')[1].split('"')[0].count(",") == 3
     assert miou.split('points="')[1].split('"')[0].count(",") == 2
-    assert evaluations.charts(tmp_path / "gone.tsv") == []
+    histories.write(tmp_path / "toy", {"encoder": rows})
+    assert "val mIoU over 3 epochs" in evaluations.charts(tmp_path / "toy", ["encoder"])[1]
+    assert evaluations.charts(tmp_path / "gone", ["encoder"]) == []
 
 
 def test_mistakes_are_shown_with_their_pictures_the_surest_first(tmp_path, toy_dataset, reader):

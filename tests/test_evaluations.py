@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from semmae import features, stage, teacher, vit
+from semmae import features, histories, stage, teacher, vit
 from semmae import parts as parts_module
 from semmae.parts import KMeansParts
 from semmae.reader import Reader
@@ -122,9 +122,9 @@ def closeness(distance: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["linear", "attentive"])
 def test_the_curve_of_a_probe_has_the_epochs_of_its_dataset(project, monkeypatch, name):
     start(monkeypatch, name, "toy")
-    header, *rows = Path(f"results/{name}/toy.tsv").read_text().splitlines()
-    assert header.split("\t") == ["epoch", "lr", "train_loss", "holdout_top1"]
-    assert [row.split("\t")[0] for row in rows] == ["1", "2", "3"]
+    found = histories.read(Path(f"results/{name}/curves/toy"), "encoder")
+    assert list(found) == ["holdout_top1", "lr", "train_loss"]
+    assert all([epoch for epoch, _ in points] == [1, 2, 3] for points in found.values())
 
 
 def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_the_rate_of_all(project, monkeypatch):

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae import artifact, classifier, dist, features, finetuning, optim, params, run, vit
+from semmae import artifact, classifier, dist, features, finetuning, histories, optim, params, run, vit
 from semmae.randaugment import Augmented, RandAugment, policy
 from semmae.reader import Reader, batches
 from semmae.views import Crop
@@ -267,6 +267,9 @@ def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
+KEPT = ("toy.json", "curves/toy/encoder/loss.tsv", "curves/toy/2_per_class/loss.tsv", "predictions/toy.tsv")
+
+
 def change(**keys: object) -> None:
     content = params.read(Path("params.yaml"))
     content["finetune"]["protocol"] |= keys
@@ -297,10 +300,11 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     assert set(scores) == {"top1", "top5", "per_class", "standard_error", "untrained", "low_shot"}
     assert set(scores["untrained"]) == {"top1", "standard_error"}
     assert set(scores["low_shot"]) == {"2_per_class"}
-    curve = pd.read_csv("results/finetune/toy.tsv", sep="\t")
-    assert list(curve) == ["epoch", "loss", "lr", "val_top1"]
-    assert curve["epoch"].tolist() == [1, 2, 3]
-    assert curve["val_top1"].iloc[-1] == scores["top1"]
+    for line, top1 in ("encoder", scores["top1"]), ("untrained", scores["untrained"]["top1"]):
+        found = histories.read(Path("results/finetune/curves/toy"), line)
+        assert list(found) == ["loss", "lr", "val_top1"]
+        assert [epoch for epoch, _ in found["loss"]] == [1, 2, 3]
+        assert found["val_top1"][-1] == (3, top1)
     assert not list((state_root / "runs").glob("*"))
 
     said = pd.read_csv("results/finetune/predictions/toy.tsv", sep="\t")
@@ -315,7 +319,7 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     assert said["confidence"][3] == pytest.approx(float(shares.max()), abs=1e-4)
 
     digest = artifact.sha256(Path("data/finetune/toy/classifier.safetensors"))
-    written = [Path(f"results/finetune/{name}").read_text() for name in ("toy.json", "toy.tsv", "predictions/toy.tsv")]
+    written = [Path(f"results/finetune/{name}").read_text() for name in KEPT]
     Path("data/finetune/toy/classifier.safetensors").unlink()
     killed_at(10)
     assert not Path("data/finetune/toy/classifier.safetensors").exists()
@@ -324,9 +328,7 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     epochs = [line.split("/")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
     assert epochs == ["epoch 3", "epoch 2", "epoch 3", "epoch 1", "epoch 2", "epoch 3"]  # two went on, one is new
     assert artifact.sha256(Path("data/finetune/toy/classifier.safetensors")) == digest
-    assert written == [
-        Path(f"results/finetune/{name}").read_text() for name in ("toy.json", "toy.tsv", "predictions/toy.tsv")
-    ]
+    assert written == [Path(f"results/finetune/{name}").read_text() for name in KEPT]
 
 
 def test_a_dataset_may_set_its_own_epochs_rate_and_shots():

@@ -22,8 +22,8 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     "__init__ params stage rng dist artifact digests rows adoption",
     "jpeg images layout pool anatomy scenery paint creatures entry tars trees val_split webdataset_source"
     " torchvision_source hf_source sources plan shard_index shards order reader part_maps augment views"
-    " randaugment masking optim metrics part_metrics segmentation_metrics whitening subsets predictions checkpoint"
-    " progress palettes overlays curves tables confusions recipes comparison",
+    " randaugment masking optim metrics part_metrics segmentation_metrics whitening subsets predictions histories"
+    " checkpoint progress palettes overlays curves tables confusions recipes comparison",
     "vit mae ibot foreign teacher encoders foreground parts heads classifier attentive readout features baselines"
     " part_baselines health",
     "run spikes resume pretraining distillation finetuning evaluations segmentation_views segmentation"
@@ -169,6 +169,30 @@ def test_images_alone_are_enough(inside: Project):
 def test_a_stage_depends_on_the_code_that_it_imports(stage: str):
     stated = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
     assert stated == {str(path.relative_to(ROOT)) for path in closure(ROOT / f"stages/{stage}.py")}
+
+
+def test_every_training_of_an_evaluation_is_a_curve_of_dvc(finished: Project):
+    """By epoch, each with its own value: what is scored beside the encoder as well, if it was trained."""
+    shown = json.loads(finished.dvc("plots", "show", "--json"))["data"]
+    plots = {name: found[0]["content"] for name, found in shown.items() if "/curves/" in name}
+    both = ["train_loss", "holdout_top1"]
+    expected = {
+        "linear": {"encoder": both, "2_per_class": both, "50_percent": both},
+        "attentive": {"encoder": both, "untrained": both, "teacher": both},
+        "finetune": {line: ["loss", "val_top1"] for line in ("encoder", "untrained", "2_per_class")},
+        "segment": {line: ["loss"] for line in ("linear", "linear_untrained", "linear_teacher", "upernet")},
+    }
+    assert set(plots) == {
+        f"results/{stage}/curves/toy/{line}/{column}.tsv"
+        for stage, lines in expected.items()
+        for line, columns in lines.items()
+        for column in [*columns, "lr"]
+    }
+    for name, plot in plots.items():
+        rows = plot["data"]["values"]
+        assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, len(rows) + 1)]
+        assert f'"field": "{Path(name).stem}"' in json.dumps(plot)
+        assert '"field": "epoch"' in json.dumps(plot)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from semmae import artifact, images, mae, part_maps, parts, predictions, teacher, vit
+from semmae import artifact, histories, images, mae, part_maps, parts, predictions, teacher, vit
 from semmae.masking import STRATEGIES
 from semmae.reader import Reader, batches
 from semmae.views import Whole
@@ -99,10 +99,10 @@ def leave_answers(marked: str) -> None:
         [(val.keys[0], "cat", "dog", 0.75), (marked, "dog", marked, 0.5), (val.keys[1], "cat", "cat", 0.9)],
         columns=list(predictions.COLUMNS),
     )
-    curve = pd.DataFrame([{"epoch": 1, "holdout_top1": 0.25}, {"epoch": 2, "holdout_top1": 0.5}])
+    curve = [{"epoch": 1, "holdout_top1": 0.25}, {"epoch": 2, "holdout_top1": 0.5}]
     few = {"low_shot": {"5_per_class": {"top1": 0.125}}}
     artifact.write_json(Path("results/linear/toy.json"), {"linear": {"toy": KNN | few}})
-    curve.to_csv("results/linear/toy.tsv", sep="\t", index=False)
+    histories.write(Path("results/linear/curves/toy"), {"encoder": curve, "5_per_class": curve})
     Path("results/linear/predictions").mkdir()
     answers.to_csv("results/linear/predictions/toy.tsv", sep="\t", index=False)
 

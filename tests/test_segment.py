@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semmae import artifact, run, stage, teacher, vit
+from semmae import artifact, histories, run, stage, teacher, vit
 from semmae.reader import Reader
 from stages import segment
 
@@ -85,9 +85,10 @@ def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_a
     assert list(scores["knn"]["iou"]) == reader.mask_names
     known = [x for x in scores["knn"]["iou"].values() if x is not None]
     assert scores["knn"]["miou"] == pytest.approx(np.mean(known))
-    header, *rows = Path("results/segment/toy.tsv").read_text().splitlines()
-    assert header.split("\t") == ["protocol", "epoch", "lr", "loss"]
-    assert [row.split("\t")[:2] for row in rows] == [["linear", "1"], ["linear", "2"]]
+    for line in ("linear", "linear_untrained", "linear_teacher"):
+        found = histories.read(Path("results/segment/curves/toy"), line)
+        assert list(found) == ["loss", "lr"]
+        assert [epoch for epoch, _ in found["loss"]] == [1, 2]
     keys = {key for _, key in examples}
     assert len(keys) == 3
     assert set(examples) == {(protocol, key) for protocol in ("linear", "knn") for key in keys}
@@ -118,7 +119,7 @@ def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was
     monkeypatch.chdir(project)
     start(monkeypatch, "toy")
     assert set(written()) == {"upernet"}
-    assert Path("results/segment/toy.tsv").read_text().count("upernet") == 2
+    assert len(histories.read(Path("results/segment/curves/toy"), "upernet")["loss"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,7 @@ def compare(
     scores: Annotated[str | None, typer.Option(help="A regular expression: which columns to compare.")] = None,
     parts: Annotated[str | None, typer.Option(help="A dataset: its part scores, line by line, over all runs.")] = None,
     level: Annotated[Literal["patch", "pixel"], typer.Option(help="Of --parts.")] = "patch",
+    lines: Annotated[bool, typer.Option("--lines", help="What is scored beside the encoder, over all runs.")] = False,
     md: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
 ) -> None:
     """Compare runs: the mean and spread of every score over the runs of a setting, e.g. over seeds."""
@@ -274,6 +275,8 @@ def compare(
 
     if parts:
         found, what = comparison.parts(comparison.read(runs), parts, level=level), f"{parts}, by {level}"
+    elif lines:
+        found, what = comparison.lines(comparison.read(runs)), "beside the encoder"
     else:
         found = comparison.summary(comparison.read(runs), by.split(","), scores=scores or comparison.SCORES)
         what = f"by {by}"

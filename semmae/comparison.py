@@ -2,6 +2,7 @@
 
 - `read`: the table that `dvc exp show --csv` prints, one row per run.
 - `summary`: a row per score, a column per setting: mean ± standard deviation over runs; how far the settings lie apart.
+- `lines`: what is scored beside the encoder, a row per score, a column per line: teacher, thumbnails, untrained.
 - `parts`: part scores of one dataset, a row per line (the parts, what is beside them), a column per score.
 - `markdown`: that table for a page.
 """
@@ -16,6 +17,7 @@ import pandas as pd
 SCORES = (
     r"(knn|linear|attentive|finetune)\.[^.]+\.top1$|segment\.[^.]+\.[^.]+\.miou$|part_scores\.[^.]+\.patch\.fg_iou$"
 )
+BESIDE = re.compile(r"(?P<score>.+)\.(?P<line>thumbnails|untrained|teacher)\.(?P<metric>top1|miou)")
 UNFINISHED = ("Queued", "Running", "Failed")
 
 
@@ -55,20 +57,29 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: str = SCORES) -> p
     return table
 
 
+def lines(runs: pd.DataFrame) -> pd.DataFrame:
+    """The scores of the lines beside the encoder over all runs, told as by `parts`. ValueError where no run has any."""
+    cells = {(f"{m['score']}.{m['metric']}", m["line"]): name for name in runs if (m := BESIDE.fullmatch(name))}
+    if not cells:
+        raise ValueError("the runs have no lines beside the encoder; set knn.protocol.baselines and so on to true")
+    scores, columns = dict.fromkeys(score for score, _ in cells), sorted({line for _, line in cells})
+    rows = [[score, *(_cell(runs, cells.get((score, line))) for line in columns)] for score in scores]
+    return pd.DataFrame(rows, columns=["score", *columns])
+
+
 def parts(runs: pd.DataFrame, dataset: str, *, level: str) -> pd.DataFrame:
     """The part scores at a level (`patch` or `pixel`): per line, the parts first, mean ± standard deviation (runs).
 
-    ValueError where no run has part scores of the dataset.
+    Where all runs say the same, which is one computation shared by them, that number stands alone. ValueError where no
+    run has part scores of the dataset.
     """
-    found = re.compile(rf"part_scores\.{re.escape(dataset)}\.(?:(?P<line>\w+)\.)?{level}\.(?P<score>\w+)")
-    cells = {(m["line"] or "parts", m["score"]): name for name in runs if (m := found.fullmatch(name))}
+    column = re.compile(rf"part_scores\.{re.escape(dataset)}\.(?:(?P<line>\w+)\.)?{level}\.(?P<score>\w+)")
+    cells = {(m["line"] or "parts", m["score"]): name for name in runs if (m := column.fullmatch(name))}
     if not cells:
         known = sorted({name.split(".")[1] for name in runs if name.startswith("part_scores.")})
         raise ValueError(f"the runs have no {level} part scores of {dataset!r}; they have {', '.join(known) or 'none'}")
-    lines, scores = (list(dict.fromkeys(names)) for names in zip(*sorted(cells, key=_parts_first), strict=True))
-    rows = [
-        [line] + [_told(runs[cells[line, s]].dropna()) if (line, s) in cells else "-" for s in scores] for line in lines
-    ]
+    names, scores = (list(dict.fromkeys(found)) for found in zip(*sorted(cells, key=_parts_first), strict=True))
+    rows = [[line, *(_cell(runs, cells.get((line, score))) for score in scores)] for line in names]
     return pd.DataFrame(rows, columns=["line", *scores])
 
 
@@ -80,6 +91,12 @@ def markdown(table: pd.DataFrame) -> str:
     """The table as a page shows it."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def _cell(runs: pd.DataFrame, name: str | None) -> str:
+    """What the runs say in a column; "-" where there is none."""
+    values = runs[name].dropna() if name else pd.Series(dtype=float)
+    return f"{values.iloc[0]:.3f}" if values.nunique() == 1 else _told(values)
 
 
 def _told(values: pd.Series) -> str:

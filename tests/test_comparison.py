@@ -1,12 +1,18 @@
 """Scores of runs side by side: means, spreads and differences, against closed forms."""
 
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 from imports import ROOT
+from typer.testing import CliRunner
 
 from semmae import comparison
+from semmae.__main__ import app
+
+SHOWN = re.compile(r"```sh\n(semmae compare .*)\n```\n\n((?:\|.*\n)+)")
 
 CSV = """\
 Experiment,rev,typ,State,linear.a.top1,linear.a.untrained.top1,knn.a.top1,pretrain.seed,pretrain.masking.strategy
@@ -70,15 +76,32 @@ def test_part_scores_are_lines_of_means(tmp_path: Path):
     table = comparison.parts(runs, "a", level="patch")
     assert list(table.columns) == ["line", "fg_iou", "used"]
     assert table.to_numpy().tolist() == [
-        ["parts", "0.700 ± 0.141 (2)", "1.000 ± 0.000 (2)"], ["teacher_kmeans", "0.500 ± 0.000 (2)", "-"],
+        ["parts", "0.700 ± 0.141 (2)", "1.000"], ["teacher_kmeans", "0.500", "-"],
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no patch part scores of 'c'; they have a, b"):
         comparison.parts(runs, "c", level="patch")
 
 
-def test_the_table_of_the_photographs_is_what_the_command_makes_of_the_runs():
-    runs = comparison.read(ROOT / "docs/runs/photos.csv")
+def test_lines_beside_the_encoder_have_columns_of_their_own(csv: Path, tmp_path: Path):
+    columns = ["linear.a.top1", "linear.a.untrained.top1", "linear.a.teacher.top1", "segment.a.linear.teacher.miou"]
+    (tmp_path / "runs.csv").write_text(f"Experiment,{','.join(columns)}\nx,0.5,0.25,0.75,\ny,0.5,0.25,0.5,0.125\n")
+    table = comparison.lines(comparison.read(tmp_path / "runs.csv"))
+    assert list(table.columns) == ["score", "teacher", "untrained"]
+    assert table.to_numpy().tolist() == [
+        ["linear.a.top1", "0.625 ± 0.177 (2)", "0.250"], ["segment.a.linear.miou", "0.125", "-"],
+    ]  # fmt: skip
+    (tmp_path / "runs.csv").write_text("Experiment,linear.a.top1\nx,0.5\n")
+    with pytest.raises(ValueError, match="no lines beside the encoder"):
+        comparison.lines(comparison.read(tmp_path / "runs.csv"))
+
+
+def test_the_tables_of_the_photographs_are_what_their_commands_print(monkeypatch: pytest.MonkeyPatch):
+    """Below each command that the page shows stands its output, and nothing but commands makes a table of runs."""
+    monkeypatch.chdir(ROOT)
+    runs = comparison.read(Path("docs/runs/photos.csv"))
     assert runs["pretrain.masking.strategy"].value_counts().to_dict() == {"random": 2, "semantic": 2}
-    rows = comparison.markdown(comparison.summary(runs, ["pretrain.masking.strategy"])).splitlines()
-    page = (ROOT / "docs/results.md").read_text()
-    assert [row for row in rows if "part_scores" not in row and row not in page] == []
+    page = Path("docs/results.md").read_text().partition("\n## Photographs\n")[2]
+    shown = [block.groups() for block in SHOWN.finditer(page)]
+    assert len(shown) == page.count("| --- |\n") == 5
+    for command, table in shown:
+        assert CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False).output == table

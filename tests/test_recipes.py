@@ -1,6 +1,7 @@
 """Recipes: their prices stand at their top, the ImageNet ones are the published setting, installing loses nothing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,28 @@ from typer.testing import CliRunner
 
 from semmae import mae, masking, optim, params, recipes, teacher, vit
 from semmae.__main__ import app, main
+from stages.finetune import Finetune
 from stages.linear import Linear
 from stages.parts import Parts
 from stages.pretrain import Pretrain
 from stages.teacher import Teacher
 
-FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 IMAGENET = 1_281_167  # training images
+SIZES = {  # parameters: of the MAE, then of its teacher
+    "creatures": (916_928, 916_928),
+    "photos": (916_928, 916_928),
+    "imagenet_vitb16_800ep": (111_907_840, 21_665_664),
+    "imagenet_vitb8_800ep": (111_922_624, 21_665_664),
+    "imagenet_vitl16_800ep": (329_541_888, 21_665_664),
+}
+STEPS = {  # images of train; then steps and rate of pretraining, rate of fine-tuning, and of a linear probe at 0.1
+    "creatures": (4000, 16 * 62, 2e-3, 5e-4, 0.1),
+    "photos": (5704, 8 * 89, 2e-3, 5e-4, 0.1),
+    "imagenet_vitb16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
+    "imagenet_vitb8_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
+    "imagenet_vitl16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 4e-3, 6.4),
+}
+FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 VITS = {
     "imagenet_vitb16_800ep": (768, 12, 16),
     "imagenet_vitb8_800ep": (768, 12, 8),
@@ -65,25 +81,108 @@ def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_something(fil
     assert 0 < masking.num_masked(patches, section.masking.mask_ratio) < patches
 
 
-@pytest.mark.parametrize("name", VITS)
-def test_the_imagenet_recipes_are_the_published_networks(name: str):
-    """Parameters by the formula of a transformer: ViT-B/16 with MAE's decoder has 111.9 million, positions included."""
-    section = params.load(Pretrain, "pretrain", file=ROOT / f"recipes/{name}.yaml")
-    width, depth, patch = VITS[name]
+def vit_size(width: int, depth: int, patch: int, img_size: int) -> int:
+    """Parameters of a ViT without a classifier, positions included."""
+    pixels, tokens = 3 * patch**2, (img_size // patch) ** 2 + 1
+    blocks = depth * (12 * width**2 + 13 * width)  # qkv, projection, MLP of width 4 d, two norms, all with biases
+    return blocks + 2 * width + pixels * width + width + width + tokens * width  # norm, patches, class token, positions
+
+
+def mae_size(encoder: dict, decoder: dict, img_size: int) -> int:
+    """Parameters of an MAE, positions of encoder and decoder included."""
+    width, patch = encoder["embed_dim"], encoder["patch_size"]
+    d, pixels, tokens = decoder["embed_dim"], 3 * patch**2, (img_size // patch) ** 2 + 1
+    blocks = decoder["depth"] * (12 * d**2 + 13 * d) + 2 * d
+    ends = width * d + d + d * pixels + pixels + d + tokens * d  # into the decoder, to pixels, mask token, positions
+    return vit_size(width, encoder["depth"], patch, img_size) + blocks + ends
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_networks_have_the_size_of_their_formula(name: str):
+    """On the meta device; ViT-B/16 with MAE's decoder has 111.9 million parameters."""
+    file = ROOT / f"recipes/{name}.yaml"
+    section, elder = params.load(Pretrain, "pretrain", file=file), params.load(Teacher, "teacher", file=file)
+    models = [(section.encoder, section.recipe.decoder, section.img_size)]
+    if elder.source == "mae":
+        models.append((elder.network, elder.mae.recipe.decoder, elder.img_size))
+    found = []
     with torch.device("meta"):
-        encoder = vit.build({"img_size": section.img_size, **vars(section.encoder)})
-        model = mae.MAE(encoder, **vars(section.recipe.decoder))
-    found = sum(p.numel() for p in model.parameters()) + model.positions.numel()
-    n, pixels = (224 // patch) ** 2, patch**2 * 3
+        for encoder, decoder, img_size in models:
+            model = mae.MAE(vit.build({"img_size": img_size, **vars(encoder)}), **vars(decoder))
+            found.append(sum(p.numel() for p in model.parameters()) + model.positions.numel())
+            assert found[-1] == mae_size(vars(encoder), vars(decoder), img_size)
+        if elder.source == "timm":
+            network = teacher.create(elder.model, elder.img_size)
+            found.append(sum(p.numel() for p in network.parameters()))
+            assert found[-1] == vit_size(384, 12, 16, elder.img_size)
+    assert found == list(SIZES[name])
 
-    def blocks(d: int, count: int) -> int:
-        return count * (12 * d * d + 13 * d) + 2 * d  # qkv, proj, mlp of width 4 d, two norms; one norm at the end
 
-    encoder_size = blocks(width, depth) + pixels * width + width + width + (n + 1) * width
-    decoder_size = blocks(512, 8) + width * 512 + 512 + 512 * pixels + pixels + 512 + (n + 1) * 512
-    assert found == encoder_size + decoder_size
-    if name == "imagenet_vitb16_800ep":
-        assert found == 111_907_840
+@pytest.mark.parametrize("name", STEPS)
+def test_batches_rates_and_steps_of_every_recipe(name: str):
+    """lr = base_lr * batch_size / 256, reached after the warm-up; an epoch's steps are whole batches."""
+    file = ROOT / f"recipes/{name}.yaml"
+    images, steps, *rates, probe_rate = STEPS[name]
+    recipe = params.load(Pretrain, "pretrain", file=file).recipe
+    tuned = params.load(Finetune, "finetune", file=file).protocol.recipe
+    probe = params.load(Linear, "linear", file=file).protocol
+    assert recipe.epochs * (images // recipe.batch_size) == steps
+    for one, rate in zip((recipe, tuned), rates, strict=True):
+        per_epoch = images // one.batch_size
+        plan = {"steps": one.epochs * per_epoch, "warmup": one.warmup_epochs * per_epoch, "end": one.min_lr}
+        plan["peak"] = one.base_lr * one.batch_size / 256
+        assert optim.warmup_cosine(plan["warmup"] - 1, **plan) == pytest.approx(rate)
+        assert optim.warmup_cosine(plan["steps"] - 1, **plan) == pytest.approx(one.min_lr, abs=1e-8)
+    assert 0.1 in probe.base_lrs  # MAE's
+    assert 0.1 * probe.batch_size / 256 == pytest.approx(probe_rate)
+    elder = params.load(Teacher, "teacher", file=file)
+    if elder.source == "mae":  # at the encoder's own rate, on the same batches
+        assert (elder.mae.recipe.base_lr, elder.mae.recipe.batch_size) == (recipe.base_lr, recipe.batch_size)
+
+
+def products(width: int, depth: int, tokens: int) -> int:
+    """FLOP of the matrix products of transformer blocks, forward: 12 d^2 weights per token, and attention twice."""
+    return depth * (2 * 12 * width**2 * tokens + 2 * 2 * tokens**2 * width)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
+    """Backward is twice forward; pretraining runs the encoder on what is left and the decoder on everything."""
+    file, (width, depth, patch) = ROOT / f"recipes/{name}.yaml", VITS[name]
+    cost, n, pixels = recipes.head(file)["cost"], (224 // patch) ** 2, 3 * patch**2
+    section, tuned = params.load(Pretrain, "pretrain", file=file), params.load(Finetune, "finetune", file=file).protocol
+    seen = n - masking.num_masked(n, section.masking.mask_ratio) + 1
+    embed = 2 * pixels * width * n
+    pretrain = products(width, depth, seen) + products(512, 8, n + 1) + embed + 2 * (width * seen + pixels * n) * 512
+    shares = sum(shots.share for shots in tuned.low_shot)
+    work = [
+        3 * forward * epochs * (IMAGENET // batch * batch)
+        for forward, epochs, batch in (
+            (pretrain, section.recipe.epochs, section.recipe.batch_size),
+            ((1 + shares) * (products(width, depth, n + 1) + embed), tuned.recipe.epochs, tuned.recipe.batch_size),
+        )
+    ]
+    *said, rate = map(float, re.findall(r"([\d.]+e\d+) FLOP", cost))
+    assert [f"{value:.1e}" for value in work] == [f"{value:.1e}" for value in said]
+    hours = float(re.search(r"([\d,]+) GPU hours if", cost)[1].replace(",", ""))
+    assert hours == round(sum(work) / rate / 3600)
+    assert float(re.search(r"part maps: ([\d.]+) GB", cost)[1]) == pytest.approx(IMAGENET * n / 1e9, rel=0.02)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_score_names_its_source(file: Path):
+    """Published ones by an address, measured ones by the section of the results that has the numbers."""
+    score = recipes.head(file)["score"]
+    if file.stem in VITS:
+        assert "https://arxiv.org/abs/" in score
+        assert re.search(r"table \d", score)
+        return
+    section = re.search(r'measured here: docs/results.md, "(.+)"', score)[1]
+    text = (ROOT / "docs/results.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    told, known = re.findall(r"0\.\d+", score), re.findall(r"0\.\d+", text)
+    assert len(told) >= 6
+    for number in told:
+        assert any(f"{float(value):.{len(number) - 2}f}" == number for value in known), number
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -117,8 +216,21 @@ def test_the_imagenet_recipes_have_the_papers_teacher_parts_and_probe(name: str)
     assert 0.1 in probe.base_lrs
 
 
-def test_the_ibot_section_is_ibots_command():
-    ibot = params.load(Teacher, "teacher", file=ROOT / "recipes/imagenet_vitb16_800ep.yaml").ibot
+@pytest.mark.parametrize("name", VITS)
+def test_the_imagenet_recipes_fine_tune_as_mae(name: str):
+    protocol = params.load(Finetune, "finetune", file=ROOT / f"recipes/{name}.yaml").protocol
+    recipe = protocol.recipe
+    own = (50, 1e-3, 0.75, 0.2) if VITS[name][1] == 24 else (100, 5e-4, 0.65, 0.1)
+    assert (recipe.epochs, recipe.base_lr, recipe.layer_decay, recipe.drop_path) == own
+    assert (recipe.batch_size, recipe.warmup_epochs, recipe.min_lr, recipe.weight_decay) == (1024, 5, 1e-6, 0.05)
+    assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert vars(recipe.rand_augment) == {"operations": 2, "magnitude": 9, "magnitude_std": 0.5}
+    assert (recipe.betas, protocol.pool) == ((0.9, 0.999), "patch_mean")
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_the_ibot_section_is_ibots_command(name: str):
+    ibot = params.load(Teacher, "teacher", file=ROOT / f"recipes/{name}.yaml").ibot
     assert ibot.base_lr * ibot.batch_size / 256 == pytest.approx(2e-3)
     assert (ibot.teacher_temp, ibot.teacher_temp_warmup_epochs, ibot.prototypes) == ((0.04, 0.07), 30, 8192)
     assert (ibot.global_crop.scale, ibot.local_crop.scale, ibot.local_crops) == ((0.25, 1.0), (0.05, 0.25), 10)

@@ -2,16 +2,25 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import typer
 import warm
-from project import AUTHOR, ROOT, Project, create
+from project import AUTHOR, ROOT, Project, call, create
 from ruamel.yaml import YAML
+from test_pipeline import STAGES, dataclass_of
+
+from semmae import artifact, params
+from semmae.__main__ import app
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/howto").glob("*.md"))]
 
 BLOCK = re.compile(r"^```(sh|yaml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # The tests cannot run themselves; and what a user's shell would find in .venv, the toy project finds here.
@@ -89,6 +98,76 @@ def test_every_fault_is_held_by_tests_that_exist():
     assert all("::" in tests for tests in rows.values())
     for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", page):
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
+
+
+@pytest.mark.heavy
+def test_the_commands_for_several_gpus_run(clone: Project):
+    """DVC takes what torchrun has made for the stage's own, and goes on with what comes after."""
+    said = follow(ROOT / "docs/howto/gpus.md", clone)
+    assert "Running stage 'pretrain'" not in said
+    assert "Running stage 'report'" in said
+    assert "Data and pipelines are up to date." in clone.dvc("repro")
+
+
+def said_to_type(page: Path) -> list[list[str]]:
+    """Every command of semmae on a page, in blocks of any kind or in a line of text; without its comment."""
+    lines = re.findall(r"(?:^ *|`|&& )(semmae [^`\n]+)", page.read_text(), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_commands_have_the_names_and_options_that_pages_give_them(page: Path):
+    for _, *words in said_to_type(page):
+        command: Any = typer.main.get_command(app)
+        while words and (found := getattr(command, "commands", {}).get(words[0])):
+            command, words = found, words[1:]
+        assert not hasattr(command, "commands") or not words, f"semmae has no command {words}"
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_stages_and_parameters_on_a_page_exist(page: Path):
+    text, known = page.read_text(), params.read(ROOT / "params.yaml")
+    named = re.findall(r"python -m stages\.(\w+)|-m stages\.(\w+)|dvc repro (?:-f )?(\w+)@", text)
+    assert {name for names in named for name in names if name} <= set(STAGES)
+    for key in re.findall(r"-S '?([\w.]+)=", text):
+        section = known
+        for name in key.split("."):
+            assert section is None or name in section or "datasets" in key, f"-S {key}: params.yaml has no {name}"
+            section = (section or {}).get(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_blocks_of_parameters_fit_their_sections(page: Path, tmp_path: Path):
+    known = params.read(ROOT / "params.yaml")
+    for language, block in BLOCK.findall(page.read_text()):
+        if language == "yaml":
+            YAML().dump(merged(known, YAML(typ="safe").load(block)), tmp_path / "params.yaml")
+            for section in YAML(typ="safe").load(block):
+                params.load(dataclass_of(section), section, file=tmp_path / "params.yaml")
+
+
+def test_the_sources_of_the_page_are_read(inside: Project, monkeypatch: pytest.MonkeyPatch):
+    """From tars, a folder of Parquet, and torchvision, which lie where the page says."""
+    datasets = pytest.importorskip("datasets", reason="sources of kind hf need the datasets library")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", inside.root / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    shutil.copytree("data/shards/toy", "data/raw/web", ignore=shutil.ignore_patterns("*.parquet", "*.json", "val-*"))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3), np.uint8)
+    rows = {"image": list(pixels), "label": [i % 2 for i in range(8)]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["pie", "soup"])})
+    for split in ("train", "validation"):
+        file = Path(f"data/raw/food/{split}.parquet")
+        file.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+    for language, block in BLOCK.findall((ROOT / "docs/howto/sources.md").read_text()):
+        if language == "yaml":
+            YAML().dump(merged(params.read(Path("params.yaml")), YAML(typ="safe").load(block)), Path("params.yaml"))
+    sizes = {"web": {"train": 58, "val": 6}, "food": {"train": 8, "val": 8}, "noise": {"train": 40, "val": 10}}
+    for name, size in sizes.items():
+        call("shards", name)
+        assert artifact.read_json(Path(f"data/shards/{name}/shards.json"))["samples"] == size
 
 
 def test_the_site_is_whole(tmp_path: Path):

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from semmae import features, histories, stage, teacher, vit
+from semmae import features, heads, histories, stage, subsets, teacher, vit
 from semmae import parts as parts_module
 from semmae.parts import KMeansParts
 from semmae.reader import Reader
@@ -134,6 +134,34 @@ def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_th
     for found in scores["low_shot"].values():
         assert list(found) == ["top1", "top5", "per_class", "standard_error", "base_lr"]
     assert scores["low_shot"]["1_per_class"]["base_lr"] == scores["base_lr"]
+
+
+def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
+    """The rate included, which is chosen on a part of the few; the same in every run of a seed."""
+    Path("params.yaml").write_text(PARAMS.replace("[{per_class: 1}, {share: 0.5}]", "[{share: 0.1}, {share: 0.5}]"))
+    probe, choose, learnt, chosen = heads.probe, heads.choose_rate, [], []
+
+    def told(train, *others, **how):
+        learnt.append(train.ids.tolist())
+        return probe(train, *others, **how)
+
+    def told_to_choose(train, **how):
+        chosen.append((train.ids.tolist(), train.ids[how["held_out"]].tolist()))
+        return choose(train, **how)
+
+    monkeypatch.setattr(heads, "probe", told)
+    monkeypatch.setattr(heads, "choose_rate", told_to_choose)
+    labels = Reader(Path("data/shards/toy"), "train").labels
+    few, half = (subsets.low_shot(labels, subsets.Shots(share=share), seed=0).tolist() for share in (0.1, 0.5))
+    for _ in range(2):
+        learnt.clear()
+        chosen.clear()
+        start(monkeypatch, "linear", "toy")
+        assert [ids for ids in learnt if len(ids) < len(labels)] == [few, half]
+        (ids, held_out), *others = [one for one in chosen if len(one[0]) < len(labels)]
+        assert ids == half  # of the few, one of each class, nothing can be held out
+        assert not others
+        assert set(held_out) < set(half)
 
 
 def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch):

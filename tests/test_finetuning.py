@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae import artifact, classifier, dist, features, finetuning, histories, optim, params, run, vit
+from semmae import artifact, classifier, dist, features, finetuning, histories, optim, params, run, subsets, vit
 from semmae.randaugment import Augmented, RandAugment, policy
 from semmae.reader import Reader, batches
 from semmae.views import Crop
@@ -329,6 +329,31 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     assert epochs == ["epoch 3", "epoch 2", "epoch 3", "epoch 1", "epoch 2", "epoch 3"]  # two went on, one is new
     assert artifact.sha256(Path("data/finetune/toy/classifier.safetensors")) == digest
     assert written == [Path(f"results/finetune/{name}").read_text() for name in KEPT]
+
+
+def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
+    """The encoder, not what all of train has made of it, on a subset that is the same in every run of a seed."""
+    from stages import finetune
+
+    reader, trained, learnt = Reader(Path("data/shards/toy"), "train"), finetune.trained, []
+
+    def told(protocol, network, config, *, splits, **others):
+        learnt.append((splits[0].keys, [p.sum().item() for p in network.parameters()]))
+        return trained(protocol, network, config, splits=splits, **others)
+
+    monkeypatch.setattr(finetune, "trained", told)
+    change(low_shot=[{"share": 0.01}, {"share": 0.5}, {"per_class": 2}], baselines=False)
+    for _ in range(2):
+        call("finetune", "toy")
+    shots = (subsets.Shots(share=0.01), subsets.Shots(share=0.5), subsets.Shots(per_class=2))
+    expected = [[reader.keys[i] for i in subsets.low_shot(reader.labels, one, seed=0)] for one in shots]
+    assert [keys for keys, _ in learnt] == 2 * [reader.keys, *expected]
+    assert len({tuple(weights) for _, weights in learnt}) == 1
+    scores = json.loads(Path("results/finetune/toy.json").read_text())["finetune"]["toy"]
+    assert list(scores["low_shot"]) == ["1_percent", "50_percent", "2_per_class"]
+    change(seed=1)
+    call("finetune", "toy")
+    assert learnt[-1][0] != expected[-1]
 
 
 def test_a_dataset_may_set_its_own_epochs_rate_and_shots():

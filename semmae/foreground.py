@@ -6,7 +6,8 @@ instead of on regions of one image. `Foreground` clusters the patch tokens of ma
 is as central as the places where it occurs are, and a patch as its clusters are on average.
 
 One clustering is too coarse for an outline, and many clusters say too little each: the average of several keeps both
-(docs/method.md). A network that predicts the place from a token would be sharper and useless: tokens remember
+(docs/method.md). What kinds of content cannot tell, the image can: its patches share what they know of themselves with
+those that look alike. A network that predicts the place from a token would be sharper and useless: tokens remember
 where they are, and it reads that.
 """
 
@@ -23,7 +24,10 @@ from semmae.rng import fold
 WIDTH = 0.5  # of the Gaussian, in halves of an image's side
 SOFTNESS = 0.5  # of the step from background to foreground, in standard deviations of the evidence
 PITCH = 0.9  # radians per standard deviation of an object's extent: opposite ends stay apart
+ALIKE = 0.1  # temperature of the cosines that say how alike two patches of an image are
+RESTART = 0.1  # share of its own evidence that a patch keeps at every step of the walk
 IMAGES = 400  # per clustering, at most: each sees others
+CHUNK = 64  # images at a time
 LEAST_SPREAD = 1e-4  # of the evidence; below it, what there is, is rounding
 
 
@@ -31,7 +35,7 @@ class Foreground(nn.Module):
     """The share of foreground in each patch, from its token; `fit` finds it in the tokens of a sample of images.
 
     The keys of `config`: `clusterings` and `clusters` in each; `place`: the weight of a patch's own place beside its
-    content, in standard deviations of either.
+    content, in standard deviations of either; `walk`: steps of the walk among the patches of an image that look alike.
     """
 
     codebooks: Tensor
@@ -43,6 +47,7 @@ class Foreground(nn.Module):
     def __init__(self, config: dict[str, Any], *, grid: tuple[int, int], width: int) -> None:
         super().__init__()
         self.place: float = config["place"]
+        self.steps: int = config["walk"]
         count, size = config["clusterings"], config["clusters"]
         self.register_buffer("codebooks", torch.zeros(count, size, width))
         self.register_buffer("central", torch.ones(count, size))
@@ -50,8 +55,8 @@ class Foreground(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
-    def fit(self, unit: Float[Tensor, "s n d"], *, seed: int) -> None:
-        """Cluster the unit-length tokens of whole images; ValueError where no content prefers the middle."""
+    def fit(self, unit: Float[Tensor, "s n d"], patch: Float[Tensor, "s n d"], *, seed: int) -> None:
+        """Cluster the tokens of whole images, given as in `forward`; ValueError where no content prefers the middle."""
         from sklearn.cluster import KMeans, MiniBatchKMeans  # here, for they load as long as a small stage runs
 
         for i, centroids in enumerate(self.codebooks):
@@ -60,21 +65,21 @@ class Foreground(nn.Module):
             clusters = MiniBatchKMeans(len(centroids), n_init=1, batch_size=4096, max_iter=20, random_state=once)
             found = clusters.fit(unit[chosen].flatten(0, 1).numpy()).cluster_centers_
             centroids.copy_(functional.normalize(torch.from_numpy(found.astype(np.float32)), dim=-1))
-        near = self.nearest(unit)
+        near = torch.cat([self.nearest(some) for some in unit.split(CHUNK)])
         for ids, central in zip(near.unbind(-1), self.central, strict=True):
             occurs = ids.flatten().bincount(minlength=len(central))
             total = torch.zeros_like(central).index_add_(0, ids.flatten(), self.prior.repeat(len(unit)))
             central.copy_(torch.where(occurs > 0, total / occurs.clamp(min=1), 1.0))
-        content = self.content(near)
-        self.spread.copy_(content.std())
+        self.spread.copy_(self.content(near).std())
         if self.spread < LEAST_SPREAD:
             raise ValueError(
                 "no content of the images prefers their middle, so there is no foreground to find; set "
                 "parts.learned.foreground to null: every patch then belongs to a part"
             )
-        evidence = self.evidence(near).reshape(-1, 1).numpy()
+        evidence = torch.cat([self.evidence(*some) for some in zip(unit.split(CHUNK), patch.split(CHUNK), strict=True)])
         # two means of one number: the threshold of Otsu (1979), between the two groups that differ most
-        self.threshold.fill_(float(KMeans(2, n_init=1, random_state=0).fit(evidence).cluster_centers_.mean()))
+        groups = KMeans(2, n_init=1, random_state=0).fit(evidence.reshape(-1, 1).numpy()).cluster_centers_
+        self.threshold.fill_(float(groups.mean()))
 
     def nearest(self, unit: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n r"]:
         """The cluster of each patch in each clustering."""
@@ -84,14 +89,33 @@ class Foreground(nn.Module):
         """How central a patch's kinds of content are, mean over clusterings; 1: as the average place."""
         return self.central[torch.arange(len(self.central), device=near.device), near].mean(-1)
 
-    def evidence(self, near: Integer[Tensor, "b n r"]) -> Float[Tensor, "b n"]:
-        """That, and the patch's own place as far as `place` lets it count."""
-        return self.content(near) + self.place * self.spread / self.prior.std() * (self.prior - 1)
+    def evidence(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        """That and, as far as `place` lets it count, the patch's own place; shared among patches that look alike."""
+        place = self.place * self.spread / self.prior.std() * (self.prior - 1)
+        return walk(self.content(self.nearest(unit)) + place, alike(patch), steps=self.steps)
 
-    def forward(self, unit: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
-        """The share of foreground in [0, 1]; one half at the threshold."""
-        evidence = self.evidence(self.nearest(unit))
-        return torch.sigmoid((evidence - self.threshold) / (SOFTNESS * self.spread))
+    def forward(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        """The share of foreground in [0, 1], one half at the threshold; from prepared tokens of unit length and those
+        of the teacher.
+        """
+        return torch.sigmoid((self.evidence(unit, patch) - self.threshold) / (SOFTNESS * self.spread))
+
+
+def alike(patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
+    """How much each patch of an image resembles the others of that image: softmax of cosines, rows sum to 1.
+
+    Of the teacher's tokens less the image's mean: in one image, unlike between images, its colours and textures tell.
+    """
+    unit = functional.normalize(patch - patch.mean(1, keepdim=True), dim=-1)
+    return (unit @ unit.transpose(1, 2) / ALIKE).softmax(-1)
+
+
+def walk(evidence: Float[Tensor, "b n"], weights: Float[Tensor, "b n n"], *, steps: int) -> Float[Tensor, "b n"]:
+    """`evidence` after a random walk with restart among the patches (Zhou et al., NeurIPS 2003), `steps` long."""
+    found = evidence
+    for _ in range(steps):
+        found = (1 - RESTART) * (weights @ found[:, :, None])[:, :, 0] + RESTART * evidence
+    return found
 
 
 def places(grid: tuple[int, int]) -> Float[Tensor, "n 2"]:

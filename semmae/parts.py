@@ -124,27 +124,27 @@ class PartLearner(Parts):
     def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> None:
         """Find the foreground, then start from k-means: its directions there are the queries."""
         self.fit_scale(patch)
-        prepared = self.prepare(patch)
         if self.background is not None:
-            self.foreground.fit(F.normalize(prepared, dim=-1), seed=fold(seed, "foreground"))
+            self.foreground.fit(F.normalize(self.prepare(patch), dim=-1), patch, seed=fold(seed, "foreground"))
         with torch.no_grad():
-            keys, share = self.keys(prepared)
+            keys, share = self.keys(patch)
         self.queries.data.copy_(directions(keys[share > 0.5], self.num_parts, seed=seed))
 
-    def keys(self, prepared: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n"]]:
+    def keys(self, patch: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n"]]:
         """Unit vectors of what a patch shows and, with the weight `geometry`, where on the object it lies; and its
         share of foreground.
         """
+        prepared = self.prepare(patch)
         if self.background is None:
             share = prepared.new_ones(prepared.shape[:2])
         else:
-            share = self.foreground(F.normalize(prepared, dim=-1))
+            share = self.foreground(F.normalize(prepared, dim=-1), patch)
         where = self.config["geometry"] * object_code(share, self.grid)
         keys = torch.cat([F.normalize(self.embed_patch(prepared), dim=-1), where], dim=-1)
         return F.normalize(keys, dim=-1), share
 
     def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
-        keys, share = self.keys(self.prepare(tokens.patch))
+        keys, share = self.keys(tokens.patch)
         queries = self.queries.expand(len(keys), -1, -1)
         if self.config["class_token"]:
             queries = queries + self.embed_class(tokens.cls).view(queries.shape)

@@ -34,11 +34,12 @@ class KMeans:
 
 @dataclass(frozen=True, config=STRICT)
 class Foreground:
-    """How the background is told from the parts: by several clusterings, and the patch's place."""
+    """How the background is told from the parts: by several clusterings, a patch's place, those that look alike."""
 
     clusterings: PositiveInt
     clusters: Annotated[int, Field(ge=2)]
     place: NonNegativeFloat
+    walk: NonNegativeInt
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -11,7 +11,7 @@ from semmae.foreground import Foreground
 from semmae.teacher import Tokens
 
 GRID, WIDTH = (8, 8), 16
-CONFIG = {"clusterings": 8, "clusters": 8, "place": 0.0}
+CONFIG = {"clusterings": 8, "clusters": 8, "place": 0.0, "walk": 0}
 
 
 def planted(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,9 +35,9 @@ def planted(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_kinds_of_content_that_prefer_the_middle_are_foreground():
     tokens, part = planted(200, 0)
     model = Foreground(CONFIG, grid=GRID, width=WIDTH)
-    model.fit(tokens, seed=0)
+    model.fit(tokens, tokens, seed=0)
     tokens, part = planted(50, 1)
-    found = model(tokens) > 0.5
+    found = model(tokens, tokens) > 0.5
     assert ((part > 0) & found).sum() / ((part > 0) | found).sum() > 0.95
 
 
@@ -45,17 +45,33 @@ def test_place_alone_decides_where_content_says_nothing():
     model = Foreground(CONFIG | {"place": 1.0}, grid=GRID, width=WIDTH)
     model.prior.copy_(foreground.centredness(GRID))
     tokens = functional.normalize(torch.ones(1, 64, WIDTH), dim=-1)
-    share = model(tokens).reshape(GRID)
+    share = model(tokens, tokens).reshape(GRID)
     torch.testing.assert_close(share, share.flip(0))
     torch.testing.assert_close(share, share.T)
     assert share[4, 4] > share[4, 6] > share[4, 7] > share[7, 7]
+
+
+def test_patches_that_look_alike_share_their_evidence():
+    """Two kinds of patches in one image: the walk leads to the mean of each kind, and keeps apart what differs."""
+    kinds = functional.normalize(torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(3)), dim=-1)
+    kind = torch.arange(64) % 2
+    evidence = torch.rand(1, 64, generator=torch.Generator().manual_seed(4)) + kind
+    weights = foreground.alike(kinds[kind][None])
+    torch.testing.assert_close(weights.sum(2), torch.ones(1, 64))
+    assert torch.equal(foreground.walk(evidence, weights, steps=0), evidence)
+    found = foreground.walk(evidence, weights, steps=60)
+    restart = foreground.RESTART
+    for k in (0, 1):
+        mean = evidence[:, kind == k].mean()
+        expected = restart * evidence[:, kind == k] + (1 - restart) * mean  # the fixed point within one kind
+        torch.testing.assert_close(found[:, kind == k], expected, atol=2e-3, rtol=0)
 
 
 def test_content_without_a_middle_is_refused():
     alike = functional.normalize(torch.ones(20, 64, WIDTH), dim=-1)
     model = Foreground(CONFIG | {"clusters": 2}, grid=GRID, width=WIDTH)
     with pytest.raises(ValueError, match=r"no foreground to find; set parts\.learned\.foreground to null"):
-        model.fit(alike, seed=0)
+        model.fit(alike, alike, seed=0)
 
 
 def test_the_code_of_a_place_moves_and_grows_with_its_object():

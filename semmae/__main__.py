@@ -266,15 +266,19 @@ def compare(
     by: Annotated[str, typer.Option(help="The parameters that tell settings apart: a,b")] = "pretrain.masking.strategy",
     scores: Annotated[str | None, typer.Option(help="A regular expression: which columns to compare.")] = None,
     parts: Annotated[str | None, typer.Option(help="A dataset: its part scores, line by line, over all runs.")] = None,
-    level: Annotated[Literal["patch", "pixel"], typer.Option(help="Of --parts.")] = "patch",
+    ablation: Annotated[str | None, typer.Option(help="A dataset: its part scores, setting by setting.")] = None,
+    level: Annotated[Literal["patch", "pixel"], typer.Option(help="Of --parts and --ablation.")] = "patch",
     lines: Annotated[bool, typer.Option("--lines", help="What is scored beside the encoder, over all runs.")] = False,
     md: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
 ) -> None:
     """Compare runs: the mean and spread of every score over the runs of a setting, e.g. over seeds."""
-    from semmae import comparison
+    from semmae import comparison, params
 
     if parts:
         found, what = comparison.parts(comparison.read(runs), parts, level=level), f"{parts}, by {level}"
+    elif ablation:
+        found = comparison.ablation(comparison.read(runs), ablation, level=level, parameters=params.read())
+        what = f"{ablation}, by {level}"
     elif lines:
         found, what = comparison.lines(comparison.read(runs)), "beside the encoder"
     else:

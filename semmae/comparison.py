@@ -4,6 +4,7 @@
 - `summary`: a row per score, a column per setting: mean ± standard deviation over runs; how far the settings lie apart.
 - `lines`: what is scored beside the encoder, a row per score, a column per line: teacher, thumbnails, untrained.
 - `parts`: part scores of one dataset, a row per line (the parts, what is beside them), a column per score.
+- `ablation`: part scores of the parts, a row per setting.
 - `markdown`: that table for a page.
 """
 
@@ -11,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -81,6 +83,30 @@ def parts(runs: pd.DataFrame, dataset: str, *, level: str) -> pd.DataFrame:
     names, scores = (list(dict.fromkeys(found)) for found in zip(*sorted(cells, key=_parts_first), strict=True))
     rows = [[line, *(_cell(runs, cells.get((line, score))) for score in scores)] for line in names]
     return pd.DataFrame(rows, columns=["line", *scores])
+
+
+def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[str, Any]) -> pd.DataFrame:
+    """The part scores as by `parts`, of the parts alone and setting by setting; first what most runs have in common.
+
+    A setting is named by those of `parameters` (params.yaml) in which it differs from the commonest values; seeds are
+    its runs.
+    """
+    known = pd.json_normalize(parameters).columns
+    names = [name for name in known if name in runs and not name.endswith("seed")]
+    values = runs[names].astype(object).where(runs[names].notna(), None)
+    usual = {name: values[name].map(str).mode()[0] for name in names}
+
+    def setting(row: pd.Series) -> str:
+        changed = [name for name in names if str(row[name]) != usual[name]]
+        told = [
+            f"{name}={row[name]}" if row[name] is not None else f"{name.rpartition('.')[0]}=null" for name in changed
+        ]
+        return ", ".join(dict.fromkeys(told)) or "as it is"
+
+    groups = dict(list(runs.groupby(values.apply(setting, axis=1), sort=False)))
+    order = sorted(groups, key=lambda name: name != "as it is")
+    tables = [parts(groups[name], dataset, level=level).query("line == 'parts'").assign(line=name) for name in order]
+    return pd.concat(tables).rename(columns={"line": "setting"}).fillna("-")
 
 
 def _parts_first(cell: tuple[str, str]) -> bool:

@@ -82,6 +82,23 @@ def test_part_scores_are_lines_of_means(tmp_path: Path):
         comparison.parts(runs, "c", level="patch")
 
 
+def test_an_ablation_names_what_differs_from_most_runs(tmp_path: Path):
+    parameters = {"parts": {"seed": 0, "learned": {"geometry": 1.0, "foreground": {"place": 0.2, "walk": 10}}}}
+    (tmp_path / "runs.csv").write_text(
+        "parts.seed,parts.learned.geometry,parts.learned.foreground.place,parts.learned.foreground.walk,"
+        "part_scores.a.patch.fg_iou,part_scores.a.grid.patch.fg_iou,part_scores.a.patch.used\n"
+        "0,0.0,0.2,10,0.25,0.1,1\n0,1.0,0.2,10,0.5,0.1,1\n1,1.0,0.2,10,0.75,0.1,1\n2,1.0,0.2,10,1.0,0.1,1\n"
+        "0,1.0,,,0.125,0.1,1\n"
+    )
+    table = comparison.ablation(comparison.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
+    assert list(table.columns) == ["setting", "fg_iou", "used"]
+    assert table.to_numpy().tolist() == [
+        ["as it is", "0.750 ± 0.250 (3)", "1.000"],
+        ["parts.learned.geometry=0.0", "0.250", "1.000"],
+        ["parts.learned.foreground=null", "0.125", "1.000"],
+    ]
+
+
 def test_lines_beside_the_encoder_have_columns_of_their_own(csv: Path, tmp_path: Path):
     columns = ["linear.a.top1", "linear.a.untrained.top1", "linear.a.teacher.top1", "segment.a.linear.teacher.miou"]
     (tmp_path / "runs.csv").write_text(f"Experiment,{','.join(columns)}\nx,0.5,0.25,0.75,\ny,0.5,0.25,0.5,0.125\n")

@@ -127,7 +127,8 @@ def test_a_checkpoint_in_timms_layout_teaches(inside: Project):
     inside.set("teacher.checkpoint", {"path": file.name, "sha256": artifact.sha256(file)})
     call("teacher")
     elder = teacher.load(Path("data/teacher"))
-    assert elder.grid(32) == (2, 2)
+    assert elder.grid(32) == (2, 2)  # too few places for a middle: no foreground
+    inside.set("parts.learned.foreground", None)
     for name, value in published.blocks.state_dict().items():
         assert torch.equal(elder.network.blocks.state_dict()[name], value)
     call("parts")

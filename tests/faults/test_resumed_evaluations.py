@@ -50,7 +50,7 @@ def test_a_segmentation_killed_in_its_linear_heads_and_then_in_its_upernet_says_
         toy.set(f"segment.protocol.{key}", value)
     toy.stage("segment", "toy")
     undisturbed = answers(toy, "segment")
-    assert {path.split("/")[-1] for path in undisturbed} >= {"toy.json", "toy.tsv"}
+    assert {path.split("/")[-1] for path in undisturbed} >= {"toy.json", "loss.tsv"}
     forget(toy, "segment")
     first = drawn("segment linear", 3, 6)  # of 6: 38 pictures, 16 at a time, three times
     killed(toy, first, "segment")

@@ -50,11 +50,12 @@ def test_uneven_shards_give_both_processes_equal_steps_and_every_sample_of_val_i
     toy.set("finetune.protocol.low_shot", [])
     for name in ("drop_path", "mixup", "cutmix", "erasing"):  # which each process draws for itself
         toy.set(f"finetune.protocol.recipe.{name}", 0.0)
+    files = ("curves/toy/encoder/loss.tsv", "predictions/toy.tsv")
     told = []
     for command in (["python"], TWO):
         toy.run(*command, "-m", "stages.finetune", "toy")
         results = toy.folder / "results/finetune"
-        told.append([pd.read_csv(results / name, sep="\t") for name in ("toy.tsv", "predictions/toy.tsv")])
+        told.append([pd.read_csv(results / name, sep="\t") for name in files])
     (curve, answers), (curve_of_two, answers_of_two) = told
     assert curve["epoch"].tolist() == curve_of_two["epoch"].tolist() == [1, 2]
     assert curve_of_two["loss"].tolist() == pytest.approx(curve["loss"].tolist(), rel=1e-3)

@@ -92,7 +92,7 @@ def pipelines(root: Path, workers: int) -> dict[str, Callable[[], Iterator[objec
     folder, files = ImageFolder(str(root / "files/train"), V1), sorted((root / "files").rglob("*.jpg"))
 
     def ours(maps: PartMaps | None) -> Iterator[dict[str, torch.Tensor]]:
-        view = OneCrop(0, crop, CROP, maps, "part_map")
+        view = OneCrop(0, crop, [CROP], maps, "part_map")
         order = np.random.default_rng(0).permutation(len(reader))
         for batch in batches(reader, order, lambda reader, i: view(reader, i, 0), batch_size=BATCH, workers=workers):
             if maps:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Integer
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,7 +61,7 @@ class MAE(nn.Module):
         prefix, visible = x[:, :1], x[:, 1:]
         hidden = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
         patches = torch.cat([visible, hidden], dim=1).gather(1, _columns(ids_restore, x.shape[2]))
-        return self._predict(torch.cat([prefix, patches], dim=1) + self.positions)[:, 1:]
+        return self._predict(torch.cat([prefix, patches], dim=1) + self._places(mask.shape[1]))[:, 1:]
 
     def decode_some(
         self, latent: Float[Tensor, "b t d"], mask: Bool[Tensor, "b n"], num_masked: int, some: Bool[Tensor, "b n"],
@@ -73,9 +74,15 @@ class MAE(nn.Module):
         x = self.decoder["embed"](latent)
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_some, -1)], dim=1)
         places = torch.cat([torch.zeros_like(ids_keep[:, :1]), torch.cat([ids_keep, ids_some], dim=1) + 1], dim=1)
-        pred = self._predict(x + self.positions[0, places])[:, -num_some:]
-        n, v = mask.shape[1], pred.shape[2]
+        n = mask.shape[1]
+        pred = self._predict(x + self._places(n)[0, places])[:, -num_some:]
+        v = pred.shape[2]
         return pred.new_zeros(len(pred), n, v).scatter(1, _columns(ids_some, v), pred)
+
+    def _places(self, n: int) -> Float[Tensor, "1 {n+1} d"]:
+        """The decoder's positions on a square grid of `n` patches, resampled as timm does the encoder's."""
+        side = int(n**0.5)
+        return resample_abs_pos_embed(self.positions, [side, side], num_prefix_tokens=1)
 
     def _predict(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
         return self.decoder["pred"](self.decoder["norm"](self.decoder["blocks"](x)))

@@ -17,6 +17,7 @@ from semmae.augment import crop_part_maps
 from semmae.params import STRICT, Betas, Portion, Share, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
+from semmae.resolution import Resolution, by_epoch
 from semmae.rng import fold, torch_generator
 from semmae.run import Compute, Run
 from semmae.views import Crop, OneCrop
@@ -64,6 +65,7 @@ class Recipe:
     reconstruct: Portion  # share of the masked patches that is decoded, drawn per step; the others cost nothing
     decoder: Decoder
     crop: Crop
+    resolution: Resolution | None  # of smaller images at first
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,6 +86,14 @@ class Masking:
     inter_part: Curriculum
 
 
+def budget(patches: int, mask_ratio: float, reconstruct: float) -> tuple[int, int]:
+    """How many of an image's patches are masked, and how many of those are decoded; ValueError if no patch is left."""
+    num_masked = masking.num_masked(patches, mask_ratio)
+    if num_masked == patches:
+        raise ValueError(f"mask_ratio is {mask_ratio}, which leaves none of {patches} patches; lower it")
+    return num_masked, max(1, round(reconstruct * num_masked))
+
+
 def pretrain(
     recipe: Recipe, masks: Masking, encoder: VisionTransformer, *, reader: Reader, maps: PartMaps | None, seed: int,
     compute: Compute, world: dist.World, run: Run, measure: Callable[[VisionTransformer, int, bool], dict[str, float]],
@@ -91,16 +101,14 @@ def pretrain(
     """Train `encoder` in place and return it with its decoder; `measure(encoder, epoch, last)` adds to an epoch's
     history.
     """
-    strategy, (size, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
-    grid, b = encoder.patch_embed.grid_size, recipe.batch_size
-    num_masked = masking.num_masked(grid[0] * grid[1], masks.mask_ratio)
-    num_decoded = max(1, round(recipe.reconstruct * num_masked))
-    if num_masked == grid[0] * grid[1]:
-        raise ValueError(f"mask_ratio is {masks.mask_ratio}, which leaves none of {num_masked} patches; lower it")
+    strategy, (full, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
+    (patch_size, _), b = encoder.patch_embed.patch_size, recipe.batch_size
+    sizes = by_epoch(recipe.resolution, img_size=full, epochs=recipe.epochs, patch_size=patch_size)
+    budgets = {size: budget((size // patch_size) ** 2, masks.mask_ratio, recipe.reconstruct) for size in set(sizes)}
     evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
     if evidence and getattr(maps, evidence) is None:
         raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")
-    crops = OneCrop(seed, recipe.crop, size, maps if evidence else None, evidence or "")
+    crops = OneCrop(seed, recipe.crop, sizes, maps if evidence else None, evidence or "")
 
     torch.manual_seed(fold(seed, "decoder"))
     model = mae.MAE(encoder, **vars(recipe.decoder)).to(world.device).train()
@@ -118,6 +126,8 @@ def pretrain(
         warmup = recipe.warmup_epochs * step.per_epoch
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
         inter_part = masking.inter_part(step.progress, **vars(masks.inter_part))
+        side, (num_masked, num_decoded) = sizes[step.epoch] // patch_size, budgets[sizes[step.epoch]]
+        grid = (side, side)
         noise = strategy.draw(b, grid, generator=torch_generator(seed, "mask", step.number))
         seen = {}
         if evidence:

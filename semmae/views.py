@@ -4,6 +4,7 @@ Every box and colour is drawn from (seed, epoch, key). The loaders are called by
 too, as `load(reader, index, epoch)`; they return uint8 arrays, which the device normalises.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,14 +50,14 @@ class OneCrop:
 
     seed: int
     crop: Crop
-    img_size: int
+    sizes: Sequence[int]  # pixels of a side, by epoch
     maps: PartMaps | None
     field: str  # part_map or attention
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
         rng = numpy_generator(self.seed, "crop", epoch, reader.keys[index])
         box = random_box(rng, reader.size(index), self.crop)
-        sample = {"key": reader.keys[index], "image": load_crop(reader, index, box, self.img_size)}
+        sample = {"key": reader.keys[index], "image": load_crop(reader, index, box, self.sizes[epoch])}
         if self.maps is not None:
             sample |= {"evidence": getattr(self.maps, self.field)[index].reshape(self.maps.grid), "box": np.array(box)}
         return sample

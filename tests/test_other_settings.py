@@ -55,6 +55,25 @@ def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
     assert found[0]["loss"] != whole[0]["loss"]
 
 
+def test_images_grow_while_an_encoder_learns(inside: Project, monkeypatch: pytest.MonkeyPatch):
+    inside.set("pretrain.recipe.resolution", {"start": 16, "step": 8, "until": 0.7})
+    inside.set("pretrain.online_knn.every_epochs", 0)
+    seen = []
+    forward = mae.MAE.forward
+
+    def counted(model: mae.MAE, images: torch.Tensor, mask: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append((images.shape[-1], mask.shape[1]))
+        assert mask.sum(1).tolist() == [round(0.75 * mask.shape[1])] * len(mask)
+        return forward(model, images, mask, *rest)
+
+    monkeypatch.setattr(mae.MAE, "forward", counted)
+    call("pretrain")
+    assert list(dict.fromkeys(seen)) == [(16, 4), (24, 9), (32, 16)]
+    found = json.loads(Path("data/pretrain/history.json").read_text())
+    assert len(found) == 6
+    assert found[-1]["loss"] < found[0]["loss"]
+
+
 def test_what_bf16_cannot_compute_is_computed_in_fp32(
     inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -26,7 +26,7 @@ LAYERS = (  # see docs/architecture.md; a file imports from its own layer and fr
     " checkpoint progress palettes overlays curves tables confusions recipes comparison",
     "vit mae ibot foreign teacher encoders foreground parts heads classifier attentive readout features baselines"
     " part_baselines health",
-    "run spikes resume pretraining distillation finetuning evaluations segmentation_views segmentation"
+    "run spikes resume resolution pretraining distillation finetuning evaluations segmentation_views segmentation"
     " segmentation_probes segmentation_linear segmentation_knn segmentation_upernet figures soft_maps state flow export"
     " encode promotion doctor",
     "__main__",

@@ -27,18 +27,18 @@ def painted(reader: Reader) -> PartMaps:
 
 
 def test_a_crop_depends_on_seed_epoch_and_key_alone(reader):
-    load = OneCrop(0, CROP, 32, None, "")
+    load = OneCrop(0, CROP, [32] * 3, None, "")
     first = load(reader, 3, 1)["image"]
     assert np.array_equal(first, load(reader, 3, 1)["image"])
     assert np.array_equal(first, load(reader.select(np.array([5, 3])), 1, 1)["image"])
     assert not np.array_equal(first, load(reader, 3, 2)["image"])
-    assert not np.array_equal(first, OneCrop(1, CROP, 32, None, "")(reader, 3, 1)["image"])
+    assert not np.array_equal(first, OneCrop(1, CROP, [32] * 3, None, "")(reader, 3, 1)["image"])
 
 
 def test_the_evidence_is_cropped_with_the_image(reader):
     maps = painted(reader)
     whole = Crop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0)
-    load = OneCrop(0, whole, 32, maps, "part_map")
+    load = OneCrop(0, whole, [32] * 2, maps, "part_map")
     (batch,) = batches(reader, np.arange(8), lambda reader, i: load(reader, i, 0), batch_size=8, workers=0)
     cropped = crop_part_maps(batch["evidence"], batch["box"], (4, 4)).numpy()
     assert np.array_equal(cropped, maps.part_map[:8].reshape(8, 4, 4)[:, :, ::-1])

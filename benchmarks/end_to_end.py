@@ -79,8 +79,8 @@ def measure(root: Path, args: argparse.Namespace, world: dist.World) -> dict[str
     maps = PartMaps(reader.keys, np.tile(bands, (len(reader), 1)), None, {"grid": (grid, grid)}, 0)
     recipe = pretraining.Recipe(
         epochs=1, batch_size=args.batch, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=0, weight_decay=0.05,
-        betas=(0.9, 0.95), clip_grad=None, max_skips=0, norm_pix_loss=True, reconstruct=1.0,
-        decoder=pretraining.Decoder(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5), resolution=None,
+        betas=(0.9, 0.95), clip_grad=None, max_skips=0, norm_pix_loss=True, reconstruct=1.0, resolution=None,
+        decoder=pretraining.Decoder(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
     )  # fmt: skip
     compute = Compute(args.device, args.precision, args.compile, args.workers, checkpoint_minutes=1e6)
     masks = pretraining.Masking(strategy="semantic", mask_ratio=RATIO, inter_part=CURRICULUM)

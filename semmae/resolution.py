@@ -5,9 +5,7 @@ The part map follows by itself, since a crop takes its labels from the whole ima
 positions are resampled from those of the full size.
 """
 
-from typing import Self
-
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae.params import STRICT, Portion

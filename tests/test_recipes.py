@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from semmae import mae, masking, optim, params, recipes, teacher, vit
 from semmae.__main__ import app, main
+from semmae.resolution import by_epoch
 from stages.finetune import Finetune
 from stages.linear import Linear
 from stages.parts import Parts
@@ -26,6 +27,7 @@ SIZES = {  # parameters: of the MAE, then of its teacher
     "imagenet_vitb16_800ep": (111_907_840, 21_665_664),
     "imagenet_vitb8_800ep": (111_922_624, 21_665_664),
     "imagenet_vitl16_800ep": (329_541_888, 21_665_664),
+    "h200_one_day": (111_907_840, 21_665_664),
 }
 STEPS = {  # images of train; then steps and rate of pretraining, rate of fine-tuning, and of a linear probe at 0.1
     "creatures": (4000, 16 * 62, 2e-3, 5e-4, 0.1),
@@ -33,6 +35,7 @@ STEPS = {  # images of train; then steps and rate of pretraining, rate of fine-t
     "imagenet_vitb16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
     "imagenet_vitb8_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
     "imagenet_vitl16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 4e-3, 6.4),
+    "h200_one_day": (IMAGENET, 300 * 312, 2.4e-3, 2e-3, 6.4),
 }
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 VITS = {
@@ -40,6 +43,7 @@ VITS = {
     "imagenet_vitb8_800ep": (768, 12, 8),
     "imagenet_vitl16_800ep": (1024, 24, 16),
 }
+PRICED = VITS | {"h200_one_day": VITS["imagenet_vitb16_800ep"]}
 
 
 def semmae(*arguments: str) -> str:
@@ -145,35 +149,54 @@ def products(width: int, depth: int, tokens: int) -> int:
     return depth * (2 * 12 * width**2 * tokens + 2 * 2 * tokens**2 * width)
 
 
-@pytest.mark.parametrize("name", VITS)
+def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: float = 0.0) -> int:
+    """FLOP per image: the encoder on what is left; where something is masked, MAE's decoder on everything."""
+    n, pixels = (img_size // patch) ** 2, 3 * patch**2
+    seen, embed = n + 1 - (masking.num_masked(n, mask_ratio) if mask_ratio else 0), 2 * pixels * width * n
+    decoder = products(512, 8, n + 1) + 2 * (width * seen + pixels * n) * 512 if mask_ratio else 0
+    return products(width, depth, seen) + embed + decoder
+
+
+@pytest.mark.parametrize("name", PRICED)
 def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
-    """Backward is twice forward; pretraining runs the encoder on what is left and the decoder on everything."""
-    file, (width, depth, patch) = ROOT / f"recipes/{name}.yaml", VITS[name]
-    cost, n, pixels = recipes.head(file)["cost"], (224 // patch) ** 2, 3 * patch**2
-    section, tuned = params.load(Pretrain, "pretrain", file=file), params.load(Finetune, "finetune", file=file).protocol
-    seen = n - masking.num_masked(n, section.masking.mask_ratio) + 1
-    embed = 2 * pixels * width * n
-    pretrain = products(width, depth, seen) + products(512, 8, n + 1) + embed + 2 * (width * seen + pixels * n) * 512
-    shares = sum(shots.share for shots in tuned.low_shot)
-    work = [
-        3 * forward * epochs * (IMAGENET // batch * batch)
-        for forward, epochs, batch in (
-            (pretrain, section.recipe.epochs, section.recipe.batch_size),
-            ((1 + shares) * (products(width, depth, n + 1) + embed), tuned.recipe.epochs, tuned.recipe.batch_size),
-        )
-    ]
+    """Backward is twice forward; pretraining epoch by epoch at its size of images."""
+    file, shape = ROOT / f"recipes/{name}.yaml", PRICED[name]
+    cost, patch = recipes.head(file)["cost"], shape[2]
+    section, tuned = params.load(Pretrain, "pretrain", file=file), params.load(Finetune, "finetune", file=file)
+    recipe, masks, tuning = section.recipe, section.masking, tuned.protocol.recipe
+    sizes = by_epoch(recipe.resolution, img_size=224, epochs=recipe.epochs, patch_size=patch)
+    each = [forward(*shape, size, mask_ratio=masks.mask_ratio) for size in sizes]
+    work = [3 * sum(each) * (IMAGENET // recipe.batch_size * recipe.batch_size)]
+    if tuned.datasets:
+        epochs = tuning.epochs * (1 + sum(shots.share for shots in tuned.protocol.low_shot))
+        work.append(3 * forward(*shape, 224) * epochs * (IMAGENET // tuning.batch_size * tuning.batch_size))
     *said, rate = map(float, re.findall(r"([\d.]+e\d+) FLOP", cost))
     assert [f"{value:.1e}" for value in work] == [f"{value:.1e}" for value in said]
     hours = float(re.search(r"([\d,]+) GPU hours if", cost)[1].replace(",", ""))
     assert hours == round(sum(work) / rate / 3600)
-    assert float(re.search(r"part maps: ([\d.]+) GB", cost)[1]) == pytest.approx(IMAGENET * n / 1e9, rel=0.02)
+    assert float(re.search(r"part maps: ([\d.]+) GB", cost)[1]) == pytest.approx(
+        IMAGENET * (224 // patch) ** 2 / 1e9, rel=0.02
+    )
+
+
+def test_a_day_is_enough_for_the_recipe_of_one_day():
+    """Pretraining at the rate that its price assumes, and half as long again for all else."""
+    section = params.load(Pretrain, "pretrain", file=ROOT / "recipes/h200_one_day.yaml")
+    cost = recipes.head(ROOT / "recipes/h200_one_day.yaml")["cost"]
+    assert 1.5 * float(re.search(r"([\d,]+) GPU hours if", cost)[1]) <= 24
+    sizes = by_epoch(section.recipe.resolution, img_size=224, epochs=300, patch_size=16)
+    shape = PRICED["h200_one_day"]
+    share = sum(forward(*shape, size, mask_ratio=0.75) for size in sizes) / (
+        300 * forward(*shape, 224, mask_ratio=0.75)
+    )
+    assert float(re.search(r"(\d+) % of what", cost)[1]) == round(100 * share)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_score_names_its_source(file: Path):
     """Published ones by an address, measured ones by the section of the results that has the numbers."""
     score = recipes.head(file)["score"]
-    if file.stem in VITS:
+    if file.stem in PRICED:
         assert "https://arxiv.org/abs/" in score
         assert re.search(r"table \d", score)
         return

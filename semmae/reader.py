@@ -14,6 +14,7 @@ from typing import Any, SupportsIndex
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -62,6 +63,8 @@ class Reader:
         self._size = np.stack([_integers(table["height"]), _integers(table["width"])], axis=1).astype(np.int32)
         self._row = row
         self.weights = _weights(table["source"], self.meta["sources"]) if "source" in columns else None
+        del table, shards
+        pa.default_memory_pool().release_unused()  # Arrow keeps for itself what it has freed
         self._files: dict[str, io.FileIO] = {}
 
     def __len__(self) -> int:

@@ -82,7 +82,7 @@ def measure(root: Path, args: argparse.Namespace, world: dist.World) -> dict[str
         betas=(0.9, 0.95), clip_grad=None, max_skips=0, norm_pix_loss=True, reconstruct=1.0, resolution=None,
         decoder=pretraining.Decoder(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
     )  # fmt: skip
-    compute = Compute(args.device, args.precision, args.compile, args.workers, checkpoint_minutes=1e6)
+    compute = Compute(args.device, args.precision, args.compile, args.workers, window=None, checkpoint_minutes=1e6)
     masks = pretraining.Masking(strategy="semantic", mask_ratio=RATIO, inter_part=CURRICULUM)
 
     def rate(kind: type[Timed]) -> float:

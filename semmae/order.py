@@ -4,29 +4,43 @@
 """
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, Integer
 
 from semmae import rng
 
 
 def epoch_order(
-    num_samples: int, *, seed: int, epoch: int, weights: Float64[np.ndarray, " n"] | None = None
-) -> Int64[np.ndarray, " k"]:
+    num_samples: int, *, seed: int, epoch: int, weights: Float64[np.ndarray, " n"] | None = None,
+    shards: Integer[np.ndarray, " n"] | None = None, window: int | None = None,
+) -> Int64[np.ndarray, " k"]:  # fmt: skip
     """The samples of one epoch in their order: a permutation of all, or of what `weights` ask for.
+
+    With a `window` the shards (by their number 0, 1, ... for each sample) are dealt at random into windows of so many,
+    and samples are permuted in each window alone: a disk that is cold or far away reads few shards at a time.
 
     A sample of weight w is there floor(w) times; what is missing to round(w * n), n being the number of samples of
     that weight, is a seeded choice among them that moves on from epoch to epoch, so that all get their turn.
     """
-    order = rng.numpy_generator(seed, "epoch_order", epoch)
+    found = rng.numpy_generator(seed, "epoch_order", epoch).permutation(_seen(num_samples, seed, epoch, weights))
+    if window is None or shards is None:
+        return found
+    turn = rng.numpy_generator(seed, "shard_order", epoch).permutation(int(shards.max()) + 1)
+    return found[np.argsort(turn[shards[found]] // window, kind="stable")]
+
+
+def _seen(
+    num_samples: int, seed: int, epoch: int, weights: Float64[np.ndarray, " n"] | None
+) -> Int64[np.ndarray, " k"]:
+    """What an epoch sees, in no random order."""
     if weights is None:
-        return order.permutation(num_samples)
+        return np.arange(num_samples)
     seen = []
     for weight in np.unique(weights):
         ids = np.flatnonzero(weights == weight)
         more = _times(len(ids), weight) - int(weight) * len(ids)
         turn = rng.numpy_generator(seed, "weight", repr(float(weight))).permutation(ids)
         seen += [np.repeat(ids, int(weight)), turn[(epoch * more + np.arange(more)) % len(ids)]]
-    return order.permutation(np.concatenate(seen))
+    return np.concatenate(seen)
 
 
 def epoch_size(num_samples: int, weights: Float64[np.ndarray, " n"] | None) -> int:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from semmae import artifact, digests, images
+from semmae import artifact, digests, images, order
 
 COLUMNS = (  # of the index, that reading takes; the last one only where sources have weights
     "key", "split", "shard", "offset", "size", "mask_offset", "mask_size", "height", "width", "label", "source",
@@ -32,7 +32,8 @@ class Reader:
     """The samples of one split (None: of all) of the dataset in a folder; `select` makes views.
 
     It holds the index in memory and opens a shard when it first reads from it; it may be pickled and forked. `weights`
-    says how often an epoch of training sees each sample; None: each once.
+    says how often an epoch of training sees each sample (None: each once), `window` how many shards it mixes at a time
+    (None: all).
     """
 
     def __init__(self, dataset: Path, split: str | None = None, verify: bool = False) -> None:
@@ -61,10 +62,11 @@ class Reader:
         self._image_span = np.stack([_integers(table["offset"]), _integers(table["size"])], axis=1)
         self._mask_span = np.stack([_integers(table["mask_offset"]), _integers(table["mask_size"])], axis=1)
         self._size = np.stack([_integers(table["height"]), _integers(table["width"])], axis=1).astype(np.int32)
-        self._row = row
+        self._row, self._shard = row, shard
         self.weights = _weights(table["source"], self.meta["sources"]) if "source" in columns else None
         del table, shards
         pa.default_memory_pool().release_unused()  # Arrow keeps for itself what it has freed
+        self.window: int | None = None
         self._files: dict[str, io.FileIO] = {}
 
     def __len__(self) -> int:
@@ -119,10 +121,22 @@ class Reader:
         view._files = self._files
         view.keys = [self.keys[i] for i in ids]
         view.shards = [self.shards[i] for i in ids]
-        view.labels, view._row = self.labels[ids], self._row[ids]
+        view.labels, view._row, view._shard = self.labels[ids], self._row[ids], self._shard[ids]
         view.weights = None if self.weights is None else self.weights[ids]
         view._image_span, view._mask_span, view._size = self._image_span[ids], self._mask_span[ids], self._size[ids]
         return view
+
+    def windowed(self, window: int | None) -> "Reader":
+        """A view whose epochs read so many shards at a time."""
+        view = copy.copy(self)
+        view.window = window
+        return view
+
+    def epoch_order(self, *, seed: int, epoch: int) -> Int64[np.ndarray, " k"]:
+        """The samples of an epoch of training, by `weights` and `window`."""
+        return order.epoch_order(
+            len(self), seed=seed, epoch=epoch, weights=self.weights, shards=self._shard, window=self.window
+        )
 
     def rows_in_shard(self) -> Int64[np.ndarray, " n"]:
         """The position of each sample in its shard."""

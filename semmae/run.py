@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from semmae import adoption, artifact, checkpoint, dist
-from semmae.order import epoch_order, epoch_size
+from semmae.order import epoch_size
 from semmae.params import STRICT
 from semmae.progress import Progress
 from semmae.reader import Reader, batches
@@ -39,7 +39,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, config=STRICT)
 class Inference:
-    """Where and how fast a stage computes; of these only `precision` is meant to move a result."""
+    """Where and how fast a stage computes; of these only `precision` (and `window`, where it trains) is meant to move a
+    result.
+    """
 
     device: dist.Device
     precision: dist.Precision
@@ -55,6 +57,7 @@ class Inference:
 class Compute(Inference):
     """The same of a stage that trains."""
 
+    window: PositiveInt | None  # shards whose samples are mixed at a time; null: all of them
     checkpoint_minutes: NonNegativeFloat
 
 
@@ -168,8 +171,9 @@ class Run:
         with Progress(self.stage, steps, per_epoch, batch_size, start=number, shown=self.world.leads) as progress:
             while number < steps:
                 epoch, first = divmod(number, per_epoch)
-                order = epoch_order(len(reader), seed=seed, epoch=epoch, weights=reader.weights)
-                order = order[: per_epoch * batch_size].reshape(per_epoch, self.world.size, share)
+                order = reader.epoch_order(seed=seed, epoch=epoch)[: per_epoch * batch_size].reshape(
+                    per_epoch, self.world.size, share
+                )
                 mine = order[first:, self.world.rank].reshape(-1)
                 for batch in batches(reader, mine, _Load(load, epoch), batch_size=share, workers=workers):
                     ends_epoch = (number + 1) % per_epoch == 0

@@ -109,7 +109,8 @@ def main() -> None:
             )  # fmt: skip
             runs.enter_context(now)  # its checkpoints stay until all is done
             how = replace(protocol, recipe=replace(protocol.recipe, **changed))
-            result = trained(how, network, config, splits=(reader, val), world=world, now=now)
+            splits = (reader.windowed(protocol.compute.window), val)
+            result = trained(how, network, config, splits=splits, world=world, now=now)
             curves[what] = result.history
             return result
 

@@ -83,7 +83,8 @@ def main() -> None:
     """Learn parts by the method that parts.method names."""
     section = params.load(Parts, "parts")
     verify_shards(SHARDS / section.dataset)
-    reader, elder = Reader(SHARDS / section.dataset, "train"), teacher.load(TEACHER)
+    reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.window)
+    elder = teacher.load(TEACHER)
     config = {
         "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,
         "grid": elder.grid(section.img_size), "width": elder.embed_dim, "teacher": elder.digest,

@@ -45,7 +45,7 @@ def main() -> None:
     section = params.load(Pretrain, "pretrain")
     shards = SHARDS / section.dataset
     verify_shards(shards)
-    reader = Reader(shards, "train")
+    reader = Reader(shards, "train").windowed(section.compute.window)
     made_by = {"teacher": artifact.model_digest(TEACHER, "teacher"), "parts": artifact.model_digest(PARTS, "parts")}
     maps = part_maps.join(PART_MAPS / section.dataset, reader, **made_by)
     inputs = [artifact.sha256(shards / "shards.json"), *made_by.values()]

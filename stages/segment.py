@@ -172,6 +172,7 @@ def prepared(
     side = protocol.crop or artifact.read_json(PRETRAIN / "encoder.json")["img_size"]
     windows = segmentation.Windows(protocol.short_side, side, protocol.stride)
     taught = train.select(np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]))
+    taught = taught.windowed(protocol.compute.window)
     return Task(
         protocol,
         segmentation_probes.hold_out(taught, share=protocol.holdout, seed=protocol.seed),

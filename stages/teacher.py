@@ -61,7 +61,7 @@ def main() -> None:
     """Freeze a teacher from the source that teacher.source names."""
     section = params.load(Teacher, "teacher")
     verify_shards(SHARDS / section.dataset)
-    reader = Reader(SHARDS / section.dataset, "train")
+    reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.window)
     inputs = [artifact.sha256(SHARDS / section.dataset / "shards.json")]
     minutes = section.compute.checkpoint_minutes
     with (

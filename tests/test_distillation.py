@@ -14,7 +14,7 @@ from semmae.reader import Reader
 from semmae.run import Compute, Run, Step
 
 ALONE = dist.World(0, 1, torch.device("cpu"))
-COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, checkpoint_minutes=60)
+COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
 NETWORK = Network(patch_size=8, embed_dim=32, depth=1, num_heads=2)
 RECIPE = params.load(distillation.Recipe, "teacher", "ibot", file=Path(__file__).parent / "toy/params.yaml")
 

@@ -34,7 +34,7 @@ linear:
 attentive:
   protocol: {queries: 4, base_lrs: [0.1, 0.01], weight_decays: [0.05, 0.0], holdout: 0.25, epochs: 4, warmup_epochs: 1,
     batch_size: 8, betas: [0.9, 0.95], baselines: true, seed: 0,
-    compute: {device: cpu, precision: fp32, compile: false, workers: 0, checkpoint_minutes: 5}}
+    compute: {device: cpu, precision: fp32, compile: false, workers: 0, window: null, checkpoint_minutes: 5}}
   datasets: {toy: {epochs: 3}}
 part_scores:
   protocol: {sample: 20, baselines: true, seed: 0, batch_size: 16, workers: 0, device: cpu, precision: fp32}

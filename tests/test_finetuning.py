@@ -24,7 +24,7 @@ from semmae.views import Crop
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 ALONE = dist.World(0, 1, torch.device("cpu"))
 CROP, POLICY = Crop((0.4, 1.0), (0.75, 1.3333), 0.5), RandAugment(2, 9, 0.5)
-COMPUTE = run.Compute("cpu", "fp32", False, 0, 5.0)
+COMPUTE = run.Compute("cpu", "fp32", False, 0, None, 5.0)
 
 
 def encoder() -> VisionTransformer:

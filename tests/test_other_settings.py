@@ -12,7 +12,7 @@ import torch
 from project import Project, call
 from safetensors.torch import load_file, save_file
 
-from semmae import artifact, mae, optim, part_maps, parts, teacher
+from semmae import artifact, mae, optim, order, part_maps, parts, teacher
 from semmae.reader import Reader
 
 
@@ -53,6 +53,26 @@ def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
     assert found[-1]["loss"] < found[0]["loss"]
     assert found[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.1)  # of fewer patches, and so not the same
     assert found[0]["loss"] != whole[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "section"),
+    [(name, name) for name in ("teacher", "parts", "pretrain")]
+    + [(name, f"{name}.protocol") for name in ("attentive", "finetune", "segment")],
+)
+def test_a_stage_that_trains_reads_as_few_shards_at_a_time_as_it_is_told(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, stage: str, section: str
+):
+    inside.set(f"{section}.compute.window", 2)
+    epoch_order, found = order.epoch_order, []
+
+    def noted(*arguments: Any, **keywords: Any) -> np.ndarray:
+        found.append((keywords["window"], epoch_order(*arguments, **keywords)))
+        return found[-1][1]
+
+    monkeypatch.setattr(order, "epoch_order", noted)
+    call(stage, *(["toy"] if "protocol" in section else []))
+    assert {window for window, _ in found} == {2}
 
 
 def test_images_grow_while_an_encoder_learns(inside: Project, monkeypatch: pytest.MonkeyPatch):

@@ -32,7 +32,7 @@ segment:
     examples: 3
     batch_size: 4
     seed: 0
-    compute: {device: cpu, precision: fp32, compile: false, workers: 0, checkpoint_minutes: 5}
+    compute: {device: cpu, precision: fp32, compile: false, workers: 0, window: null, checkpoint_minutes: 5}
   datasets: {toy: {}, gone: {}}
 """
 

@@ -16,7 +16,7 @@ from semmae.run import Compute, Run
 from semmae.segmentation_views import Crops, TrainCrop
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, checkpoint_minutes=60)
+COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}
 RECIPE = upernet.Recipe(
     width=8, auxiliary_width=4, auxiliary_weight=0.4, epochs=3, batch_size=8, base_lr=0.1, min_lr=0.0,

@@ -1,0 +1,101 @@
+"""What an epoch's order costs where the shards are not in memory: one permutation of all, or windows of shards.
+
+    python -m benchmarks.cold [--shards 48] [--windows 8 2] [--memory 12000] [--rounds 3] [--folder DIR]
+        [--json out.json]
+
+Synthetic shards of a thousand samples of 20,000 bytes, without an image in them; every round reads each sample once in
+every order, from one process. The system is told to forget the files before, and again after every `--memory` samples,
+as it must where a dataset is larger than its memory. `--folder` is where they lie: put it on the disk in question. The
+table gives medians: samples a second, the ratio to the permutation of the same round, and how many bytes the disk has
+given for each that was asked for (it reads ahead; Linux).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benchmarks.growth import PER_SHARD, SHARDS, prepare
+from semmae.reader import Reader
+
+STRIDE, ALL = 20_000, "all shards"
+
+
+def fill(root: Path, shards: int) -> Reader:
+    """The dataset of benchmarks/growth.py, its shards filled with noise."""
+    prepare(root, shards * PER_SHARD)
+    content = np.random.default_rng(0).bytes(STRIDE * PER_SHARD)
+    for path in (root / SHARDS).glob("*.tar"):
+        with open(path, "wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+    return Reader(root / SHARDS)
+
+
+def forget(folder: Path) -> None:
+    """Let the system drop what it keeps of the files in memory."""
+    for path in folder.glob("*.tar"):
+        file = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def from_disk() -> int:
+    """Bytes that this process has made the disks read."""
+    told = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in told if line.startswith("read_bytes"))
+
+
+def epoch(reader: Reader, number: int, *, memory: int) -> dict[str, float]:
+    """Samples a second, and bytes read for each byte asked for."""
+    order, before, asked, seconds = reader.epoch_order(seed=0, epoch=number), from_disk(), 0, 0.0
+    for first in range(0, len(order), memory):
+        forget(reader.dataset)
+        start = time.perf_counter()
+        asked += sum(len(reader.encoded(index)) for index in order[first : first + memory])
+        seconds += time.perf_counter() - start
+    return {"rate": len(order) / seconds, "read": (from_disk() - before) / asked}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shards", type=int, default=48)
+    parser.add_argument("--windows", type=int, nargs="+", default=[8, 2])
+    parser.add_argument("--memory", type=int, default=12_000, help="samples that the system can keep")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="semmae-cold-", dir=args.folder))
+    try:
+        reader = fill(root, args.shards)
+        orders = {ALL: None} | {f"windows of {window} shards": window for window in args.windows}
+        rounds = [
+            {name: epoch(reader.windowed(window), number, memory=args.memory) for name, window in orders.items()}
+            for number in range(args.rounds)
+        ]
+    finally:
+        shutil.rmtree(root)
+    table = {
+        name: {
+            "rate": median(row[name]["rate"] for row in rounds),
+            "ratio": median(row[name]["rate"] / row[ALL]["rate"] for row in rounds),
+            "read": median(row[name]["read"] for row in rounds),
+        }
+        for name in orders
+    }
+    print(f"{args.shards} shards of {PER_SHARD} samples {'samples/s':>12s} {'ratio':>7s} {'bytes read per byte':>20s}")
+    for name, row in table.items():
+        print(f"  {name:30s} {row['rate']:12.0f} {row['ratio']:7.2f} {row['read']:20.2f}")
+    if args.json:
+        args.json.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,10 +2,10 @@
 
     python -m benchmarks.part_maps [--images 128] [--side 256] [--img-size 224] [--workers 1] [--rounds 5] [--json out]
 
-A shard of drawn JPEGs, an untrained ViT-S/16 as the teacher, k-means of its tokens as the parts. Every round times the
-teacher's bare forward over ready tensors, then `write_shard` as the stage runs it (read, decode, forward, assign, write
-to the store); the ratio is the median over rounds. Then bytes per image of the files, and the time of their join with
-the index, per image.
+A shard of drawn JPEGs, an untrained ViT-S/16 as the teacher, the part learner fitted to its tokens. Every round times
+the teacher's bare forward over ready tensors, then `write_shard` as the stage runs it (read, decode, forward, assign,
+write to the store); the ratio is the median over rounds. Then bytes per image of the files, and the time of their join
+with the index, per image.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     vit.use_fastest_attention(elder, device)
     view, order = Whole(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
-    learner = clusters(elder, ready[0], args.img_size).to(device)
+    learner = learnt(elder, ready[0], args.img_size).to(device)
     section = PartMaps("drawn", BATCH, False, run.Inference(args.device, args.precision, False, args.workers))
     (shard,) = reader.meta["shards"]
     made = {
@@ -84,14 +84,17 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def clusters(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> parts.KMeansParts:
-    """The parts: k-means of the tokens of a batch."""
-    shape = {"grid": elder.grid(img_size), "width": elder.embed_dim, "img_size": img_size, "teacher": elder.digest}
-    found = parts.KMeansParts(
-        {"method": "kmeans", "num_parts": NUM_PARTS, "background": False, "temperature": 0.1, **shape}
-    )
-    found.fit(elder.encode(images).patch.float(), seed=0)
-    return found
+def learnt(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> parts.PartLearner:
+    """The parts as the learner starts: its foreground and its queries fitted to the tokens of a batch."""
+    config = {
+        "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size, "class_token": True,
+        "grid": elder.grid(img_size), "width": elder.embed_dim, "values": elder.embed_dim, "teacher": elder.digest,
+        "foreground": {"clusterings": 16, "clusters": 24, "place": 1.0, "walk": 10}, "geometry": 1.0,
+        "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 64, "decoder_depth": 2,
+    }  # fmt: skip
+    found = parts.PartLearner(config)
+    found.fit(elder.encode(images).patch.float().cpu(), seed=0)
+    return found.eval().requires_grad_(False)
 
 
 def main() -> None:

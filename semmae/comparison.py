@@ -89,24 +89,31 @@ def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[s
     """The part scores as by `parts`, of the parts alone and setting by setting; first what most runs have in common.
 
     A setting is named by those of `parameters` (params.yaml) in which it differs from the commonest values; seeds are
-    its runs.
+    its runs, and how it was scored is none of it.
     """
     known = pd.json_normalize(parameters).columns
-    names = [name for name in known if name in runs and not name.endswith("seed")]
-    values = runs[names].astype(object).where(runs[names].notna(), None)
-    usual = {name: values[name].map(str).mode()[0] for name in names}
+    names = [n for n in known if n in runs and not n.endswith("seed") and not n.startswith("part_scores.")]
+    values = runs[names].map(lambda value: "null" if pd.isna(value) else _short(value))
+    usual = values.mode().iloc[0]
 
     def setting(row: pd.Series) -> str:
-        changed = [name for name in names if str(row[name]) != usual[name]]
-        told = [
-            f"{name}={row[name]}" if row[name] is not None else f"{name.rpartition('.')[0]}=null" for name in changed
-        ]
+        told = []
+        for name in names:
+            section = f"{name.rpartition('.')[0]}."
+            gone = all(row[sibling] == "null" for sibling in names if sibling.startswith(section))
+            if row[name] != usual[name]:
+                told.append(f"{section[:-1]}=null" if gone else f"{name}={row[name]}")
         return ", ".join(dict.fromkeys(told)) or "as it is"
 
     groups = dict(list(runs.groupby(values.apply(setting, axis=1), sort=False)))
     order = sorted(groups, key=lambda name: name != "as it is")
     tables = [parts(groups[name], dataset, level=level).query("line == 'parts'").assign(line=name) for name in order]
     return pd.concat(tables).rename(columns={"line": "setting"}).fillna("-")
+
+
+def _short(value: object) -> str:
+    """A value of params.yaml as one would type it: where some runs lack a column, its whole numbers come as 1.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _parts_first(cell: tuple[str, str]) -> bool:

@@ -84,18 +84,20 @@ def test_part_scores_are_lines_of_means(tmp_path: Path):
 
 def test_an_ablation_names_what_differs_from_most_runs(tmp_path: Path):
     parameters = {"parts": {"seed": 0, "learned": {"geometry": 1.0, "foreground": {"place": 0.2, "walk": 10}}}}
+    parameters["part_scores"] = {"protocol": {"on": True}}  # no part of a setting
     (tmp_path / "runs.csv").write_text(
         "parts.seed,parts.learned.geometry,parts.learned.foreground.place,parts.learned.foreground.walk,"
-        "part_scores.a.patch.fg_iou,part_scores.a.grid.patch.fg_iou,part_scores.a.patch.used\n"
-        "0,0.0,0.2,10,0.25,0.1,1\n0,1.0,0.2,10,0.5,0.1,1\n1,1.0,0.2,10,0.75,0.1,1\n2,1.0,0.2,10,1.0,0.1,1\n"
-        "0,1.0,,,0.125,0.1,1\n"
+        "part_scores.a.patch.fg_iou,part_scores.a.grid.patch.fg_iou,part_scores.a.patch.used,part_scores.protocol.on\n"
+        "0,0.0,0.2,10,0.25,0.1,1,True\n0,1.0,0.2,10,0.5,0.1,1,False\n1,1.0,0.2,10,0.75,0.1,1,True\n"
+        "2,1.0,0.2,10,1.0,0.1,1,True\n0,1.0,,,0.125,0.1,1,True\n0,1.0,0.2,,0.375,0.1,1,True\n"
     )
     table = comparison.ablation(comparison.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
     assert list(table.columns) == ["setting", "fg_iou", "used"]
     assert table.to_numpy().tolist() == [
         ["as it is", "0.750 ± 0.250 (3)", "1.000"],
-        ["parts.learned.geometry=0.0", "0.250", "1.000"],
+        ["parts.learned.geometry=0", "0.250", "1.000"],
         ["parts.learned.foreground=null", "0.125", "1.000"],
+        ["parts.learned.foreground.walk=null", "0.375", "1.000"],
     ]
 
 

@@ -188,9 +188,9 @@ def model_digest(folder: Path, name: str) -> str:
 
 def raw(path: str) -> Path:
     """Where something that a user brings lies: relative paths start in data/raw, of the main repository in a DVC
-    queue.
+    queue. A path that leaves data/raw (`../encoders/...`) does so by its words: the folder need not be there.
     """
-    return Path(os.environ.get("DVC_ROOT", "")) / "data/raw" / path
+    return Path(os.path.normpath(Path(os.environ.get("DVC_ROOT", "")) / "data/raw" / path))
 
 
 def state_root() -> Path:

@@ -23,6 +23,7 @@ def test_a_promoted_encoder_becomes_a_teacher_with_its_features(inside: Project)
     inside.set("teacher.source", changes["teacher.source"])
     checkpoint = {key: changes[f"teacher.checkpoint.{key}"] for key in ("path", "sha256")}
     inside.set("teacher.checkpoint", checkpoint)
+    Path("data/raw").rename("raw")  # as where the embedded creatures are all there is
     call("teacher")
     encoder, config = vit.load(Path("data/pretrain"))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)

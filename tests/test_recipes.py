@@ -31,7 +31,7 @@ SIZES = {  # parameters: of the MAE, then of its teacher
 }
 STEPS = {  # images of train; then steps and rate of pretraining, rate of fine-tuning, and of a linear probe at 0.1
     "creatures": (4000, 16 * 62, 2e-3, 5e-4, 0.1),
-    "photos": (5704, 8 * 89, 2e-3, 5e-4, 0.1),
+    "photos": (5704, 16 * 89, 2e-3, 5e-4, 0.1),
     "imagenet_vitb16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
     "imagenet_vitb8_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
     "imagenet_vitl16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 4e-3, 6.4),

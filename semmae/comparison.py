@@ -92,7 +92,11 @@ def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[s
     its runs, and how it was scored is none of it.
     """
     known = pd.json_normalize(parameters).columns
-    names = [n for n in known if n in runs and not n.endswith("seed") and not n.startswith("part_scores.")]
+    names = [  # also of sections that are null in params.yaml, not in the runs
+        name for name in runs
+        if any(name == other or name.startswith(f"{other}.") for other in known)
+        and not name.endswith("seed") and not name.startswith("part_scores.")
+    ]  # fmt: skip
     values = runs[names].map(lambda value: "null" if pd.isna(value) else _short(value))
     usual = values.mode().iloc[0]
 

@@ -56,9 +56,17 @@ class Foreground(nn.Module):
         self.register_buffer("spread", torch.ones(()))
 
     def fit(self, unit: Float[Tensor, "s n d"], patch: Float[Tensor, "s n d"], *, seed: int) -> None:
-        """Cluster the tokens of whole images, given as in `forward`; ValueError where no content prefers the middle."""
+        """Cluster the tokens of whole images, given as in `forward`; ValueError where no content prefers the
+        middle, or where there are fewer patches than clusters.
+        """
         from sklearn.cluster import KMeans, MiniBatchKMeans  # here, for they load as long as a small stage runs
 
+        patches, wanted = min(len(unit), IMAGES) * unit.shape[1], self.central.shape[1]
+        if patches < wanted:
+            raise ValueError(
+                f"parts.learned.foreground.clusters is {wanted}, but {len(unit)} images have {patches} patches; lower "
+                "it, or raise parts.sample"
+            )
         for i, centroids in enumerate(self.codebooks):
             once = fold(seed, i) % 2**32
             chosen = np.random.default_rng(once).permutation(len(unit))[:IMAGES]
@@ -118,9 +126,9 @@ def walk(evidence: Float[Tensor, "b n"], weights: Float[Tensor, "b n n"], *, ste
     return found
 
 
-def places(grid: tuple[int, int]) -> Float[Tensor, "n 2"]:
+def places(grid: tuple[int, int], *, device: torch.device | str = "cpu") -> Float[Tensor, "n 2"]:
     """Row and column of every patch's centre, -1...1 from edge to edge."""
-    rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in grid)
+    rows, columns = ((torch.arange(side, device=device) + 0.5) / side * 2 - 1 for side in grid)
     return torch.cartesian_prod(rows, columns)
 
 
@@ -137,12 +145,12 @@ def object_code(foreground: Float[Tensor, "b n"], grid: tuple[int, int]) -> Floa
     Both relative to mean and standard deviation of the places that are foreground (share above one half); left and
     right are one, since objects face either way. An image without foreground counts as all foreground.
     """
-    place = places(grid).to(foreground.device)
+    place = places(grid, device=foreground.device)
     weights = (2 * foreground - 1).clamp(min=0) + 1e-9
     weights = (weights / weights.sum(1, keepdim=True))[:, :, None]
     centre = (weights * place).sum(1, keepdim=True)
     extent = (weights * (place - centre).square()).sum(1, keepdim=True).sqrt()
-    least = torch.tensor([2 / side for side in grid], device=place.device)  # one patch
+    least = 2 * (1 - place[-1])  # one patch
     height, across = (PITCH * (place - centre) / extent.maximum(least)).unbind(-1)
     across = across.abs()
     return torch.stack([height.sin(), height.cos(), across.sin(), across.cos()], dim=-1) / 2**0.5

@@ -18,6 +18,8 @@ def write(folder: Path, histories: Mapping[str, History]) -> None:
     """Let `folder` hold the curves of these trainings and no others; a row of a history has an `epoch`."""
     with artifact.replacing(folder) as temporary:
         temporary.mkdir()
+        if not histories:
+            (temporary / ".gitkeep").touch()  # Git keeps no empty folder, and DVC would miss it in a clone
         for line, history in histories.items():
             for column in dict.fromkeys(name for row in history for name in row if name != "epoch"):
                 points = [(row["epoch"], row[column]) for row in history if math.isfinite(row.get(column, math.nan))]

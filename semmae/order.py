@@ -15,7 +15,7 @@ def epoch_order(
 ) -> Int64[np.ndarray, " k"]:  # fmt: skip
     """The samples of one epoch in their order: a permutation of all, or of what `weights` ask for.
 
-    With a `window` the shards (by their number 0, 1, ... for each sample) are dealt at random into windows of so many,
+    With a `window` the shards (by a number for each sample) are dealt at random into windows of so many,
     and samples are permuted in each window alone: a disk that is cold or far away reads few shards at a time.
 
     A sample of weight w is there floor(w) times; what is missing to round(w * n), n being the number of samples of
@@ -24,8 +24,9 @@ def epoch_order(
     found = rng.numpy_generator(seed, "epoch_order", epoch).permutation(_seen(num_samples, seed, epoch, weights))
     if window is None or shards is None:
         return found
-    turn = rng.numpy_generator(seed, "shard_order", epoch).permutation(int(shards.max()) + 1)
-    return found[np.argsort(turn[shards[found]] // window, kind="stable")]
+    present, shard = np.unique(shards, return_inverse=True)
+    turn = rng.numpy_generator(seed, "shard_order", epoch).permutation(len(present))
+    return found[np.argsort(turn[shard[found]] // window, kind="stable")]
 
 
 def _seen(

@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from semmae import artifact
-from semmae.foreground import Foreground, object_code
+from semmae.foreground import CHUNK, Foreground, object_code
 from semmae.mae import patchify
 from semmae.rng import fold
 from semmae.teacher import Tokens
@@ -122,12 +122,20 @@ class PartLearner(Parts):
         )
 
     def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> None:
-        """Find the foreground, then start from k-means: its directions there are the queries."""
+        """Find the foreground, then start from k-means: its directions there are the queries.
+
+        ValueError where there is no foreground, or too little of it for so many parts.
+        """
         self.fit_scale(patch)
         if self.background is not None:
             self.foreground.fit(F.normalize(self.prepare(patch), dim=-1), patch, seed=fold(seed, "foreground"))
         with torch.no_grad():
-            keys, share = self.keys(patch)
+            keys, share = (torch.cat(found) for found in zip(*map(self.keys, patch.split(CHUNK)), strict=True))
+        if (count := int((share > 0.5).sum())) < self.num_parts:
+            raise ValueError(
+                f"parts.num_parts is {self.num_parts}, but {count} patches of {len(patch)} images are foreground; "
+                "lower it, or raise parts.sample"
+            )
         self.queries.data.copy_(directions(keys[share > 0.5], self.num_parts, seed=seed))
 
     def keys(self, patch: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n"]]:
@@ -195,8 +203,9 @@ def blur(maps: Float[Tensor, "b p h w"], sigma: float) -> Float[Tensor, "b p h w
 
 
 def diversity(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
-    """How much maps overlap: the sum over pairs of labels of their product, mean over patches; 0 when every patch is
-    decided.
+    """How much maps overlap: the sum over ordered pairs of labels of their product, mean over patches.
+
+    0 when every patch is decided; what a foreground that is found beforehand is unsure of, stays.
     """
     return (1 - maps.square().sum(1)).mean()
 
@@ -205,7 +214,7 @@ def usage(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
     """How far the labels' shares of a batch's patches fall below `floor`, relative to it, mean over labels; 0 when all
     are used.
 
-    A floor, not a uniform prior: the background may keep most of an image (a uniform prior pulls it apart).
+    A floor, not a uniform prior: parts differ in size, and the background, which nothing here moves, keeps its own.
     """
     return (1 - shares / floor).clamp(min=0).mean()
 

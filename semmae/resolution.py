@@ -10,6 +10,8 @@ from pydantic.dataclasses import dataclass
 
 from semmae.params import STRICT, Portion
 
+MOST = 8  # sizes: as many as torch.compile makes of one function before it gives up (torch._dynamo's recompile_limit)
+
 
 @dataclass(frozen=True, config=STRICT)
 class Resolution:
@@ -20,13 +22,19 @@ class Resolution:
     until: Portion
 
     def sizes(self, img_size: int) -> list[int]:
-        """Every size on the way to the full one; ValueError if the steps do not lead there."""
+        """Every size on the way to the full one; ValueError if the steps do not lead there, or are too many."""
         if self.start >= img_size or (img_size - self.start) % self.step:
             raise ValueError(
                 f"resolution goes from {self.start} pixels in steps of {self.step}, which do not lead to img_size, "
                 f"{img_size}; choose a smaller start, and a step that divides what is between"
             )
-        return list(range(self.start, img_size + 1, self.step))
+        sizes = list(range(self.start, img_size + 1, self.step))
+        if len(sizes) > MOST:
+            raise ValueError(
+                f"resolution goes from {self.start} to {img_size} pixels in {len(sizes)} sizes; {MOST} are allowed, as "
+                "many as torch.compile compiles; choose a larger step"
+            )
+        return sizes
 
 
 def by_epoch(resolution: Resolution | None, *, img_size: int, epochs: int, patch_size: int) -> tuple[int, ...]:
@@ -44,5 +52,5 @@ def by_epoch(resolution: Resolution | None, *, img_size: int, epochs: int, patch
             f"resolution has images of {broken[0]} pixels; start and step must be multiples of patch_size, {patch_size}"
         )
     each = resolution.until * epochs / len(smaller)
-    sizes = [smaller[int(epoch / each)] if epoch < each * len(smaller) else full for epoch in range(epochs)]
+    sizes = [[*smaller, full][min(int(epoch / each), len(smaller))] for epoch in range(epochs)]
     return (*sizes[:-1], full)

@@ -351,7 +351,8 @@ def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> 
 
 
 def described(section: Any) -> dict[str, Any]:
-    """A stage's section as its artifact tells it: all that can change the result, not where and how fast it was
+    """A stage's section as its artifact tells it: all that is meant to change the result, not where and how fast it was
     computed.
     """
-    return {name: value for name, value in dataclasses.asdict(section).items() if name != "compute"}
+    told = {name: value for name, value in dataclasses.asdict(section).items() if name != "compute"}
+    return told | ({} if section.compute.window is None else {"window": section.compute.window})

@@ -101,6 +101,15 @@ def test_an_ablation_names_what_differs_from_most_runs(tmp_path: Path):
     ]
 
 
+def test_a_section_that_is_null_in_params_still_tells_settings_apart(tmp_path: Path):
+    (tmp_path / "runs.csv").write_text(
+        "parts.seed,parts.foreground.walk,part_scores.a.patch.fg_iou\n0,10,0.75\n1,10,0.5\n0,,0.25\n"
+    )
+    parameters = {"parts": {"seed": 0, "foreground": None}}
+    table = comparison.ablation(comparison.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
+    assert table.to_numpy().tolist() == [["as it is", "0.625 ± 0.177 (2)"], ["parts.foreground=null", "0.250"]]
+
+
 def test_lines_beside_the_encoder_have_columns_of_their_own(csv: Path, tmp_path: Path):
     columns = ["linear.a.top1", "linear.a.untrained.top1", "linear.a.teacher.top1", "segment.a.linear.teacher.miou"]
     (tmp_path / "runs.csv").write_text(f"Experiment,{','.join(columns)}\nx,0.5,0.25,0.75,\ny,0.5,0.25,0.5,0.125\n")
@@ -120,7 +129,7 @@ def test_tables_of_runs_are_what_their_commands_print(page: str, monkeypatch: py
     monkeypatch.chdir(ROOT)
     told = Path(f"docs/{page}.md").read_text()
     shown = [block.groups() for block in SHOWN.finditer(told)]
-    assert len(shown) == told.count("| --- |\n") > 0
+    assert len(shown) == told.count("| --- |\n") == told.count("\nsemmae compare docs/runs/") > 0
     for command, table in shown:
         assert CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False).output == table
 
@@ -128,4 +137,7 @@ def test_tables_of_runs_are_what_their_commands_print(page: str, monkeypatch: py
 def test_the_photographs_were_run_with_both_strategies_and_two_seeds():
     runs = comparison.read(ROOT / "docs/runs/photos.csv")
     assert runs["pretrain.masking.strategy"].value_counts().to_dict() == {"random": 2, "semantic": 2}
-    assert runs.groupby("pretrain.masking.strategy")["pretrain.seed"].nunique().to_dict() == {"random": 2, "semantic": 2}
+    assert runs.groupby("pretrain.masking.strategy")["pretrain.seed"].nunique().to_dict() == {
+        "random": 2,
+        "semantic": 2,
+    }

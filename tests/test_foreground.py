@@ -12,6 +12,11 @@ from semmae.teacher import Tokens
 
 GRID, WIDTH = (8, 8), 16
 CONFIG = {"clusterings": 8, "clusters": 8, "place": 0.0, "walk": 0}
+LEARNER = {
+    "num_parts": 2, "grid": GRID, "width": WIDTH, "background": True, "class_token": False,
+    "foreground": CONFIG, "geometry": 2.0, "temperature": 0.1, "blur_sigma": 0.0,
+    "decoder_width": 8, "decoder_depth": 1, "values": WIDTH,
+}  # fmt: skip
 
 
 def planted(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +79,18 @@ def test_content_without_a_middle_is_refused():
         model.fit(alike, alike, seed=0)
 
 
+def test_fewer_patches_than_clusters_or_parts_are_refused_with_what_to_change():
+    patch, _ = planted(3, 0)
+    with pytest.raises(
+        ValueError, match=r"clusters is 200, but 3 images have 192 patches; lower it, or raise parts\.sample"
+    ):
+        Foreground(CONFIG | {"clusters": 200}, grid=GRID, width=WIDTH).fit(patch, patch, seed=0)
+    patch, _ = planted(200, 0)
+    learner = parts.PartLearner(LEARNER | {"num_parts": 4000})
+    with pytest.raises(ValueError, match=r"num_parts is 4000, but \d+ patches of 200 images are foreground; lower it"):
+        learner.fit(patch, seed=0)
+
+
 def test_the_code_of_a_place_moves_and_grows_with_its_object():
     def code(top: int, left: int, height: int, width: int) -> torch.Tensor:
         share = torch.zeros(12, 12)
@@ -95,12 +112,7 @@ def test_an_image_without_foreground_counts_as_all_foreground():
 
 
 def test_the_learner_keeps_background_in_one_label_and_tells_parts_by_their_place():
-    config = {
-        "num_parts": 2, "grid": GRID, "width": WIDTH, "background": True, "class_token": False,
-        "foreground": CONFIG, "geometry": 2.0, "temperature": 0.1, "blur_sigma": 0.0,
-        "decoder_width": 8, "decoder_depth": 1, "values": WIDTH,
-    }  # fmt: skip
-    model = parts.PartLearner(config)
+    model = parts.PartLearner(LEARNER)
     patch, _ = planted(200, 0)
     model.fit(patch, seed=0)
     patch, truth = planted(50, 1)

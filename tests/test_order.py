@@ -57,6 +57,7 @@ def test_windows_read_few_shards_at_a_time_and_miss_nothing():
         assert (shards[order[:10]] != shards[order[0]]).any()  # mixed inside
     assert len(dealt) > 20  # other shards come together in other epochs
     assert np.array_equal(orders[3], epoch_order(70, seed=0, epoch=3, shards=shards, window=3))
+    assert np.array_equal(orders[3], epoch_order(70, seed=0, epoch=3, shards=50 * shards, window=3))  # of a subset
     everything = epoch_order(70, seed=0, epoch=3, shards=shards, window=7)
     assert np.array_equal(everything, epoch_order(70, seed=0, epoch=3))  # one window of all is the plain permutation
 

@@ -35,7 +35,7 @@ STEPS = {  # images of train; then steps and rate of pretraining, rate of fine-t
     "imagenet_vitb16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
     "imagenet_vitb8_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
     "imagenet_vitl16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 4e-3, 6.4),
-    "h200_one_day": (IMAGENET, 300 * 312, 2.4e-3, 2e-3, 6.4),
+    "h200_one_day": (IMAGENET, 300 * 625, 1.2e-3, 2e-3, 6.4),
 }
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 VITS = {

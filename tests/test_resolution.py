@@ -13,9 +13,9 @@ def test_sizes_share_the_epochs_before_the_full_one_evenly():
     assert by_epoch(None, img_size=224, epochs=3, patch_size=16) == (224,) * 3
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 7, 40])
-@pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("until", [0.01, 0.3, 1 / 3, 1.0])
+@pytest.mark.parametrize("epochs", [1, 2, 7, 148, 296])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("until", [0.01, 0.3, 1 / 3, 0.75, 1.0])
 def test_sizes_rise_and_end_full(epochs: int, steps: int, until: float):
     sizes = by_epoch(Resolution(start=32, step=16, until=until), img_size=32 + 16 * steps, epochs=epochs, patch_size=8)
     assert len(sizes) == epochs
@@ -27,7 +27,12 @@ def test_sizes_rise_and_end_full(epochs: int, steps: int, until: float):
 
 @pytest.mark.parametrize(
     ("start", "step", "said"),
-    [(96, 16, "smaller start"), (64, 20, "a step that divides"), (68, 4, "multiples of patch_size, 8")],
+    [
+        (96, 16, "smaller start"),
+        (64, 20, "a step that divides"),
+        (68, 4, "multiples of patch_size, 8"),
+        (16, 8, "11 sizes; 8 are allowed"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(start: int, step: int, said: str):
     with pytest.raises(ValueError, match=said):

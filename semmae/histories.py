@@ -18,8 +18,6 @@ def write(folder: Path, histories: Mapping[str, History]) -> None:
     """Let `folder` hold the curves of these trainings and no others; a row of a history has an `epoch`."""
     with artifact.replacing(folder) as temporary:
         temporary.mkdir()
-        if not histories:
-            (temporary / ".gitkeep").touch()  # Git keeps no empty folder, and DVC would miss it in a clone
         for line, history in histories.items():
             for column in dict.fromkeys(name for row in history for name in row if name != "epoch"):
                 points = [(row["epoch"], row[column]) for row in history if math.isfinite(row.get(column, math.nan))]
@@ -27,6 +25,8 @@ def write(folder: Path, histories: Mapping[str, History]) -> None:
                 with open(temporary / line / f"{column}.tsv", "w", newline="") as file:
                     table = csv.writer(file, delimiter="\t", lineterminator="\n")
                     table.writerows([("epoch", column), *points])
+        if not any(temporary.iterdir()):
+            (temporary / "none.json").write_text("[]\n")  # Git keeps no empty folder, and DVC would miss it in a clone
 
 
 def read(folder: Path, line: str) -> dict[str, list[tuple[float, float]]]:

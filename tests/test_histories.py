@@ -12,3 +12,10 @@ def test_curves_are_read_as_they_were_written_without_what_no_chart_can_show(tmp
     assert histories.read(tmp_path / "toy", "knn") == histories.read(tmp_path / "gone", "encoder") == {}
     histories.write(tmp_path / "toy", {"encoder": rows[:1]})
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.tsv")] == ["toy/encoder/loss.tsv"]
+
+
+def test_where_nothing_was_trained_a_file_keeps_the_folder(tmp_path):
+    histories.write(tmp_path / "toy", {"knn": []})
+    (kept,) = (tmp_path / "toy").iterdir()
+    assert kept.read_text() == "[]\n"  # which dvc plots takes for a chart without points
+    assert histories.read(tmp_path / "toy", "knn") == {}

@@ -58,7 +58,8 @@ class Noisy(Reader):
 
     def __init__(self, number: int, seed: int, side: int = 32) -> None:
         self.keys, self.meta = [str(i) for i in range(number)], {"mask_names": list("abcd")}
-        self.weights = None
+        self.weights = self.window = None
+        self._shard = np.zeros(number, np.int32)
         rng = np.random.default_rng(seed)
         self.masks = (4 * rng.random((number, side, side)) ** 2).astype(np.uint8)
         centres = np.array([[90, 120, 120], [130, 110, 150], [150, 160, 100], [110, 150, 140]])

@@ -1,14 +1,14 @@
 """The `semmae` command: look at a pipeline's data, keep house under its state root, run it as a Prefect flow.
 
-    semmae show parts|masks|reconstructions --dataset NAME --out grid.png
+    semmae show parts|heat|masks|reconstructions --dataset NAME --out grid.png
     semmae index DATASET [--check]
     semmae export [ENCODER] --to timm|transformers --out DIR
     semmae encode DATASET|FOLDER --out features.parquet
     semmae recipe [NAME]
-    semmae compare RUNS.CSV [--by PARAMETER | --parts DATASET]
+    semmae compare RUNS.CSV [--by PARAMETER | --lines | --parts DATASET | --ablation DATASET]
     semmae promote [EXPERIMENT] [--teacher]
     semmae import FILE --out data/pretrain
-    semmae state ls|gc
+    semmae state ls|adopt|gc
     semmae doctor
     semmae flow
 
@@ -67,7 +67,8 @@ def show(
         assert maps is not None
         image = figures.parts_grid(reader, maps, colours=colours, **chosen)
     elif what == "heat":
-        elder, learner = teacher.load(TEACHER), parts.load(PARTS)
+        elder = teacher.load(TEACHER)
+        learner = parts.load(PARTS, teacher=elder.digest)
         image = soft_maps.heat_grid(reader, elder, learner, colours=colours, **chosen)
     elif what == "masks":
         section = params.load(Pretrain, "pretrain")
@@ -102,7 +103,8 @@ def index(
     columns = ("split", "shards", "samples", "labelled", "with mask", "MB")
     table = _table(f"{folder}  masks: {meta['mask_kind'] or 'none'}", *columns)
     for split, rows in samples.groupby("split", sort=False):
-        shards = [shard for shard in meta["shards"] if shard["file"] in set(rows["shard"])]
+        names = set(rows["shard"])
+        shards = [shard for shard in meta["shards"] if shard["file"] in names]
         size = sum(shard["bytes"] for shard in shards)
         counts = (len(shards), len(rows), rows["class_name"].notna().sum(), rows["mask_offset"].notna().sum())
         table.add_row(str(split), *map(str, counts), f"{size / 1e6:.1f}")

@@ -38,6 +38,9 @@ def take(identity: dict[str, Any], folder: Path) -> list[str]:
         theirs = artifact.read_json(other / "identity.json")
         if other == folder or theirs["stage"] != identity["stage"] or any(folder.glob("step-*")):
             continue
+        if not any(other.glob("step-*")):  # taken before, by a process that was killed at the end of it
+            shutil.rmtree(other)
+            continue
         if differing := [
             key for key in ("params", "inputs") if artifact.digest(theirs[key]) != artifact.digest(identity[key])
         ]:

@@ -33,6 +33,8 @@ def read(path: Path) -> pd.DataFrame:
         runs = runs[~runs["State"].isin(UNFINISHED)]
     if "typ" in runs:
         runs = runs[runs["typ"].str.startswith("branch")]
+    if runs.empty:
+        raise ValueError(f"{path} has no finished experiment; dvc exp show lists them, dvc queue status what runs")
     return runs
 
 
@@ -46,10 +48,15 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: str = SCORES) -> p
     if missing := [name for name in by if name not in runs]:
         known = ", ".join(name for name in runs if "." in name and not re.search(scores, name))
         raise ValueError(f"the runs have no parameter {missing[0]!r}; they have {known or 'none'}")
+    try:
+        re.compile(scores)
+    except re.error as error:
+        raise ValueError(f"--scores is {scores!r}, which is no regular expression: {error}") from None
     columns = [name for name in runs if re.search(scores, name) and runs[name].notna().any()]
     if not columns:
         raise ValueError(f"no column of the runs matches {scores!r}; choose others with --scores")
-    groups = {" ".join(map(str, setting)): group for setting, group in runs.groupby(list(by))}
+    settings = runs[list(by)].map(_short)
+    groups = {" ".join(setting): group for setting, group in runs.groupby([settings[name] for name in by])}
     table = pd.DataFrame({"score": columns})
     for setting, group in groups.items():
         table[setting] = [_told(group[name].dropna()) for name in columns]
@@ -78,7 +85,8 @@ def parts(runs: pd.DataFrame, dataset: str, *, level: str) -> pd.DataFrame:
     column = re.compile(rf"part_scores\.{re.escape(dataset)}\.(?:(?P<line>\w+)\.)?{level}\.(?P<score>\w+)")
     cells = {(m["line"] or "parts", m["score"]): name for name in runs if (m := column.fullmatch(name))}
     if not cells:
-        known = sorted({name.split(".")[1] for name in runs if name.startswith("part_scores.")})
+        scored = (re.match(rf"part_scores\.([^.]+)\.(?:\w+\.)?{level}\.", name) for name in runs)
+        known = sorted({m[1] for m in scored if m})
         raise ValueError(f"the runs have no {level} part scores of {dataset!r}; they have {', '.join(known) or 'none'}")
     names, scores = (list(dict.fromkeys(found)) for found in zip(*sorted(cells, key=_parts_first), strict=True))
     rows = [[line, *(_cell(runs, cells.get((line, score))) for score in scores)] for line in names]
@@ -97,7 +105,7 @@ def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[s
         if any(name == other or name.startswith(f"{other}.") for other in known)
         and not name.endswith("seed") and not name.startswith("part_scores.")
     ]  # fmt: skip
-    values = runs[names].map(lambda value: "null" if pd.isna(value) else _short(value))
+    values = runs[names].map(_short)
     usual = values.mode().iloc[0]
 
     def setting(row: pd.Series) -> str:
@@ -116,7 +124,9 @@ def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[s
 
 
 def _short(value: object) -> str:
-    """A value of params.yaml as one would type it: where some runs lack a column, its whole numbers come as 1.0."""
+    """A value of params.yaml as one would type it: null is an empty cell, and beside one whole numbers come as 1.0."""
+    if pd.isna(value):
+        return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,11 +1,10 @@
 """Digests of large files, computed once per change: a stage that starts need not read a terabyte to trust it.
 
 A file's size, time and inode are remembered with its digest under the state root. What changes a file without a write
-(bits that rot on the disk) is not seen; `forget` makes the next look read everything.
+(bits that rot on the disk) is not seen; where the folder `digests` is deleted, the next look reads everything.
 """
 
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -28,11 +27,6 @@ def known(path: Path) -> str:
     if time.time_ns() - stat.st_mtime_ns > FRESH:
         artifact.write_json(memo, {"seal": seal, "sha256": found})
     return found
-
-
-def forget() -> None:
-    """Read every file anew when its digest is asked for next."""
-    shutil.rmtree(_folder(), ignore_errors=True)
 
 
 def _folder() -> Path:

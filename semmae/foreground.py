@@ -115,14 +115,15 @@ def alike(patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
     Of the teacher's tokens less the image's mean: in one image, unlike between images, its colours and textures tell.
     """
     unit = functional.normalize(patch - patch.mean(1, keepdim=True), dim=-1)
-    return (unit @ unit.transpose(1, 2) / ALIKE).softmax(-1)
+    return ((unit @ unit.transpose(1, 2)).float() / ALIKE).softmax(-1)
 
 
 def walk(evidence: Float[Tensor, "b n"], weights: Float[Tensor, "b n n"], *, steps: int) -> Float[Tensor, "b n"]:
     """`evidence` after a random walk with restart among the patches (Zhou et al., NeurIPS 2003), `steps` long."""
     found = evidence
-    for _ in range(steps):
-        found = (1 - RESTART) * (weights @ found[:, :, None])[:, :, 0] + RESTART * evidence
+    with torch.autocast(evidence.device.type, enabled=False):  # small products that follow one another
+        for _ in range(steps):
+            found = (1 - RESTART) * (weights @ found[:, :, None])[:, :, 0] + RESTART * evidence
     return found
 
 

@@ -35,16 +35,16 @@ class Watch:
     def __init__(
         self, health: Health, folder: Path, *, pool: features.Pool, img_size: int, device: torch.device, shown: bool
     ) -> None:
-        self.health, self.pool, self.img_size, self.device = health, pool, img_size, device
-        self.labelled = self._splits(features.labelled_splits, folder, "kNN", shown)
-        self.masked = self._splits(features.masked_splits, folder, "patch read-out", shown)
+        self.health, self.pool, self.img_size, self.device, self.shown = health, pool, img_size, device, shown
+        self.labelled = self._splits(features.labelled_splits, folder, "kNN")
+        self.masked = self._splits(features.masked_splits, folder, "patch read-out")
 
-    def _splits(self, find: Find, folder: Path, what: str, shown: bool) -> tuple[Reader, Reader] | None:
+    def _splits(self, find: Find, folder: Path, what: str) -> tuple[Reader, Reader] | None:
         try:
             train, val = find(folder)
             return _some(train, self.health.samples), _some(val, self.health.samples)
         except ValueError as error:
-            if shown:
+            if self.shown:
                 print(f"no {what} while training: {error}")
             return None
 
@@ -61,8 +61,8 @@ class Watch:
         found = {}
         if self.labelled is not None:
             found["knn_top1"] = self._knn(encoder, *self.labelled)
-        if self.masked is not None:
-            found["readout_iou"] = self._readout(encoder, *self.masked)
+        if self.masked is not None and (iou := self._readout(encoder, *self.masked)) is not None:
+            found["readout_iou"] = iou
         encoder.train(training)
         return found
 
@@ -78,8 +78,14 @@ class Watch:
         )  # fmt: skip
         return metrics.topk_accuracy(votes, torch.from_numpy(val.labels), k=1)
 
-    def _readout(self, encoder: vit.Network, train: Reader, val: Reader) -> float:
+    def _readout(self, encoder: vit.Network, train: Reader, val: Reader) -> float | None:
+        """None, said once, where objects are so small that no patch is theirs (or all are)."""
         (tokens, truth), (val_tokens, val_truth) = (self._patches(encoder, reader) for reader in (train, val))
+        if not ({0, 1} <= set(np.unique(truth)) and (val_truth == 1).any()):
+            self.masked = None
+            if self.shown:
+                print(f"no patch read-out while training: {self.health.dataset} lacks patches of object or background")
+            return None
         width = tokens.shape[-1]
         fitted = readout.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
         found = fitted.predict(val_tokens.reshape(-1, width)).reshape(val_truth.shape)

@@ -46,7 +46,7 @@ def clip(model: nn.Module, max_norm: float | None) -> Tensor:
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float) -> float:
-    """The value at `step` of 0...steps-1: linear from 0 to `peak` over `warmup` steps, then half a cosine to `end`."""
+    """The value at `step` of 0...steps-1: linear up to `peak` over `warmup` steps, then half a cosine to `end`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)
@@ -54,7 +54,7 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float
 
 
 def warmup_poly(step: int, *, steps: int, warmup: int, peak: float, end: float, power: float) -> float:
-    """The value at `step` of 0...steps-1: linear from 0 to `peak` over `warmup` steps, then as (1 - progress) ** power
+    """The value at `step` of 0...steps-1: linear up to `peak` over `warmup` steps, then as (1 - progress) ** power
     to `end`.
     """
     if step < warmup:

@@ -43,7 +43,7 @@ OPPONENT = np.array(
 def palette(name: str, count: int) -> UInt8[np.ndarray, "{count} 3"]:
     """`count` colours, RGB; ValueError for a name that is none of PALETTES."""
     if name not in PALETTES:
-        raise ValueError(f"report.colours is {name!r}; expected one of {', '.join(PALETTES)}")
+        raise ValueError(f"there are no colours {name!r}; expected (report.colours) one of {', '.join(PALETTES)}")
     colours = [list(bytes.fromhex(colour)) for colour in PALETTES[name]]
     steps = np.linspace(0, 255, 8).round()
     candidates = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)

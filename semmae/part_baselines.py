@@ -133,7 +133,7 @@ def _token_kmeans(
     num_labels: int,
     seed: int,
 ) -> Line:
-    """Clusters exactly as `parts.method: kmeans` does."""
+    """Clusters as `parts.method: kmeans` does."""
     patches = torch.cat([patch_tokens(batch).cpu() for batch in sample])
     clusters = KMeansParts(
         {"num_parts": num_labels, "background": False, "grid": grid, "width": patches.shape[2], "temperature": 1.0}

@@ -28,6 +28,7 @@ from semmae.reader import Reader
 ATTENTION_LEVELS = 16
 METADATA = ("grid", "num_parts", "background", "shard", "teacher", "parts")  # the last three are digests
 REMEDY = "run dvc repro part_maps"
+REVISION = 2  # of how a teacher and parts make labels: any edit that can change these raises it
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def _check(path: Path, table: pa.Table, expected: dict[str, Any], columns: list[
 
 
 def store_digest(*, teacher: str, parts: str, params: Any) -> str:
-    """The name of everything but the shard that decides a part map's bytes."""
-    return artifact.digest({"teacher": teacher, "parts": parts, "params": params})
+    """The name of everything but the shard that decides a part map's bytes, the method of making it included."""
+    return artifact.digest({"teacher": teacher, "parts": parts, "params": params, "revision": REVISION})
 
 
 def store_path(digest: str, shard_sha256: str) -> Path:

@@ -55,7 +55,7 @@ class Parts(nn.Module):
 
     def prepare(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Whitened tokens without what their place alone says, each plus the mean of the 3 x 3 patches around it."""
-        x = (patch - self.place) @ self.whiten
+        x = ((patch - self.place) @ self.whiten).float()
         around = F.pad(x.transpose(1, 2).unflatten(2, self.grid), [1] * 4, mode="replicate")
         return x + F.avg_pool2d(around, 3, stride=1).flatten(2).transpose(1, 2)
 
@@ -93,7 +93,11 @@ class KMeansParts(Parts):
 
 
 def directions(unit: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Tensor, "p d"]:
-    """Spherical k-means: `count` unit vectors near which the rows of `unit` lie."""
+    """Spherical k-means: `count` unit vectors near which the rows of `unit` lie; ValueError for fewer rows."""
+    if len(unit) < count:
+        raise ValueError(
+            f"parts.num_parts is {count}, but there are {len(unit)} patches; lower it, or raise parts.sample"
+        )
     from sklearn.cluster import KMeans  # here, for it takes as long to load as a small stage to run
 
     found = KMeans(count, n_init=4, random_state=seed % 2**32).fit(unit.numpy()).cluster_centers_
@@ -148,7 +152,7 @@ class PartLearner(Parts):
         else:
             share = self.foreground(F.normalize(prepared, dim=-1), patch)
         where = self.config["geometry"] * object_code(share, self.grid)
-        keys = torch.cat([F.normalize(self.embed_patch(prepared), dim=-1), where], dim=-1)
+        keys = torch.cat([F.normalize(self.embed_patch(prepared).float(), dim=-1), where], dim=-1)
         return F.normalize(keys, dim=-1), share
 
     def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
@@ -232,9 +236,11 @@ def save(folder: Path, parts: Parts) -> None:
     artifact.save_model(folder, "parts", parts.state_dict(), parts.config)
 
 
-def load(folder: Path) -> Parts:
-    """The part method in `folder`, frozen."""
+def load(folder: Path, *, teacher: str | None = None) -> Parts:
+    """The part method in `folder`, frozen; ValueError if it was learnt from a teacher with another digest."""
     state, config = artifact.read_model(folder, "parts")
+    if teacher is not None and teacher != config["teacher"]:
+        raise ValueError(f"{folder} was learnt from another teacher than the one beside it; run dvc repro parts")
     parts = METHODS[config["method"]](config)
     parts.load_state_dict(state, strict=True)
     parts.digest = artifact.model_digest(folder, "parts")

@@ -74,7 +74,7 @@ class Curriculum:
 
     start: UpTo1
     end: UpTo1
-    power: NonNegativeFloat
+    power: PositiveFloat
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -158,7 +158,8 @@ def pretrain(
         if finite:
             optim.set_rate(optimizer, lr)
             optimizer.step()
-            run.record(loss=loss, lr=lr, inter_part=inter_part)
+            hardness = {"inter_part": inter_part} if "inter_part" in strategy.evidence else {}
+            run.record(loss=loss, lr=lr, **hardness)
         else:
             run.leave_out(step, computed, allowed=recipe.max_skips)
         if step.ends_epoch:

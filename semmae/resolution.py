@@ -52,5 +52,5 @@ def by_epoch(resolution: Resolution | None, *, img_size: int, epochs: int, patch
             f"resolution has images of {broken[0]} pixels; start and step must be multiples of patch_size, {patch_size}"
         )
     each = resolution.until * epochs / len(smaller)
-    sizes = [[*smaller, full][min(int(epoch / each), len(smaller))] for epoch in range(epochs)]
+    sizes = [[*smaller, full][min(int(epoch / each + 1e-9), len(smaller))] for epoch in range(epochs)]
     return (*sizes[:-1], full)

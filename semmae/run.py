@@ -218,7 +218,7 @@ class Run:
         self.skipped += 1
         if self.skipped > allowed:
             raise self._not_finite(*_worst(computed), step.number, step.batch)
-        if self.world.leads:
+        if not math.isfinite(_worst(computed)[1]):
             print(f"{self.stage}: step {step.number} is left out: {_some(step.batch['key'])}", file=sys.stderr)
 
     def record(self, **values: Tensor | float) -> None:
@@ -243,6 +243,8 @@ class Run:
             print(f"{self.stage}: spike at step {number}: {found}; its samples: {keys}", file=sys.stderr)
 
     def _not_finite(self, name: str, value: float, number: int, batch: dict[str, Any]) -> FloatingPointError:
+        if math.isfinite(value):
+            return FloatingPointError(f"{self.stage}: not finite at step {number}, on another rank than this")
         return FloatingPointError(
             f"{self.stage}: the {name} is {value} at step {number} on rank {self.world.rank}; its samples: "
             f"{_some(batch['key'])}; lower base_lr or set precision to fp32"

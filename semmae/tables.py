@@ -81,8 +81,14 @@ def classification(scores: dict[str, Any]) -> dict[str, Any]:
 def low_shot(scores: dict[str, Any]) -> list[tuple[str, float, float | None]]:
     """(how many labels, top-1, its standard error) for every low-shot score, and for all labels."""
     few = scores.get("low_shot") or {}
-    rows = [(name.replace("_percent", " %").replace("_", " "), row) for name, row in few.items()]
+    rows = [(_shots(name), row) for name, row in few.items()]
     return [(name, row["top1"], row.get("standard_error")) for name, row in [*rows, ("all", scores)]] if few else []
+
+
+def _shots(name: str) -> str:
+    """`5_per_class` as "5 per class", `0_5_percent` as "0.5 %"."""
+    share = name.removesuffix("_percent")
+    return name.replace("_", " ") if share == name else f"{share.replace('_', '.')} %"
 
 
 def segmentation(scores: dict[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,10 @@ def main() -> None:
         with dist.autocast(device, protocol.precision):
             return elder.heads(images)
 
+    def labels(batch: Batch) -> np.ndarray:
+        with dist.autocast(device, protocol.precision):  # as the part maps are made
+            return learner.assign(batch.tokens).argmax(1).cpu().numpy()
+
     def seen(reader: Reader) -> Iterator[Batch]:
         everything = np.arange(len(reader))
         for batch in batches(reader, everything, view, batch_size=protocol.batch_size, workers=protocol.workers):
@@ -89,7 +93,7 @@ def main() -> None:
             list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
             untrained=partial(encode, untrained), heads=heads, seed=protocol.seed,
         )  # fmt: skip
-    lines["parts"] = Line(learner.num_labels, lambda batch: learner.assign(batch.tokens).argmax(1).cpu().numpy())
+    lines["parts"] = Line(learner.num_labels, labels)
     scores = part_baselines.scores(
         lines, CentreMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"
     )
@@ -101,9 +105,8 @@ def main() -> None:
 
 def networks(protocol: Protocol, device: torch.device) -> tuple[Teacher, Parts, Teacher]:
     """The teacher, the parts that were learnt from it, and the teacher before it learnt anything."""
-    elder, learner = teacher.load(TEACHER), parts.load(PARTS)
-    if learner.config["teacher"] != elder.digest:
-        raise ValueError(f"{PARTS} was learnt from another teacher than the one in {TEACHER}; run dvc repro parts")
+    elder = teacher.load(TEACHER)
+    learner = parts.load(PARTS, teacher=elder.digest)
     untrained = Teacher(baselines.untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")
     for network in (elder, untrained):
         vit.use_fastest_attention(network, device)

@@ -74,7 +74,8 @@ class Report:
 def main() -> None:
     """Gather what there is and write the page."""
     section = params.load(Report, "report")
-    encoder, elder, learner = artifact.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER), parts.load(PARTS)
+    encoder, elder = artifact.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER)
+    learner = parts.load(PARTS, teacher=elder.digest)
     if "params" not in encoder:
         raise ValueError(
             f"{PRETRAIN} holds an imported encoder, which no run here has trained; its scores are in results/"

@@ -56,11 +56,26 @@ def test_a_page_gets_a_table(csv: Path):
     [
         (["pretrain.sead"], comparison.SCORES, "no parameter 'pretrain.sead'; they have .*pretrain.seed"),
         (["pretrain.seed"], "nothing$", "no column of the runs matches"),
+        (["pretrain.seed"], "(", "no regular expression"),
     ],
 )
 def test_nothing_to_compare_is_said(csv: Path, by: list[str], scores: str, sentence: str):
     with pytest.raises(ValueError, match=sentence):
         comparison.summary(comparison.read(csv), by, scores=scores)
+
+
+def test_null_is_a_setting_too(tmp_path: Path):
+    rows = "x,,0.5\ny,,0.7\nz,1.0,0.9\n"
+    (tmp_path / "runs.csv").write_text(f"Experiment,pretrain.recipe.clip_grad,linear.a.top1\n{rows}")
+    found = comparison.summary(comparison.read(tmp_path / "runs.csv"), ["pretrain.recipe.clip_grad"])
+    assert found.to_dict("records")[0]["null"] == "0.600 ± 0.141 (2)"
+    assert found.to_dict("records")[0]["1"] == "0.900 (1)"
+
+
+def test_runs_of_which_none_has_ended_are_no_table(tmp_path: Path):
+    (tmp_path / "runs.csv").write_text("Experiment,State,typ,linear.a.top1\nx,Queued,branch_commit,\n")
+    with pytest.raises(ValueError, match="no finished experiment"):
+        comparison.read(tmp_path / "runs.csv")
 
 
 def test_no_table_is_said(tmp_path: Path):

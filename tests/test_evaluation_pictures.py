@@ -132,9 +132,13 @@ def test_segmentation_has_a_row_per_protocol_and_line_and_an_iou_per_class():
 
 
 def test_few_labels_end_with_all_of_them():
-    few = {"5_per_class": {"top1": 0.25, "standard_error": 0.02}, "10_percent": {"top1": 0.3}}
+    few = {
+        "5_per_class": {"top1": 0.25, "standard_error": 0.02},
+        "10_percent": {"top1": 0.3},
+        "0_5_percent": {"top1": 0.1},
+    }
     found = tables.low_shot({"top1": 0.5, "standard_error": 0.01, "low_shot": few})
-    assert found == [("5 per class", 0.25, 0.02), ("10 %", 0.3, None), ("all", 0.5, 0.01)]
+    assert found == [("5 per class", 0.25, 0.02), ("10 %", 0.3, None), ("0.5 %", 0.1, None), ("all", 0.5, 0.01)]
     assert tables.low_shot({"top1": 0.5}) == []
 
 

@@ -132,7 +132,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
         ("pretrain.encoder.depth", 0, ""),
         ("pretrain.masking.mask_ratio", 0.0, ""),
         ("pretrain.masking.inter_part.end", 1.1, ""),
-        ("pretrain.masking.inter_part.power", -1.0, ""),
+        ("pretrain.masking.inter_part.power", 0.0, ""),
         ("pretrain.recipe.batch_size", 0, ""),
         ("pretrain.recipe.base_lr", -1.0e-3, ""),
         ("pretrain.recipe.weight_decay", -0.05, ""),

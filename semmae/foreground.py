@@ -85,9 +85,9 @@ class Foreground(nn.Module):
                 "parts.learned.foreground to null: every patch then belongs to a part"
             )
         evidence = torch.cat([self.evidence(*some) for some in zip(unit.split(CHUNK), patch.split(CHUNK), strict=True)])
-        # two means of one number: the threshold of Otsu (1979), between the two groups that differ most
-        groups = KMeans(2, n_init=1, random_state=0).fit(evidence.reshape(-1, 1).numpy()).cluster_centers_
-        self.threshold.fill_(float(groups.mean()))
+        # three means of one number, as Otsu (1979, section III) for more than two groups: what is unsure stays outside
+        groups = KMeans(3, n_init=4, random_state=0).fit(evidence.reshape(-1, 1).numpy()).cluster_centers_
+        self.threshold.fill_(float(np.sort(groups.ravel())[1:].mean()))
 
     def nearest(self, unit: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n r"]:
         """The cluster of each patch in each clustering."""
@@ -105,8 +105,22 @@ class Foreground(nn.Module):
     def forward(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         """The share of foreground in [0, 1], one half at the threshold; from prepared tokens of unit length and those
         of the teacher.
+
+        The threshold lies half-way between that of the dataset and the image's own: some objects stand out less.
         """
-        return torch.sigmoid((self.evidence(unit, patch) - self.threshold) / (SOFTNESS * self.spread))
+        evidence = self.evidence(unit, patch)
+        threshold = (self.threshold + otsu(evidence)) / 2
+        return torch.sigmoid((evidence - threshold[:, None]) / (SOFTNESS * self.spread))
+
+
+def otsu(values: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """Per row, the middle between the means of the two groups that differ most (Otsu 1979): two means, exactly."""
+    ranked = values.sort(1).values
+    below = torch.arange(1, values.shape[1], device=values.device)
+    sums, above = ranked.cumsum(1), values.shape[1] - below
+    low, high = sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / above
+    best = (below * above * (high - low).square()).argmax(1, keepdim=True)
+    return ((low + high) / 2).gather(1, best)[:, 0]
 
 
 def alike(patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:

@@ -72,6 +72,16 @@ def test_patches_that_look_alike_share_their_evidence():
         torch.testing.assert_close(found[:, kind == k], expected, atol=2e-3, rtol=0)
 
 
+def test_an_image_is_split_where_its_two_groups_differ_most():
+    """Of all splits of the sorted values the one with the least variance within; the middle between its means."""
+    values = torch.cat([torch.randn(30), torch.randn(10) + 6])[None].double()
+    ranked = values[0].sort().values
+    splits = [(ranked[:k], ranked[k:]) for k in range(1, 40)]
+    low, high = min(splits, key=lambda pair: sum(((part - part.mean()) ** 2).sum() for part in pair))
+    torch.testing.assert_close(foreground.otsu(values), (low.mean() + high.mean())[None] / 2)
+    assert foreground.otsu(torch.ones(2, 5)).tolist() == [1, 1]
+
+
 def test_content_without_a_middle_is_refused():
     alike = functional.normalize(torch.ones(20, 64, WIDTH), dim=-1)
     model = Foreground(CONFIG | {"clusters": 2}, grid=GRID, width=WIDTH)

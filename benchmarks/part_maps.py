@@ -89,7 +89,7 @@ def learnt(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> parts
     config = {
         "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size, "class_token": True,
         "grid": elder.grid(img_size), "width": elder.embed_dim, "values": elder.embed_dim, "teacher": elder.digest,
-        "foreground": {"clusterings": 16, "clusters": 24, "place": 1.0, "walk": 10}, "geometry": 1.0,
+        "foreground": {"clusterings": 16, "clusters": 24, "place": 1.0, "walk": 10, "groups": 3}, "geometry": 1.0,
         "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 64, "decoder_depth": 2,
     }  # fmt: skip
     found = parts.PartLearner(config)

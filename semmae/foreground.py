@@ -35,7 +35,8 @@ class Foreground(nn.Module):
     """The share of foreground in each patch, from its token; `fit` finds it in the tokens of a sample of images.
 
     The keys of `config`: `clusterings` and `clusters` in each; `place`: the weight of a patch's own place beside its
-    content, in standard deviations of either; `walk`: steps of the walk among the patches of an image that look alike.
+    content, in standard deviations of either; `walk`: steps of the walk among the patches of an image that look alike;
+    `groups`: of patches by their evidence, of which the highest is foreground.
     """
 
     codebooks: Tensor
@@ -48,6 +49,7 @@ class Foreground(nn.Module):
         super().__init__()
         self.place: float = config["place"]
         self.steps: int = config["walk"]
+        self.groups: int = config["groups"]
         count, size = config["clusterings"], config["clusters"]
         self.register_buffer("codebooks", torch.zeros(count, size, width))
         self.register_buffer("central", torch.ones(count, size))
@@ -85,9 +87,9 @@ class Foreground(nn.Module):
                 "parts.learned.foreground to null: every patch then belongs to a part"
             )
         evidence = torch.cat([self.evidence(*some) for some in zip(unit.split(CHUNK), patch.split(CHUNK), strict=True)])
-        # three means of one number, as Otsu (1979, section III) for more than two groups: what is unsure stays outside
-        groups = KMeans(3, n_init=4, random_state=0).fit(evidence.reshape(-1, 1).numpy()).cluster_centers_
-        self.threshold.fill_(float(np.sort(groups.ravel())[1:].mean()))
+        # means of one number, as Otsu (1979) has two groups, and in section III more of them
+        means = KMeans(self.groups, n_init=4, random_state=0).fit(evidence.reshape(-1, 1).numpy()).cluster_centers_
+        self.threshold.fill_(float(np.sort(means.ravel())[-2:].mean()))
 
     def nearest(self, unit: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n r"]:
         """The cluster of each patch in each clustering."""

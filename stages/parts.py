@@ -40,6 +40,7 @@ class Foreground:
     clusters: Annotated[int, Field(ge=2)]
     place: NonNegativeFloat
     walk: NonNegativeInt
+    groups: Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True, config=STRICT)

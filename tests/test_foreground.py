@@ -11,7 +11,7 @@ from semmae.foreground import Foreground
 from semmae.teacher import Tokens
 
 GRID, WIDTH = (8, 8), 16
-CONFIG = {"clusterings": 8, "clusters": 8, "place": 0.0, "walk": 0}
+CONFIG = {"clusterings": 8, "clusters": 8, "place": 0.0, "walk": 0, "groups": 2}
 LEARNER = {
     "num_parts": 2, "grid": GRID, "width": WIDTH, "background": True, "class_token": False,
     "foreground": CONFIG, "geometry": 2.0, "temperature": 0.1, "blur_sigma": 0.0,

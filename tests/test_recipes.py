@@ -22,8 +22,8 @@ from stages.teacher import Teacher
 
 IMAGENET = 1_281_167  # training images
 SIZES = {  # parameters: of the MAE, then of its teacher
-    "creatures": (916_928, 916_928),
-    "photos": (916_928, 916_928),
+    "creatures": (916_928, 3_199_616),
+    "photos": (916_928, 3_199_616),
     "imagenet_vitb16_800ep": (111_907_840, 21_665_664),
     "imagenet_vitb8_800ep": (111_922_624, 21_665_664),
     "imagenet_vitl16_800ep": (329_541_888, 21_665_664),

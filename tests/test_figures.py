@@ -57,7 +57,7 @@ def test_eyes_see_what_is_known_of_them():
 
 
 def test_an_unknown_palette_is_refused():
-    with pytest.raises(ValueError, match=r"report\.colours is 'beige'.*okabe_ito"):
+    with pytest.raises(ValueError, match=r"no colours 'beige'; expected \(report\.colours\) one of okabe_ito"):
         palettes.palette("beige", 3)
 
 

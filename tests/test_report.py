@@ -50,7 +50,7 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     config = {"method": method, "num_parts": 3, "background": method == "learned", "width": 32, "grid": [4, 4]}
     config |= {"img_size": 32, "temperature": 0.1, "decoder_width": 8, "decoder_depth": 1, "values": 32}
     config |= {"foreground": {"clusterings": 2, "clusters": 4, "place": 0.2, "walk": 1, "groups": 2}, "geometry": 1.0}
-    config |= {"class_token": False, "params": {"method": method}}
+    config |= {"class_token": False, "params": {"method": method}, "teacher": elder.digest}
     learner = parts.METHODS[method](config)
     torch.nn.init.normal_(learner.place)
     parts.save(Path("data/parts"), learner)

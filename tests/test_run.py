@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from semmae import artifact, checkpoint, run, state
+from semmae import adoption, artifact, checkpoint, run, state
 from semmae.dist import World
 from semmae.order import epoch_order
 from semmae.reader import Reader
@@ -401,3 +401,14 @@ def test_the_curves_are_rewritten_whole(tmp_path: Path):
         write_history(tmp_path / "live", "toy", history)
     lines = (tmp_path / "live/plots/metrics/toy/loss.tsv").read_text().split()
     assert lines == ["step", "loss", "1", "2.0", "2", "1.0"]
+
+
+def test_an_offer_that_was_taken_before_is_no_offer(state_root: Path):
+    """A kill between the move of the checkpoints and the removal of their folder leaves it behind, empty."""
+    identity = {"stage": "toy", "params": {}, "inputs": [], "source": "new"}
+    left, begun = state_root / "runs/left", state_root / "runs/begun"
+    artifact.write_json(left / "identity.json", identity | {"source": "old"})
+    artifact.write_json(left / "offer.json", {"offered": "then"})
+    assert adoption.take(identity, begun) == []
+    assert not left.exists()
+    assert not begun.exists()

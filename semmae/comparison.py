@@ -45,13 +45,13 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: str = SCORES) -> p
     (Welch: the root of the sum of variance / runs), which wants three runs a setting before it means much. ValueError
     where there is nothing to compare.
     """
-    if missing := [name for name in by if name not in runs]:
-        known = ", ".join(name for name in runs if "." in name and not re.search(scores, name))
-        raise ValueError(f"the runs have no parameter {missing[0]!r}; they have {known or 'none'}")
     try:
         re.compile(scores)
     except re.error as error:
         raise ValueError(f"--scores is {scores!r}, which is no regular expression: {error}") from None
+    if missing := [name for name in by if name not in runs]:
+        known = ", ".join(name for name in runs if "." in name and not re.search(scores, name))
+        raise ValueError(f"the runs have no parameter {missing[0]!r}; they have {known or 'none'}")
     columns = [name for name in runs if re.search(scores, name) and runs[name].notna().any()]
     if not columns:
         raise ValueError(f"no column of the runs matches {scores!r}; choose others with --scores")

@@ -74,7 +74,7 @@ class Parts:
     method: Literal["learned", "kmeans"]
     img_size: PositiveInt
     num_parts: Annotated[int, Field(ge=1, le=254)]  # labels are bytes: one is the background's, 255 stays unknown
-    sample: PositiveInt
+    sample: Annotated[int, Field(ge=2)]  # one image has no mean at a place to differ from
     kmeans: KMeans
     learned: Learned
     compute: run.Compute

@@ -227,12 +227,12 @@ def _compare(
 
 @torch.no_grad()
 def _compare_decoder(model: mae.MAE, found: Any, size: int) -> None:
-    """ValueError unless the ViTMAE `found` predicts the same pixels from the patches that it happens to keep."""
+    """ValueError unless the ViTMAE `found` predicts the same masked pixels from the patches that it happens to keep."""
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     output = found.double().eval()(images)
     mask = output.mask.bool()
     num_masked = masking.num_masked(mask.shape[1], found.config.mask_ratio)
-    _equal(output.logits, copy.deepcopy(model).double()(images, mask, num_masked))
+    _equal(output.logits[mask], copy.deepcopy(model).double()(images, mask, num_masked)[mask])
 
 
 def _equal(found: Tensor, expected: Tensor) -> None:

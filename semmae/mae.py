@@ -1,8 +1,8 @@
-"""The masked autoencoder (He et al. 2022): encode the visible patches, decode all of them, regress the masked pixels.
+"""The masked autoencoder (He et al. 2022): encode the visible patches, regress the pixels of the masked ones.
 
 The encoder is a ViT that never sees a masked patch; the decoder is a few narrow blocks over the encoder's tokens and
 a shared mask token; the loss is the squared error on masked patches, each patch optionally normalised by its own
-mean and deviation.
+mean and deviation. MAE also predicts the visible patches, of which no loss asks; what only they need is left out here.
 """
 
 from pathlib import Path
@@ -53,51 +53,42 @@ class MAE(nn.Module):
         return tokens(self.encoder, images, ids_keep)
 
     def decode(
-        self, latent: Float[Tensor, "b t d"], mask: Bool[Tensor, "b n"], num_masked: int
-    ) -> Float[Tensor, "b n v"]:
-        """The predicted pixels of every patch, v = p * p * 3 values each."""
-        _, _, ids_restore = masking.ids(mask, num_masked)
-        x = self.decoder["embed"](latent)
-        prefix, visible = x[:, :1], x[:, 1:]
-        hidden = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
-        patches = torch.cat([visible, hidden], dim=1).gather(1, _columns(ids_restore, x.shape[2]))
-        return self._predict(torch.cat([prefix, patches], dim=1) + self._places(mask.shape[1]))[:, 1:]
-
-    def decode_some(
-        self, latent: Float[Tensor, "b t d"], mask: Bool[Tensor, "b n"], num_masked: int, some: Bool[Tensor, "b n"],
-        num_some: int,
+        self, latent: Float[Tensor, "b t d"], mask: Bool[Tensor, "b n"], num_masked: int,
+        some: Bool[Tensor, "b n"] | None = None, num_some: int = 0,
     ) -> Float[Tensor, "b n v"]:  # fmt: skip
-        """The same of `some` of the masked patches, `num_some` per sample: the decoder is not told of the others, whose
-        pixels are 0 here.
+        """The predicted pixels of the masked patches, v = p * p * 3 values each, or of `some` of them, `num_some` per
+        sample: the decoder is not told of the others. 0 where nothing is predicted.
         """
+        if some is None:
+            some, num_some = mask, num_masked
         (ids_keep, _, _), (_, ids_some, _) = masking.ids(mask, num_masked), masking.ids(some, num_some)
         x = self.decoder["embed"](latent)
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_some, -1)], dim=1)
         places = torch.cat([torch.zeros_like(ids_keep[:, :1]), torch.cat([ids_keep, ids_some], dim=1) + 1], dim=1)
-        n = mask.shape[1]
-        pred = self._predict(x + self._places(n)[0, places])[:, -num_some:]
-        v = pred.shape[2]
-        return pred.new_zeros(len(pred), n, v).scatter(1, _columns(ids_some, v), pred)
+        pred = self._predict(x + self._places(mask.shape[1])[0, places], num_some)
+        b, _, v = pred.shape
+        return pred.new_zeros(b, mask.shape[1], v).scatter(1, _columns(ids_some, v), pred)
 
     def _places(self, n: int) -> Float[Tensor, "1 {n+1} d"]:
         """The decoder's positions on a square grid of `n` patches, resampled as timm does the encoder's."""
         side = int(n**0.5)
         return resample_abs_pos_embed(self.positions, [side, side], num_prefix_tokens=1)
 
-    def _predict(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
-        return self.decoder["pred"](self.decoder["norm"](self.decoder["blocks"](x)))
+    def _predict(self, x: Float[Tensor, "b t d"], last: int) -> Float[Tensor, "b {last} v"]:
+        """Of the `last` tokens; from the last block's attention on, the others have no say."""
+        *blocks, end = self.decoder["blocks"]
+        for block in blocks:
+            x = block(x)
+        x = (x + end.attn(end.norm1(x)))[:, -last:]
+        x = x + end.mlp(end.norm2(x))
+        return self.decoder["pred"](self.decoder["norm"](x))
 
     def forward(
         self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"], num_masked: int,
         some: Bool[Tensor, "b n"] | None = None, num_some: int = 0,
     ) -> Float[Tensor, "b n v"]:  # fmt: skip
-        """The predicted pixels of every patch from those that `mask` leaves, or of `some` alone; each row of a mask has
-        as many True as its number says.
-        """
-        latent = self.encode(images, mask, num_masked)
-        if some is None:
-            return self.decode(latent, mask, num_masked)
-        return self.decode_some(latent, mask, num_masked, some, num_some)
+        """`decode` of the patches that `mask` leaves; each row of a mask has as many True as its number says."""
+        return self.decode(self.encode(images, mask, num_masked), mask, num_masked, some, num_some)
 
 
 def _columns(ids: Integer[Tensor, "b k"], width: int) -> Integer[Tensor, "b k {width}"]:

@@ -36,7 +36,8 @@ def test_loss_and_prediction_equal_transformers(model, images, mask, norm_pix_lo
         expected = peer(images, noise=mask.float())  # transformers keeps the patches of the lowest noise
     assert torch.equal(expected.mask.bool(), mask)
     torch.testing.assert_close(ours, expected.loss, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(pred, expected.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pred[mask], expected.logits[mask], rtol=1e-4, atol=1e-5)
+    assert (pred[~mask] == 0).all()
 
 
 def test_changing_masked_pixels_does_not_change_the_latent(model, images, mask):
@@ -45,13 +46,6 @@ def test_changing_masked_pixels_does_not_change_the_latent(model, images, mask):
     assert not torch.equal(changed, images)
     with torch.no_grad():
         assert torch.equal(model.encode(images, mask, MASKED), model.encode(changed, mask, MASKED))
-
-
-def test_decoding_all_of_the_masked_patches_as_some_of_them_is_decoding(model, images, mask):
-    with torch.no_grad():
-        every, some = model(images, mask, MASKED), model(images, mask, MASKED, mask, MASKED)
-    torch.testing.assert_close(some[mask], every[mask], rtol=1e-4, atol=1e-5)
-    assert (some[~mask] == 0).all()
 
 
 def test_what_is_not_decoded_is_as_if_it_had_never_been_there(model, images, mask):

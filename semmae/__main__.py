@@ -250,8 +250,8 @@ def adopt_state(
 def collect_state(
     unused_days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last so many days.")],
 ) -> None:
-    """Delete unfinished runs and cached part maps that nobody has used for long."""
-    from semmae import part_maps
+    """Delete unfinished runs and cached part maps that nobody has used for long, and digests of files that are gone."""
+    from semmae import digests, part_maps
     from semmae import state as kept
 
     old = kept.prune_runs(unused_days=unused_days)
@@ -260,6 +260,7 @@ def collect_state(
         typer.echo(f"part maps left alone: process {', '.join(at_work)} is at work and may need them")
     else:
         typer.echo(f"{part_maps.prune(unused_days=unused_days) / 1e6:.1f} MB of part maps deleted")
+    typer.echo(f"{digests.prune()} digests forgotten, of files that are gone")
 
 
 @app.command()

@@ -7,6 +7,7 @@ A file's size, time and inode are remembered with its digest under the state roo
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from semmae import artifact
 
@@ -17,16 +18,29 @@ def known(path: Path) -> str:
     """The SHA-256 of a file, in hex, read only if the file is not as it was when it was last read."""
     stat = path.stat()
     seal, memo = [stat.st_size, stat.st_mtime_ns, stat.st_ino], _folder() / artifact.digest(str(path.absolute()))
-    try:
-        remembered = json.loads(memo.read_text())
-        if remembered["seal"] == seal:
-            return remembered["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # never seen, or damaged: read it
+    if (remembered := _read(memo)).get("seal") == seal:
+        return remembered["sha256"]
     found = artifact.sha256(path)
     if time.time_ns() - stat.st_mtime_ns > FRESH:
-        artifact.write_json(memo, {"seal": seal, "sha256": found})
+        artifact.write_json(memo, {"path": str(path.absolute()), "seal": seal, "sha256": found})
     return found
+
+
+def prune() -> int:
+    """Forget files that are no more; returns how many."""
+    gone = [memo for memo in _folder().glob("*") if not Path(_read(memo).get("path", "")).is_file()]
+    for memo in gone:
+        memo.unlink(missing_ok=True)
+    return len(gone)
+
+
+def _read(memo: Path) -> dict[str, Any]:
+    """What is remembered of a file: its path, its seal, its digest; {} if never seen, or damaged."""
+    try:
+        found = json.loads(memo.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.keys() == {"path", "seal", "sha256"} else {}
 
 
 def _folder() -> Path:

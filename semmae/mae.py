@@ -6,7 +6,7 @@ mean and deviation. MAE also predicts the visible patches, of which no loss asks
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -76,9 +76,8 @@ class MAE(nn.Module):
 
     def _predict(self, x: Float[Tensor, "b t d"], last: int) -> Float[Tensor, "b {last} v"]:
         """Of the `last` tokens; from the last block's attention on, the others have no say."""
-        *blocks, end = self.decoder["blocks"]
-        for block in blocks:
-            x = block(x)
+        blocks = cast(nn.Sequential, self.decoder["blocks"])
+        x, end = blocks[:-1](x), cast(Block, blocks[-1])
         x = (x + end.attn(end.norm1(x)))[:, -last:]
         x = x + end.mlp(end.norm2(x))
         return self.decoder["pred"](self.decoder["norm"](x))

@@ -61,8 +61,9 @@ def manifest(folder: Path, rows: list[tuple], located: dict[str, str]) -> dict[s
     paths = [Path(located.get(file, folder / file)) for file in splits]
     with ThreadPoolExecutor() as threads:
         digests = list(threads.map(artifact.sha256, paths))
+    holders: dict[str, Path] = {}
     for path, digest in zip(paths, digests, strict=True):
-        if (first := paths[digests.index(digest)]) != path:
+        if (first := holders.setdefault(digest, path)) != path:
             raise ValueError(f"{first} and {path} have the same bytes; leave one of them out")
     shards = [
         {

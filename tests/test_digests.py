@@ -48,3 +48,16 @@ def test_a_damaged_memory_costs_a_read_and_nothing_else(shard: Path, state_root:
     shutil.rmtree(state_root / "digests")
     assert digests.known(shard) == first
     assert len(reads) == 3
+
+
+def test_what_is_gone_is_forgotten_and_what_is_damaged_too(shard: Path, state_root: Path, reads: list[Path]):
+    shutil.copy2(shard, other := shard.with_name("other.tar"))
+    digests.known(shard), digests.known(other)
+    assert digests.prune() == 0
+    other.unlink()
+    assert digests.prune() == 1
+    digests.known(shard)
+    assert len(reads) == 2  # it was not forgotten
+    (memo,) = (state_root / "digests").iterdir()
+    memo.write_text("[")
+    assert digests.prune() == 1

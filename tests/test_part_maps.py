@@ -247,12 +247,14 @@ def test_one_image_changed_makes_one_shard_anew(images, tmp_path):
     assert part_maps.listing()[0].num_shards == 5
 
 
-def test_the_name_of_a_store_entry_depends_on_all_that_makes_it():
+def test_the_name_of_a_store_entry_depends_on_all_that_makes_it(monkeypatch):
     base = {"teacher": "t", "parts": "p", "params": {"grid": [14, 14], "attention": True}}
     digest = part_maps.store_digest(**base)
     assert digest == part_maps.store_digest(**base)
     for change in ({"teacher": "u"}, {"parts": "q"}, {"params": {"grid": [28, 28], "attention": True}}):
         assert part_maps.store_digest(**(base | change)) != digest
+    monkeypatch.setattr(part_maps, "REVISION", part_maps.REVISION + 1)
+    assert part_maps.store_digest(**base) != digest
 
 
 @pytest.mark.parametrize("damage", ["half", "flipped", "row missing", "interrupted"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from semmae import adoption, artifact, checkpoint, run, state
+from semmae import adoption, artifact, checkpoint, dist, run, state
 from semmae.dist import World
 from semmae.order import epoch_order
 from semmae.reader import Reader
@@ -354,6 +354,14 @@ def test_a_step_without_a_finite_loss_is_left_out_if_that_is_allowed(
     assert "toy: the loss of step 1 is nan in fp32\ntoy: step 1 is left out: " in said
     with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
         _skipping(toy_dataset, tmp_path / "other", allowed=1)
+
+
+def test_a_rank_whose_own_loss_is_finite_stops_with_the_one_whose_is_not(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dist, "any_rank", lambda flag, world: True)  # another rank says so
+    with pytest.raises(FloatingPointError, match="toy: not finite at step 0, on another rank than this"):
+        _skipping(toy_dataset, tmp_path / "out", allowed=0)
 
 
 def test_a_spike_is_told_with_its_samples(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -32,6 +32,7 @@ from rich.table import Table
 SHARDS, PART_MAPS, PRETRAIN = Path("data/shards"), Path("data/part_maps"), Path("data/pretrain")
 TEACHER, PARTS, ENCODERS = Path("data/teacher"), Path("data/parts"), Path("data/encoders")
 RECIPES, PARAMS = Path("recipes"), Path("params.yaml")
+IMPORTED = {"encoder.json", "encoder.safetensors", "decoder.json", "decoder.safetensors", "history.json"}
 NUMBERS = {"shards", "samples", "labelled", "with mask", "MB", "train", "val", "test", "inputs", "step", "seconds"}
 
 app = typer.Typer(
@@ -365,6 +366,11 @@ def import_(
     """Take an encoder of others, so that the evaluations can score it."""
     from semmae import artifact, foreign, vit
 
+    others = {path.name for path in out.iterdir()} - IMPORTED if out.is_dir() else set()
+    if others or out.is_file():
+        raise ValueError(
+            f"{out} holds more than an encoder ({', '.join(sorted(others)) or 'a file'}); name another folder"
+        )
     network, config = foreign.encoder(file, img_size=img_size, num_heads=num_heads)
     with artifact.replacing(out) as folder:
         vit.save(folder, network, config)

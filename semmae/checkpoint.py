@@ -23,7 +23,8 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> None:
         temporary.mkdir(parents=True)
         torch.save(content, temporary / "state.pt")
         artifact.write_json(temporary / "manifest.json", {"state.pt": artifact.sha256(temporary / "state.pt")})
-    for old in _saves(folder)[KEPT:]:
+    later = [path for path in _saves(folder) if path.name > f"step-{step:09d}"]  # it could not be read
+    for old in later + _saves(folder)[len(later) + KEPT :]:
         shutil.rmtree(old)
 
 

@@ -28,7 +28,7 @@ def known(path: Path) -> str:
 
 def prune() -> int:
     """Forget files that are no more; returns how many."""
-    gone = [memo for memo in _folder().glob("*") if not Path(_read(memo).get("path", "")).is_file()]
+    gone = [memo for memo in _folder().glob("[!.]*") if not Path(_read(memo).get("path", "")).is_file()]
     for memo in gone:
         memo.unlink(missing_ok=True)
     return len(gone)

@@ -74,9 +74,12 @@ def parallel(model: nn.Module, world: World) -> nn.Module:
 
 
 def mean(value: Tensor, world: World) -> Tensor:
-    """The mean of a tensor over the ranks; its gradient is that of this rank's share, for `parallel` averages them."""
+    """The mean of a tensor over the ranks, on this rank's device, for NCCL knows no other; its gradient is that of
+    this rank's share, for `parallel` averages them.
+    """
     if world.size == 1:
         return value
+    value = value.to(world.device)
     total = value.detach().clone()
     distributed.all_reduce(total)
     total /= world.size
@@ -84,9 +87,10 @@ def mean(value: Tensor, world: World) -> Tensor:
 
 
 def gather(rows: Tensor, world: World) -> Tensor:
-    """The rows of all ranks, in the order of ranks; without gradient."""
+    """The rows of all ranks, in the order of ranks, on this rank's device; without gradient."""
     if world.size == 1:
         return rows
+    rows = rows.to(world.device)
     parts = [torch.empty_like(rows) for _ in range(world.size)]
     distributed.all_gather(parts, rows.contiguous())
     return torch.cat(parts)

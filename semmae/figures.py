@@ -114,14 +114,12 @@ def captions(masking: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def reconstructions(
     model: mae.MAE, images: UInt8[Tensor, "b 3 s s"], mask: Bool[Tensor, "b n"], *, norm_pix_loss: bool
-) -> tuple[UInt8[np.ndarray, "b s s 3"], UInt8[np.ndarray, "b s s 3"]]:
-    """Masked patches as predicted with the others as they are, and every patch as predicted from the visible ones."""
+) -> UInt8[np.ndarray, "b s s 3"]:
+    """Masked patches as predicted, the others as they are."""
     units = vit.normalise(images)
     with torch.no_grad():
         pred = model(units, mask, int(mask[0].sum()))
-    how = {"patch_size": model.patch_size, "norm_pix_loss": norm_pix_loss}
-    pasted, everywhere = (mae.reconstruct(pred, units, where, **how) for where in (mask, torch.ones_like(mask)))
-    return _pixels(pasted), _pixels(everywhere)
+    return _pixels(mae.reconstruct(pred, units, mask, patch_size=model.patch_size, norm_pix_loss=norm_pix_loss))
 
 
 def parts_grid(reader: Reader, maps: PartMaps, *, count: int, seed: int, colours: str) -> Image.Image:
@@ -174,25 +172,25 @@ def reconstructions_grid(
     reader: Reader, maps: PartMaps | None, *, model: mae.MAE, masking: Mapping[str, Any], norm_pix_loss: bool,
     count: int, seed: int,
 ) -> Image.Image:  # fmt: skip
-    """An image to a row: as it is, masked as at the end of the run, rebuilt, and as predicted everywhere."""
+    """An image to a row: as it is, masked as at the end of the run, and rebuilt."""
     rows = rebuilt(
         reader, maps, choose(len(reader), count=count, seed=seed), model=model, masking=masking,
         norm_pix_loss=norm_pix_loss, seed=seed,
     )  # fmt: skip
-    return sheet(rows, ["image", "masked", "reconstruction", "prediction"])
+    return sheet(rows, ["image", "masked", "reconstruction"])
 
 
 def rebuilt(
     reader: Reader, maps: PartMaps | None, ids: Integer[np.ndarray, " k"], *, model: mae.MAE,
     masking: Mapping[str, Any], norm_pix_loss: bool, seed: int,
 ) -> list[list[np.ndarray]]:  # fmt: skip
-    """Per sample its picture, masked as at the end of the run, the reconstruction, and the prediction everywhere."""
+    """Per sample its picture, masked as at the end of the run, and the reconstruction."""
     img_size = model.encoder.patch_embed.img_size[0]
     shown = samples(reader, maps, ids, img_size=img_size, patch_size=model.patch_size)
     mask = masks(shown, masking=masking, progress=1.0, seed=seed)
-    pasted, everywhere = reconstructions(model, shown.images, mask, norm_pix_loss=norm_pix_loss)
+    whole = reconstructions(model, shown.images, mask, norm_pix_loss=norm_pix_loss)
     return [
-        [picture, masked(picture, mask[i].view(shown.grid).numpy()), _enlarged(pasted[i]), _enlarged(everywhere[i])]
+        [picture, masked(picture, mask[i].view(shown.grid).numpy()), _enlarged(whole[i])]
         for i, picture in enumerate(shown.pictures)
     ]
 

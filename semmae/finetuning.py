@@ -21,6 +21,7 @@ from torch import Tensor
 
 from semmae import dist, metrics, optim, vit
 from semmae.features import CentreView
+from semmae.order import epoch_size
 from semmae.params import STRICT
 from semmae.randaugment import Augmented, RandAugment
 from semmae.reader import Reader, batches
@@ -99,7 +100,7 @@ def finetune(
     run: Run, validation: Validation,
 ) -> VisionTransformer:  # fmt: skip
     """Train `model` in place and return it, or the moving average of its weights if the recipe asks for one."""
-    b, (size, _) = batch_size(recipe, len(reader), world), model.patch_embed.img_size
+    b, (size, _) = batch_size(recipe, epoch_size(len(reader), reader.weights), world), model.patch_embed.img_size
     view = Augmented(seed, recipe.crop, recipe.rand_augment, size)
     model = model.to(world.device).train()
     vit.use_fastest_attention(model, world.device)

@@ -1,6 +1,7 @@
 """What a person sees of a run: a bar with images/s and time left in a terminal, one line per epoch everywhere."""
 
 import time
+from datetime import timedelta
 from typing import Self
 
 from rich.console import Console
@@ -46,7 +47,7 @@ class Progress:
         """One line for a finished epoch: its values, speed, time a step takes, time left."""
         values = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
         per_step = (time.monotonic() - self.began) / max(1, self.done - self.start)
-        left = time.strftime("%H:%M:%S", time.gmtime((self.steps - self.done) * per_step))
+        left = timedelta(seconds=round((self.steps - self.done) * per_step))
         self.console.print(
             f"epoch {row['epoch']:.0f}/{self.steps // self.per_epoch}  {values}  {self.speed():,.0f} images/s  "
             f"{per_step * 1e3:.0f} ms/step  {left} left",

@@ -5,8 +5,10 @@
 """
 
 import copy
+import errno
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -156,6 +158,10 @@ class Reader:
             try:
                 self._files[shard] = io.FileIO(self._paths[shard])
             except OSError as error:
+                if error.errno == errno.EMFILE:
+                    raise ValueError(
+                        f"{len(self._files)} shards are open, no more files may be: raise `ulimit -n`"
+                    ) from None
                 raise self._damage(index, str(error.strerror)) from None
         data = os.pread(self._files[shard].fileno(), size, offset)
         if len(data) < size:
@@ -253,7 +259,10 @@ def _same(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """One thread per worker: they are many already."""
+    """One thread per worker: they are many already. What stops a run stops all of its processes at once: a worker waits
+    for the run, which saves its state first and ends its workers itself.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)  # none; 1 would wait for threads of the parent's that no fork has
 

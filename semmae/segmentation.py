@@ -131,13 +131,15 @@ class Inference:
 
 def evaluate(predict: Predict, reader: Reader, how: Inference, *, num_classes: int) -> Integer[np.ndarray, "l n 3 c"]:
     """`segmentation_metrics.count` of every image under every variant; all ranks share the work and the result."""
+    if len(reader) < how.world.size:
+        raise ValueError(f"{len(reader)} image(s) to score are too few for {how.world.size} processes; start fewer")
     counts: Tensor | None = None
     for index, labels, mask in how.labels(predict, reader):
         if counts is None:
             counts = torch.zeros(len(labels), len(reader), 3, num_classes, dtype=torch.float64, device=mask.device)
         for variant, label in enumerate(labels):
             counts[variant, index] = segmentation_metrics.count(label, mask, num_classes=num_classes).double()
-    assert counts is not None, "fewer images than processes"
+    assert counts is not None
     total = dist.mean(counts, how.world) * how.world.size  # of images that other ranks have seen: 0 here
     return total.round().long().cpu().numpy()
 

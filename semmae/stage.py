@@ -1,8 +1,10 @@
 """How a stage begins, and how it ends: well, or in one sentence that says what to mend."""
 
+import contextlib
 import ctypes
 import dataclasses
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ def main(function: Callable[[], None]) -> None:
     With SEMMAE_DEBUG set the traceback is shown after all.
     """
     keep_memory()
+    allow_files()
     cv2.setNumThreads(0)  # images are small, and loaded by processes
     try:
         function()
@@ -46,6 +49,13 @@ def named(datasets: dict[str, T], stage: str) -> tuple[str, T]:
 def over(protocol: T, own: Any) -> T:
     """`protocol` with what a dataset sets for itself; what that leaves null stays."""
     return dataclasses.replace(protocol, **{key: value for key, value in vars(own).items() if value is not None})  # type: ignore[type-var]
+
+
+def allow_files() -> None:
+    """As many open files as the system grants: a reader keeps every shard of a dataset open, ImageNet has 1,281."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS grants no infinity
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def keep_memory() -> None:

@@ -7,9 +7,12 @@
 The part-map store keeps its own house: `part_maps.listing`, `part_maps.prune`.
 """
 
+import contextlib
 import fcntl
+import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +36,8 @@ def runs() -> list[UnfinishedRun]:
     found = []
     for folder in _runs().glob("*/"):
         identity = artifact.read_json(folder / "identity.json") if (folder / "identity.json").exists() else {}
-        stats = [path.stat() for path in (folder, *folder.rglob("*"))]
+        if not (stats := list(_stats(folder))):
+            continue  # it has just ended
         steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
         found.append(
             UnfinishedRun(
@@ -46,6 +50,13 @@ def runs() -> list[UnfinishedRun]:
             )
         )
     return sorted(found, key=lambda run: -run.used)
+
+
+def _stats(folder: Path) -> Iterator[os.stat_result]:
+    """Of a folder, then of all in it; what a run at work removes meanwhile is left out."""
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            yield path.stat()
 
 
 def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:

@@ -16,7 +16,7 @@ import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, dist, mae, params, part_maps, pretraining, run, stage, vit
+from semmae import artifact, digests, dist, mae, params, part_maps, pretraining, run, stage, vit
 from semmae.health import Health, Watch
 from semmae.params import STRICT
 from semmae.reader import Reader, verify_shards
@@ -48,7 +48,8 @@ def main() -> None:
     reader = Reader(shards, "train").windowed(section.compute.window)
     made_by = {"teacher": artifact.model_digest(TEACHER, "teacher"), "parts": artifact.model_digest(PARTS, "parts")}
     maps = part_maps.join(PART_MAPS / section.dataset, reader, **made_by)
-    inputs = [artifact.sha256(shards / "shards.json"), *made_by.values()]
+    files = sorted((PART_MAPS / section.dataset).glob("*.parquet"))
+    inputs = [artifact.sha256(shards / "shards.json"), *made_by.values(), *map(digests.known, files)]
     minutes = section.compute.checkpoint_minutes
     with (
         dist.world(section.compute.device) as world,

@@ -56,6 +56,11 @@ def test_a_foreign_encoder_is_scored_like_ours(inside: Project, tmp_path: Path):
     assert json.loads(Path("results/knn/toy.json").read_text())["knn"]["toy"]["top1"] == before
     with pytest.raises(SystemExit):
         call("report")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    said = semmae(inside, "import", str(tmp_path / "mae.safetensors"), "--out", str(tmp_path / "mine"), expect=1)
+    assert "mine holds more than an encoder (notes.txt)" in said
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_the_imported_positions_are_ours(tmp_path: Path):

@@ -17,6 +17,7 @@ import torch
 from semmae import adoption, artifact, checkpoint, dist, run, state
 from semmae.dist import World
 from semmae.order import epoch_order
+from semmae.progress import Progress
 from semmae.reader import Reader
 from semmae.run import Run, write_history
 
@@ -154,6 +155,16 @@ def test_two_checkpoints_are_kept(tmp_path: Path):
         checkpoint.save(tmp_path, step, {"step": step})
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002", "step-000000010"]
     assert checkpoint.latest(tmp_path, map_location=ALONE.device) == {"step": 10}
+
+
+def test_a_run_that_begins_anew_keeps_its_own_checkpoints_and_not_those_that_nobody_can_read(tmp_path: Path):
+    for step in (190, 200):
+        checkpoint.save(tmp_path, step, {"step": step})
+        os.truncate(tmp_path / f"step-{step:09d}/state.pt", 10)
+    assert checkpoint.latest(tmp_path, map_location=ALONE.device) is None
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, step, {"step": step})
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000020", "step-000000030"]
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no manifest", "no state"])
@@ -402,6 +413,31 @@ def test_a_batch_larger_than_the_data_is_refused(toy_dataset: Path, tmp_path: Pa
         ValueError, match=r"toy: batch_size is 41, but an epoch has 40 samples"
     ):  # fmt: skip
         next(run.steps(Reader(toy_dataset, "train"), _load, batch_size=41, epochs=1, seed=0, workers=0, state={}))
+
+
+def test_what_ranks_agree_on_is_moved_to_their_device(monkeypatch: pytest.MonkeyPatch):
+    reduced = []  # NCCL takes tensors of a GPU alone; what a run records may lie on the CPU
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: reduced.append(value.device.type))
+    dist.mean(torch.ones(()), World(rank=0, size=2, device=torch.device("meta")))
+    assert reduced == ["meta"]
+
+
+def test_a_checkpoint_holds_what_the_ranks_have_recorded_on_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as now:
+        now.record(loss=1.0)
+        monkeypatch.setattr(dist, "mean", lambda value, world: (value + 10.0) / 2)  # the other rank's loss is 10
+        now._save(1, {})
+        saved = checkpoint.latest(now.folder, map_location=ALONE.device)
+    assert saved is not None
+    assert saved["sums"] == {"loss": torch.tensor(5.5)}
+
+
+def test_more_than_a_day_is_told_in_days(capsys: pytest.CaptureFixture[str]):
+    with Progress("toy", steps=1001, per_epoch=1, batch_size=1, start=0, shown=True) as progress:
+        progress.began -= 108  # seconds
+        progress.done = 1
+        progress.line({"epoch": 1, "loss": 1.0})
+    assert "1 day, 6:00:0" in capsys.readouterr().err
 
 
 def test_the_curves_are_rewritten_whole(tmp_path: Path):

@@ -31,7 +31,9 @@ except SystemExit as end:
 """
 
 
-def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Project, toy: Project):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Project, toy: Project, workers: int):
+    toy.set("pretrain.compute.workers", workers)
     lock, graph = toy.folder / "dvc.lock", (toy.folder / "dvc.yaml").read_text()
     told = YAML(typ="safe").load(lock)
     del told["stages"]["pretrain"]

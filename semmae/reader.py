@@ -160,7 +160,7 @@ class Reader:
             except OSError as error:
                 if error.errno == errno.EMFILE:
                     raise ValueError(
-                        f"{len(self._files)} shards are open, no more files may be: raise `ulimit -n`"
+                        f"{len(self._files)} shard(s) are open, and the system allows no more files: raise `ulimit -n`"
                     ) from None
                 raise self._damage(index, str(error.strerror)) from None
         data = os.pread(self._files[shard].fileno(), size, offset)

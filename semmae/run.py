@@ -281,9 +281,7 @@ class Run:
 
     def _save(self, number: int, state: dict[str, Stateful]) -> None:
         self._demand_finite(number, state)
-        sums = {
-            name: dist.mean(total, self.world) for name, total in self._sums.items()
-        }  # for every rank to go on from
+        sums = {name: dist.mean(total, self.world) for name, total in self._sums.items()}  # every rank goes on from it
         if self.world.leads:
             content = {"step": number, "history": self.history, "sums": sums, "count": self._count}
             content |= {"skipped": self.skipped, "losses": self._losses.state_dict()}

@@ -54,9 +54,10 @@ def runs() -> list[UnfinishedRun]:
 
 def _stats(folder: Path) -> Iterator[os.stat_result]:
     """Of a folder, then of all in it; what a run at work removes meanwhile is left out."""
-    for path in (folder, *folder.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            yield path.stat()
+    for root, _, files in os.walk(folder):  # a walk passes over folders that are gone, rglob fails
+        for path in (Path(root), *(Path(root, file) for file in files)):
+            with contextlib.suppress(FileNotFoundError):
+                yield path.stat()
 
 
 def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:

@@ -143,7 +143,7 @@ def test_every_strategy_has_a_page_that_needs_nothing_else(folder, strategy):
     text = page()
     found = Tags(text)
     sources = [attrs["src"] for _, attrs in found.tags if "src" in attrs]
-    # 4 in the header; pairs; up to nine regions per label; an image and five frames; four columns
+    # 4 in the header; pairs; up to nine regions per label; an image and five frames; three columns
     assert len(sources) >= 4 + 2 * SECTION["overlays"] + 6 * SECTION["film"] + 3 * SECTION["reconstructions"] + 9
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert all(attrs["href"].startswith("#") for _, attrs in found.tags if "href" in attrs)

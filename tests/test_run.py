@@ -338,6 +338,22 @@ def test_old_runs_are_pruned_and_locked_ones_are_not(toy_dataset: Path, tmp_path
     assert state.runs() == []
 
 
+def test_runs_are_listed_while_one_of_them_saves(state_root: Path):
+    folder, saving = state_root / "runs/busy", threading.Event()
+
+    def save() -> None:
+        for step in range(200):
+            checkpoint.save(folder, step, {"step": step})
+        saving.set()
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    while not saving.is_set():
+        assert len(state.runs()) <= 1
+    thread.join()
+    assert [run.step for run in state.runs()] == [199]
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_samples(toy_dataset: Path, tmp_path: Path):
     first = Reader(toy_dataset, "train").keys[epoch_order(40, seed=0, epoch=0)[0]]
     with pytest.raises(FloatingPointError, match=rf"loss is nan at step 0 on rank 0; its samples: {first}"):

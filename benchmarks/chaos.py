@@ -149,8 +149,8 @@ def strike(process: Popen[str], number: signal.Signals, victim: str) -> bool:
 def finish(project: Project, targets: list[str]) -> str:
     """Run undisturbed until the pipeline is through: ""; if it never is, what the last command said.
 
-    As docs/operations.md says, what a stage left by a killed `dvc` still writes is waited for, and a file that DVC was
-    killed over (treeverse/dvc#7615) is removed, and said to be.
+    As docs/operations.md says, what a stage left by a killed `dvc` still writes is waited for, and what DVC was killed
+    over is removed, and said to be.
     """
     for _ in range(CALM):
         process = project.start(*repro(targets))
@@ -161,9 +161,9 @@ def finish(project: Project, targets: list[str]) -> str:
             return f"nothing new in {PATIENCE} seconds\n{process.communicate()[0]}"
         if process.returncode == 0:
             return ""
-        for lock in doctor.cut_short(project.folder):
-            print(f"cut short by a kill of DVC, and removed: {lock}", file=sys.stderr)
-            lock.unlink()
+        for cut in doctor.cut_short(project.folder):
+            print(f"cut short by a kill of DVC, and removed: {cut}", file=sys.stderr)
+            shutil.rmtree(cut) if cut.is_dir() else cut.unlink()
         time.sleep(2)
     return said
 

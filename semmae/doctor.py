@@ -136,7 +136,7 @@ def _dvc(project: Path) -> Iterator[Check]:
         return
     for lock in cut_short(project):
         found = f"{lock} is cut short: DVC was killed while it wrote it, and refuses to run (treeverse/dvc#7615)"
-        yield Check(lock.name, "fail", found, f"rm {lock}, once no DVC is at work here")
+        yield Check(lock.name, "fail", found, f"rm -r {lock}, once no DVC is at work here")
     talks = [key for key in ("analytics", "check_update") if config["core"].get(key, True)]
     if talks:
         yield Check("dvc", "warn", f"core.{talks[0]} is on", f"dvc config core.{talks[0]} false")
@@ -154,14 +154,18 @@ def _dvc(project: Path) -> Iterator[Check]:
 
 
 def cut_short(project: Path) -> Iterator[Path]:
-    """The files that DVC writes in place and cannot read any more, having been killed over one. Nothing is lost with
-    them: the one tells who is at work, and what dvc.lock tells stands in the run cache too.
+    """What DVC was killed over and stops at from then on. Nothing is lost with it.
+
+    Its lock on the workspace, which tells who is at work, and `dvc.lock`, whose content stands in the run cache too,
+    are written in place: given where they cannot be read. Of the run cache, an entry that still has its temporary name
+    is taken for a whole one, and a folder without entries for one with: their stages have not ended.
     """
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.utils.serialize import ParseError, load_json
 
+    repo = Repo(str(project))
     try:
         if (lock := project / ".dvc/tmp/rwlock").exists():
             load_json(lock)
@@ -169,9 +173,13 @@ def cut_short(project: Path) -> Iterator[Path]:
         yield lock
     try:
         if (lock := project / "dvc.lock").exists():
-            Lockfile(Repo(str(project)), str(lock)).load()
+            Lockfile(repo, str(lock)).load()
     except DvcException:
         yield lock
+    for folder in Path(repo.stage_cache.cache_dir).glob("*/*"):
+        entries = set(folder.iterdir())
+        unfinished = set(folder.glob(".*.tmp"))
+        yield from unfinished if entries - unfinished else [folder]
 
 
 def _processor() -> Check:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,14 +29,13 @@ with artifact.replacing(Path(sys.argv[1])) as temporary:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def small_disk() -> Iterator[Path]:
+    """A file system of one megabyte, where no other session of pytest clears away what it takes for old."""
+    with tempfile.TemporaryDirectory(prefix="semmae-disk-") as disk:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
+            pytest.skip("no right to mount a small file system here")
+        yield Path(disk)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path):

@@ -13,6 +13,7 @@ Relative coordinates fit an image decoded at any scale and a part map of any gri
 
 import math
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
 
 import cv2
@@ -127,12 +128,11 @@ def crop_part_maps(
     part_maps: UInt8[Tensor, "b h w"], boxes: Float64[Tensor, "b 5"], grid: tuple[int, int]
 ) -> UInt8[Tensor, "b {grid[0]} {grid[1]}"]:
     """`crop_part_map` of every map and its box, whose numbers are in the order of `Box`."""
-    top, left, height, width, flip = boxes.unbind(1)
+    top, left, height, width, flip = boxes[:, :, None].unbind(1)
     rows = _cells_of_batch(top, height, grid[0], part_maps.shape[1])
-    columns = _cells_of_batch(left, width, grid[1], part_maps.shape[2])
-    columns = torch.where(flip[:, None] > 0, columns.flip(1), columns)
-    samples = torch.arange(len(part_maps), device=part_maps.device)
-    return part_maps[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
+    columns = _cells_of_batch(left + flip * width, width * (1 - 2 * flip), grid[1], part_maps.shape[2])
+    cells = rows[:, :, None] * part_maps.shape[2] + columns[:, None, :]
+    return part_maps.flatten(1).gather(1, cells.flatten(1)).view(cells.shape)
 
 
 def _pixels(start: float, extent: float, pixels: int) -> tuple[int, int]:
@@ -148,9 +148,14 @@ def _cells(start: float, extent: float, patches: int, cells: int) -> np.ndarray:
 
 
 def _cells_of_batch(
-    start: Float64[Tensor, " b"], extent: Float64[Tensor, " b"], patches: int, cells: int
+    start: Float64[Tensor, "b 1"], extent: Float64[Tensor, "b 1"], patches: int, cells: int
 ) -> Int64[Tensor, "b {patches}"]:
     """`_cells` of every box."""
-    places = torch.arange(patches, device=start.device) + 0.5
-    centres = start[:, None] + extent[:, None] * places.double() / patches
-    return (centres * cells + 1e-9).floor().long().clamp(max=cells - 1)
+    centres = torch.addcmul(start, extent, _centres(patches, start.device))
+    return centres.mul_(cells).add_(1e-9).long().clamp_(max=cells - 1)
+
+
+@cache
+def _centres(patches: int, device: torch.device) -> Float64[Tensor, " {patches}"]:
+    """Where the centres of so many patches lie between 0 and 1."""
+    return (torch.arange(patches, dtype=torch.float64, device=device) + 0.5) / patches

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float, Integer, UInt8
+import torch
+from jaxtyping import Bool, Float, Int64, Integer, UInt8
+from torch import Tensor
 
 from semmae import artifact
 from semmae.reader import Reader
@@ -45,6 +47,10 @@ class PartMaps:
     def grid(self) -> tuple[int, int]:
         h, w = self.metadata["grid"]
         return h, w
+
+    def fields(self, name: str, rows: Int64[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+        """The part_map or the attention of those rows."""
+        return torch.from_numpy(getattr(self, name)[rows.numpy()]).view(-1, *self.grid)
 
 
 def write(

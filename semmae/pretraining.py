@@ -108,7 +108,7 @@ def pretrain(
     evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
     if evidence and getattr(maps, evidence) is None:
         raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")
-    crops = OneCrop(seed, recipe.crop, sizes, maps if evidence else None, evidence or "")
+    crops = OneCrop(seed, recipe.crop, sizes)
 
     torch.manual_seed(fold(seed, "decoder"))
     model = mae.MAE(encoder, **vars(recipe.decoder)).to(world.device).train()
@@ -130,9 +130,10 @@ def pretrain(
         grid = (side, side)
         noise = strategy.draw(b, grid, generator=torch_generator(seed, "mask", step.number))
         seen = {}
-        if evidence:
-            fields, boxes = step.batch["evidence"].to(world.device), step.batch["box"].to(world.device)
-            seen[evidence] = crop_part_maps(fields, boxes, grid).flatten(1)
+        if maps and evidence:
+            fields = maps.fields(evidence, step.batch["index"])
+            boxes = step.batch["box"]
+            seen[evidence] = crop_part_maps(fields.to(world.device), boxes.to(world.device), grid).flatten(1)
         mask = strategy(
             world.slice(noise).to(world.device),
             masks.mask_ratio,

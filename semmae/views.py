@@ -17,7 +17,6 @@ from torch import Tensor
 
 from semmae.augment import WHOLE, Box, covering, random_resized_crop, resize_box, snapped
 from semmae.params import STRICT, Portion, Range, UpTo1
-from semmae.part_maps import PartMaps
 from semmae.reader import Reader
 from semmae.rng import numpy_generator
 
@@ -44,23 +43,19 @@ class Colour:
 
 @dataclass(frozen=True)
 class OneCrop:
-    """A random crop and, where a mask strategy asks for one, the part-map field that is its `evidence`, whole, with the
-    `box` of the crop: a batch of them is cropped at once (`augment.crop_part_maps`).
+    """A random crop, and what its part map is found and cropped by, a batch at once: `index` of the sample and `box` of
+    the crop (`PartMaps.fields`, `augment.crop_part_maps`).
     """
 
     seed: int
     crop: Crop
     sizes: Sequence[int]  # pixels of a side, by epoch
-    maps: PartMaps | None
-    field: str  # part_map or attention
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
         rng = numpy_generator(self.seed, "crop", epoch, reader.keys[index])
         box = random_box(rng, reader.size(index), self.crop)
-        sample = {"key": reader.keys[index], "image": load_crop(reader, index, box, self.sizes[epoch])}
-        if self.maps is not None:
-            sample |= {"evidence": getattr(self.maps, self.field)[index].reshape(self.maps.grid), "box": np.array(box)}
-        return sample
+        image = load_crop(reader, index, box, self.sizes[epoch])
+        return {"key": reader.keys[index], "index": int(index), "image": image, "box": np.array(box)}
 
 
 @dataclass(frozen=True)

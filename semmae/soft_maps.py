@@ -23,7 +23,7 @@ def shares(
     reader: Reader, ids: Integer[np.ndarray, " b"], elder: Teacher, learner: Parts
 ) -> Float[np.ndarray, "b p n"]:
     """Each patch's share of every label (they sum to 1), the background last, of whole images."""
-    vit.use_fastest_attention(elder, torch.device("cpu"))
+    vit.use_fastest_attention(elder, torch.device("cpu"), frozen_at=learner.config["grid"])
     view = Whole(learner.config["img_size"], seed=0, flip=0.0)
     loader = batches(reader, ids, view, batch_size=32, workers=0)
     return torch.cat([learner.assign(elder.encode(batch["image"])) for batch in loader]).numpy()

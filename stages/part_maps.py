@@ -45,7 +45,7 @@ def main() -> None:
     learner = parts.load(PARTS, teacher=elder.digest)
     device = dist.choose_device(section.compute.device)
     elder, learner = elder.to(device), learner.to(device)
-    vit.use_fastest_attention(elder, device)
+    vit.use_fastest_attention(elder, device, frozen_at=learner.config["grid"])
     encode = section.compute.compiled(elder.encode)
     made_with = {"attention": section.attention, "precision": section.compute.precision}
     digest = part_maps.store_digest(teacher=elder.digest, parts=learner.digest, params=made_with)

@@ -109,7 +109,7 @@ def networks(protocol: Protocol, device: torch.device) -> tuple[Teacher, Parts, 
     learner = parts.load(PARTS, teacher=elder.digest)
     untrained = Teacher(baselines.untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")
     for network in (elder, untrained):
-        vit.use_fastest_attention(network, device)
+        vit.use_fastest_attention(network, device, frozen_at=learner.config["grid"])
     return elder.to(device), learner.to(device), untrained.to(device)
 
 

@@ -98,7 +98,7 @@ def main() -> None:
         run.Run("parts", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
         elder = elder.to(world.device)
-        vit.use_fastest_attention(elder, world.device)
+        vit.use_fastest_attention(elder, world.device, frozen_at=elder.grid(section.img_size))
         sample = patch_sample(section, reader, elder, world.device)
         learn = {"learned": learned, "kmeans": kmeans}[section.method]
         model, quality = learn(section, config, sample, reader, elder, world, now)

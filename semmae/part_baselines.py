@@ -36,6 +36,7 @@ class Batch(NamedTuple):
 
     images: UInt8[Tensor, "b 3 H W"]
     tokens: Tokens
+    heads: Float[Tensor, "b a n"]  # the teacher's class-token attention, each head's sum 1
     counts: Integer[np.ndarray, "b n g"]
 
     def truth(self) -> Integer[np.ndarray, "b n"]:
@@ -57,12 +58,10 @@ def lines(
     num_labels: int,
     grid: tuple[int, int],
     untrained: Callable[[UInt8[Tensor, "b 3 H W"]], Tokens],
-    heads: Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b a n"]],
     seed: int,
 ) -> dict[str, Line]:
-    """The lines; those that cluster find `num_labels` clusters, `train_counts` is the sum over all of train.
-
-    `untrained` is a teacher before training, `heads` the trained one's attention by head.
+    """The lines; those that cluster find `num_labels` clusters, `train_counts` is the sum over all of train,
+    `untrained` a teacher before training.
     """
     num_classes = train_counts.shape[1]
     position = np.where(train_counts.any(1), majority(train_counts), 0)
@@ -77,9 +76,7 @@ def lines(
         "teacher_kmeans": _token_kmeans(
             sample, lambda batch: batch.tokens.patch, grid, num_labels, fold(seed, "teacher")
         ),
-        "attention_heads": Line(
-            heads(sample[0].images[:1]).shape[1] + 1, lambda batch: head_labels(heads(batch.images)).cpu().numpy()
-        ),
+        "attention_heads": Line(sample[0].heads.shape[1] + 1, lambda batch: head_labels(batch.heads).cpu().numpy()),
         "grid": Line(int(rectangles.max()) + 1, lambda batch: np.tile(rectangles, (len(batch.images), 1))),
         "position": Line(num_classes, lambda batch: np.tile(position, (len(batch.images), 1))),
         "readout": _readout(sample, num_classes),

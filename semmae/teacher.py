@@ -44,22 +44,19 @@ class Teacher(nn.Module):
             )
         return img_size // self.patch_size, img_size // self.patch_size
 
-    @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Tokens:
         """Tokens of whole images, in float32. Where no class token was trained, `cls` is the mean of the patches."""
-        out, heads = vit.class_attention(self.network, self._normalised(images))
-        patch, attention = out[:, self.network.num_prefix_tokens :].float(), heads.mean(1)
-        cls = out[:, 0].float() if self.class_token else patch.mean(1)
-        return Tokens(patch, cls, attention / attention.sum(1, keepdim=True))
+        return self.encode_with_heads(images)[0]
 
     @torch.no_grad()
-    def heads(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b a n"]:
-        """The class token's attention in the last block by head, each head's sum over the patches 1."""
-        _, heads = vit.class_attention(self.network, self._normalised(images))
-        return heads / heads.sum(2, keepdim=True)
-
-    def _normalised(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
-        return vit.normalise(images, tuple(self.config["mean"]), tuple(self.config["std"]))
+    def encode_with_heads(self, images: UInt8[Tensor, "b 3 H W"]) -> tuple[Tokens, Float[Tensor, "b a n"]]:
+        """Tokens, and the class token's attention in the last block by head, each head's sum over the patches 1."""
+        pixels = vit.normalise(images, tuple(self.config["mean"]), tuple(self.config["std"]))
+        out, heads = vit.class_attention(self.network, pixels)
+        patch, attention = out[:, self.network.num_prefix_tokens :].float(), heads.mean(1)
+        cls = out[:, 0].float() if self.class_token else patch.mean(1)
+        tokens = Tokens(patch, cls, attention / attention.sum(1, keepdim=True))
+        return tokens, heads / heads.sum(2, keepdim=True)
 
 
 def from_timm(

@@ -8,7 +8,7 @@ Writes results/part_scores/<dataset>.json: the scores of the parts, and of every
 """
 
 from collections.abc import Iterator
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Annotated
 
@@ -67,13 +67,9 @@ def main() -> None:
     grid = tuple(learner.config["grid"])
     view = features.WholeView(learner.config["img_size"], grid, num_classes=len(train.mask_names))
 
-    def encode(network: Teacher, images: torch.Tensor) -> Tokens:
+    def encode(network: Teacher, images: torch.Tensor) -> tuple[Tokens, torch.Tensor]:
         with dist.autocast(device, protocol.precision):
-            return network.encode(images)
-
-    def heads(images: torch.Tensor) -> torch.Tensor:
-        with dist.autocast(device, protocol.precision):
-            return elder.heads(images)
+            return network.encode_with_heads(images)
 
     def labels(batch: Batch) -> np.ndarray:
         with dist.autocast(device, protocol.precision):  # as the part maps are made
@@ -83,7 +79,7 @@ def main() -> None:
         everything = np.arange(len(reader))
         for batch in batches(reader, everything, view, batch_size=protocol.batch_size, workers=protocol.workers):
             images = batch["image"].to(device)
-            yield Batch(images, encode(elder, images), batch["counts"].numpy())
+            yield Batch(images, *encode(elder, images), batch["counts"].numpy())
 
     train_counts = reduce(np.add, (view.counts(train, index) for index in range(len(train))))
     lines = {}
@@ -91,7 +87,7 @@ def main() -> None:
         sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]
         lines = part_baselines.lines(
             list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
-            untrained=partial(encode, untrained), heads=heads, seed=protocol.seed,
+            untrained=lambda images: encode(untrained, images)[0], seed=protocol.seed,
         )  # fmt: skip
     lines["parts"] = Line(learner.num_labels, labels)
     scores = part_baselines.scores(

@@ -29,7 +29,11 @@ def scene(seed: int, images: int = 12) -> Batch:
     truth = counts.argmax(2)
     patch = torch.from_numpy(np.eye(3)[truth] + 0.02 * rng.normal(size=(*truth.shape, 3))).float()
     tokens = Tokens(patch, patch.mean(1), torch.full(truth.shape, 1 / 16))
-    return Batch(torch.from_numpy(pixels), tokens, counts)
+    images = torch.from_numpy(pixels)
+    red_and_blue = part_baselines.patch_colours(images, GRID)[..., [0, 2]].transpose(1, 2)
+    return Batch(
+        images, tokens, (20 * red_and_blue).softmax(2), counts
+    )  # two heads: the reddest patches, and the bluest
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +47,7 @@ def found() -> dict:
         patch = torch.randn(len(images), 16, 3, generator=generator)
         return Tokens(patch, patch.mean(1), torch.full((len(images), 16), 1 / 16))
 
-    def heads(images: torch.Tensor) -> torch.Tensor:
-        """Two heads: the reddest patches, and the bluest."""
-        colours = part_baselines.patch_colours(images, GRID)[..., [0, 2]].transpose(1, 2)
-        return (20 * colours).softmax(2)
-
-    lines = part_baselines.lines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, heads=heads, seed=0)
+    lines = part_baselines.lines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, seed=0)
     return part_baselines.scores(lines, CentreMask(counts), train, val, parts=True)
 
 

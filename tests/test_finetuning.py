@@ -214,6 +214,18 @@ def test_a_batch_is_never_larger_than_the_set_and_even_where_pairs_are_mixed():
         finetuning.batch_size(pairs, 3, two)
 
 
+def test_a_batch_is_no_larger_than_an_epoch_of_sources_that_are_seen_by_half(toy_dataset, tmp_path):
+    few = Reader(toy_dataset, "train").select(np.arange(10))
+    few.weights = np.full(10, 0.5)
+    validation = finetuning.Validation(few, img_size=32, batch_size=8, every_epochs=0, compute=COMPUTE, world=ALONE)
+    how = recipe(epochs=1, batch_size=64, warmup_epochs=0, ema_decay=None, mixup=0.0, cutmix=0.0)
+    with run.Run("finetune", ALONE, out=tmp_path, params=how, inputs=[], checkpoint_minutes=5) as now:
+        finetuning.finetune(
+            how, built(), reader=few, seed=0, compute=COMPUTE, world=ALONE, run=now, validation=validation
+        )  # fmt: skip
+    assert [row["epoch"] for row in now.history] == [1]
+
+
 def test_the_average_of_the_weights_is_what_is_scored(toy_dataset, tmp_path):
     reader = Reader(toy_dataset, "train").select(np.arange(8))
     validation = finetuning.Validation(

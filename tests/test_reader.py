@@ -1,7 +1,12 @@
 """Any sample by its offset, whole epochs in an order known in advance, damage named by shard and key."""
 
+import contextlib
+import gc
+import os
 import pickle
+import resource
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +15,7 @@ import pytest
 import torch
 import webdataset
 
-from semmae import creatures, images
+from semmae import creatures, images, stage
 from semmae.order import epoch_order
 from semmae.reader import Reader, batches, verify_shards
 
@@ -62,6 +67,35 @@ def test_a_view_and_a_pickled_copy_read_the_same(toy_dataset):
 def test_an_unknown_split_is_answered_with_those_there_are(toy_dataset, split):
     with pytest.raises(ValueError, match=f"no split '{split}'; its splits are: train, val"):
         Reader(toy_dataset, split)
+
+
+@pytest.fixture
+def three_files() -> Iterator[None]:
+    """This process can open three files more."""
+    gc.collect()  # what other tests have left open
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    taken: list[int] = []
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    for _ in range(3):
+        os.close(taken.pop())
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for file in taken:
+        os.close(file)
+
+
+def test_as_many_shards_stay_open_as_the_system_allows_and_one_more_is_answered(toy_dataset, three_files):
+    reader = Reader(toy_dataset, "train")
+    with pytest.raises(
+        ValueError, match=r"3 shard\(s\) are open, and the system allows no more files: raise `ulimit -n`"
+    ):
+        [reader.encoded(i) for i in range(len(reader))]
+    stage.allow_files()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert len([reader.encoded(i) for i in range(len(reader))]) == 40
 
 
 def test_a_missing_dataset_is_answered_with_the_command_that_makes_it(tmp_path):

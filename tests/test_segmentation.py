@@ -142,6 +142,12 @@ def test_the_size_of_a_batch_changes_nothing(batch_size):
     np.testing.assert_array_equal(one, other)
 
 
+def test_fewer_images_than_processes_are_refused():
+    how = Inference(Windows(24, 24, 24), 8, 0, World(0, 3, ALONE.device))
+    with pytest.raises(ValueError, match=r"2 image\(s\) to score are too few for 3 processes; start fewer"):
+        segmentation.evaluate(lambda x: x[:, None].float(), Painted((30, 48), (48, 60)), how, num_classes=12)
+
+
 def test_windows_that_do_not_fit_are_refused():
     for wrong in ({"short_side": 30}, {"stride": 33}):
         with pytest.raises(ValueError, match="must not decrease in this order"):

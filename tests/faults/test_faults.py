@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from project import AUTHOR, Project, bare, call
 
-from semmae import doctor
+from semmae import doctor, part_maps, run
 
 
 def contents() -> dict[str, str]:
@@ -82,6 +82,28 @@ def test_part_maps_of_another_teacher_are_refused(inside: Project, capsys: pytes
         assert ended.value.code == 1
         assert sentence in capsys.readouterr().err
     assert contents() == before
+
+
+def test_a_run_does_not_go_on_with_other_part_maps_than_it_began_with(inside: Project, monkeypatch: pytest.MonkeyPatch):
+    began = []
+
+    def begin(*_: object, inputs: list[str], **__: object) -> None:
+        began.append(inputs)
+        raise FloatingPointError("enough")
+
+    monkeypatch.setattr(run, "Run", begin)
+    maps = Path("data/part_maps/toy/train-000001.parquet")
+    for change in (False, False, True):
+        if change:
+            old = part_maps.read(maps)
+            maps.chmod(0o644)
+            part_maps.write(
+                maps, keys=old.keys, part_maps=old.part_map[:, ::-1], attention=old.attention, metadata=old.metadata
+            )
+        with pytest.raises(SystemExit):
+            call("pretrain")
+    assert began[0] == began[1]
+    assert len(set(began[0]) - set(began[2])) == 1
 
 
 def test_a_truncated_image_is_counted_and_too_many_of_them_stop_the_stage(

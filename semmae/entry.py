@@ -9,14 +9,14 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from semmae import images
-from semmae.params import STRICT
+from semmae.params import STRICT, Share
 
 MAX_BYTES = 2**30  # of one file; what is larger (a film in a folder of pictures) is refused unread
 MAX_LABEL = 200  # characters of a class's name
 UNPRINTABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Split = Literal["train", "val", "test"]
-Fraction = Annotated[float, Field(gt=0, lt=1)] | None  # of train, set aside as val; null: none
+Fraction = Share | None  # of train, set aside as val; null: none
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # times that an epoch sees a source; null: once
 
 

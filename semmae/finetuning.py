@@ -4,13 +4,11 @@ What a step takes is drawn by name: crops and RandAugment from (seed, epoch, key
 rectangles and dropped paths from (seed, step, rank). Pairs are mixed within a rank's share of the batch.
 """
 
-from typing import Annotated
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
@@ -22,16 +20,12 @@ from torch import Tensor
 from semmae import dist, metrics, optim, vit
 from semmae.features import CentreView
 from semmae.order import epoch_size
-from semmae.params import STRICT
+from semmae.params import STRICT, Below1, Portion, Share, UpTo1
 from semmae.randaugment import Augmented, RandAugment
 from semmae.reader import Reader, batches
 from semmae.rng import fold, seeded
 from semmae.run import Compute, Run, Stateful
 from semmae.views import Crop
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -41,23 +35,23 @@ class Recipe:
     On fewer samples than a batch holds, a batch is what there is.
     """
 
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    base_lr: Positive
-    min_lr: NotNegative
-    warmup_epochs: Annotated[int, Field(ge=0)]
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
-    weight_decay: NotNegative
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    base_lr: PositiveFloat
+    min_lr: NonNegativeFloat
+    warmup_epochs: NonNegativeInt
+    layer_decay: Portion
+    weight_decay: NonNegativeFloat
     betas: tuple[float, float]
-    clip_grad: Positive | None  # largest norm of the gradient
-    drop_path: Share
-    label_smoothing: Share
-    mixup: NotNegative  # alpha of the Beta distribution; 0: never
-    cutmix: NotNegative  # likewise; with both, one of them by chance in every step
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None  # of a moving average of the weights, scored in their place
+    clip_grad: PositiveFloat | None  # largest norm of the gradient
+    drop_path: Below1
+    label_smoothing: Below1
+    mixup: NonNegativeFloat  # alpha of the Beta distribution; 0: never
+    cutmix: NonNegativeFloat  # likewise; with both, one of them by chance in every step
+    ema_decay: Share | None  # of a moving average of the weights, scored in their place
     crop: Crop
     rand_augment: RandAugment | None
-    erasing: Annotated[float, Field(ge=0, le=1)]  # probability that a rectangle of an image becomes noise
+    erasing: UpTo1  # probability that a rectangle of an image becomes noise
 
 
 class Validation:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass as params
 from timm.data import IMAGENET_DEFAULT_MEAN, auto_augment
 from timm.data.auto_augment import rand_augment_transform
@@ -28,9 +28,9 @@ SHIFT = 0.45  # the largest shift of RandAugment, as a share of the side (timm)
 class RandAugment:
     """timm's `rand-m<magnitude>-n<operations>-mstd<magnitude_std>-inc1`: operations that grow with the magnitude."""
 
-    operations: Annotated[int, Field(ge=1)]  # per image
+    operations: PositiveInt  # per image
     magnitude: Annotated[int, Field(ge=0, le=10)]
-    magnitude_std: Annotated[float, Field(ge=0)]
+    magnitude_std: NonNegativeFloat
 
 
 @dataclass(frozen=True)

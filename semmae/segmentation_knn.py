@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, UInt8
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass as params
 from torch import Tensor
 
@@ -24,16 +24,14 @@ from semmae.segmentation import Inference, Predict, starts
 from semmae.segmentation_probes import Encode, Probe, Train
 from semmae.segmentation_views import WholeImage
 
-Positive = Annotated[int, Field(ge=1)]
-
 
 @params(frozen=True, config=STRICT)
 class Recipe:
     """The vote of neighbours."""
 
-    k: Annotated[list[Positive], Field(min_length=1)]
-    temperature: Annotated[float, Field(gt=0)]
-    patches: Positive  # of train that may vote
+    k: Annotated[list[PositiveInt], Field(min_length=1)]
+    temperature: PositiveFloat
+    patches: PositiveInt  # of train that may vote
 
 
 class Bank(NamedTuple):

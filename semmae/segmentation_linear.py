@@ -10,7 +10,7 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass as params
 from torch import Tensor, nn
 
@@ -25,18 +25,17 @@ from semmae.segmentation_probes import Encode, Probe, Train
 from semmae.segmentation_views import TrainCrop
 
 BETAS = (0.9, 0.95)  # CAPI's probes
-Positive = Annotated[int, Field(ge=1)]
 
 
 @params(frozen=True, config=STRICT)
 class Recipe:
     """The linear probe; `lr = base_lr * batch_size / 256`."""
 
-    base_lrs: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    epochs: Positive
-    warmup_epochs: Annotated[int, Field(ge=0)]
-    batch_size: Positive
+    base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
+    weight_decay: NonNegativeFloat
+    epochs: PositiveInt
+    warmup_epochs: NonNegativeInt
+    batch_size: PositiveInt
 
 
 class LinearHeads(nn.Module):

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass as params
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from semmae import dist, optim, vit
-from semmae.params import STRICT
+from semmae.params import STRICT, Below1, Betas, Portion
 from semmae.reader import Reader
 from semmae.rng import fold
 from semmae.run import Compute, Run
@@ -26,27 +26,25 @@ from semmae.segmentation import Predict, pixel_loss
 from semmae.segmentation_views import TrainCrop
 
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @params(frozen=True, config=STRICT)
 class Recipe:
     """How the encoder is fine-tuned under a UPerNet; `lr = base_lr * batch_size / 256`."""
 
-    width: Positive  # channels of the decoder
-    auxiliary_width: Positive
-    auxiliary_weight: Annotated[float, Field(ge=0)]  # of the auxiliary head's loss; 0: no such head
-    epochs: Positive
+    width: PositiveInt  # channels of the decoder
+    auxiliary_width: PositiveInt
+    auxiliary_weight: NonNegativeFloat  # of the auxiliary head's loss; 0: no such head
+    epochs: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]  # 2 per process, for batch norm
-    base_lr: Annotated[float, Field(gt=0)]
-    min_lr: Annotated[float, Field(ge=0)]
-    warmup_epochs: Annotated[float, Field(ge=0)]
-    power: Annotated[float, Field(gt=0)]  # of the polynomial decay; 1: a straight line
-    weight_decay: Annotated[float, Field(ge=0)]
-    betas: tuple[Share, Share]
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
-    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    base_lr: PositiveFloat
+    min_lr: NonNegativeFloat
+    warmup_epochs: NonNegativeFloat
+    power: PositiveFloat  # of the polynomial decay; 1: a straight line
+    weight_decay: NonNegativeFloat
+    betas: Betas
+    layer_decay: Portion
+    drop_path: Below1
 
 
 def taps(depth: int) -> list[int]:

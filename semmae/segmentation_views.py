@@ -7,17 +7,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from pydantic import Field
+from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass as params
 
 from semmae import vit
 from semmae.augment import WHOLE, Box, covering, crop_part_map, resize_box, snapped
 from semmae.images import IGNORE
-from semmae.params import STRICT
+from semmae.params import STRICT, UpTo1
 from semmae.part_metrics import cell_counts
 from semmae.reader import Reader
 from semmae.rng import numpy_generator
@@ -30,8 +30,8 @@ GRAY = np.array([round(255 * value) for value in vit.MEAN], dtype=np.uint8)  # z
 class Crops:
     """Training crops: `zoom` beside the size that inference sees is drawn from a range; probability of a flip."""
 
-    zoom: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-    flip: Annotated[float, Field(ge=0, le=1)]
+    zoom: tuple[PositiveFloat, PositiveFloat]
+    flip: UpTo1
 
 
 @dataclass(frozen=True)

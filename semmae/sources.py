@@ -12,7 +12,7 @@ A kind lists its entries (`listed`), fetches one (`fetch`) and names its classes
 from collections.abc import Iterable
 from typing import Annotated, Literal, TypeGuard
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import artifact, creatures, images, val_split
@@ -31,8 +31,8 @@ class Creatures:
     """The embedded dataset: `train` + `val` drawings, `size` pixels square."""
 
     kind: Literal["creatures"]
-    train: Annotated[int, Field(ge=1)]
-    val: Annotated[int, Field(ge=0)]
+    train: PositiveInt
+    val: NonNegativeInt
     size: Annotated[int, Field(ge=16)]
     seed: int
     weight: Weight = None

@@ -4,14 +4,12 @@ Each class is drawn from by itself, in an order that is a function of (seed, cla
 smaller ones.
 """
 
-from typing import Annotated
-
 import numpy as np
 from jaxtyping import Integer
-from pydantic import Field, model_validator
+from pydantic import PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
-from semmae.params import STRICT
+from semmae.params import STRICT, Share
 from semmae.rng import numpy_generator
 
 
@@ -19,8 +17,8 @@ from semmae.rng import numpy_generator
 class Shots:
     """How much of train a low-shot score may learn from: a share of every class, or so many samples of every class."""
 
-    share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    per_class: Annotated[int, Field(ge=1)] | None = None
+    share: Share | None = None
+    per_class: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Shots":

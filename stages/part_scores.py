@@ -10,11 +10,10 @@ Writes results/part_scores/<dataset>.json: the scores of the parts, and of every
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import artifact, baselines, dist, features, params, part_baselines, parts, stage, teacher, vit
@@ -28,18 +27,17 @@ from semmae.teacher import Teacher, Tokens
 SHARDS, TEACHER, PARTS, RESULTS = (
     Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")
 )
-Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Protocol:
     """How every dataset is scored."""
 
-    sample: Positive  # images of train on whose patches clusters and the read-out are fitted
+    sample: PositiveInt  # images of train on whose patches clusters and the read-out are fitted
     baselines: bool  # the lines beside the parts; without them a sweep over part learners is twice as fast
     seed: int  # of that sample, the clusters and the untrained teacher
-    batch_size: Positive
-    workers: Annotated[int, Field(ge=0)]
+    batch_size: PositiveInt
+    workers: NonNegativeInt
     device: dist.Device
     precision: dist.Precision
 

@@ -13,12 +13,12 @@ import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jinja2
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import (
@@ -56,18 +56,16 @@ CURVES = {  # titles of the columns of a history
 SHARES = ("knn_top1", "readout_iou")  # columns in percent
 CROP, TYPICAL = 168, 9  # pixels of a region, and how many per part
 
-Positive = Annotated[int, Field(ge=1)]
-
 
 @dataclass(frozen=True, config=STRICT)
 class Report:
     """The section `report` of params.yaml."""
 
     colours: str
-    overlays: Positive
-    film: Positive
-    reconstructions: Positive
-    sample: Positive
+    overlays: PositiveInt
+    film: PositiveInt
+    reconstructions: PositiveInt
+    sample: PositiveInt
     seed: int
 
 

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae import artifact, params, shards, stage
-from semmae.params import STRICT
+from semmae.params import STRICT, Below1
 from semmae.sources import Creatures, Source
 
 
@@ -37,9 +37,9 @@ class Writing:
 
     seed: int  # of the order of samples, and of the splits drawn by val_fraction
     short_side: Annotated[int, Field(ge=16)] | None
-    samples_per_shard: Annotated[int, Field(ge=1)]
-    max_rejects: Annotated[float, Field(ge=0, lt=1)]
-    workers: Annotated[int, Field(ge=0)]
+    samples_per_shard: PositiveInt
+    max_rejects: Below1
+    workers: NonNegativeInt
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -195,10 +195,10 @@ class Run:
                         where = f"saved under {self.folder}; run the same command again to go on from there"
                         self._stop(f"after step {number} of {steps}, {where}")
 
-    def heed(self) -> None:
-        """Stop here if a signal has asked for it: for long work after the last step, which has no step to finish."""
+    def heed(self, where: str = "after its last step") -> None:
+        """Stop here if a signal has asked for it: for long work that has no step to finish."""
         if self._signal:
-            self._stop("after its last step; run the same command again to go on from the last checkpoint")
+            self._stop(f"{where}; run the same command again to go on from the last checkpoint, if there is one")
 
     def is_finite(self, step: Step, precision: str, computed: dict[str, Tensor]) -> bool:
         """Whether what this step has computed in `precision` (its loss, the norm of its gradient) is finite on every

@@ -94,7 +94,7 @@ def main() -> None:
         ) as now:
             learn(probes, train, protocol, world, now)
             if world.leads:
-                write(name, probes, val)
+                write(name, probes, val, now)
 
 
 class Probe:
@@ -145,9 +145,14 @@ class Probe:
         found = self.extract(lambda images: self.logits(images).argmax(2).float(), reader)
         return (found == torch.from_numpy(reader.labels)[:, None]).double().mean(0).tolist()
 
-    def scores(self, reader: Reader) -> torch.Tensor:
+    def scores(self, reader: Reader, now: run.Run) -> torch.Tensor:
         """The logits of the chosen head, (n, classes)."""
-        return self.extract(lambda images: self.logits(images)[:, self.curve.best], reader)
+
+        def chosen(images: torch.Tensor) -> torch.Tensor:
+            now.heed()
+            return self.logits(images)[:, self.curve.best]
+
+        return self.extract(chosen, reader)
 
 
 def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: dist.World, now: run.Run) -> None:
@@ -167,19 +172,19 @@ def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: di
         labels, total = step.batch["label"].to(world.device), torch.zeros((), device=world.device)
         for line, probe in probes.items():
             rates = attentive.set_rates(probe.optimizer, batch_size=protocol.batch_size, schedule=schedule)
-            losses = probe.step(step.batch[f"image{probe.img_size}"], labels)
+            losses = dist.mean(probe.step(step.batch[f"image{probe.img_size}"], labels), world)
             probe.curve.add(losses)
             total += losses.where(losses.isfinite(), torch.nan).nanmean()  # nan where every head has diverged
             if step.ends_epoch:
-                probe.curve.close(lr=rates, holdout_top1=probe.top1(holdout), world=world)
+                probe.curve.close(lr=rates, holdout_top1=probe.top1(holdout))
                 now.log(**{f"{line}_holdout_top1": max(probe.curve.rows[-1]["holdout_top1"])})
         now.record(loss=total / len(probes))
 
 
-def write(name: str, probes: dict[str, Probe], val: Reader) -> None:
+def write(name: str, probes: dict[str, Probe], val: Reader, now: run.Run) -> None:
     """Score val by the chosen heads."""
     labels = torch.from_numpy(val.labels)
-    logits = {line: probe.scores(val) for line, probe in probes.items()}
+    logits = {line: probe.scores(val, now) for line, probe in probes.items()}
     found = {line: metrics.classification(said, labels) for line, said in logits.items()}
     encoder = probes["encoder"]
     scores: dict[str, Any] = found.pop("encoder") | encoder.settings[encoder.curve.best]

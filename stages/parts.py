@@ -99,7 +99,7 @@ def main() -> None:
     ):
         elder = elder.to(world.device)
         vit.use_fastest_attention(elder, world.device, frozen_at=elder.grid(section.img_size))
-        sample = patch_sample(section, reader, elder, world.device)
+        sample = patch_sample(section, reader, elder, world.device, now)
         learn = {"learned": learned, "kmeans": kmeans}[section.method]
         model, quality = learn(section, config, sample, reader, elder, world, now)
         if world.leads:
@@ -110,13 +110,19 @@ def main() -> None:
             run.write_history(RESULTS / "live", "parts", now.history)
 
 
-def patch_sample(section: Parts, reader: Reader, elder: teacher.Teacher, device: torch.device) -> torch.Tensor:
+def patch_sample(
+    section: Parts, reader: Reader, elder: teacher.Teacher, device: torch.device, now: run.Run
+) -> torch.Tensor:
     """The patch tokens of `sample` training images, (images, n, d): enough for statistics and for k-means."""
     ids = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.sample]
     loader = batches(
         reader, np.sort(ids), Whole(section.img_size, section.seed, 0.0), batch_size=64, workers=section.compute.workers
     )
-    return torch.cat([elder.encode(batch["image"].to(device)).patch.cpu() for batch in loader])
+    found = []
+    for batch in loader:
+        found.append(elder.encode(batch["image"].to(device)).patch.cpu())
+        now.heed("before its first step")
+    return torch.cat(found)
 
 
 def kmeans(

@@ -110,7 +110,7 @@ def test_the_best_head_is_the_first_of_those_that_end_best_and_the_curve_is_its_
     for top1 in ([0.9, 0.1, 0.1], [0.2, 0.7, 0.7]):
         for losses in ([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]):
             curve.add(torch.tensor(losses))
-        curve.close(lr=[0.1, 0.2, 0.3], holdout_top1=top1, world=WORLD)
+        curve.close(lr=[0.1, 0.2, 0.3], holdout_top1=top1)
     assert curve.best == 1
     assert curve.history() == [
         {"epoch": 1, "lr": 0.2, "train_loss": 3.0, "holdout_top1": 0.1},

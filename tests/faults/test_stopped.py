@@ -1,12 +1,16 @@
 """A stage that is stopped saves, says so and ends as stopped, whatever DVC or a shell above it does: real signals."""
 
+import importlib
 import json
+import os
 import signal
 import sys
+from typing import Any
+from unittest import mock
 
 import pytest
 from killed import PER_EPOCH, SIGNALLED, STEPS, drawn, epochs, weights
-from project import Project
+from project import Project, call
 from ruamel.yaml import YAML
 
 
@@ -50,6 +54,33 @@ def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Pro
     said = toy.dvc("repro", "--single-item", "--no-run-cache", "pretrain")
     assert epochs(said)[0] == step // PER_EPOCH + 1
     assert weights(toy) == weights(finished)
+
+
+@pytest.mark.parametrize(
+    ("command", "work", "where"),
+    [
+        ("parts", "semmae.teacher.Teacher.encode", "before its first step"),
+        ("attentive toy", "stages.attentive.Probe.scores", "after its last step"),
+    ],
+)
+def test_long_work_beside_the_steps_is_stopped_too(inside: Project, capsys, command: str, work: str, where: str):
+    inside.set("parts.seed", 5)
+    inside.set("parts.sample", 64)
+    inside.set("attentive.protocol.seed", 5)
+    before = made(inside, command.split()[0])
+    module, name, method = work.rsplit(".", 2)
+    owner = getattr(importlib.import_module(module), name)
+    done = getattr(owner, method)
+
+    def signalled(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return done(*arguments)
+
+    with mock.patch.object(owner, method, signalled), pytest.raises(SystemExit) as ended:
+        call(*command.split())
+    assert ended.value.code == 143
+    assert f"{command.split()[0]}: stopped by SIGTERM {where}" in capsys.readouterr().err
+    assert made(inside, command.split()[0]) == before
 
 
 def made(project: Project, stage: str) -> dict[str, bytes]:

@@ -10,18 +10,24 @@ JPEGs of drawn animals (quality 90, 4:2:0), RandomResizedCrop to 224 pixels and 
 - `torchvision PIL`: ImageFolder, PIL and torchvision's v1 transforms, MAE's own pipeline.
 - `torchvision v2`: its JPEG decoder and its v2 transforms on tensors.
 - `webdataset`: the stock pipeline on our shards: decode("pil"), then the v1 transforms.
+- `litdata`, where it is installed (`pip install litdata`): its chunks of the same JPEGs, decoded by torchvision, then
+  the v2 transforms.
 
 Every round times every row once; the table gives the median of images per second and of the ratio to `torchvision PIL`
 of the same round. With `--workers 0` the time is the CPU time of one process, otherwise wall time of a DataLoader.
 """
 
 import argparse
+import io
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -31,8 +37,9 @@ import torch
 import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision import io, transforms
+from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from semmae import creatures, shards, stage, vit
@@ -68,7 +75,27 @@ class Tensors(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return V2(io.decode_jpeg(io.read_file(self.files[index]), mode=io.ImageReadMode.RGB))
+        return V2(decode_jpeg(read_file(self.files[index]), mode=ImageReadMode.RGB))
+
+
+def sample(file: str) -> dict[str, Image.Image]:
+    """What litdata keeps of a file: its bytes."""
+    return {"image": Image.open(file)}
+
+
+def chunked(files: list[Path], folder: Path, batch_size: int, workers: int) -> Callable[[], Iterator[object]]:
+    """An epoch of litdata's."""
+    litdata = import_module("litdata")
+
+    class Chunks(litdata.StreamingDataset):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return V2(super().__getitem__(index)["image"])
+
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        names = [str(file) for file in files]
+        litdata.optimize(sample, names, output_dir=str(folder), num_workers=1, chunk_bytes="64MB")
+    chunks = Chunks(str(folder), shuffle=True)
+    return lambda: iter(litdata.StreamingDataLoader(chunks, batch_size=batch_size, num_workers=workers))
 
 
 def prepare(root: Path, height: int, width: int, count: int) -> None:
@@ -113,6 +140,7 @@ def pipelines(
             webdataset.WebLoader(dataset.map_tuple(V1).batched(batch_size), batch_size=None, num_workers=workers)
         )
 
+    installed = find_spec("litdata") is not None
     return {
         "semmae": lambda: ours(None),
         "semmae + part maps": lambda: ours(maps),
@@ -120,7 +148,7 @@ def pipelines(
         PEER: lambda: loader(folder),
         "torchvision v2": lambda: loader(Tensors(files)),
         "webdataset": stock,
-    }
+    } | ({"litdata": chunked(files, root / "litdata", batch_size, workers)} if installed else {})
 
 
 def rates(rows: dict[str, Callable[[], Iterator[object]]], images: int, rounds: int, workers: int) -> dict[str, list]:

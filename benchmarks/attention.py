@@ -1,0 +1,52 @@
+"""From how many patches on is fused attention faster for a frozen teacher on this machine's CPU (`vit.MANY`)?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.attention [--sizes 96 128 160 192 224] [--batch 32] [--rounds 5]
+
+A forward pass of the teacher of recipes/creatures.yaml (patch 8, width 192, 6 blocks), untrained, by
+`scaled_dot_product_attention` and by explicit products in turn; CPU milliseconds per image, the median over rounds.
+"""
+
+import argparse
+import time
+from statistics import median
+
+import torch
+
+from semmae import dist, vit
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 128, 160, 192, 224])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    network = vit.build({"img_size": 96, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 6}).eval()
+    print(f"{'pixels':>6s} {'patches':>8s} {'precision':>10s} {'fused':>8s} {'explicit':>9s} {'ratio':>6s}")
+    for size in args.sizes:
+        images = torch.randint(0, 256, (args.batch, 3, size, size), dtype=torch.uint8)
+        for precision in ("bf16", "fp32"):
+            fused, explicit = compared(network, images, precision, args.rounds)
+            row = f"{size:6d} {(size // 8) ** 2:8d} {precision:>10s} {fused:8.2f} {explicit:9.2f}"
+            print(f"{row} {explicit / fused:6.2f}")
+
+
+@torch.no_grad()
+def compared(network: vit.Network, images: torch.Tensor, precision: dist.Precision, rounds: int) -> tuple[float, float]:
+    """Milliseconds per image by fused attention and by explicit products."""
+    found: dict[int, list[float]] = {vit.MANY: [], 0: []}
+    for number in range(rounds + 1):  # the first warms up
+        for patches, taken in found.items():
+            vit.use_fastest_attention(network, CPU, frozen_at=(patches,))
+            start = time.process_time()
+            with dist.autocast(CPU, precision):
+                vit.tokens(network, vit.normalise(images))
+            if number:
+                taken.append(1000 * (time.process_time() - start) / len(images))
+    return median(found[vit.MANY]), median(found[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@
 JPEGs of drawn animals (quality 90, 4:2:0), RandomResizedCrop to 224 pixels and flip. The rows:
 
 - `semmae`: shards read by offset, crops as uint8 (the device normalises them); `+ part maps`: with the same crop of a
-  14 x 14 map, whose share of the time is timed apart, being less than the noise between two rows; `+ normalised`: made
-  float here, as the others do.
+  14 x 14 map, timed apart, being less than the noise between two rows: CPU time of the process that asks for batches,
+  and its share of a core at that row's rate; `+ normalised`: made float here, as the others do.
 - `torchvision PIL`: ImageFolder, PIL and torchvision's v1 transforms, MAE's own pipeline.
 - `torchvision v2`: its JPEG decoder and its v2 transforms on tensors.
 - `webdataset`: the stock pipeline on our shards: decode("pil"), then the v1 transforms.
@@ -114,7 +114,7 @@ def prepare(root: Path, height: int, width: int, count: int) -> None:
 def pipelines(
     root: Path, batch_size: int, workers: int, joins: list[float]
 ) -> dict[str, Callable[[], Iterator[object]]]:
-    """A function per row that begins an epoch of batches; `joins` gets the CPU time of every batch's part maps."""
+    """A function per row that begins an epoch of batches; `joins` gets what part maps cost per image of a batch."""
     reader = Reader(root / "shards", "train")
     labels = np.random.default_rng(0).integers(0, 7, (len(reader), GRID[0] * GRID[1]), dtype=np.uint8)
     maps = PartMaps(reader.keys, labels, None, {"grid": list(GRID)}, 0)
@@ -128,7 +128,7 @@ def pipelines(
             if maps:
                 start = time.process_time()
                 batch["part_map"] = crop_part_maps(maps.fields("part_map", batch["index"]), batch["box"], GRID)
-                joins.append(time.process_time() - start)
+                joins.append((time.process_time() - start) / len(batch["image"]))
             yield batch
 
     def loader(dataset: Dataset) -> Iterator[object]:
@@ -193,9 +193,10 @@ def main() -> None:
             print(f"{size:10s} {args.images} images, {args.workers} workers {'images/s':>12s} {'ratio':>7s}")
             for name, row in table[size].items():
                 print(f"  {name:40s} {row['rate']:10.0f} {row['ratio']:7.2f}")
-            each = median(joins) / args.batch
-            share = each * table[size]["semmae + part maps"]["rate"]
-            print(f"  {'join of part maps, per image':40s} {1e6 * each:7.1f} us {share:7.1%}")
+            each = median(joins)
+            join = {"seconds": each, "share": each * table[size]["semmae + part maps"]["rate"]}
+            table[size]["join of part maps"] = join
+            print(f"  {'join of part maps, per image':40s} {1e6 * each:7.1f} us {join['share']:7.1%}")
     finally:
         shutil.rmtree(root)
     if args.json:

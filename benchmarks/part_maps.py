@@ -51,7 +51,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     shape = {"img_size": args.img_size, **SHAPES["S/16"]}
     teacher.save(root / "teacher", vit.build(shape), shape | {"mean": vit.MEAN, "std": vit.STD, "class_token": True})
     elder = teacher.load(root / "teacher").to(device)
-    vit.use_fastest_attention(elder, device)
+    vit.use_fastest_attention(elder, device, frozen_at=elder.grid(args.img_size))
     view, order = Whole(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
     learner = learnt(elder, ready[0], args.img_size).to(device)

@@ -128,7 +128,7 @@ def _dvc(project: Path) -> Iterator[Check]:
         )
         return
     try:
-        config = Repo(str(project)).config
+        repo = Repo(str(project))
     except DvcException as error:
         yield Check(
             "dvc", "fail", str(error).partition("\n")[0], "run it in the project's root, where .dvc/ and dvc.yaml are"
@@ -136,15 +136,18 @@ def _dvc(project: Path) -> Iterator[Check]:
         return
     for lock in cut_short(project):
         found = f"{lock} is cut short: DVC was killed while it wrote it, and refuses to run (treeverse/dvc#7615)"
-        yield Check(lock.name, "fail", found, f"rm -r {lock}, once no DVC is at work here")
-    talks = [key for key in ("analytics", "check_update") if config["core"].get(key, True)]
+        yield Check(lock.name, "fail", found, f"rm {lock}, once no DVC is at work here")
+    for entry in half_written(Path(repo.stage_cache.cache_dir)):
+        found = f"{entry} is unfinished: DVC was killed there, or is at work; its stage may fail with 'outs' or join()"
+        yield Check("dvc run cache", "warn", found, f"rm -r {entry}, once no DVC is at work here")
+    talks = [key for key in ("analytics", "check_update") if repo.config["core"].get(key, True)]
     if talks:
         yield Check("dvc", "warn", f"core.{talks[0]} is on", f"dvc config core.{talks[0]} false")
-    links = set(config["cache"].get("type") or []) & {"hardlink", "symlink"}
+    links = set(repo.config["cache"].get("type") or []) & {"hardlink", "symlink"}
     if links:
         found = f"cache.type is {', '.join(sorted(links))}: a file changed in place changes the cache with it"
         yield Check("dvc cache", "warn", found, "dvc config cache.type reflink,copy")
-    for name, remote in config["remote"].items():
+    for name, remote in repo.config["remote"].items():
         if not remote.get("verify"):
             yield Check(
                 f"dvc remote {name}", "warn", "downloads are not verified", f"dvc remote modify {name} verify true"
@@ -154,18 +157,14 @@ def _dvc(project: Path) -> Iterator[Check]:
 
 
 def cut_short(project: Path) -> Iterator[Path]:
-    """What DVC was killed over and stops at from then on. Nothing is lost with it.
-
-    Its lock on the workspace, which tells who is at work, and `dvc.lock`, whose content stands in the run cache too,
-    are written in place: given where they cannot be read. Of the run cache, an entry that still has its temporary name
-    is taken for a whole one, and a folder without entries for one with: their stages have not ended.
+    """The files that DVC writes in place and cannot read any more, having been killed over one. Nothing is lost with
+    them: the one tells who is at work, and what dvc.lock tells stands in the run cache too.
     """
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.utils.serialize import ParseError, load_json
 
-    repo = Repo(str(project))
     try:
         if (lock := project / ".dvc/tmp/rwlock").exists():
             load_json(lock)
@@ -173,13 +172,18 @@ def cut_short(project: Path) -> Iterator[Path]:
         yield lock
     try:
         if (lock := project / "dvc.lock").exists():
-            Lockfile(repo, str(lock)).load()
+            Lockfile(Repo(str(project)), str(lock)).load()
     except DvcException:
         yield lock
-    for folder in Path(repo.stage_cache.cache_dir).glob("*/*"):
-        entries = set(folder.iterdir())
-        unfinished = set(folder.glob(".*.tmp"))
-        yield from unfinished if entries - unfinished else [folder]
+
+
+def half_written(run_cache: Path) -> Iterator[Path]:
+    """What a kill (or a DVC still at work) has left in DVC's run cache: entries that have their temporary name, which
+    it takes for whole ones, and folders without any other. Their stages have not ended, so nothing is lost with them.
+    """
+    for folder in run_cache.glob("*/*"):
+        entries, unfinished = set(folder.glob("[!.]*")), set(folder.glob(".*.tmp"))
+        yield from unfinished if entries else [folder]
 
 
 def _processor() -> Check:

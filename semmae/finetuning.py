@@ -20,7 +20,7 @@ from torch import Tensor
 from semmae import dist, metrics, optim, vit
 from semmae.features import CentreView
 from semmae.order import epoch_size
-from semmae.params import STRICT, Below1, Portion, Share, UpTo1
+from semmae.params import STRICT, Below1, Betas, Portion, Share, UpTo1
 from semmae.randaugment import Augmented, RandAugment
 from semmae.reader import Reader, batches
 from semmae.rng import fold, seeded
@@ -42,7 +42,7 @@ class Recipe:
     warmup_epochs: NonNegativeInt
     layer_decay: Portion
     weight_decay: NonNegativeFloat
-    betas: tuple[float, float]
+    betas: Betas
     clip_grad: PositiveFloat | None  # largest norm of the gradient
     drop_path: Below1
     label_smoothing: Below1

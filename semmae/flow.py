@@ -57,7 +57,7 @@ def graph() -> dict[str, set[str]]:
             depends = {node.addressing: {other.addressing for other in edges.successors(node)} for node in edges}
     except DvcException as error:
         cut = " ".join(map(str, doctor.cut_short(Path())))
-        remedy = f"semmae doctor says why: rm -r {cut}" if cut else "dvc dag says more"
+        remedy = f"semmae doctor says why: rm {cut}" if cut else "dvc dag says more"
         raise ValueError(f"{error}; {remedy}") from error
     return {stage: depends[stage] for stage in TopologicalSorter(depends).static_order()}
 

@@ -134,11 +134,14 @@ class Run:
     def __exit__(self, kind: Any, *_: Any) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        done = kind is None and not self._signal
         if self.world.leads:
-            if kind is None:
+            if done:
                 checkpoint.forget(self.folder)
             for lock in reversed(self._locks):
                 lock.__exit__(None, None, None)
+        if kind is None and not done:  # nothing has heeded it: who is stopped has not finished
+            self.heed("when its work was done")
 
     def _on_signal(self, number: int, _: Any) -> None:
         self._signal = number
@@ -195,9 +198,11 @@ class Run:
                         where = f"saved under {self.folder}; run the same command again to go on from there"
                         self._stop(f"after step {number} of {steps}, {where}")
 
-    def heed(self, where: str = "after its last step") -> None:
-        """Stop here if a signal has asked for it: for long work that has no step to finish."""
-        if self._signal:
+    def heed(self, where: str = "after its last step", *, together: bool = False) -> None:
+        """Stop here if a signal has asked for it: for long work that has no step to finish. `together`: if any rank's
+        has, where all of them come by equally often.
+        """
+        if dist.any_rank(self._signal != 0, self.world) if together else self._signal:
             self._stop(f"{where}; run the same command again to go on from the last checkpoint, if there is one")
 
     def is_finite(self, step: Step, precision: str, computed: dict[str, Tensor]) -> bool:

@@ -25,7 +25,7 @@ from semmae import artifact
 CONFIG = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], the convention of timm and MAE
 STD = (0.229, 0.224, 0.225)
-MANY = 256  # patches; at 144 explicit products are still faster in bf16
+MANY = 256  # patches; with 144 neither is faster (benchmarks/attention.py)
 
 Network = VisionTransformer | Eva  # Eva: a ViT whose attention may turn queries and keys by their place (RoPE)
 
@@ -130,7 +130,7 @@ def _turned(z: Tensor, rope: Tensor, attn: Any) -> Tensor:
 
 def use_fastest_attention(model: nn.Module, device: torch.device, *, frozen_at: Sequence[int] = (0,)) -> None:
     """Fused attention on GPUs; on CPUs explicit products, whose backward pass is twice as fast, but for a model that
-    learns nothing and sees images of a grid of MANY patches: there fused attention is faster, in half of the memory.
+    learns nothing and is said to see a grid of MANY patches: there fused attention is faster, in half of the memory.
     """
     fused = device.type == "cuda" or math.prod(frozen_at) >= MANY
     for module in model.modules():

@@ -121,7 +121,7 @@ def patch_sample(
     found = []
     for batch in loader:
         found.append(elder.encode(batch["image"].to(device)).patch.cpu())
-        now.heed("before its first step")
+        now.heed("before its first step", together=True)
     return torch.cat(found)
 
 

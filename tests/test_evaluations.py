@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from semmae import features, heads, histories, stage, subsets, teacher, vit
+from semmae import dist, features, heads, histories, run, stage, subsets, teacher, vit
 from semmae import parts as parts_module
 from semmae.parts import KMeansParts
 from semmae.reader import Reader
@@ -125,6 +125,17 @@ def test_the_curve_of_a_probe_has_the_epochs_of_its_dataset(project, monkeypatch
     found = histories.read(Path(f"results/{name}/curves/toy"), "encoder")
     assert list(found) == ["holdout_top1", "lr", "train_loss"]
     assert all([epoch for epoch, _ in points] == [1, 2, 3] for points in found.values())
+
+
+def test_the_losses_of_a_curve_are_those_of_all_ranks_while_it_is_still_written(project, monkeypatch):
+    """So a checkpoint of the first rank is one of all."""
+    curve = Path("results/attentive/curves/toy")
+    start(monkeypatch, "attentive", "toy")
+    alone = histories.read(curve, "encoder")["train_loss"]
+    monkeypatch.setattr(dist, "mean", lambda value, world: 2 * value)  # as if others had three times the loss
+    monkeypatch.setattr(run.Run, "_save", lambda *_: None)
+    start(monkeypatch, "attentive", "toy")
+    assert histories.read(curve, "encoder")["train_loss"] == [(epoch, pytest.approx(2 * loss)) for epoch, loss in alone]
 
 
 def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_the_rate_of_all(project, monkeypatch):

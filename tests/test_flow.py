@@ -152,7 +152,7 @@ def test_what_is_wrong_with_the_graph_is_told_at_once(small: Project):
 
 def test_a_file_that_dvc_was_killed_over_is_told_with_its_remedy(small: Project):
     (small.folder / "dvc.lock").write_text("")
-    assert flow(small, expect=1).endswith("; semmae doctor says why: rm -r dvc.lock\n")
+    assert flow(small, expect=1).endswith("; semmae doctor says why: rm dvc.lock\n")
 
 
 def test_no_stage_is_named_in_the_flow():

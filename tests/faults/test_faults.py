@@ -158,20 +158,22 @@ def test_what_dvc_was_killed_over_is_found_and_removed_without_a_loss(toy: Proje
 
 
 def test_an_entry_of_the_run_cache_that_dvc_was_killed_over_is_found_and_removed(toy: Project):
-    (entry,) = (run for run in toy.folder.glob(".dvc/cache/runs/*/*/*") if "stages.report" in run.read_text())
+    runs = toy.folder / ".dvc/cache/runs"
+    (entry,) = (run for run in runs.glob("*/*/*") if "stages.report" in run.read_text())
     unfinished = entry.rename(entry.with_name(".Ab1.tmp"))
     unfinished.write_text(unfinished.read_text().partition("outs:")[0])  # readable, as far as the kill let it come
     (toy.folder / "dvc.lock").unlink()
     assert "failed to reproduce 'report': 'outs'" in toy.dvc("repro", "--single-item", "report", expect=255)
-    assert list(doctor.cut_short(toy.folder)) == [entry.parent]
+    assert list(doctor.half_written(runs)) == [entry.parent]
     unfinished.unlink()  # as DVC does where it cannot read it
     assert "failed to reproduce 'report': join()" in toy.dvc("repro", "--single-item", "report", expect=255)
-    assert list(doctor.cut_short(toy.folder)) == [entry.parent]
+    assert list(doctor.half_written(runs)) == [entry.parent]
+    assert any(check.verdict == "warn" and str(entry.parent) in check.remedy for check in doctor.examine(toy.folder))
     entry.parent.rmdir()
     assert "Running stage 'report'" in toy.dvc("repro")
     (entry,) = entry.parent.iterdir()
     (beside := entry.with_name(".Ab2.tmp")).touch()
-    assert list(doctor.cut_short(toy.folder)) == [beside]  # the whole one stays
+    assert list(doctor.half_written(runs)) == [beside]  # the whole one stays
 
 
 def test_a_clone_of_another_owner_reproduces_and_an_experiment_says_what_is_wrong(tmp_path: Path):

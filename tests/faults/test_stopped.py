@@ -61,26 +61,27 @@ def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Pro
     [
         ("parts", "semmae.teacher.Teacher.encode", "before its first step"),
         ("attentive toy", "stages.attentive.Probe.scores", "after its last step"),
+        ("parts", "semmae.parts.KMeansParts.fit", "when its work was done"),  # without a step, and not to be stopped in
     ],
 )
 def test_long_work_beside_the_steps_is_stopped_too(inside: Project, capsys, command: str, work: str, where: str):
     inside.set("parts.seed", 5)
-    inside.set("parts.sample", 64)
+    inside.set("parts.method", "kmeans" if "KMeans" in work else "learned")
     inside.set("attentive.protocol.seed", 5)
     before = made(inside, command.split()[0])
     module, name, method = work.rsplit(".", 2)
     owner = getattr(importlib.import_module(module), name)
     done = getattr(owner, method)
 
-    def signalled(*arguments: Any) -> Any:
+    def signalled(*arguments: Any, **keywords: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return done(*arguments)
+        return done(*arguments, **keywords)
 
     with mock.patch.object(owner, method, signalled), pytest.raises(SystemExit) as ended:
         call(*command.split())
     assert ended.value.code == 143
     assert f"{command.split()[0]}: stopped by SIGTERM {where}" in capsys.readouterr().err
-    assert made(inside, command.split()[0]) == before
+    assert (made(inside, command.split()[0]) == before) == (where != "when its work was done")
 
 
 def made(project: Project, stage: str) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from semmae import dist, features, heads, histories, run, stage, subsets, teacher, vit
+from semmae import dist, features, heads, histories, stage, subsets, teacher, vit
 from semmae import parts as parts_module
 from semmae.parts import KMeansParts
 from semmae.reader import Reader
@@ -133,7 +133,6 @@ def test_the_losses_of_a_curve_are_those_of_all_ranks_while_it_is_still_written(
     start(monkeypatch, "attentive", "toy")
     alone = histories.read(curve, "encoder")["train_loss"]
     monkeypatch.setattr(dist, "mean", lambda value, world: 2 * value)  # as if others had three times the loss
-    monkeypatch.setattr(run.Run, "_save", lambda *_: None)
     start(monkeypatch, "attentive", "toy")
     assert histories.read(curve, "encoder")["train_loss"] == [(epoch, pytest.approx(2 * loss)) for epoch, loss in alone]
 

@@ -25,7 +25,7 @@ from semmae import artifact
 CONFIG = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], the convention of timm and MAE
 STD = (0.229, 0.224, 0.225)
-MANY = 256  # patches; with 144 neither is faster (benchmarks/attention.py)
+MANY = 400  # patches; with 256 explicit products are faster in bf16 (benchmarks/attention.py)
 
 Network = VisionTransformer | Eva  # Eva: a ViT whose attention may turn queries and keys by their place (RoPE)
 

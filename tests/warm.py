@@ -125,7 +125,9 @@ def _attend(client: socket.socket) -> None:
     while alive not in select.select([alive, client], [], [])[0]:
         number = client.recv(1)
         if not number:  # who asked has been killed
-            os.killpg(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have no group of its own yet
+                os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
             break
         os.kill(child, number[0])
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -150,6 +150,13 @@ def test_what_is_wrong_with_the_graph_is_told_at_once(small: Project):
     assert said.endswith("; dvc dag says more\n")
 
 
+def test_a_folder_without_dvc_is_answered_in_one_sentence(small: Project):
+    (small.folder / ".dvc").rename(small.root / "gone")
+    said = flow(small, expect=1)
+    assert "not inside of a DVC repository" in said
+    assert said.endswith("; dvc dag says more\n")
+
+
 def test_a_file_that_dvc_was_killed_over_is_told_with_its_remedy(small: Project):
     (small.folder / "dvc.lock").write_text("")
     assert flow(small, expect=1).endswith("; semmae doctor says why: rm dvc.lock\n")

@@ -96,13 +96,17 @@ def gather(rows: Tensor, world: World) -> Tensor:
     return torch.cat(parts)
 
 
+def highest(values: Tensor, world: World) -> Tensor:
+    """Each value's highest over the ranks, on the device, where nobody waits for it."""
+    if world.size > 1:
+        values = values.clone()
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return values
+
+
 def any_rank(flag: bool, world: World) -> bool:
-    """Whether `flag` is set on any rank, agreed by all."""
-    if world.size == 1:
-        return flag
-    agreed = torch.tensor(int(flag), device=world.device)
-    distributed.all_reduce(agreed, distributed.ReduceOp.MAX)
-    return bool(agreed)
+    """Whether `flag` is set on any rank, agreed by all; waits for it."""
+    return flag if world.size == 1 else bool(highest(torch.full((), int(flag), device=world.device), world))
 
 
 def barrier(world: World) -> None:

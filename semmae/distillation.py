@@ -14,12 +14,13 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from semmae import dist, ibot, masking, optim, vit
+from semmae import dist, ibot, masking, optim, transfer, vit
+from semmae.book import Step
 from semmae.params import STRICT, Below1, Range, Share, UpTo1
 from semmae.pretraining import Network
 from semmae.reader import Reader
 from semmae.rng import fold, numpy_generator, torch_generator
-from semmae.run import Compute, Run, Step
+from semmae.run import Compute, Run
 from semmae.views import Colour, Crop, MultiCrop, recolour
 
 
@@ -77,8 +78,7 @@ def distil(
         student, teacher, centering=recipe.centering, center_momentum=recipe.center_momentum, world=world
     ).to(world.device)
     vit.use_fastest_attention(model, world.device)
-    if compute.compile:
-        model.compile()
+    compute.compile_in_place(model)
     parallel = dist.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay[0], betas=(0.9, 0.999))
     nothing_known = math.log(recipe.prototypes)
@@ -139,15 +139,16 @@ def _mask(recipe: Recipe, grid: tuple[int, int], world: dist.World, seed: int, n
     generator = torch_generator(seed, "mask", number)
     masks = [masking.block(recipe.batch_size, grid, ratio, generator=generator) for _ in range(2)]
     kept = [torch.rand(recipe.batch_size, 1, generator=generator) < recipe.masked_share for _ in range(2)]
-    return torch.cat([world.slice(mask & keep) for mask, keep in zip(masks, kept, strict=True)]).to(world.device)
+    rows = torch.cat([world.slice(mask & keep) for mask, keep in zip(masks, kept, strict=True)])
+    return transfer.onto(world.device, rows)
 
 
 def _crops(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """The coloured, normalised crops on the device, crop-major: all first crops, then all second ones."""
-    colour = batch["colour"].to(device).transpose(0, 1)  # (crops, b, 3, 4)
+    colour = transfer.onto(device, batch["colour"]).transpose(0, 1)  # (crops, b, 3, 4)
 
     def view(name: str, colour: Tensor) -> Tensor:
-        crops = batch[name].to(device).transpose(0, 1)
+        crops = transfer.onto(device, batch[name]).transpose(0, 1)
         return vit.normalise(recolour(crops.flatten(0, 1), colour.flatten(0, 1)))
 
     return view("global", colour[:2]), view("local", colour[2:]) if "local" in batch else None

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from semmae import dist, metrics, optim, vit
+from semmae import dist, metrics, optim, transfer, vit
 from semmae.features import CentreView
 from semmae.order import epoch_size
 from semmae.params import STRICT, Below1, Betas, Portion, Share, UpTo1
@@ -99,8 +99,7 @@ def finetune(
     model = model.to(world.device).train()
     vit.use_fastest_attention(model, world.device)
     average = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
-    if compute.compile:
-        model.compile()
+    compute.compile_in_place(model)
     parallel = dist.parallel(model, world)
     optimizer = optim.layer_decayed_adamw(
         model, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay, betas=recipe.betas
@@ -117,7 +116,7 @@ def finetune(
     ):  # fmt: skip
         warmup = recipe.warmup_epochs * step.per_epoch
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
-        pixels, labels = (step.batch[name].to(world.device, non_blocking=True) for name in ("image", "label"))
+        pixels, labels = (transfer.onto(world.device, step.batch[name]) for name in ("image", "label"))
         images, targets = mixed(recipe, pixels, labels, model.num_classes, seed=seed, step=step.number, rank=world.rank)
         torch.manual_seed(fold(seed, "drop path", step.number, world.rank))
         with dist.autocast(world.device, compute.precision):

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from jaxtyping import Bool
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
@@ -43,6 +44,15 @@ def clip(model: nn.Module, max_norm: float | None) -> Tensor:
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return norm
+
+
+def step_if(allowed: Bool[Tensor, ""], optimizer: torch.optim.AdamW) -> None:
+    """One update, unless the flag on the device forbids it: then neither weights nor moments move. Nobody waits to
+    know: it is the switch that torch's fused optimisers have for gradients that were scaled.
+    """
+    vars(optimizer)["found_inf"] = (~allowed).float()
+    optimizer.step()
+    del vars(optimizer)["found_inf"]
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float) -> float:

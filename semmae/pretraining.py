@@ -5,6 +5,7 @@ of which each rank takes its rows. So a resumed run repeats the one that was kil
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -12,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae import dist, mae, masking, optim, vit
+from semmae import dist, mae, masking, optim, transfer, vit
 from semmae.augment import crop_part_maps
 from semmae.params import STRICT, Betas, Portion, Share, UpTo1
 from semmae.part_maps import PartMaps
@@ -113,15 +114,15 @@ def pretrain(
     torch.manual_seed(fold(seed, "decoder"))
     model = mae.MAE(encoder, **vars(recipe.decoder)).to(world.device).train()
     vit.use_fastest_attention(model, world.device)
-    if compute.compile:
-        model.compile()
+    compute.compile_in_place(model)
     parallel = dist.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=recipe.betas)
-    rate = recipe.base_lr * b / 256
+    rate, onto = recipe.base_lr * b / 256, partial(transfer.onto, world.device)
 
     for step in run.steps(
         reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers,
         state={"model": model, "optimizer": optimizer},
+        retry=compute.precision != "fp32", max_skips=recipe.max_skips,
     ):  # fmt: skip
         warmup = recipe.warmup_epochs * step.per_epoch
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
@@ -133,36 +134,26 @@ def pretrain(
         if maps and evidence:
             fields = maps.fields(evidence, step.batch["index"])
             boxes = step.batch["box"]
-            seen[evidence] = crop_part_maps(fields.to(world.device), boxes.to(world.device), grid).flatten(1)
+            seen[evidence] = crop_part_maps(onto(fields), onto(boxes), grid).flatten(1)
         mask = strategy(
-            world.slice(noise).to(world.device),
-            masks.mask_ratio,
-            grid=grid,
-            inter_part=torch.tensor(inter_part),
-            **seen,
+            onto(world.slice(noise)), masks.mask_ratio, grid=grid, inter_part=torch.tensor(inter_part), **seen
         )
         decoded = None
         if num_decoded < num_masked:
             noise = torch.rand(b, mask.shape[1], generator=torch_generator(seed, "reconstruct", step.number))
-            decoded = masking.part_of(mask, world.slice(noise).to(world.device), num_decoded)
-        images = vit.normalise(step.batch["image"].to(world.device, non_blocking=True))
-        for precision in dict.fromkeys((compute.precision, "fp32")):  # what bf16 cannot say, fp32 says again
-            with dist.autocast(world.device, precision):
-                pred = parallel(images, mask, num_masked, decoded, num_decoded)
-            scored = mask if decoded is None else decoded
-            loss = mae.loss(pred, images, scored, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            computed = {"loss": loss, "gradient": optim.clip(model, recipe.clip_grad)}
-            if finite := run.is_finite(step, precision, computed):
-                break
-        if finite:
-            optim.set_rate(optimizer, lr)
-            optimizer.step()
-            hardness = {"inter_part": inter_part} if "inter_part" in strategy.evidence else {}
-            run.record(loss=loss, lr=lr, **hardness)
-        else:
-            run.leave_out(step, computed, allowed=recipe.max_skips)
+            decoded = masking.part_of(mask, onto(world.slice(noise)), num_decoded)
+        images = vit.normalise(onto(step.batch["image"]))
+        with dist.autocast(world.device, "fp32" if step.again else compute.precision):  # what bf16 cannot say
+            pred = parallel(images, mask, num_masked, decoded, num_decoded)
+        scored = mask if decoded is None else decoded
+        loss = mae.loss(pred, images, scored, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        finite = run.finite(loss=loss, gradient=optim.clip(model, recipe.clip_grad))
+        optim.set_rate(optimizer, lr)
+        optim.step_if(finite, optimizer)
+        hardness = {"inter_part": inter_part} if "inter_part" in strategy.evidence else {}
+        run.record(loss=loss, lr=lr, **hardness)
         if step.ends_epoch:
             run.log(**measure(encoder, step.epoch + 1, step.ends_run))
     return model.eval()

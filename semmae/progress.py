@@ -7,7 +7,6 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from torch import Tensor
 
 
 class Progress:
@@ -32,11 +31,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def advance(self, loss: Tensor) -> None:
+    def advance(self, loss: float) -> None:
         """One more step is done."""
         self.done += 1
         if not self.bar.disable:
-            shown, speed = f"loss {float(loss):.4f}", f"{self.speed():,.0f} images/s"
+            shown, speed = f"loss {loss:.4f}", f"{self.speed():,.0f} images/s"
             self.bar.update(self.task, completed=self.done, loss=shown, speed=speed)
 
     def speed(self) -> float:

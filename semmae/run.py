@@ -13,25 +13,25 @@ numbers; anything else starts afresh, unless it adopts what other source has beg
 """
 
 import dataclasses
-import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
 import torch
+from jaxtyping import Bool
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from semmae import adoption, artifact, checkpoint, dist
+from semmae.book import Book, Step
 from semmae.order import epoch_size
 from semmae.params import STRICT
 from semmae.progress import Progress
 from semmae.reader import Reader, batches
-from semmae.spikes import Losses
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +49,7 @@ class Inference:
     workers: NonNegativeInt  # processes that load images; 0 loads between the steps
 
     def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
-        """`function`, compiled if that is asked for. (A module that learns compiles itself: `module.compile()`.)"""
+        """`function`, compiled if that is asked for."""
         return torch.compile(function) if self.compile else function
 
 
@@ -57,8 +57,14 @@ class Inference:
 class Compute(Inference):
     """The same of a stage that trains."""
 
+    compile: bool | Literal["reduce-overhead"]  # type: ignore[assignment]  # wider: what learns may be CUDA graphs too
     window: PositiveInt | None  # shards whose samples are mixed at a time; null: all of them
     checkpoint_minutes: NonNegativeFloat
+
+    def compile_in_place(self, module: nn.Module) -> None:
+        """Compile a module that learns, if that is asked for."""
+        if self.compile:
+            module.compile(mode=None if self.compile is True else self.compile)
 
 
 class Stateful(Protocol):
@@ -66,28 +72,6 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One optimiser update of `steps`: its epoch, this process's share of the batch, whether the epoch ends with it."""
-
-    number: int
-    steps: int
-    per_epoch: int
-    epoch: int
-    batch: dict[str, Any]
-    ends_epoch: bool
-
-    @property
-    def progress(self) -> float:
-        """0 at the first step of the whole run, 1 at the last."""
-        return self.number / max(1, self.steps - 1)
-
-    @property
-    def ends_run(self) -> bool:
-        """Whether this is the last step."""
-        return self.number == self.steps - 1
 
 
 class Run:
@@ -107,12 +91,8 @@ class Run:
         self.folder = artifact.state_root() / "runs" / self.fingerprint
         self.checkpoint_seconds = 60 * checkpoint_minutes
         self.history: list[dict[str, float]] = []
-        self._sums: dict[str, Tensor] = {}  # of the values recorded in this epoch
-        self._count = 0
+        self.book = Book(stage, world)
         self._measured: dict[str, float] = {}
-        self._latest = torch.zeros(())  # the last recorded loss
-        self._losses = Losses()
-        self.skipped = 0  # steps left out since their loss was not finite
         self.adopted: dict[str, list[str]] = {}  # the other sources by which it was computed; into its artifact
         self._signal = 0
 
@@ -156,11 +136,15 @@ class Run:
         seed: int,
         workers: int,
         state: dict[str, Stateful],
+        retry: bool = False,
+        max_skips: int = 0,
     ) -> Iterator[Step]:
         """Every step of `epochs`, from where the last run with this fingerprint stopped; `load(reader, index, epoch)`.
 
         Step s of an epoch takes the samples s * batch_size ... of the epoch's permutation, each rank its slice, so
-        the order is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs.
+        the order is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs. A step that
+        is not finite comes `again` with `retry` (on a GPU after the step that was told meanwhile), `max_skips` are left
+        out; the loop sees to it that such a step moves nothing (`finite`).
         """
         per_epoch = (size := epoch_size(len(reader), reader.weights)) // batch_size
         if per_epoch == 0:
@@ -169,8 +153,18 @@ class Run:
             raise ValueError(
                 f"{self.stage}: batch_size is {batch_size}; {self.world.size} processes cannot share it evenly"
             )
-        share = batch_size // self.world.size
+        share, book = batch_size // self.world.size, self.book
         number, steps, saved = self._restore(state), epochs * per_epoch, time.monotonic()
+
+        def close(step: Step) -> None:
+            late = time.monotonic() - saved > self.checkpoint_seconds
+            book.close(step, stop=self._signal != 0, due=late)
+
+        def settle(left: int) -> Iterator[Step]:
+            for step in book.settle(left, retry=retry, max_skips=max_skips):
+                yield step
+                close(step)
+
         with Progress(self.stage, steps, per_epoch, batch_size, start=number, shown=self.world.leads) as progress:
             while number < steps:
                 epoch, first = divmod(number, per_epoch)
@@ -180,21 +174,24 @@ class Run:
                 mine = order[first:, self.world.rank].reshape(-1)
                 for batch in batches(reader, mine, _Load(load, epoch), batch_size=share, workers=workers):
                     ends_epoch = (number + 1) % per_epoch == 0
-                    yield Step(number, steps, per_epoch, epoch, batch, ends_epoch)
-                    self._check(number, batch)
-                    number += 1
-                    progress.advance(self._latest)
                     if ends_epoch:
-                        self._close_epoch(epoch)
+                        yield from settle(0)  # what is measured at an epoch's end has seen all that was before
+                    yield (step := Step(number, steps, per_epoch, epoch, batch, ends_epoch))
+                    close(step)
+                    yield from settle(0 if ends_epoch else book.lag)
+                    number += 1
+                    progress.advance(book.latest)
+                    if ends_epoch:
+                        self.history.append({"epoch": epoch + 1} | book.close_epoch() | self._measured)
+                        self._measured = {}
                         progress.line(self.history[-1])
-                    stop = dist.any_rank(self._signal != 0, self.world)
-                    due = time.monotonic() - saved > self.checkpoint_seconds or (ends_epoch and number < steps)
-                    if stop or dist.any_rank(due, self.world):
+                    if book.stop or book.due or (ends_epoch and number < steps):
+                        yield from settle(0)
                         self._save(number, state)
-                        saved = time.monotonic()
+                        saved, book.due = time.monotonic(), False
                     elif number == steps:
                         self._demand_finite(number, state)
-                    if stop:
+                    if book.stop:
                         where = f"saved under {self.folder}; run the same command again to go on from there"
                         self._stop(f"after step {number} of {steps}, {where}")
 
@@ -205,62 +202,19 @@ class Run:
         if dist.any_rank(self._signal != 0, self.world) if together else self._signal:
             self._stop(f"{where}; run the same command again to go on from the last checkpoint, if there is one")
 
-    def is_finite(self, step: Step, precision: str, computed: dict[str, Tensor]) -> bool:
-        """Whether what this step has computed in `precision` (its loss, the norm of its gradient) is finite on every
-        rank; told where it is not.
+    def finite(self, **computed: Tensor) -> Bool[Tensor, ""]:
+        """Whether what this step has computed (its loss, the norm of its gradient) is finite on every rank: a flag on
+        the device, for `optim.step_if`.
         """
-        name, value = _worst(computed)
-        if not dist.any_rank(not math.isfinite(value), self.world):
-            return True
-        if self.world.leads:
-            print(f"{self.stage}: the {name} of step {step.number} is {value} in {precision}", file=sys.stderr)
-        return False
-
-    def leave_out(self, step: Step, computed: dict[str, Tensor], *, allowed: int) -> None:
-        """Go on without this step, of which something is not finite; the run may do so `allowed` times, one more raises
-        FloatingPointError.
-        """
-        self.skipped += 1
-        if self.skipped > allowed:
-            raise self._not_finite(*_worst(computed), step.number, step.batch)
-        if not math.isfinite(_worst(computed)[1]):
-            print(f"{self.stage}: step {step.number} is left out: {_some(step.batch['key'])}", file=sys.stderr)
+        return self.book.finite(**computed)
 
     def record(self, **values: Tensor | float) -> None:
         """Values of this step, averaged over the epoch's steps and the ranks; `loss` must be finite."""
-        self._count += 1
-        for name, value in values.items():
-            value = torch.as_tensor(value, dtype=torch.float64).detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            if name == "loss":
-                self._latest = value
+        self.book.record(**values)
 
     def log(self, **values: float) -> None:
         """Values measured once, at the end of this epoch."""
         self._measured.update(values)
-
-    def _check(self, number: int, batch: dict[str, Any]) -> None:
-        if not torch.isfinite(self._latest):
-            raise self._not_finite("loss", float(self._latest), number, batch)
-        mean = self._losses.mean
-        if self._losses.is_spike(float(self._latest)) and self.world.leads:
-            found, keys = f"the loss is {float(self._latest):.4g}, lately {mean:.4g}", _some(batch["key"])
-            print(f"{self.stage}: spike at step {number}: {found}; its samples: {keys}", file=sys.stderr)
-
-    def _not_finite(self, name: str, value: float, number: int, batch: dict[str, Any]) -> FloatingPointError:
-        if math.isfinite(value):
-            return FloatingPointError(f"{self.stage}: not finite at step {number}, on another rank than this")
-        return FloatingPointError(
-            f"{self.stage}: the {name} is {value} at step {number} on rank {self.world.rank}; its samples: "
-            f"{_some(batch['key'])}; lower base_lr or set precision to fp32"
-        )
-
-    def _close_epoch(self, epoch: int) -> None:
-        row: dict[str, float] = {"epoch": epoch + 1}
-        for name, total in self._sums.items():
-            row[name] = float(dist.mean(total / self._count, self.world))
-        self.history.append({**row, **self._measured})
-        self._sums, self._count, self._measured = {}, 0, {}
 
     def _restore(self, state: dict[str, Stateful]) -> int:
         saved = checkpoint.latest(self.folder, map_location=self.world.device)
@@ -268,9 +222,8 @@ class Run:
             return 0
         for name, owner in state.items():
             owner.load_state_dict(saved["state"][name])
-        self.history, self._sums, self._count = saved["history"], saved["sums"], saved["count"]
-        self.skipped = saved["skipped"]
-        self._losses.load_state_dict(saved["losses"])
+        self.history = saved["history"]
+        self.book.load_state_dict(saved["book"])
         return saved["step"]
 
     def _demand_finite(self, number: int, state: dict[str, Stateful]) -> None:
@@ -286,10 +239,8 @@ class Run:
 
     def _save(self, number: int, state: dict[str, Stateful]) -> None:
         self._demand_finite(number, state)
-        sums = {name: dist.mean(total, self.world) for name, total in self._sums.items()}  # every rank goes on from it
+        content: dict[str, Any] = {"step": number, "history": self.history, "book": self.book.state_dict()}
         if self.world.leads:
-            content = {"step": number, "history": self.history, "sums": sums, "count": self._count}
-            content |= {"skipped": self.skipped, "losses": self._losses.state_dict()}
             content["state"] = {name: owner.state_dict() for name, owner in state.items()}
             checkpoint.save(self.folder, number, content)
         dist.barrier(self.world)
@@ -299,16 +250,6 @@ class Run:
         if self.world.leads:
             print(f"{self.stage}: stopped by {name} {when}", file=sys.stderr)
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
-
-
-def _worst(computed: dict[str, Tensor]) -> tuple[str, float]:
-    """The first that is not finite, by its name; the first of all where each is."""
-    values = {name: float(value.detach()) for name, value in computed.items()}
-    return next((item for item in values.items() if not math.isfinite(item[1])), next(iter(values.items())))
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
 
 
 @dataclasses.dataclass(frozen=True)

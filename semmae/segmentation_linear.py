@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic.dataclasses import dataclass as params
 from torch import Tensor, nn
 
-from semmae import dist, optim
+from semmae import dist, optim, transfer
 from semmae.heads import INIT_STD
 from semmae.params import STRICT
 from semmae.reader import Reader
@@ -76,9 +76,9 @@ def train_heads(
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=recipe.batch_size / 256, end=0.0)
         for group, base_lr in zip(optimizer.param_groups, recipe.base_lrs, strict=True):
             group["lr"] = base_lr * lr
-        mask = step.batch["mask"].to(world.device)
+        mask = transfer.onto(world.device, step.batch["mask"])
         with torch.no_grad():
-            tokens = encode(step.batch["image"].to(world.device))
+            tokens = encode(transfer.onto(world.device, step.batch["image"]))
         logits = parallel(tokens)
         losses, gradients = zip(*(_loss_and_gradient(x, mask) for x in logits), strict=True)
         optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from semmae import dist, optim, vit
+from semmae import dist, optim, transfer, vit
 from semmae.params import STRICT, Below1, Betas, Portion
 from semmae.reader import Reader
 from semmae.rng import fold
@@ -134,8 +134,7 @@ def finetune(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(world.device).train()
     vit.use_fastest_attention(model, world.device)
-    if compute.compile:
-        model.compile()
+    compute.compile_in_place(model)
     parallel = dist.parallel(model, world)
     parameters = groups(model, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
     optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=recipe.betas)
@@ -151,7 +150,7 @@ def finetune(
         )  # fmt: skip
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        images, mask = (step.batch[name].to(world.device, non_blocking=True) for name in ("image", "mask"))
+        images, mask = (transfer.onto(world.device, step.batch[name]) for name in ("image", "mask"))
         torch.manual_seed(fold(crops.seed, "drop path", step.number, world.rank))
         with dist.autocast(world.device, compute.precision):
             logits, auxiliary = parallel(vit.normalise(images))

@@ -60,9 +60,13 @@ def normalise(
     images: UInt8[Tensor, "b 3 H W"], mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
 ) -> Float[Tensor, "b 3 H W"]:
     """Pixels 0...255 to zero mean and unit variance over a large set (ImageNet), on whatever device they are."""
-    centre = torch.tensor(mean, device=images.device).view(3, 1, 1)
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1)
+    centre, scale = (_filled(values, images.device) for values in (mean, std))
     return (images.float() / 255 - centre) / scale
+
+
+def _filled(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
+    """One value per channel, each filled in on the device: a copy from the host would wait for it."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 def embed(

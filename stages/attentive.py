@@ -33,6 +33,7 @@ from semmae import (
     stage,
     subsets,
     teacher,
+    transfer,
     vit,
 )
 from semmae.params import STRICT, Betas, Share
@@ -109,8 +110,7 @@ class Probe:
         self.bank = attentive.Bank(
             width, num_classes, num_heads=len(self.settings), queries=protocol.queries, seed=protocol.seed
         ).to(world.device)
-        if protocol.compute.compile:
-            self.bank.compile()
+        protocol.compute.compile_in_place(self.bank)
         self.parallel = dist.parallel(self.bank, world)
         self.optimizer = attentive.adamw(self.bank, self.settings, betas=protocol.betas)
         self.curve = attentive.Curve(len(self.settings), world.device)
@@ -169,7 +169,7 @@ def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: di
     ):  # fmt: skip
         warmup = protocol.warmup_epochs * step.per_epoch
         schedule = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=1.0, end=0.0)
-        labels, total = step.batch["label"].to(world.device), torch.zeros((), device=world.device)
+        labels, total = transfer.onto(world.device, step.batch["label"]), torch.zeros((), device=world.device)
         for line, probe in probes.items():
             rates = attentive.set_rates(probe.optimizer, batch_size=protocol.batch_size, schedule=schedule)
             losses = dist.mean(probe.step(step.batch[f"image{probe.img_size}"], labels), world)

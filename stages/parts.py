@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, dist, optim, params, parts, run, stage, teacher, vit
+from semmae import artifact, dist, optim, params, parts, run, stage, teacher, transfer, vit
 from semmae.params import STRICT, Share, UpTo1
 from semmae.reader import Reader, batches, verify_shards
 from semmae.rng import fold, numpy_generator
@@ -150,8 +150,7 @@ def learned(
     model = parts.PartLearner(config)
     model.fit(sample, seed=fold(section.seed, "kmeans"))
     model.to(world.device)
-    if section.compute.compile:
-        model.compile()
+    section.compute.compile_in_place(model)
     encode = section.compute.compiled(elder.encode)
     parallel = dist.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
@@ -162,7 +161,7 @@ def learned(
         reader, view, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=section.seed,
         workers=section.compute.workers, state={"model": model, "optimizer": optimizer},
     ):  # fmt: skip
-        images = step.batch["image"].to(world.device)
+        images = transfer.onto(world.device, step.batch["image"])
         with dist.autocast(world.device, section.compute.precision):
             tokens = encode(images)
         target = parts.pixel_target(images, elder.patch_size) if pixels else model.prepare(tokens.patch)

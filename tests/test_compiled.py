@@ -10,7 +10,7 @@ from project import Project
 TRACED = """
 import runpy, sys, torch
 compiled = torch.compile
-torch.compile = lambda function: compiled(function, backend="aot_eager")
+torch.compile = lambda function, mode=None: compiled(function, backend="aot_eager")
 runpy.run_module(f"stages.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)
 print("graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from semmae import dist, distillation, ibot, params
+from semmae.book import Step
 from semmae.pretraining import Network
 from semmae.reader import Reader
-from semmae.run import Compute, Run, Step
+from semmae.run import Compute, Run
 
 ALONE = dist.World(0, 1, torch.device("cpu"))
 COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)

@@ -38,3 +38,25 @@ def test_only_matrices_decay_and_positions_are_left_alone():
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
     assert torch.optim.AdamW is type(optimizer)
+
+
+def test_an_update_that_is_forbidden_moves_neither_weights_nor_moments():
+    def updated(allowed: list[bool]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = torch.nn.Linear(3, 2)
+        torch.nn.init.ones_(model.weight)
+        optimizer = optim.adamw(model, weight_decay=0.1, betas=(0.9, 0.95))
+        optim.set_rate(optimizer, 0.1)
+        for number, may in enumerate(allowed):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, float(number + 1) if may else float("nan"))
+            optim.step_if(torch.tensor(may), optimizer)
+        return model.weight.detach(), optimizer.state[model.weight]
+
+    weight, state = updated([True, False, True, False])
+    (model := torch.nn.Linear(3, 2)).load_state_dict({"weight": torch.ones(2, 3), "bias": torch.zeros(2)})
+    optimizer = torch.optim.AdamW([model.weight], lr=0.1, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
+    for gradient in (1.0, 3.0):
+        model.weight.grad = torch.full_like(model.weight, gradient)
+        optimizer.step()
+    assert torch.equal(weight, model.weight)
+    assert all(torch.equal(state[name], value) for name, value in optimizer.state[model.weight].items())

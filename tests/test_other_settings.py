@@ -111,8 +111,8 @@ def test_what_bf16_cannot_compute_is_computed_in_fp32(
     monkeypatch.setattr(mae.MAE, "encode", far)
     inside.set("pretrain.compute.precision", "bf16")
     call("pretrain")
-    told = [line for line in capsys.readouterr().err.splitlines() if "the loss of step" in line]
-    assert told == [f"pretrain: the loss of step {step} is nan in bf16" for step in range(4)]
+    told = [line for line in capsys.readouterr().err.splitlines() if "comes again" in line]
+    assert told == [f"pretrain: the loss is nan at step {step}, which comes again in fp32" for step in range(4)]
     assert artifact.sha256(Path("data/pretrain/encoder.safetensors")) == expected
 
 
@@ -134,7 +134,6 @@ def test_a_gradient_that_is_not_finite_touches_no_weight(
     with pytest.raises(SystemExit):
         call("pretrain")
     said = capsys.readouterr().err
-    assert "pretrain: the gradient of step 7 is nan in fp32" in said
     assert "error: pretrain: the gradient is nan at step 7 on rank 0; its samples: " in said
     (saved,) = Path(inside.root, "state/runs").glob("*/step-*")
     assert saved.name == "step-000000004"

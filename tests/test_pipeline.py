@@ -19,14 +19,14 @@ GRAPH = params.read(ROOT / "dvc.yaml")["stages"]
 STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 LAYERS = (  # see docs/architecture.md; a file imports from its own layer and from those before it
-    "__init__ params stage rng dist artifact digests rows adoption",
+    "__init__ params stage rng dist transfer artifact digests rows adoption",
     "jpeg images layout pool anatomy scenery paint creatures entry tars trees val_split webdataset_source"
     " torchvision_source hf_source sources plan shard_index shards order reader part_maps augment views"
     " randaugment masking optim metrics part_metrics segmentation_metrics whitening subsets predictions histories"
     " checkpoint progress palettes overlays curves tables confusions recipes comparison",
     "vit mae ibot foreign teacher encoders foreground parts heads classifier attentive readout features baselines"
     " part_baselines health",
-    "run spikes resume resolution pretraining distillation finetuning evaluations segmentation_views segmentation"
+    "run book spikes resume resolution pretraining distillation finetuning evaluations segmentation_views segmentation"
     " segmentation_probes segmentation_linear segmentation_knn segmentation_upernet figures soft_maps state flow export"
     " encode promotion doctor",
     "__main__",

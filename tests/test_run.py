@@ -360,47 +360,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_samples(toy_dataset:
         _train(toy_dataset, tmp_path / "out", loss=float("nan"))
 
 
-def _skipping(dataset: Path, out: Path, *, allowed: int) -> Run:
-    """One epoch of 5 steps, two of which have no finite loss."""
-    with Run("toy", ALONE, out=out, params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
-        for step in run.steps(Reader(dataset, "train"), _load, batch_size=8, epochs=1, seed=0, workers=0, state={}):
-            loss = torch.tensor(float("nan") if step.number in (1, 3) else 2.0)
-            if run.is_finite(step, "fp32", {"loss": loss}):
-                run.record(loss=loss)
-            else:
-                run.leave_out(step, {"loss": loss}, allowed=allowed)
-    return run
-
-
-def test_a_step_without_a_finite_loss_is_left_out_if_that_is_allowed(
-    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    run = _skipping(toy_dataset, tmp_path / "out", allowed=2)
-    assert (run.skipped, run.history[-1]["loss"]) == (2, 2.0)
-    said = capsys.readouterr().err
-    assert "toy: the loss of step 1 is nan in fp32\ntoy: step 1 is left out: " in said
-    with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
-        _skipping(toy_dataset, tmp_path / "other", allowed=1)
-
-
-def test_a_rank_whose_own_loss_is_finite_stops_with_the_one_whose_is_not(
-    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(dist, "any_rank", lambda flag, world: True)  # another rank says so
-    with pytest.raises(FloatingPointError, match="toy: not finite at step 0, on another rank than this"):
-        _skipping(toy_dataset, tmp_path / "out", allowed=0)
-
-
-def test_a_spike_is_told_with_its_samples(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
-        for step in run.steps(
-            Reader(toy_dataset, "train"), _load, batch_size=8, epochs=12, seed=0, workers=0, state={}
-        ):
-            run.record(loss=torch.tensor(50.0 if step.number == 55 else 1.0))
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
-    assert told.startswith("toy: spike at step 55: the loss is 50, lately 1; its samples: ")
-
-
 def test_one_writer_per_output(toy_dataset: Path, tmp_path: Path):
     with (
         artifact.lock("output", str(tmp_path / "out")),
@@ -440,12 +399,12 @@ def test_what_ranks_agree_on_is_moved_to_their_device(monkeypatch: pytest.Monkey
 
 def test_a_checkpoint_holds_what_the_ranks_have_recorded_on_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as now:
-        now.record(loss=1.0)
+        now.book.sums = {"loss": 1.0}
         monkeypatch.setattr(dist, "mean", lambda value, world: (value + 10.0) / 2)  # the other rank's loss is 10
         now._save(1, {})
         saved = checkpoint.latest(now.folder, map_location=ALONE.device)
     assert saved is not None
-    assert saved["sums"] == {"loss": torch.tensor(5.5)}
+    assert saved["book"]["sums"] == {"loss": 5.5}
 
 
 def test_more_than_a_day_is_told_in_days(capsys: pytest.CaptureFixture[str]):

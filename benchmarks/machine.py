@@ -5,7 +5,7 @@
 Each benchmark runs in a process of its own, the weightiest first: the step, eager and compiled, then from shards to the
 model, part-map caching, masking, the loader, and several processes where there are several GPUs. What it prints goes to
 `<out>/<name>.txt` and to the screen, its figures to `<out>/<name>.json`. What has not ended when the minutes are over
-is told, and left out; one that fails is told too, and the others run.
+is told, and left out; one that fails is told too, and the others run. `benchmarks.prices` tells what recipes take here.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from semmae import dist
 GPU = {
     "step_compiled": "step --models S/16 B/16 L/16 --precision bf16 --batch 256 --steps 10 --rounds 3 --compile",
     "step": "step --models B/16 --precision bf16 --batch 256 --steps 10 --rounds 3",
+    "step_graphs": "step --models S/16 B/16 --precision bf16 --batch 256 --steps 10 --compile reduce-overhead",
     "end_to_end": "end_to_end --model B/16 --batch 256 --images 8192 --workers 14 --compile --rounds 2",
     "step_b8": "step --models B/8 --precision bf16 --batch 64 --steps 5 --rounds 3 --compile",
     "part_maps": "part_maps --images 4096 --workers 8 --rounds 3",
@@ -30,6 +31,7 @@ GPU = {
 }
 CPU = {
     "step": "step --models S/16 --precision bf16 --batch 4 --rounds 2",
+    "step_graphs": "step --models S/16 --precision bf16 --batch 4 --rounds 1 --compile reduce-overhead",
     "end_to_end": "end_to_end --model S/16 --batch 4 --images 24 --rounds 1",
     "part_maps": "part_maps --images 32 --rounds 2",
     "masking": "masking --models S/16 --batch 4 --rounds 2",

@@ -25,7 +25,7 @@ def has_lightly() -> bool:
 
 
 def lightly(
-    shape: dict[str, int], decoder: dict[str, int], mask_ratio: float, *, device: torch.device, compiled: bool
+    shape: dict[str, int], decoder: dict[str, int], mask_ratio: float, *, device: torch.device, compiled: str | None
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """Its encoder and decoder and the loss that its documentation puts together of them."""
     from lightly.models import utils
@@ -44,7 +44,7 @@ def lightly(
         }
     ).to(device).train()  # fmt: skip
     for module in model.values() if compiled else ():
-        module.compile()
+        module.compile(mode=compiled)
 
     def loss(images: Tensor) -> Tensor:
         b = len(images)

@@ -1,7 +1,7 @@
 """How many images a second a pretraining step takes: our MAE beside transformers' and lightly's, weights and all alike.
 
-    python -m benchmarks.step [--models S/16 B/16 L/16 B/8] [--precision fp32 bf16] [--compile] [--batch 8]
-                              [--rounds 5] [--steps 1] [--json out.json]
+    python -m benchmarks.step [--models S/16 B/16 L/16 B/8] [--precision fp32 bf16] [--batch 8]
+                              [--compile [reduce-overhead]] [--rounds 5] [--steps 1] [--json out.json]
 
 Images of 224 pixels as tensors on the device, three quarters masked at random, MAE's decoder (512 wide, 8 deep),
 norm-pix loss, fused AdamW. A step is mask, forward, backward, update. Before anything is timed the two models that
@@ -20,6 +20,7 @@ CPUs) in the same precision and the same run. Peak memory is the device's, of CU
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable
 from itertools import count
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from semmae import dist, mae, masking, optim, vit
+from semmae import dist, mae, masking, optim, stage, vit
 
 IMAGE, RATIO, PARTS = 224, 0.75, 7
 DECODER = {"embed_dim": 512, "depth": 8, "num_heads": 16}
@@ -87,7 +88,7 @@ def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0
     return loss
 
 
-def rows(shape: dict[str, int], device: torch.device, *, compiled: bool) -> dict[str, tuple[nn.Module, Loss]]:
+def rows(shape: dict[str, int], device: torch.device, *, compiled: str | None) -> dict[str, tuple[nn.Module, Loss]]:
     """Per row its module, in training, and its loss; the loss of ours is checked against transformers' first."""
     torch.manual_seed(0)
     model = mae.MAE(vit.build({"img_size": IMAGE, **shape}), **DECODER)
@@ -97,7 +98,7 @@ def rows(shape: dict[str, int], device: torch.device, *, compiled: bool) -> dict
     model, peer = model.to(device).train(), peer.to(device).train()
     vit.use_fastest_attention(model, device)
     for module in (model, peer) if compiled else ():
-        module.compile()
+        module.compile(mode=compiled)
     for name, strategy, share in (
         ("semmae", "random", 1),
         ("semmae semantic", "semantic", 1),
@@ -166,14 +167,14 @@ def flops(module: nn.Module, loss: Loss, images: Tensor) -> float:
 
 
 def measure(
-    shape: dict[str, int], precision: dist.Precision, device: torch.device, *, compiled: bool, batch: int, rounds: int,
-    steps: int,
+    shape: dict[str, int], precision: dist.Precision, device: torch.device, *, compiled: str | None, batch: int,
+    rounds: int, steps: int,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Per row: images per second, ratio to the peer, share of the ceiling, peak memory in GB (CUDA)."""
     images = torch.randn(batch, 3, IMAGE, IMAGE, device=device)
-    chosen = rows(shape, device, compiled=False)
+    chosen = rows(shape, device, compiled=None)
     cost = {name: flops(*row, images[:2]) for name, row in chosen.items()}
-    chosen = rows(shape, device, compiled=True) if compiled else chosen
+    chosen = rows(shape, device, compiled=compiled) if compiled else chosen
     work = {name: stepping(module, loss, images, precision) for name, (module, loss) in chosen.items()}
     memory, rate = dict.fromkeys(work, 0.0), {name: [] for name in work}
     for number in range(rounds + 1):  # the first warms up
@@ -197,18 +198,28 @@ def measure(
     }
 
 
+def described(device: torch.device) -> str:
+    """The device by the name that its maker gave it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{models[0]}, {torch.get_num_threads()} threads"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", nargs="?", const="default", choices=["default", "reduce-overhead"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="in a row, at each time of a round")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    stage.keep_memory()  # as every stage does; all rows gain by it
     device, table = dist.choose_device(args.device), {}
+    mode = f"compiled ({args.compile})" if args.compile else "eager"
     for name in args.models:
         for precision in args.precision:
             found = measure(
@@ -216,13 +227,13 @@ def main() -> None:
                 steps=args.steps,
             )  # fmt: skip
             table[f"{name} {precision}"] = found
-            mode = "compiled" if args.compile else "eager"
             print(f"ViT-{name} {precision} {mode} {device} batch {args.batch}: images/s, ratio, of the ceiling, GB")
             for row, said in found.items():
                 print(f"  {row:20s} {said['images_per_second']:9.2f} {said['ratio']:6.2f} {said['ceiling']:6.1%}"
                       f" {said['peak_gb']:6.1f}", flush=True)  # fmt: skip
     if args.json:
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+        told = {"device": described(device), "mode": mode, "steps": table}
+        args.json.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from imports import ROOT
 from typer.testing import CliRunner
 
+from benchmarks import prices
 from semmae import mae, masking, optim, params, recipes, teacher, vit
 from semmae.__main__ import app, main
 from semmae.resolution import by_epoch
@@ -155,6 +156,15 @@ def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: fl
     seen, embed = n + 1 - (masking.num_masked(n, mask_ratio) if mask_ratio else 0), 2 * pixels * width * n
     decoder = products(512, 8, n + 1) + 2 * (width * seen + pixels * n) * 512 if mask_ratio else 0
     return products(width, depth, seen) + embed + decoder
+
+
+@pytest.mark.parametrize("name", PRICED)
+@pytest.mark.parametrize("side", [128, 224])
+def test_the_work_of_a_step_is_counted_as_it_is_computed(name: str, side: int):
+    """What `benchmarks.prices` counts, by the formula; the gradient by the pixels is nobody's."""
+    section, shape = params.load(Pretrain, "pretrain", file=ROOT / f"recipes/{name}.yaml"), PRICED[name]
+    counted = prices.step_flops(section, side, mask_ratio=0.75, reconstruct=1.0)
+    assert counted == pytest.approx(3 * forward(*shape, side, mask_ratio=0.75), rel=0.02)
 
 
 @pytest.mark.parametrize("name", PRICED)

@@ -1,0 +1,103 @@
+"""What pretraining by the recipes takes on a machine whose steps were measured.
+
+    python -m benchmarks.machine --out speeds && python -m benchmarks.prices speeds [--images 1281167]
+
+Hours of one device per recipe whose network is one of `benchmarks.step`'s: its images, epoch by epoch, at the measured
+rate of the semantic step at 224 pixels, times what a step takes at the size of that epoch's images and with its share
+of reconstructed patches, by the ratio of FLOPs counted in forward and backward pass (`torch.utils.flop_counter`, on the
+meta device). `speeds` is a folder with files of `benchmarks.step --json`; the fastest bf16 rate of a network counts.
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, flops
+from semmae import mae, params, recipes, vit
+from semmae.pretraining import budget
+from semmae.resolution import by_epoch
+from stages.pretrain import Pretrain
+
+IMAGENET = 1_281_167  # training images
+ROW = "semmae semantic"
+
+
+class Speed(NamedTuple):
+    """What was measured of a network: images per second, on what, how."""
+
+    rate: float
+    device: str
+    how: str
+
+
+def step_flops(section: Pretrain, side: int, *, mask_ratio: float, reconstruct: float) -> float:
+    """FLOPs of forward and backward pass of the recipe's MAE for one image of `side` pixels, nothing computed."""
+    patch = section.encoder.patch_size
+    num_masked, num_decoded = budget((side // patch) ** 2, mask_ratio, reconstruct)
+    with torch.device("meta"):
+        model = mae.MAE(vit.build({"img_size": side, **vars(section.encoder)}), **vars(section.recipe.decoder))
+        mask = torch.zeros(2, (side // patch) ** 2, dtype=torch.bool)
+        images = torch.zeros(2, 3, side, side)
+
+        def loss(images: torch.Tensor) -> torch.Tensor:
+            pred = model(images, mask, num_masked, mask if num_decoded < num_masked else None, num_decoded)
+            return mae.loss(pred, images, mask, patch_size=patch, norm_pix_loss=True)
+
+        return flops(model, loss, images)
+
+
+def hours(section: Pretrain, speed: Speed, images: int) -> float:
+    """Of one device, for pretraining."""
+    recipe, ratio = section.recipe, section.masking.mask_ratio
+    measured = step_flops(section, IMAGE, mask_ratio=RATIO, reconstruct=1.0)
+    sizes = by_epoch(
+        recipe.resolution, img_size=section.img_size, epochs=recipe.epochs, patch_size=section.encoder.patch_size
+    )
+    epochs = sum(
+        count * step_flops(section, side, mask_ratio=ratio, reconstruct=recipe.reconstruct) / measured
+        for side, count in Counter(sizes).items()
+    )
+    return epochs * images / speed.rate / 3600
+
+
+def measured(folder: Path) -> dict[str, Speed]:
+    """The fastest bf16 step of every network among the files in `folder`."""
+    found: dict[str, Speed] = {}
+    for file in sorted(folder.glob("*.json")):
+        told = json.loads(file.read_text())
+        for name, rows in told.get("steps", {}).items():
+            network, precision = name.split()
+            speed = Speed(rows[ROW]["images_per_second"], told["device"], told["mode"])
+            if precision == "bf16":
+                found[network] = max(speed, found.get(network, speed))
+    if not found:
+        raise SystemExit(f"{folder} has no steps in bf16; run: python -m benchmarks.machine --out {folder}")
+    return found
+
+
+def main() -> None:
+    """A line per recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("speeds", type=Path)
+    parser.add_argument("--images", type=int, default=IMAGENET)
+    args = parser.parse_args()
+    speeds = measured(args.speeds)
+    for name, file in recipes.found(Path("recipes")).items():
+        section = params.load(Pretrain, "pretrain", file=file)
+        network = next((key for key, shape in SHAPES.items() if shape == vars(section.encoder)), "of another shape")
+        if network not in speeds or vars(section.recipe.decoder) != DECODER:
+            print(f"{name}: ViT {network}, whose step was not measured")
+            continue
+        speed = speeds[network]
+        print(
+            f"{name}: {hours(section, speed, args.images):,.0f} hours of one {speed.device} for pretraining on "
+            f"{args.images:,} images, at {speed.rate:,.4g} images per second of 224 pixels ({speed.how})"
+        )
+
+
+if __name__ == "__main__":
+    main()

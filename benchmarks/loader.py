@@ -43,7 +43,6 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from semmae import creatures, shards, stage, vit
-from semmae.augment import crop_part_maps
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader, batches
 from semmae.sources import Tree
@@ -127,7 +126,7 @@ def pipelines(
         for batch in batches(reader, order, drawn, batch_size=batch_size, workers=workers):
             if maps:
                 start = time.process_time()
-                batch["part_map"] = crop_part_maps(maps.fields("part_map", batch["index"]), batch["box"], GRID)
+                batch["part_map"] = maps.crops("part_map", batch["index"], batch["span"], GRID)
                 joins.append((time.process_time() - start) / len(batch["image"]))
             yield batch
 

@@ -5,7 +5,7 @@
 - `resize_box`: the box of an image, resized, channels first as networks take them; `crop_image`: a square, as pictures
   are; `resample_box`: as evaluations of other libraries do it; `planes`: channels first.
 - `crop_part_map`: the same box of its part map, on the encoder's grid (or of its mask, on the pixels of the crop);
-  `crop_part_maps`: of a batch, on its device.
+  `crop_part_maps`: of a batch.
 - `WHOLE`: the box that changes nothing.
 
 Relative coordinates fit an image decoded at any scale and a part map of any grid, whatever the teacher's resolution.
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
-from torch import Tensor
 
+BORDER = 1e-9  # of a cell: what lies on the border of two is the later one's, despite rounding
 ATTEMPTS = 10  # boxes to try before the central one, as in torchvision
 
 
@@ -35,6 +35,15 @@ class Box(NamedTuple):
     height: float
     width: float
     flip: bool
+
+    @property
+    def span(self) -> tuple[float, float, float, float]:
+        """Where the crop begins, from the top and from the left, and how far it goes, down and to the right: a flipped
+        one goes to the left.
+        """
+        if self.flip:
+            return self.top, self.left + self.width, self.height, -self.width
+        return self.top, self.left, self.height, self.width
 
 
 WHOLE = Box(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
@@ -125,14 +134,23 @@ def crop_part_map(
 
 
 def crop_part_maps(
-    part_maps: UInt8[Tensor, "b h w"], boxes: Float64[Tensor, "b 5"], grid: tuple[int, int]
-) -> UInt8[Tensor, "b {grid[0]} {grid[1]}"]:
-    """`crop_part_map` of every map and its box, whose numbers are in the order of `Box`."""
-    top, left, height, width, flip = boxes[:, :, None].unbind(1)
-    rows = _cells_of_batch(top, height, grid[0], part_maps.shape[1])
-    columns = _cells_of_batch(left + flip * width, width * (1 - 2 * flip), grid[1], part_maps.shape[2])
-    cells = rows[:, :, None] * part_maps.shape[2] + columns[:, None, :]
-    return part_maps.flatten(1).gather(1, cells.flatten(1)).view(cells.shape)
+    part_maps: UInt8[np.ndarray, "k h w"], rows: Int64[np.ndarray, " b"], spans: Float64[np.ndarray, "b 4"],
+    grid: tuple[int, int],
+) -> UInt8[np.ndarray, "b n"]:  # fmt: skip
+    """`crop_part_map` of the maps in those rows, each by the `Box.span` of its crop, row by row of the grid. A dozen
+    calls for a batch of any size: between two steps all code is cold, and each costs as much as its work.
+    """
+    _, h, w = part_maps.shape
+    places = np.dot(spans, _centres(grid, (h, w)))
+    places += BORDER
+    cells = places.astype(np.intp)
+    y, x = cells[:, : grid[0]], cells[:, grid[0] :]
+    np.minimum(y, h - 1, out=y)
+    np.minimum(x, w - 1, out=x)
+    y += (rows * h)[:, None]
+    y *= w
+    cell = y[:, :, None] + x[:, None, :]
+    return part_maps.reshape(-1).take(cell.reshape(len(rows), -1))
 
 
 def _pixels(start: float, extent: float, pixels: int) -> tuple[int, int]:
@@ -144,18 +162,14 @@ def _pixels(start: float, extent: float, pixels: int) -> tuple[int, int]:
 def _cells(start: float, extent: float, patches: int, cells: int) -> np.ndarray:
     """Along one axis, the cell where each patch's centre lies; on the border of two cells, the later one."""
     centres = start + extent * (np.arange(patches) + 0.5) / patches
-    return np.minimum(np.floor(centres * cells + 1e-9).astype(int), cells - 1)  # 1e-9: on the border despite rounding
-
-
-def _cells_of_batch(
-    start: Float64[Tensor, "b 1"], extent: Float64[Tensor, "b 1"], patches: int, cells: int
-) -> Int64[Tensor, "b {patches}"]:
-    """`_cells` of every box."""
-    centres = torch.addcmul(start, extent, _centres(patches, start.device))
-    return centres.mul_(cells).add_(1e-9).long().clamp_(max=cells - 1)
+    return np.minimum(np.floor(centres * cells + BORDER).astype(int), cells - 1)
 
 
 @cache
-def _centres(patches: int, device: torch.device) -> Float64[Tensor, " {patches}"]:
-    """Where the centres of so many patches lie between 0 and 1."""
-    return (torch.arange(patches, dtype=torch.float64, device=device) + 0.5) / patches
+def _centres(grid: tuple[int, int], cells: tuple[int, int]) -> Float64[np.ndarray, "4 m"]:
+    """What makes of a `Box.span` where the centres of a grid's rows and columns lie, counted in cells."""
+    found = np.zeros((4, sum(grid)))
+    for axis, at in enumerate((slice(grid[0]), slice(grid[0], None))):
+        found[axis, at] = cells[axis]
+        found[axis + 2, at] = cells[axis] * (np.arange(grid[axis]) + 0.5) / grid[axis]
+    return found

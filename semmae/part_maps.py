@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float, Int64, Integer, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 from torch import Tensor
 
 from semmae import artifact
+from semmae.augment import crop_part_maps
 from semmae.reader import Reader
 
 ATTENTION_LEVELS = 16
@@ -48,9 +49,12 @@ class PartMaps:
         h, w = self.metadata["grid"]
         return h, w
 
-    def fields(self, name: str, rows: Int64[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
-        """The part_map or the attention of those rows."""
-        return torch.from_numpy(getattr(self, name)[rows.numpy()]).view(-1, *self.grid)
+    def crops(
+        self, name: str, rows: Int64[Tensor, " b"], spans: Float64[Tensor, "b 4"], grid: tuple[int, int]
+    ) -> UInt8[Tensor, "b n"]:
+        """The part_map or the attention of those rows as each crop sees it, on its own grid (`Box.span`)."""
+        whole = getattr(self, name).reshape(-1, *self.grid)
+        return torch.from_numpy(crop_part_maps(whole, rows.numpy(), spans.numpy(), grid))
 
 
 def write(

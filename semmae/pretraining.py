@@ -14,7 +14,6 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae import dist, mae, masking, optim, transfer, vit
-from semmae.augment import crop_part_maps
 from semmae.params import STRICT, Betas, Portion, Share, UpTo1
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader
@@ -132,9 +131,7 @@ def pretrain(
         noise = strategy.draw(b, grid, generator=torch_generator(seed, "mask", step.number))
         seen = {}
         if maps and evidence:
-            fields = maps.fields(evidence, step.batch["index"])
-            boxes = step.batch["box"]
-            seen[evidence] = crop_part_maps(onto(fields), onto(boxes), grid).flatten(1)
+            seen[evidence] = onto(maps.crops(evidence, step.batch["index"], step.batch["span"], grid))
         mask = strategy(
             onto(world.slice(noise)), masks.mask_ratio, grid=grid, inter_part=torch.tensor(inter_part), **seen
         )

@@ -43,8 +43,8 @@ class Colour:
 
 @dataclass(frozen=True)
 class OneCrop:
-    """A random crop, and what its part map is found and cropped by, a batch at once: `index` of the sample and `box` of
-    the crop (`PartMaps.fields`, `augment.crop_part_maps`).
+    """A random crop, and what its part map is found and cropped by, a batch at once (`PartMaps.crops`): `index` of the
+    sample and `span` of the crop.
     """
 
     seed: int
@@ -55,7 +55,7 @@ class OneCrop:
         rng = numpy_generator(self.seed, "crop", epoch, reader.keys[index])
         box = random_box(rng, reader.size(index), self.crop)
         image = load_crop(reader, index, box, self.sizes[epoch])
-        return {"key": reader.keys[index], "index": int(index), "image": image, "box": np.array(box)}
+        return {"key": reader.keys[index], "index": int(index), "image": image, "span": np.array(box.span)}
 
 
 @dataclass(frozen=True)

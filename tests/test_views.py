@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from semmae import views
-from semmae.augment import crop_part_maps
 from semmae.part_maps import PartMaps
 from semmae.reader import Reader, batches
 from semmae.views import Colour, Crop, MultiCrop, OneCrop, Whole
@@ -40,8 +39,8 @@ def test_the_evidence_is_cropped_with_the_image(reader):
     whole = Crop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0)
     load, order = OneCrop(0, whole, [32] * 2), np.array([3, 7, 0, 5])
     (batch,) = batches(reader, order, lambda reader, i: load(reader, i, 0), batch_size=4, workers=0)
-    cropped = crop_part_maps(maps.fields("part_map", batch["index"]), batch["box"], (4, 4)).numpy()
-    assert np.array_equal(cropped, maps.part_map[order].reshape(4, 4, 4)[:, :, ::-1])
+    cropped = maps.crops("part_map", batch["index"], batch["span"], (4, 4)).numpy()
+    assert np.array_equal(cropped.reshape(4, 4, 4), maps.part_map[order].reshape(4, 4, 4)[:, :, ::-1])
     assert np.array_equal(batch["image"][1], reader.image(7)[:, ::-1].transpose(2, 0, 1))
 
 

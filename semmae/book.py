@@ -89,7 +89,7 @@ class Book:
         numbers = {"flag bad": agreed[0], "flag stop": agreed[1], "flag due": agreed[2]}
         numbers |= {f"computed {name}": value for name, value in computed.items()}
         numbers |= {f"recorded {name}": value for name, value in recorded.items()}
-        self._open.append(Closed(step, Numbers.of(numbers, self.world.device), known))
+        self._open.append(Closed(step, Numbers(numbers, self.world.device), known))
         self._computed, self._recorded = {}, {}
 
     def settle(self, left: int, *, retry: bool, max_skips: int) -> Iterator[Step]:

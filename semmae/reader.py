@@ -9,7 +9,7 @@ import errno
 import io
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -210,7 +210,15 @@ def batches(
 
     Arrays and numbers become tensors of their own type, strings lists. `workers` processes load ahead; 0: this one.
     """
-    samples = _Batches(reader, ids, load, batch_size)
+    return grouped(reader, [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)], load, workers=workers)
+
+
+def grouped(
+    reader: Reader, groups: Sequence[Integer[np.ndarray, " _"]], load: Callable[[Reader, int], dict[str, Any]], *,
+    workers: int,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """`batches` of just these groups of samples, each a batch."""
+    samples = _Batches(reader, groups, load)
     if workers == 0:
         loaded: Any = (samples[i] for i in range(len(samples)))
     else:
@@ -232,16 +240,15 @@ def batches(
 class _Batches(Dataset):
     """Whole batches by number, for a DataLoader; a ValueError is handed over as it is, not as a worker's traceback."""
 
-    def __init__(self, reader: Reader, ids: np.ndarray, load: Callable, batch_size: int) -> None:
-        self.reader, self.ids, self.load, self.batch_size = reader, np.asarray(ids), load, batch_size
+    def __init__(self, reader: Reader, groups: Sequence[np.ndarray], load: Callable) -> None:
+        self.reader, self.groups, self.load = reader, groups, load
 
     def __len__(self) -> int:
-        return -(-len(self.ids) // self.batch_size)
+        return len(self.groups)
 
     def __getitem__(self, number: int) -> dict[str, Any] | ValueError:
-        ids = self.ids[number * self.batch_size : (number + 1) * self.batch_size].tolist()
         try:
-            return _collated([self.load(self.reader, i) for i in ids])
+            return _collated([self.load(self.reader, i) for i in np.asarray(self.groups[number]).tolist()])
         except ValueError as error:
             return error
 

@@ -1,12 +1,9 @@
 """Between host and device, with nobody waiting.
 
 Whoever reads a number off a GPU waits for all that it was told to do, and the GPU then waits for new orders; a copy
-from memory that is not pinned does the same. So what a step takes goes by `onto`, and what it says of itself sets out
-as `Numbers`, to be read once the next step has been told.
+from memory that is not pinned does the same. So what a step takes goes by `onto`, and what comes of it sets out
+(`Arriving`, `Numbers`), to be read once the next step has been told.
 """
-
-from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,31 +15,32 @@ def onto(device: torch.device, tensor: Tensor) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-@dataclass(frozen=True)
+class Arriving:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.here, self.arrived = tensor.detach(), None
+        if tensor.device.type == "cuda":
+            self.here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self.here.copy_(tensor, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> Tensor:
+        """Waits for what was told to the device before it set out, and for nothing later."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.here
+
+
 class Numbers:
     """Named numbers on their way to the host."""
 
-    names: list[str]
-    values: Tensor  # of the host; true once `arrived`
-    arrived: torch.cuda.Event | None  # None: they were here from the start
-
-    @classmethod
-    def of(cls, numbers: dict[str, Tensor], device: torch.device) -> Self:
-        """Scalars set out from the device where they were computed."""
-        there = torch.stack([value.detach().to(device, torch.float64) for value in numbers.values()])
-        if device.type != "cuda":
-            return cls(list(numbers), there, None)
-        here = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
-        here.copy_(there, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return cls(list(numbers), here, arrived)
+    def __init__(self, numbers: dict[str, Tensor], device: torch.device) -> None:
+        self.names = list(numbers)
+        self.values = Arriving(torch.stack([value.detach().to(device, torch.float64) for value in numbers.values()]))
 
     def read(self, begin: str = "") -> dict[str, float]:
-        """Those whose names begin so, by the rest of their names; waits for what was told to the device before they set
-        out, and for nothing later.
-        """
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        found = zip(self.names, self.values.tolist(), strict=True)
+        """Those whose names begin so, by the rest of their names."""
+        found = zip(self.names, self.values.read().tolist(), strict=True)
         return {name.removeprefix(begin): value for name, value in found if name.startswith(begin)}

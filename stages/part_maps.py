@@ -7,7 +7,11 @@ Calls  teacher.encode and parts.assign on whole images, for the shards that the 
 Writes data/part_maps/<dataset>/<shard stem>.parquet; results/part_maps/metrics.json: a summary
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,8 @@ from rich.progress import track
 
 from semmae import artifact, dist, params, part_maps, parts, run, stage, teacher, vit
 from semmae.params import STRICT
-from semmae.reader import Reader, batches, verify_shards
+from semmae.reader import Reader, grouped, verify_shards
+from semmae.transfer import Arriving, onto
 from semmae.views import Whole
 
 OUT, RESULTS, SHARDS = Path("data/part_maps"), Path("results/part_maps"), Path("data/shards")
@@ -53,43 +58,73 @@ def main() -> None:
     rows: dict[str, list[int]] = {name: [] for name in digests}
     for row, name in enumerate(reader.shards):
         rows[name].append(row)
+    made = {
+        "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
+        "teacher": elder.digest, "parts": learner.digest,
+    }  # fmt: skip
+
+    def store(name: str, labels: np.ndarray, attention: np.ndarray) -> None:
+        part_maps.write(
+            part_maps.store_path(digest, digests[name]), keys=[reader.keys[row] for row in rows[name]],
+            part_maps=labels, attention=part_maps.quantise_attention(attention) if section.attention else None,
+            metadata=made | {"shard": digests[name]},
+        )  # fmt: skip
+
     with artifact.lock("output", str((OUT / section.dataset).absolute())):
         missing = [
             name for name in digests
             if not part_maps.stored(digest, digests[name], keys=[reader.keys[row] for row in rows[name]])
         ]  # fmt: skip
         print(f"part_maps: {len(missing)} of {len(digests)} shards to compute, the others are in the store")
-        for name in track(missing, "part_maps", console=Console(stderr=True), disable=not missing):
-            metadata = {
-                "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
-                "shard": digests[name], "teacher": elder.digest, "parts": learner.digest,
-            }  # fmt: skip
-            write_shard(section, reader.select(np.array(rows[name])), encode, learner, device, digest, metadata)
+        cached = cache(section, reader, {name: rows[name] for name in missing}, encode, learner, device, store)
+        list(track(cached, "part_maps", len(missing), console=Console(stderr=True), disable=not missing))
         part_maps.assemble(OUT / section.dataset, digest=digest, shards=digests)
     maps = part_maps.join(OUT / section.dataset, reader, teacher=elder.digest, parts=learner.digest)
     artifact.write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summary(maps)})
 
 
-def write_shard(
-    section: PartMaps, reader: Reader, encode: Callable[[torch.Tensor], teacher.Tokens], learner: parts.Parts,
-    device: torch.device, digest: str, metadata: dict,
-) -> None:  # fmt: skip
-    """Encode, assign and store one shard."""
-    labels, attention = [], []
-    view = Whole(learner.config["img_size"], seed=0, flip=0.0)
-    for batch in batches(
-        reader, np.arange(len(reader)), view, batch_size=section.batch_size, workers=section.compute.workers
-    ):
+def cache(
+    section: PartMaps, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
+    learner: parts.Parts, device: torch.device, store: Callable[[str, np.ndarray, np.ndarray], None],
+) -> Iterator[str]:  # fmt: skip
+    """Map one shard after the other and store it while the next one is at work; their names."""
+    found = groupby(mapped(section, reader, shards, encode, learner, device), itemgetter(0))
+    with ThreadPoolExecutor(1) as beside:
+        storing = None
+        for name, pieces in found:
+            _, labels, attention = zip(*pieces, strict=True)
+            if storing:
+                storing.result()
+            storing = beside.submit(store, name, np.concatenate(labels), np.concatenate(attention))
+            yield name
+        if storing:
+            storing.result()
+
+
+def mapped(
+    section: PartMaps, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
+    learner: parts.Parts, device: torch.device,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:  # fmt: skip
+    """Batch by batch the shard, the labels and the class token's attention, read off the device when the next batch has
+    been told to it. No batch has images of two shards: what a shard's maps are depends on nothing else.
+    """
+    size, view = section.batch_size, Whole(learner.config["img_size"], seed=0, flip=0.0)
+    groups = [(name, np.array(ids[i : i + size])) for name, ids in shards.items() for i in range(0, len(ids), size)]
+    loaded = grouped(reader, [ids for _, ids in groups], view, workers=section.compute.workers)
+    told: deque[tuple[str, Arriving, Arriving]] = deque()
+    for (name, _), batch in zip(groups, loaded, strict=True):
         with dist.autocast(device, section.compute.precision):
-            tokens = encode(batch["image"].to(device))
-            shares = learner.assign(tokens)
-        labels.append(shares.argmax(1).to(torch.uint8).cpu().numpy())
-        attention.append(tokens.attention.cpu().numpy())
-    part_maps.write(
-        part_maps.store_path(digest, metadata["shard"]), keys=reader.keys, part_maps=np.concatenate(labels),
-        attention=part_maps.quantise_attention(np.concatenate(attention)) if section.attention else None,
-        metadata=metadata,
-    )  # fmt: skip
+            tokens = encode(onto(device, batch["image"]))
+            labels = learner.assign(tokens).argmax(1).to(torch.uint8)
+        told.append((name, Arriving(labels), Arriving(tokens.attention)))
+        if len(told) > 1:
+            yield _read(*told.popleft())
+    for last in told:
+        yield _read(*last)
+
+
+def _read(name: str, labels: Arriving, attention: Arriving) -> tuple[str, np.ndarray, np.ndarray]:
+    return name, labels.read().numpy(), attention.read().numpy()
 
 
 if __name__ == "__main__":

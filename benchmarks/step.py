@@ -12,16 +12,18 @@ share weights must give the same loss. The rows:
 - `transformers`: `ViTMAEForPreTraining` with our weights, its own masking and attention (sdpa).
 - `lightly`: its timm encoder and decoder, put together as its documentation does; where lightly is installed.
 
-Every round times every row once; the table gives medians of images per second and of the ratio to `transformers` of the
-same round, and the share of the ceiling: FLOPs counted in forward and backward (`torch.utils.flop_counter`: a
-multiplication and an addition are two) times steps per second, over the rate of a square matrix product (4096; 1024 on
-CPUs) in the same precision and the same run. Peak memory is the device's, of CUDA devices alone.
+Every round times every row once, each round beginning with another row; the table gives medians of images per second
+and of the ratio to `transformers` of the same round, and the share of the ceiling: FLOPs counted in forward and
+backward (`torch.utils.flop_counter`: a multiplication and an addition are two) times steps per second, over the rate of
+a square matrix product (4096; 1024 on CPUs) in the same precision and the same run. Peak memory is the device's, of
+CUDA devices alone.
 """
 
 import argparse
 import json
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -177,8 +179,10 @@ def measure(
     chosen = rows(shape, device, compiled=compiled) if compiled else chosen
     work = {name: stepping(module, loss, images, precision) for name, (module, loss) in chosen.items()}
     memory, rate = dict.fromkeys(work, 0.0), {name: [] for name in work}
+    turns = deque(work.items())
     for number in range(rounds + 1):  # the first warms up
-        for name, step in work.items():
+        turns.rotate(1)  # whoever comes before a row leaves a mark on caches and memory
+        for name, step in turns:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             taken = seconds(step, device, steps)

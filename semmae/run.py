@@ -57,7 +57,7 @@ class Inference:
 class Compute(Inference):
     """The same of a stage that trains."""
 
-    compile: bool | Literal["reduce-overhead"]  # type: ignore[assignment]  # wider: what learns may be CUDA graphs too
+    compile: Literal[False, True, "reduce-overhead"]  # type: ignore[assignment]  # what learns may be CUDA graphs too
     window: PositiveInt | None  # shards whose samples are mixed at a time; null: all of them
     checkpoint_minutes: NonNegativeFloat
 

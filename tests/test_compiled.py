@@ -10,17 +10,24 @@ from project import Project
 TRACED = """
 import runpy, sys, torch
 compiled = torch.compile
-torch.compile = lambda function, mode=None: compiled(function, backend="aot_eager")
+modes = set()
+torch.compile = lambda function, mode=None: modes.add(mode) or compiled(function, backend="aot_eager")
 runpy.run_module(f"stages.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)
-print("graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"])
+print("graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"], "modes:", modes)
 """
 
 
-@pytest.mark.parametrize("stage", ["parts", "pretrain"])
-def test_a_compiled_stage_learns_the_same(finished: Project, toy: Project, stage: str):
-    toy.set(f"{stage}.compute.compile", True)
+@pytest.mark.parametrize(
+    ("stage", "how", "modes"),
+    [("parts", True, "{None}"), ("pretrain", True, "{None}"), ("pretrain", "reduce-overhead", "{'reduce-overhead'}")],
+)
+def test_a_compiled_stage_learns_the_same(finished: Project, toy: Project, stage: str, how: bool | str, modes: str):
+    toy.set(f"{stage}.compute.compile", how)
     said = toy.run("python", "-c", TRACED, stage)
-    assert int(re.search(r"^graphs: (\d+)", said, re.MULTILINE)[1]) > 0
+    graphs = re.search(r"^graphs: (\d+) modes: (.*)", said, re.MULTILINE)
+    assert graphs is not None
+    assert int(graphs[1]) > 0
+    assert graphs[2] == modes
     once, again = (
         json.loads((project.folder / f"data/{stage}/history.json").read_text()) for project in (finished, toy)
     )

@@ -23,6 +23,7 @@ from semmae.augment import WHOLE, Box, planes, resample_box
 from semmae.reader import Reader, batches, verify_shards
 from semmae.rng import numpy_generator
 from semmae.rows import Rows
+from semmae.transfer import onto
 from semmae.views import Crop, load_crop, random_box
 
 CROP = 224 / 256  # the share of the short side that the evaluation view keeps
@@ -150,7 +151,7 @@ def seen(network: vit.Network, *, device: torch.device, precision: dist.Precisio
     @torch.no_grad()
     def see(images: UInt8[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
         with dist.autocast(device, precision):
-            tokens = vit.tokens(network, vit.normalise(images.to(device))).float()
+            tokens = vit.tokens(network, vit.normalise(onto(device, images))).float()
         return tokens[:, 0], tokens[:, network.num_prefix_tokens :]
 
     return see

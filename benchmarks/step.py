@@ -12,18 +12,19 @@ share weights must give the same loss. The rows:
 - `transformers`: `ViTMAEForPreTraining` with our weights, its own masking and attention (sdpa).
 - `lightly`: its timm encoder and decoder, put together as its documentation does; where lightly is installed.
 
-Every round times every row once, each round beginning with another row; the table gives medians of images per second
-and of the ratio to `transformers` of the same round, and the share of the ceiling: FLOPs counted in forward and
-backward (`torch.utils.flop_counter`: a multiplication and an addition are two) times steps per second, over the rate of
-a square matrix product (4096; 1024 on CPUs) in the same precision and the same run. Peak memory is the device's, of
-CUDA devices alone.
+Every round times every row once, in an order of its own, for whoever comes before a row leaves a mark on caches; the
+table gives medians of images per second and of the ratio to `transformers` of the same round, and the share of the
+ceiling: FLOPs counted in forward and backward (`torch.utils.flop_counter`: a multiplication and an addition are two)
+times steps per second, over the rate of a square matrix product (4096; 1024 on CPUs) in the same precision and the same
+run. Peak memory is the device's, of CUDA devices alone.
 """
 
 import argparse
 import json
+import platform
+import random
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from semmae import dist, mae, masking, optim, stage, vit
+from semmae import dist, mae, masking, optim, stage, transfer, vit
 
 IMAGE, RATIO, PARTS = 224, 0.75, 7
 DECODER = {"embed_dim": 512, "depth": 8, "num_heads": 16}
@@ -55,7 +56,7 @@ def choosing(name: str, grid: tuple[int, int], device: torch.device) -> Callable
     strategy, generator, steps = masking.STRATEGIES[name], torch.Generator().manual_seed(0), count()
 
     def choose(b: int) -> Tensor:
-        noise = strategy.draw(b, grid, generator=generator).to(device)
+        noise = transfer.onto(device, strategy.draw(b, grid, generator=generator))
         progress = torch.tensor(next(steps) % 100 / 100)
         return strategy(noise, RATIO, inter_part=progress, **evidence(b, grid, device))
 
@@ -83,7 +84,7 @@ def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0
         if share == 1:
             pred = model(images, mask, num_masked)
         else:
-            some = masking.part_of(mask, torch.rand(mask.shape).to(device), num_decoded)
+            some = masking.part_of(mask, transfer.onto(device, torch.rand(mask.shape)), num_decoded)
             pred, mask = model(images, mask, num_masked, some, num_decoded), some
         return mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=True)
 
@@ -179,10 +180,8 @@ def measure(
     chosen = rows(shape, device, compiled=compiled) if compiled else chosen
     work = {name: stepping(module, loss, images, precision) for name, (module, loss) in chosen.items()}
     memory, rate = dict.fromkeys(work, 0.0), {name: [] for name in work}
-    turns = deque(work.items())
     for number in range(rounds + 1):  # the first warms up
-        turns.rotate(1)  # whoever comes before a row leaves a mark on caches and memory
-        for name, step in turns:
+        for name, step in random.Random(number).sample(list(work.items()), len(work)):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             taken = seconds(step, device, steps)
@@ -206,7 +205,8 @@ def described(device: torch.device) -> str:
     """The device by the name that its maker gave it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = re.findall(r"model name\s*: (.*)", told) or [platform.processor() or platform.machine()]
     return f"{models[0]}, {torch.get_num_threads()} threads"
 
 

@@ -68,12 +68,13 @@ class Book:
         self.stop = self.due = False  # whether a rank has been asked to stop, or finds that it is time to save
         self._open: deque[Closed] = deque()
         self._computed: dict[str, Tensor] = {}
+        self._bad: Tensor | None = None  # 1 if any of that is not finite on any rank
         self._recorded: dict[str, Tensor | float] = {}
 
     def finite(self, **computed: Tensor) -> Bool[Tensor, ""]:
         """Whether all of this is finite on every rank, on the device."""
-        self._computed = computed
-        return dist.highest(_bad(computed, self.world), self.world) == 0
+        self._computed, self._bad = computed, dist.highest(_bad(computed, self.world), self.world)
+        return self._bad == 0
 
     def record(self, **values: Tensor | float) -> None:
         """What counts in the means of the epoch once the step is settled."""
@@ -83,14 +84,14 @@ class Book:
         """All of this step was told to the device; its numbers set out, with what this rank has to say besides."""
         recorded = {name: value for name, value in self._recorded.items() if isinstance(value, Tensor)}
         known = {name: float(value) for name, value in self._recorded.items() if name not in recorded}
-        computed = self._computed | {name: value for name, value in recorded.items() if name == "loss"}
+        lost = _bad({name: value for name, value in recorded.items() if name == "loss"}, self.world)
         said = [torch.full((), float(flag), dtype=torch.float64, device=self.world.device) for flag in (stop, due)]
-        agreed = dist.highest(torch.stack([_bad(computed, self.world), *said]), self.world)
-        numbers = {"flag bad": agreed[0], "flag stop": agreed[1], "flag due": agreed[2]}
-        numbers |= {f"computed {name}": value for name, value in computed.items()}
+        flags = dist.highest(torch.stack([lost if self._bad is None else self._bad, lost, *said]), self.world)
+        numbers = dict(zip(("flag bad", "flag lost", "flag stop", "flag due"), flags, strict=True))
+        numbers |= {f"computed {name}": value for name, value in self._computed.items()}
         numbers |= {f"recorded {name}": value for name, value in recorded.items()}
         self._open.append(Closed(step, Numbers(numbers, self.world.device), known))
-        self._computed, self._recorded = {}, {}
+        self._computed, self._recorded, self._bad = {}, {}, None
 
     def settle(self, left: int, *, retry: bool, max_skips: int) -> Iterator[Step]:
         """Read the numbers of all closed steps but the last `left`. With `retry`, a step that is not finite is handed
@@ -101,13 +102,15 @@ class Book:
             step, numbers, known = self._open.popleft()
             flags, computed, recorded = (numbers.read(kind) for kind in ("flag ", "computed ", "recorded "))
             self.stop, self.due = self.stop or flags["stop"] > 0, self.due or flags["due"] > 0
-            if not flags["bad"]:
+            if not flags["bad"] and not flags["lost"]:
                 self._enter(step, recorded | known)
-            elif retry and not step.again:
-                self._tell(f"{_named(computed)} at step {step.number}, which comes again in fp32")
+                continue
+            wrong = _wrong(computed | recorded, lost=flags["lost"] > 0)
+            if retry and not step.again:
+                self._tell(f"{wrong or 'another rank is not finite'} at step {step.number}, which comes again in fp32")
                 yield dataclasses.replace(step, again=True)
             else:
-                self._leave_out(step, computed, max_skips)
+                self._leave_out(step, wrong, max_skips)
 
     def close_epoch(self) -> dict[str, float]:
         """The means of the epoch over its steps and the ranks."""
@@ -139,17 +142,17 @@ class Book:
                 f"spike at step {step.number}: the loss is {loss:.4g}, lately {mean:.4g}; its samples: {_some(step)}"
             )
 
-    def _leave_out(self, step: Step, computed: dict[str, float], max_skips: int) -> None:
+    def _leave_out(self, step: Step, wrong: str | None, max_skips: int) -> None:
+        """Told by the ranks that are to blame, with their samples."""
         self.skipped += 1
+        blamed = f"{self.stage}: {wrong} at step {step.number} on rank {self.world.rank}; its samples: {_some(step)}"
         if self.skipped <= max_skips:
-            self._tell(f"{_named(computed)} at step {step.number}, which is left out; its samples: {_some(step)}")
-        elif all(math.isfinite(value) for value in computed.values()):
-            raise FloatingPointError(f"{self.stage}: not finite at step {step.number}, on another rank than this")
+            if wrong:
+                print(f"{blamed}; the step is left out", file=sys.stderr)
+        elif wrong:
+            raise FloatingPointError(f"{blamed}; lower base_lr or set precision to fp32")
         else:
-            raise FloatingPointError(
-                f"{self.stage}: {_named(computed)} at step {step.number} on rank {self.world.rank}; its samples: "
-                f"{_some(step)}; lower base_lr or set precision to fp32"
-            )
+            raise FloatingPointError(f"{self.stage}: not finite at step {step.number}, on another rank than this")
 
     def _tell(self, what: str) -> None:
         if self.world.leads:
@@ -163,10 +166,13 @@ def _bad(computed: dict[str, Tensor], world: dist.World) -> Tensor:
     return torch.stack([none, *(one.to(none) for one in wrong)]).amax()
 
 
-def _named(computed: dict[str, float]) -> str:
-    """The first of the values that is not finite; where all are, another rank's are not."""
-    wrong = [(name, value) for name, value in computed.items() if not math.isfinite(value)]
-    return f"the {wrong[0][0]} is {wrong[0][1]}" if wrong else "another rank is not finite"
+def _wrong(values: dict[str, float], *, lost: bool) -> str | None:
+    """What is not finite here, None if nothing is; where a rank's loss was `lost`, everybody's gradient is, for which
+    only a loss of one's own is to blame.
+    """
+    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+    name = "loss" if lost else next(iter(wrong), "")
+    return f"the {name} is {wrong[name]}" if name in wrong else None
 
 
 def _some(step: Step) -> str:

@@ -143,8 +143,8 @@ class Run:
 
         Step s of an epoch takes the samples s * batch_size ... of the epoch's permutation, each rank its slice, so
         the order is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs. A step that
-        is not finite comes `again` with `retry` (on a GPU after the step that was told meanwhile), `max_skips` are left
-        out; the loop sees to it that such a step moves nothing (`finite`).
+        is not finite comes `again` with `retry` (on a GPU after the step that was told meanwhile, if one was), and
+        `max_skips` are left out; the loop sees to it that such a step moves nothing (`finite`).
         """
         per_epoch = (size := epoch_size(len(reader), reader.weights)) // batch_size
         if per_epoch == 0:
@@ -220,6 +220,8 @@ class Run:
         saved = checkpoint.latest(self.folder, map_location=self.world.device)
         if saved is None:
             return 0
+        if "book" not in saved:
+            raise ValueError(f"{self.folder} is of an older version, which kept less; remove it to begin anew")
         for name, owner in state.items():
             owner.load_state_dict(saved["state"][name])
         self.history = saved["history"]

@@ -46,7 +46,7 @@ class LinearHeads(nn.Module):
 
     def __init__(self, width: int, num_classes: int, num_heads: int, seed: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(width, affine=False, momentum=None)
+        self.norm = nn.BatchNorm2d(width, affine=False)
         head = nn.Conv2d(width, num_classes, kernel_size=1)
         head.weight.data.copy_(torch.randn(head.weight.shape, generator=torch_generator(seed, "head")) * INIT_STD)
         head.bias.data.zero_()  # type: ignore[union-attr]  # it has one
@@ -76,6 +76,9 @@ def train_heads(
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=recipe.batch_size / 256, end=0.0)
         for group, base_lr in zip(optimizer.param_groups, recipe.base_lrs, strict=True):
             group["lr"] = base_lr * lr
+        model.norm.momentum = 1 / (
+            step.number + 1
+        )  # the mean of all steps; momentum None reads its count off the device
         mask = transfer.onto(world.device, step.batch["mask"])
         with torch.no_grad():
             tokens = encode(transfer.onto(world.device, step.batch["image"]))

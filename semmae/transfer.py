@@ -40,7 +40,7 @@ class Numbers:
         self.names = list(numbers)
         self.values = Arriving(torch.stack([value.detach().to(device, torch.float64) for value in numbers.values()]))
 
-    def read(self, begin: str = "") -> dict[str, float]:
+    def read(self, begin: str) -> dict[str, float]:
         """Those whose names begin so, by the rest of their names."""
         found = zip(self.names, self.values.read().tolist(), strict=True)
         return {name.removeprefix(begin): value for name, value in found if name.startswith(begin)}

@@ -124,7 +124,8 @@ def mapped(
 
 
 def _read(name: str, labels: Arriving, attention: Arriving) -> tuple[str, np.ndarray, np.ndarray]:
-    return name, labels.read().numpy(), attention.read().numpy()
+    """Copies: what has arrived lies in pinned memory, which a whole shard should not hold."""
+    return name, labels.read().numpy().copy(), attention.read().numpy().copy()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Two processes do what one does: real ones, which torch starts and joins."""
 
+import re
 import signal
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from killed import SIGNALLED, epochs, history
 from project import Project
 
+from semmae import params
 from semmae.reader import Reader
+from stages.pretrain import Pretrain
 
 TWO = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "python"]
 
@@ -19,6 +22,33 @@ def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy
     for one, two in zip(history(finished), history(toy), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
         assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))
+
+
+# `python -m stages.pretrain`, in which the loss of the third step is not finite, on the second process alone.
+LOST = """
+import os, runpy
+from semmae import mae
+loss, seen = mae.loss, 0
+def counted(*arguments, **keywords):
+    global seen
+    seen += 1
+    return loss(*arguments, **keywords) * (float("nan") if (seen, os.environ["RANK"]) == (3, "1") else 1)
+mae.loss = counted
+runpy.run_module("stages.pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_process_whose_loss_is_not_finite_names_its_samples_and_both_go_on(toy: Project):
+    toy.set("pretrain.recipe.max_skips", 1)
+    said = toy.run(*TWO, "-c", LOST)
+    section = params.load(Pretrain, "pretrain", file=toy.folder / "params.yaml")
+    reader, b = Reader(toy.folder / "data/shards" / section.dataset, "train"), section.recipe.batch_size
+    theirs = [reader.keys[i] for i in reader.epoch_order(seed=section.seed, epoch=0)[2 * b + b // 2 : 3 * b]]
+    told = re.findall(r"^pretrain: .* at step 2.*", said, re.MULTILINE)
+    assert told == [
+        f"pretrain: the loss is nan at step 2 on rank 1; its samples: {', '.join(theirs[:8])}; the step is left out"
+    ]
+    assert epochs(said)[-1] == section.recipe.epochs
 
 
 @pytest.mark.parametrize(

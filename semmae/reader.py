@@ -9,7 +9,7 @@ import errno
 import io
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -214,11 +214,11 @@ def batches(
 
 
 def grouped(
-    reader: Reader, groups: Sequence[Integer[np.ndarray, " _"]], load: Callable[[Reader, int], dict[str, Any]], *,
+    reader: Reader, groups: Iterable[Any], load: Callable[[Reader, int], dict[str, Any]], *,
     workers: int,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """`batches` of just these groups of samples, each a batch."""
-    samples = _Batches(reader, groups, load)
+    """`batches` of just these groups of samples, arrays of their ids, each a batch."""
+    samples = _Batches(reader, list(groups), load)
     if workers == 0:
         loaded: Any = (samples[i] for i in range(len(samples)))
     else:
@@ -240,7 +240,7 @@ def grouped(
 class _Batches(Dataset):
     """Whole batches by number, for a DataLoader; a ValueError is handed over as it is, not as a worker's traceback."""
 
-    def __init__(self, reader: Reader, groups: Sequence[np.ndarray], load: Callable) -> None:
+    def __init__(self, reader: Reader, groups: list, load: Callable) -> None:
         self.reader, self.groups, self.load = reader, groups, load
 
     def __len__(self) -> int:

@@ -70,8 +70,9 @@ def test_an_unknown_split_is_answered_with_those_there_are(toy_dataset, split):
 
 
 @pytest.fixture
-def three_files() -> Iterator[None]:
+def three_files(toy_dataset: Path) -> Iterator[None]:
     """This process can open three files more."""
+    Reader(toy_dataset, "train")  # the first time, Arrow opens files of its own
     gc.collect()  # what other tests have left open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

@@ -21,9 +21,9 @@ from semmae import dist
 GPU = {
     "step_compiled": "step --models S/16 B/16 L/16 --precision bf16 --batch 256 --steps 10 --rounds 3 --compile",
     "step": "step --models B/16 --precision bf16 --batch 256 --steps 10 --rounds 3",
-    "step_graphs": "step --models S/16 B/16 --precision bf16 --batch 256 --steps 10 --compile reduce-overhead",
     "end_to_end": "end_to_end --model B/16 --batch 256 --images 8192 --workers 14 --compile --rounds 2",
     "step_b8": "step --models B/8 --precision bf16 --batch 64 --steps 5 --rounds 3 --compile",
+    "step_graphs": "step --models S/16 B/16 --precision bf16 --batch 256 --steps 10 --compile reduce-overhead",
     "part_maps": "part_maps --images 4096 --workers 8 --rounds 3",
     "masking": "masking --models B/16 B/8 --batch 256",
     "loader": "loader --sizes 256 --workers 14 --images 2048 --rounds 3",

@@ -65,9 +65,8 @@ def block_core(noise: Float32[Tensor, "b m 3"], mask_ratio: Number, *, grid: tup
     h, w = grid
     count = num_masked(h * w, mask_ratio)
     shape, top, left = noise[:, :-1].unbind(-1)  # (b, m) each
-    shapes = torch.tensor(block_shapes(grid, count)).to(
-        noise.device, non_blocking=True
-    )  # so little, CUDA copies it aside
+    shapes = torch.tensor(block_shapes(grid, count))
+    shapes = shapes.to(noise.device, non_blocking=True)  # so little, CUDA copies it aside
     height, width = shapes[(shape * len(shapes)).long()].unbind(-1)
     top, left = (top * (h - height + 1)).long(), (left * (w - width + 1)).long()
     y, x = torch.arange(h, device=noise.device), torch.arange(w, device=noise.device)

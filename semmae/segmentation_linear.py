@@ -76,9 +76,7 @@ def train_heads(
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=recipe.batch_size / 256, end=0.0)
         for group, base_lr in zip(optimizer.param_groups, recipe.base_lrs, strict=True):
             group["lr"] = base_lr * lr
-        model.norm.momentum = 1 / (
-            step.number + 1
-        )  # the mean of all steps; momentum None reads its count off the device
+        model.norm.momentum = 1 / (step.number + 1)  # as None means, which reads the count off the device
         mask = transfer.onto(world.device, step.batch["mask"])
         with torch.no_grad():
             tokens = encode(transfer.onto(world.device, step.batch["image"]))

@@ -327,6 +327,16 @@ def test_what_cannot_be_adopted_is_told(toy_dataset: Path, tmp_path: Path):
         state.adopt(left.fingerprint)
 
 
+def test_a_checkpoint_of_an_older_layout_is_refused_in_words(toy_dataset: Path, tmp_path: Path):
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=6)
+    (left,) = state.runs()
+    folder = artifact.state_root() / "runs" / left.fingerprint
+    checkpoint.save(folder, 6, {"step": 6, "history": [], "sums": {}, "count": 0, "state": {}})
+    with pytest.raises(ValueError, match=f"{folder} is of an older version, which kept less; remove it to begin anew"):
+        _train(toy_dataset, tmp_path / "out")
+
+
 def test_old_runs_are_pruned_and_locked_ones_are_not(toy_dataset: Path, tmp_path: Path):
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=6)

@@ -13,7 +13,8 @@ from statistics import median
 
 import torch
 
-from semmae import dist, vit
+from semmae.core import distributed
+from semmae.models import vit
 
 CPU = torch.device("cpu")
 
@@ -35,14 +36,16 @@ def main() -> None:
 
 
 @torch.no_grad()
-def compared(network: vit.Network, images: torch.Tensor, precision: dist.Precision, rounds: int) -> tuple[float, float]:
+def compared(
+    network: vit.Network, images: torch.Tensor, precision: distributed.Precision, rounds: int
+) -> tuple[float, float]:
     """Milliseconds per image by fused attention and by explicit products."""
     found: dict[int, list[float]] = {vit.MANY: [], 0: []}
     for number in range(rounds + 1):  # the first warms up
         for patches, taken in found.items():
             vit.use_fastest_attention(network, CPU, frozen_at=(patches,))
             start = time.process_time()
-            with dist.autocast(CPU, precision):
+            with distributed.autocast(CPU, precision):
                 vit.class_attention(network, vit.normalise(images))
             if number:
                 taken.append(1000 * (time.process_time() - start) / len(images))

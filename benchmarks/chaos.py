@@ -25,10 +25,9 @@ from subprocess import DEVNULL, Popen, TimeoutExpired
 
 import psutil
 
-from semmae import artifact, doctor
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from project import Project, create
+from semmae.cli import doctor
+from semmae.core import atomic_files
+from tests.project import Project, create
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 VICTIMS = ("stage", "dvc", "group")
@@ -88,7 +87,7 @@ def digests(project: Project, targets: list[str]) -> dict[str, str]:
     files = [path for kept in KEPT for path in (project.folder / kept).rglob("*") if path.is_file()]
     inside = {path.relative_to(project.folder): path for path in files}
     return {
-        str(name): artifact.sha256(path) for name, path in sorted(inside.items())
+        str(name): atomic_files.sha256(path) for name, path in sorted(inside.items())
         if any(name.is_relative_to(place) for place in made)
     }  # fmt: skip
 

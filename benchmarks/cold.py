@@ -22,7 +22,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.growth import PER_SHARD, SHARDS, prepare
-from semmae.reader import Reader
+from semmae.data.dataset import Reader
 
 STRIDE, ALL = 20_000, "all shards"
 

@@ -23,8 +23,8 @@ from sklearn.linear_model import LogisticRegression
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from semmae.creatures import SPECIES, draw
-from semmae.rng import torch_generator
+from semmae.core.rng import torch_generator
+from semmae.sharding.creatures.draw import SPECIES, draw
 
 SIZE, PATCH, GRID = 96, 8, 12
 TRAIN, VAL, VIT_TRAIN, VIT_EPOCHS = 2000, 500, 10000, 10

@@ -26,15 +26,17 @@ import torch
 
 from benchmarks.part_maps import prepare
 from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES
-from semmae import dist, pretraining, stage, transfer, vit
-from semmae.book import Step
-from semmae.part_maps import PartMaps
-from semmae.reader import Reader
-from semmae.run import Compute, Run
-from semmae.views import Crop
+from semmae.core import async_copy, distributed, stage
+from semmae.data.dataset import Reader
+from semmae.data.transforms import Crop
+from semmae.models import vit
+from semmae.parts.part_maps import PartMaps
+from semmae.runs.run import Compute, Run
+from semmae.runs.step_log import Step
+from semmae.training import mae_loop
 
 PARTS = 7
-CURRICULUM = pretraining.Curriculum(start=0.0, end=1.0, power=2.0)
+CURRICULUM = mae_loop.Curriculum(start=0.0, end=1.0, power=2.0)
 
 
 class Timed(Run):
@@ -63,31 +65,31 @@ class Ready(Timed):
         steps = super().steps(reader, load, **keywords | {"workers": 0})
         first = next(steps)
         steps.close()
-        batch = first.batch | {"image": transfer.onto(self.world.device, first.batch["image"])}
+        batch = first.batch | {"image": async_copy.onto(self.world.device, first.batch["image"])}
         for number in range(first.steps):
             yield (step := Step(number, first.steps, first.per_epoch, number // first.per_epoch, batch, False))
             self.book.close(step, stop=False, due=False)
             list(self.book.settle(self.book.lag, retry=False, max_skips=0))
 
 
-def measure(root: Path, args: argparse.Namespace, world: dist.World) -> dict[str, float]:
+def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> dict[str, float]:
     """Images per second of all processes from shards and from a ready batch, and their ratio."""
     reader, grid = Reader(root / "shards"), IMAGE // SHAPES[args.model]["patch_size"]
     bands = (np.arange(grid**2) * PARTS // grid**2).astype(np.uint8)
     maps = PartMaps(reader.keys, np.tile(bands, (len(reader), 1)), None, {"grid": (grid, grid)}, 0)
-    recipe = pretraining.Recipe(
+    recipe = mae_loop.Recipe(
         epochs=1, batch_size=args.batch, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=0, weight_decay=0.05,
         betas=(0.9, 0.95), clip_grad=None, max_skips=0, norm_pix_loss=True, reconstruct=1.0, resolution=None,
-        decoder=pretraining.Decoder(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
+        decoder=mae_loop.Decoder(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
     )  # fmt: skip
     compute = Compute(args.device, args.precision, args.compile, args.workers, window=None, checkpoint_minutes=1e6)
-    masks = pretraining.Masking(strategy="semantic", mask_ratio=RATIO, inter_part=CURRICULUM)
+    masks = mae_loop.Masking(strategy="semantic", mask_ratio=RATIO, inter_part=CURRICULUM)
 
     def rate(kind: type[Timed]) -> float:
         torch.manual_seed(0)
         encoder = vit.build({"img_size": IMAGE, **SHAPES[args.model]})
         with kind("benchmark", world, out=root / "out", params=recipe, inputs=[], checkpoint_minutes=1e6) as run:
-            pretraining.pretrain(
+            mae_loop.pretrain(
                 recipe, masks, encoder, reader=reader, maps=maps, seed=0, compute=compute, world=world, run=run,
                 measure=lambda *_: {},
             )  # fmt: skip
@@ -124,10 +126,10 @@ def main() -> None:
     together = os.environ.get("MASTER_PORT", os.getpid())  # the same for all processes of a torchrun
     root = Path(tempfile.gettempdir(), f"semmae-end-to-end-{together}")
     os.environ["SEMMAE_STATE"] = str(root / "state")
-    with dist.world(args.device) as world:
+    with distributed.world(args.device) as world:
         if world.leads:
             prepare(root, args.images, args.side)
-        dist.barrier(world)
+        distributed.barrier(world)
         found = measure(root, args, world)
     if world.leads:
         print(

@@ -26,9 +26,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semmae import artifact, part_maps, shard_index
-from semmae.order import epoch_order
-from semmae.reader import Reader
+from semmae.core import atomic_files
+from semmae.data.dataset import Reader
+from semmae.data.epoch_order import epoch_order
+from semmae.parts import part_maps
+from semmae.sharding import shard_index
 
 PER_SHARD, GRID, STEPS = 1000, (14, 14), ("index", "order", "join", "status")
 SHARDS, MAPS = Path("data/shards/grown"), Path("data/part_maps/grown")
@@ -51,11 +53,11 @@ def prepare(root: Path, samples: int) -> None:
     }  # fmt: skip
     pq.write_table(pa.table(columns, schema=shard_index.INDEX), root / SHARDS / "index.parquet")
     entries = [
-        {"file": name, "split": "train", "count": PER_SHARD, "bytes": len(name), "sha256": artifact.digest(name)}
+        {"file": name, "split": "train", "count": PER_SHARD, "bytes": len(name), "sha256": atomic_files.digest(name)}
         for name in names
     ]
     meta = {"class_names": [], "mask_kind": None, "mask_names": [], "sources": {"grown": {"weight": 1.0}}}
-    artifact.write_json(root / SHARDS / "shards.json", meta | {"shards": entries, "samples": {"train": samples}})
+    atomic_files.write_json(root / SHARDS / "shards.json", meta | {"shards": entries, "samples": {"train": samples}})
     labels = np.random.default_rng(0).integers(0, 7, (PER_SHARD, GRID[0] * GRID[1]), dtype=np.uint8)
     made = {"grid": list(GRID), "num_parts": 7, "background": None, "teacher": "a", "parts": "b"}
     for number, entry in enumerate(entries):

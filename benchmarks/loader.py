@@ -42,11 +42,14 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from semmae import creatures, shards, stage, vit
-from semmae.part_maps import PartMaps
-from semmae.reader import Reader, batches
-from semmae.sources import Tree
-from semmae.views import Crop, OneCrop
+from semmae.core import stage
+from semmae.data.dataset import Reader, batches
+from semmae.data.transforms import Crop, OneCrop
+from semmae.models import vit
+from semmae.parts.part_maps import PartMaps
+from semmae.sharding import shard_writer
+from semmae.sharding.creatures import draw
+from semmae.sharding.sources.sources import Tree
 
 CROP, GRID, SCALE = 224, (14, 14), (0.2, 1.0)
 PEER = "torchvision PIL"
@@ -100,12 +103,12 @@ def chunked(files: list[Path], folder: Path, batch_size: int, workers: int) -> C
 def prepare(root: Path, height: int, width: int, count: int) -> None:
     """The images as files of two classes, and as shards."""
     for number in range(count):
-        image = creatures.draw(0, f"train-{number:06d}", max(height, width)).image[:height, :width]
+        image = draw.draw(0, f"train-{number:06d}", max(height, width)).image[:height, :width]
         file = root / f"files/train/{number % 2}/{number:04d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(file, quality=90)
     tree = Tree(kind="folder", path=str(root / "files"), splits=None, val_fraction=None, labels=True, masks=None)
-    shards.write(
+    shard_writer.write(
         root / "shards", {"drawn": tree}, seed=0, short_side=None, samples_per_shard=1000, max_rejects=0.0, workers=0
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from semmae import dist
+from semmae.core import distributed
 
 GPU = {
     "step_compiled": "step --models S/16 B/16 L/16 --precision bf16 --batch 256 --steps 10 --rounds 3 --compile",
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
-    device, end = dist.choose_device(args.device), time.monotonic() + 60 * args.minutes
+    device, end = distributed.choose_device(args.device), time.monotonic() + 60 * args.minutes
     commands = dict(GPU if device.type == "cuda" else CPU)
     if device.type == "cuda" and (count := torch.cuda.device_count()) > 1:
         commands["ddp"] = DDP.format(count)

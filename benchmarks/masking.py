@@ -17,7 +17,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, choosing, evidence, ours, seconds, stepping
-from semmae import dist, mae, masking, vit
+from semmae.core import distributed
+from semmae.models import mae, masking, vit
 
 
 def graphs(name: str, grid: tuple[int, int], device: torch.device) -> int:
@@ -32,7 +33,7 @@ def graphs(name: str, grid: tuple[int, int], device: torch.device) -> int:
 
 
 def measure(
-    shape: dict[str, int], precision: dist.Precision, device: torch.device, batch: int, rounds: int
+    shape: dict[str, int], precision: distributed.Precision, device: torch.device, batch: int, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Per strategy: milliseconds for a batch, its share of the step, graphs."""
     torch.manual_seed(0)
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    device, table = dist.choose_device(args.device), {}
+    device, table = distributed.choose_device(args.device), {}
     for name in args.models:
         table[name] = measure(SHAPES[name], args.precision, device, args.batch, args.rounds)
         print(f"ViT-{name} {args.precision} {device} batch {args.batch}: ms, share of the step, graphs")

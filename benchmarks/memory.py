@@ -21,8 +21,11 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from semmae import params, parts, shards, teacher, vit
-from semmae.sources import Creatures
+from semmae.core import config
+from semmae.models import teacher, vit
+from semmae.parts import part_learner
+from semmae.sharding import shard_writer
+from semmae.sharding.sources.sources import Creatures
 
 DATASET, SIZE, SHARE = "creatures", 32, 0.8  # pixels; of train
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2}
@@ -47,7 +50,7 @@ def prepare(root: Path, images: int) -> None:
     """A project with a dataset of so many images, an untrained encoder, an untrained teacher and clusters of noise."""
     train = round(SHARE * images)
     source = Creatures(kind="creatures", train=train, val=images - train, size=SIZE, seed=0)
-    shards.write(
+    shard_writer.write(
         root / "data/shards" / DATASET, {DATASET: source}, seed=0, short_side=None, samples_per_shard=1000,
         max_rejects=0.0, workers=0,
     )  # fmt: skip
@@ -56,9 +59,11 @@ def prepare(root: Path, images: int) -> None:
     teacher.save(root / "data/teacher", vit.build(CONFIG), described | {"class_token": False})
     elder = teacher.load(root / "data/teacher")
     shape = {"grid": elder.grid(SIZE), "width": elder.embed_dim, "img_size": SIZE, "teacher": elder.digest}
-    clusters = parts.KMeansParts({"method": "kmeans", "num_parts": 4, "background": False, "temperature": 0.1, **shape})
+    clusters = part_learner.KMeansParts(
+        {"method": "kmeans", "num_parts": 4, "background": False, "temperature": 0.1, **shape}
+    )
     clusters.fit(torch.randn(8, 16, elder.embed_dim), seed=0)
-    parts.save(root / "data/parts", clusters)
+    part_learner.save(root / "data/parts", clusters)
     YAML().dump(
         {name: {"protocol": protocol(name), "datasets": {DATASET: {}}} for name in EVALUATIONS}, root / "params.yaml"
     )
@@ -66,7 +71,7 @@ def prepare(root: Path, images: int) -> None:
 
 def protocol(name: str) -> dict[str, Any]:
     """An evaluation's protocol of params.yaml, changed by CHANGES and on the CPU."""
-    found = params.read(ROOT / "params.yaml")[name]["protocol"]
+    found = config.read(ROOT / "params.yaml")[name]["protocol"]
     for key, value in CHANGES.get(name, {}).items():
         found[key] = found[key] | value if isinstance(value, dict) else value
     found.get("compute", found).update(device="cpu", precision="fp32")

@@ -22,10 +22,15 @@ import torch
 from PIL import Image
 
 from benchmarks.step import SHAPES, seconds
-from semmae import creatures, dist, part_maps, parts, run, shards, stage, teacher, vit
-from semmae.reader import Reader, batches
-from semmae.sources import Tree
-from semmae.views import Whole
+from semmae.core import distributed, stage
+from semmae.data.dataset import Reader, batches
+from semmae.data.transforms import Whole
+from semmae.models import teacher, vit
+from semmae.parts import part_learner, part_maps
+from semmae.runs import run
+from semmae.sharding import shard_writer
+from semmae.sharding.creatures import draw
+from semmae.sharding.sources.sources import Tree
 from stages.part_maps import PartMaps, cache
 
 NUM_PARTS, BATCH = 12, 32
@@ -36,9 +41,9 @@ def prepare(root: Path, count: int, side: int) -> Reader:
     for number in range(count):
         file = root / f"files/train/{number:06d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(creatures.draw(0, f"train-{number:06d}", side).image).save(file, quality=90)
+        Image.fromarray(draw.draw(0, f"train-{number:06d}", side).image).save(file, quality=90)
     tree = Tree(kind="folder", path=str(root / "files"), splits=None, val_fraction=None, labels=False, masks=None)
-    shards.write(
+    shard_writer.write(
         root / "shards", {"drawn": tree}, seed=0, short_side=None, samples_per_shard=count, max_rejects=0.0, workers=0
     )
     return Reader(root / "shards")
@@ -46,7 +51,7 @@ def prepare(root: Path, count: int, side: int) -> Reader:
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     """Images per second bare and cached, their ratio, bytes and microseconds of the join per image."""
-    device, reader = dist.choose_device(args.device), prepare(root, args.images, args.side)
+    device, reader = distributed.choose_device(args.device), prepare(root, args.images, args.side)
     torch.manual_seed(0)
     shape = {"img_size": args.img_size, **SHAPES["S/16"]}
     teacher.save(root / "teacher", vit.build(shape), shape | {"mean": vit.MEAN, "std": vit.STD, "class_token": True})
@@ -71,7 +76,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
 
     def bare() -> None:
         for images in ready:
-            with dist.autocast(device, args.precision):
+            with distributed.autocast(device, args.precision):
                 elder.encode(images)
 
     rates: list[tuple[float, float]] = []
@@ -90,7 +95,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def learnt(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> parts.PartLearner:
+def learnt(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> part_learner.PartLearner:
     """The parts as the learner starts: its foreground and its queries fitted to the tokens of a batch."""
     config = {
         "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size, "class_token": True,
@@ -98,7 +103,7 @@ def learnt(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> parts
         "foreground": {"clusterings": 16, "clusters": 24, "place": 1.0, "walk": 10, "groups": 3}, "geometry": 1.0,
         "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 64, "decoder_depth": 2,
     }  # fmt: skip
-    found = parts.PartLearner(config)
+    found = part_learner.PartLearner(config)
     found.fit(elder.encode(images).patch.float().cpu(), seed=0)
     return found.eval().requires_grad_(False)
 

@@ -1,17 +1,13 @@
 """Other people's masked autoencoders, of the shape of ours: what `benchmarks/step.py` compares with."""
 
 import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from semmae import mae, vit
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from vitmae import theirs
+from semmae.models import mae, vit
+from tests.vitmae import theirs
 
 
 def transformers(model: mae.MAE) -> nn.Module:

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, flops
-from semmae import mae, params, recipes, vit
-from semmae.pretraining import budget
-from semmae.resolution import by_epoch
+from semmae.cli import recipes
+from semmae.core import config
+from semmae.models import mae, vit
+from semmae.training.mae_loop import budget
+from semmae.training.progressive_resolution import by_epoch
 from stages.pretrain import Pretrain
 
 IMAGENET = 1_281_167  # training images
@@ -87,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     speeds = measured(args.speeds)
     for name, file in recipes.found(Path("recipes")).items():
-        section = params.load(Pretrain, "pretrain", file=file)
+        section = config.load(Pretrain, "pretrain", file=file)
         network = next((key for key, shape in SHAPES.items() if shape == vars(section.encoder)), "of another shape")
         if network not in speeds or vars(section.recipe.decoder) != DECODER:
             print(f"{name}: ViT {network}, whose step was not measured")

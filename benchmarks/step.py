@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from semmae import dist, mae, masking, optim, stage, transfer, vit
+from semmae.core import async_copy, distributed, optim, stage
+from semmae.models import mae, masking, vit
 
 IMAGE, RATIO, PARTS = 224, 0.75, 7
 DECODER = {"embed_dim": 512, "depth": 8, "num_heads": 16}
@@ -56,7 +57,7 @@ def choosing(name: str, grid: tuple[int, int], device: torch.device) -> Callable
     strategy, generator, steps = masking.STRATEGIES[name], torch.Generator().manual_seed(0), count()
 
     def choose(b: int) -> Tensor:
-        noise = transfer.onto(device, strategy.draw(b, grid, generator=generator))
+        noise = async_copy.onto(device, strategy.draw(b, grid, generator=generator))
         progress = torch.tensor(next(steps) % 100 / 100)
         return strategy(noise, RATIO, inter_part=progress, **evidence(b, grid, device))
 
@@ -84,7 +85,7 @@ def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0
         if share == 1:
             pred = model(images, mask, num_masked)
         else:
-            some = masking.part_of(mask, transfer.onto(device, torch.rand(mask.shape)), num_decoded)
+            some = masking.part_of(mask, async_copy.onto(device, torch.rand(mask.shape)), num_decoded)
             pred, mask = model(images, mask, num_masked, some, num_decoded), some
         return mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=True)
 
@@ -124,13 +125,13 @@ def _same_loss(model: mae.MAE, peer: nn.Module) -> None:
         torch.testing.assert_close(loss, peer(images, noise=mask.float()).loss, rtol=1e-5, atol=1e-5)
 
 
-def stepping(module: nn.Module, loss: Loss, images: Tensor, precision: dist.Precision) -> Callable[[], None]:
+def stepping(module: nn.Module, loss: Loss, images: Tensor, precision: distributed.Precision) -> Callable[[], None]:
     """A function that takes one optimiser step."""
     optimizer = optim.adamw(module, weight_decay=0.05, betas=(0.9, 0.95))
     optim.set_rate(optimizer, 1e-4)
 
     def step() -> None:
-        with dist.autocast(images.device, precision):
+        with distributed.autocast(images.device, precision):
             value = loss(images)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -154,7 +155,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def ceiling(device: torch.device, precision: dist.Precision) -> float:
+def ceiling(device: torch.device, precision: distributed.Precision) -> float:
     """FLOP/s of a square matrix product, the best of five."""
     side = 4096 if device.type == "cuda" else 1024
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -170,7 +171,7 @@ def flops(module: nn.Module, loss: Loss, images: Tensor) -> float:
 
 
 def measure(
-    shape: dict[str, int], precision: dist.Precision, device: torch.device, *, compiled: str | None, batch: int,
+    shape: dict[str, int], precision: distributed.Precision, device: torch.device, *, compiled: str | None, batch: int,
     rounds: int, steps: int,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Per row: images per second, ratio to the peer, share of the ceiling, peak memory in GB (CUDA)."""
@@ -222,7 +223,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     stage.keep_memory()  # as every stage does; all rows gain by it
-    device, table = dist.choose_device(args.device), {}
+    device, table = distributed.choose_device(args.device), {}
     mode = f"compiled ({args.compile})" if args.compile else "eager"
     for name in args.models:
         for precision in args.precision:

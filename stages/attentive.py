@@ -18,26 +18,21 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import (
-    artifact,
-    attentive,
+from semmae.core import async_copy, atomic_files, distributed, optim, stage
+from semmae.core import config as params
+from semmae.core.config import STRICT, Betas, Share
+from semmae.data.dataset import Reader
+from semmae.evaluation import (
+    attentive_heads,
     baselines,
-    dist,
+    classification_metrics,
+    curve_files,
     features,
-    histories,
-    metrics,
-    optim,
-    params,
     predictions,
-    run,
-    stage,
     subsets,
-    teacher,
-    transfer,
-    vit,
 )
-from semmae.params import STRICT, Betas, Share
-from semmae.reader import Reader
+from semmae.models import teacher, vit
+from semmae.runs import run
 
 OUT, PRETRAIN, TEACHER = Path("results/attentive"), Path("data/pretrain"), Path("data/teacher")
 
@@ -82,12 +77,12 @@ def main() -> None:
     shards, minutes = Path("data/shards") / name, protocol.compute.checkpoint_minutes
     train, val = features.labelled_splits(shards)
     network, config = vit.load(PRETRAIN)
-    inputs = [artifact.sha256(shards / "shards.json"), artifact.model_digest(PRETRAIN, "encoder")]
-    with dist.world(protocol.compute.device) as world:
+    inputs = [atomic_files.sha256(shards / "shards.json"), atomic_files.model_digest(PRETRAIN, "encoder")]
+    with distributed.world(protocol.compute.device) as world:
         how: dict[str, Any] = {"device": world.device, "precision": protocol.compute.precision}
         lines = {"encoder": (features.seen(network, **how), config["img_size"])}
         if protocol.baselines:
-            inputs.append(artifact.model_digest(TEACHER, "teacher"))
+            inputs.append(atomic_files.model_digest(TEACHER, "teacher"))
             lines |= baselines.tokens_beside(config, teacher.load(TEACHER), seed=protocol.seed, **how)
         probes = {line: Probe(*look, train.num_classes, protocol, world) for line, look in lines.items()}
         with run.Run(
@@ -102,18 +97,18 @@ class Probe:
     """A frozen network and the bank of heads that learns from its patch tokens."""
 
     def __init__(
-        self, see: features.See, img_size: int, num_classes: int, protocol: Protocol, world: dist.World
+        self, see: features.See, img_size: int, num_classes: int, protocol: Protocol, world: distributed.World
     ) -> None:
         self.see, self.img_size, self.world, self.precision = see, img_size, world, protocol.compute.precision
         width = see(torch.zeros(1, 3, img_size, img_size, dtype=torch.uint8))[1].shape[2]
-        self.settings = attentive.grid(protocol.base_lrs, protocol.weight_decays)
-        self.bank = attentive.Bank(
+        self.settings = attentive_heads.grid(protocol.base_lrs, protocol.weight_decays)
+        self.bank = attentive_heads.Bank(
             width, num_classes, num_heads=len(self.settings), queries=protocol.queries, seed=protocol.seed
         ).to(world.device)
         protocol.compute.compile_in_place(self.bank)
-        self.parallel = dist.parallel(self.bank, world)
-        self.optimizer = attentive.adamw(self.bank, self.settings, betas=protocol.betas)
-        self.curve = attentive.Curve(len(self.settings), world.device)
+        self.parallel = distributed.parallel(self.bank, world)
+        self.optimizer = attentive_heads.adamw(self.bank, self.settings, betas=protocol.betas)
+        self.curve = attentive_heads.Curve(len(self.settings), world.device)
         self.extract = partial(
             features.extract, img_size=img_size, batch_size=protocol.batch_size, workers=protocol.compute.workers
         )
@@ -126,9 +121,9 @@ class Probe:
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One update of every head; their losses before it. One that diverges harms no other."""
         _, tokens = self.see(images)
-        with dist.autocast(self.world.device, self.precision):
+        with distributed.autocast(self.world.device, self.precision):
             logits = self.parallel.train()(tokens)
-        losses = attentive.losses(logits, labels)
+        losses = attentive_heads.losses(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
         self.optimizer.step()
@@ -137,7 +132,7 @@ class Probe:
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """What every head says of images, (b, heads, classes)."""
         _, tokens = self.see(images)
-        with dist.autocast(self.world.device, self.precision):
+        with distributed.autocast(self.world.device, self.precision):
             return self.bank.eval()(tokens).float()
 
     def top1(self, reader: Reader) -> list[float]:
@@ -155,7 +150,7 @@ class Probe:
         return self.extract(chosen, reader)
 
 
-def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: dist.World, now: run.Run) -> None:
+def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: distributed.World, now: run.Run) -> None:
     """Train every bank on the same crops of a part of train, and see after each epoch how its heads do on the rest."""
     held_out = subsets.stratified_split(train.labels, share=protocol.holdout, seed=protocol.seed)
     kept, holdout = train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(held_out)
@@ -169,10 +164,10 @@ def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: di
     ):  # fmt: skip
         warmup = protocol.warmup_epochs * step.per_epoch
         schedule = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=1.0, end=0.0)
-        labels, total = transfer.onto(world.device, step.batch["label"]), torch.zeros((), device=world.device)
+        labels, total = async_copy.onto(world.device, step.batch["label"]), torch.zeros((), device=world.device)
         for line, probe in probes.items():
-            rates = attentive.set_rates(probe.optimizer, batch_size=protocol.batch_size, schedule=schedule)
-            losses = dist.mean(probe.step(step.batch[f"image{probe.img_size}"], labels), world)
+            rates = attentive_heads.set_rates(probe.optimizer, batch_size=protocol.batch_size, schedule=schedule)
+            losses = distributed.mean(probe.step(step.batch[f"image{probe.img_size}"], labels), world)
             probe.curve.add(losses)
             total += losses.where(losses.isfinite(), torch.nan).nanmean()  # nan where every head has diverged
             if step.ends_epoch:
@@ -185,14 +180,14 @@ def write(name: str, probes: dict[str, Probe], val: Reader, now: run.Run) -> Non
     """Score val by the chosen heads."""
     labels = torch.from_numpy(val.labels)
     logits = {line: probe.scores(val, now) for line, probe in probes.items()}
-    found = {line: metrics.classification(said, labels) for line, said in logits.items()}
+    found = {line: classification_metrics.classification(said, labels) for line, said in logits.items()}
     encoder = probes["encoder"]
     scores: dict[str, Any] = found.pop("encoder") | encoder.settings[encoder.curve.best]
-    scores |= {line: metrics.brief(beside) for line, beside in found.items()}
-    artifact.write_json(OUT / f"{name}.json", {"attentive": {name: scores}})
-    histories.write(OUT / "curves" / name, {line: probe.curve.history() for line, probe in probes.items()})
+    scores |= {line: classification_metrics.brief(beside) for line, beside in found.items()}
+    atomic_files.write_json(OUT / f"{name}.json", {"attentive": {name: scores}})
+    curve_files.write(OUT / "curves" / name, {line: probe.curve.history() for line, probe in probes.items()})
     predictions.write(OUT / f"predictions/{name}.tsv", val.keys, logits["encoder"], labels, val.class_names)
-    print(f"{name}: attentive {metrics.told(scores)}")
+    print(f"{name}: attentive {classification_metrics.told(scores)}")
 
 
 if __name__ == "__main__":

@@ -20,24 +20,14 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from semmae import (
-    artifact,
-    baselines,
-    classifier,
-    dist,
-    features,
-    finetuning,
-    histories,
-    metrics,
-    params,
-    predictions,
-    run,
-    stage,
-    subsets,
-    vit,
-)
-from semmae.params import STRICT
-from semmae.reader import Reader
+from semmae.core import atomic_files, distributed, stage
+from semmae.core import config as params
+from semmae.core.config import STRICT
+from semmae.data.dataset import Reader
+from semmae.evaluation import baselines, classification_metrics, curve_files, features, predictions, subsets
+from semmae.models import classifier, vit
+from semmae.runs import run
+from semmae.training import finetune_loop
 
 OUT, RESULTS = Path("data/finetune"), Path("results/finetune")
 SHARDS, PRETRAIN = Path("data/shards"), Path("data/pretrain")
@@ -49,7 +39,7 @@ class Protocol:
 
     img_size: PositiveInt | None  # null: the encoder's
     pool: classifier.Pool
-    recipe: finetuning.Recipe
+    recipe: finetune_loop.Recipe
     eval_every_epochs: NonNegativeInt  # 0: after the last alone
     eval_batch_size: PositiveInt
     baselines: bool
@@ -86,7 +76,7 @@ class Tuned:
 
     def measured(self) -> dict[str, float]:
         """The metrics of its scores."""
-        return metrics.classification(self.scores, self.labels)
+        return classification_metrics.classification(self.scores, self.labels)
 
 
 def main() -> None:
@@ -97,8 +87,8 @@ def main() -> None:
     train, val = features.labelled_splits(SHARDS / name)
     encoder, config = vit.load(PRETRAIN)
     config |= {"img_size": protocol.img_size or config["img_size"]}
-    with dist.world(protocol.compute.device) as world, ExitStack() as runs:
-        curves: dict[str, histories.History] = {}
+    with distributed.world(protocol.compute.device) as world, ExitStack() as runs:
+        curves: dict[str, curve_files.History] = {}
 
         def tuned(what: str, network: VisionTransformer, reader: Reader, **changed: Any) -> Tuned:
             if world.leads:
@@ -120,7 +110,7 @@ def main() -> None:
             fresh = baselines.untrained(config, seed=protocol.seed)
             assert isinstance(fresh, VisionTransformer)
             bare = tuned("untrained", fresh, train, layer_decay=1.0)  # no layer has anything to keep
-            scores["untrained"] = metrics.brief(bare.measured())
+            scores["untrained"] = classification_metrics.brief(bare.measured())
         for shots in protocol.low_shot:
             few = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
             scores.setdefault("low_shot", {})[shots.name] = tuned(shots.name, encoder, few).measured()
@@ -137,12 +127,12 @@ def settled(protocol: Protocol, dataset: Dataset) -> Protocol:
 
 def inputs(name: str) -> list[str]:
     """The digests of what the stage reads."""
-    return [artifact.sha256(SHARDS / name / "shards.json"), artifact.model_digest(PRETRAIN, "encoder")]
+    return [atomic_files.sha256(SHARDS / name / "shards.json"), atomic_files.model_digest(PRETRAIN, "encoder")]
 
 
 def trained(
     protocol: Protocol, encoder: VisionTransformer, config: dict[str, Any], *, splits: tuple[Reader, Reader],
-    world: dist.World, now: run.Run,
+    world: distributed.World, now: run.Run,
 ) -> Tuned:  # fmt: skip
     """Fine-tune a copy of `encoder` on train, and score val."""
     train, val = splits
@@ -150,11 +140,11 @@ def trained(
         encoder, config, num_classes=train.num_classes, pool=protocol.pool, drop_path=protocol.recipe.drop_path,
         seed=protocol.seed,
     )  # fmt: skip
-    validation = finetuning.Validation(
+    validation = finetune_loop.Validation(
         val, img_size=config["img_size"], batch_size=protocol.eval_batch_size,
         every_epochs=protocol.eval_every_epochs, compute=protocol.compute, world=world,
     )  # fmt: skip
-    model = finetuning.finetune(
+    model = finetune_loop.finetune(
         protocol.recipe, model, reader=train, seed=protocol.seed, compute=protocol.compute, world=world, run=now,
         validation=validation,
     )  # fmt: skip
@@ -164,19 +154,19 @@ def trained(
 
 def write(
     name: str, protocol: Protocol, config: dict[str, Any], result: Tuned, scores: dict[str, Any],
-    curves: dict[str, histories.History], val: Reader,
+    curves: dict[str, curve_files.History], val: Reader,
 ) -> None:  # fmt: skip
     """The classifier, its scores, its curves and what it says of every sample of val."""
     shape = {key: config[key] for key in vit.CONFIG}
     known = {"pool": protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
-    with artifact.replacing(OUT / name) as folder:
+    with atomic_files.replacing(OUT / name) as folder:
         classifier.save(folder, result.model, shape | known | {"params": run.described(protocol)})
-    artifact.write_json(RESULTS / f"{name}.json", {"finetune": {name: scores}})
-    histories.write(RESULTS / "curves" / name, curves)
+    atomic_files.write_json(RESULTS / f"{name}.json", {"finetune": {name: scores}})
+    curve_files.write(RESULTS / "curves" / name, curves)
     predictions.write(
         RESULTS / f"predictions/{name}.tsv", val.keys, result.scores, result.labels, val.class_names, logits=False
     )
-    print(f"{name}: fine-tuned {metrics.told(scores)}")
+    print(f"{name}: fine-tuned {classification_metrics.told(scores)}")
 
 
 if __name__ == "__main__":

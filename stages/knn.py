@@ -14,9 +14,12 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, baselines, dist, features, metrics, params, predictions, stage, teacher, vit, whitening
-from semmae.params import STRICT
-from semmae.reader import Reader
+from semmae.core import atomic_files, distributed, stage
+from semmae.core import config as params
+from semmae.core.config import STRICT
+from semmae.data.dataset import Reader
+from semmae.evaluation import baselines, classification_metrics, features, predictions, whitening
+from semmae.models import teacher, vit
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,8 +34,8 @@ class Protocol:
     seed: int  # of the untrained encoder
     batch_size: PositiveInt
     workers: NonNegativeInt
-    device: dist.Device
-    precision: dist.Precision
+    device: distributed.Device
+    precision: distributed.Precision
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -54,22 +57,22 @@ def main() -> None:
     protocol, (name, _) = section.protocol, stage.named(section.datasets, "knn")
     splits = features.labelled_splits(Path("data/shards") / name)
     network, config = vit.load(Path("data/pretrain"))
-    device = dist.choose_device(protocol.device)
+    device = distributed.choose_device(protocol.device)
     how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
     encode = features.pooled(network, **how)
     votes = voted(encode, config["img_size"], splits, protocol, device)
     val = splits[1]
     labels = torch.from_numpy(val.labels)
-    scores: dict[str, Any] = metrics.classification(votes, labels)
+    scores: dict[str, Any] = classification_metrics.classification(votes, labels)
     if protocol.baselines:
         lines = baselines.beside(config, teacher.load(Path("data/teacher")), seed=protocol.seed, **how)
         for line, (encode, img_size) in lines.items():
             beside = voted(encode, img_size, splits, protocol, device)
-            scores[line] = metrics.brief(metrics.classification(beside, labels))
+            scores[line] = classification_metrics.brief(classification_metrics.classification(beside, labels))
     out = Path("results/knn")
-    artifact.write_json(out / f"{name}.json", {"knn": {name: scores}})
+    atomic_files.write_json(out / f"{name}.json", {"knn": {name: scores}})
     predictions.write(out / f"predictions/{name}.tsv", val.keys, votes, labels, val.class_names, logits=False)
-    print(f"{name}: kNN {metrics.told(scores)}")
+    print(f"{name}: kNN {classification_metrics.told(scores)}")
 
 
 def voted(
@@ -83,7 +86,7 @@ def voted(
     if protocol.whiten:
         fitted = whitening.fit(train)
         train, val = (whitening.whiten(split, *fitted) for split in (train, val))
-    return metrics.knn_votes(
+    return classification_metrics.knn_votes(
         train, torch.from_numpy(splits[0].labels), val, num_classes=splits[0].num_classes, k=protocol.k,
         temperature=protocol.temperature, device=device,
     )  # fmt: skip

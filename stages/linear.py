@@ -19,25 +19,22 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import (
-    artifact,
+from semmae.core import atomic_files, distributed, stage
+from semmae.core import config as params
+from semmae.core.config import STRICT, Share
+from semmae.data.dataset import Reader
+from semmae.evaluation import (
     baselines,
-    dist,
+    classification_metrics,
+    curve_files,
+    eval_cache,
     features,
-    heads,
-    histories,
-    metrics,
-    params,
+    linear_heads,
     predictions,
-    resume,
-    stage,
     subsets,
-    teacher,
-    vit,
 )
-from semmae.heads import Recipe, Samples
-from semmae.params import STRICT, Share
-from semmae.reader import Reader
+from semmae.evaluation.linear_heads import Recipe, Samples
+from semmae.models import teacher, vit
 
 OUT, PRETRAIN, TEACHER = Path("results/linear"), Path("data/pretrain"), Path("data/teacher")
 
@@ -58,8 +55,8 @@ class Protocol:
     seed: int
     encode_batch_size: PositiveInt
     workers: NonNegativeInt
-    device: dist.Device
-    precision: dist.Precision
+    device: distributed.Device
+    precision: distributed.Precision
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,26 +83,26 @@ def main() -> None:
     shards = Path("data/shards") / name
     train, val = features.labelled_splits(shards)
     network, config = vit.load(PRETRAIN)
-    device = dist.choose_device(protocol.device)
+    device = distributed.choose_device(protocol.device)
     how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
-    inputs = [artifact.sha256(shards / "shards.json"), artifact.model_digest(PRETRAIN, "encoder")]
+    inputs = [atomic_files.sha256(shards / "shards.json"), atomic_files.model_digest(PRETRAIN, "encoder")]
     lines = {"encoder": (features.pooled(network, **how), config["img_size"])}
     if protocol.baselines:
-        inputs.append(artifact.model_digest(TEACHER, "teacher"))
+        inputs.append(atomic_files.model_digest(TEACHER, "teacher"))
         lines |= baselines.beside(config, teacher.load(TEACHER), seed=protocol.seed, **how)
-    with resume.folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
+    with eval_cache.folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
         probes = {line: Probe(*how, train, val, protocol, device, folder / line) for line, how in lines.items()}
         encoder = probes.pop("encoder")
         scores: dict[str, Any] = encoder.scores | {"base_lr": encoder.choice.base_lr}
         if protocol.low_shot:
             scores["low_shot"] = {shots.name: encoder.low_shot(shots) for shots in protocol.low_shot}
-        scores |= {line: metrics.brief(probe.scores) for line, probe in probes.items()}
-        artifact.write_json(OUT / f"{name}.json", {"linear": {name: scores}})
+        scores |= {line: classification_metrics.brief(probe.scores) for line, probe in probes.items()}
+        atomic_files.write_json(OUT / f"{name}.json", {"linear": {name: scores}})
         curves = {line: probe.choice.history for line, probe in {"encoder": encoder, **probes}.items()}
-        histories.write(OUT / "curves" / name, curves | encoder.curves)
+        curve_files.write(OUT / "curves" / name, curves | encoder.curves)
         labels = torch.from_numpy(val.labels)
         predictions.write(OUT / f"predictions/{name}.tsv", val.keys, encoder.logits, labels, val.class_names)
-    print(f"{name}: linear {metrics.told(scores)}")
+    print(f"{name}: linear {classification_metrics.told(scores)}")
 
 
 class Probe:
@@ -116,7 +113,7 @@ class Probe:
         device: torch.device, folder: Path,
     ) -> None:  # fmt: skip
         self.reader, self.protocol = train, protocol
-        self.curves: dict[str, histories.History] = {}  # of low-shot scores
+        self.curves: dict[str, curve_files.History] = {}  # of low-shot scores
         self.recipe = Recipe(protocol.epochs, protocol.warmup_epochs, protocol.batch_size, protocol.seed, device)
         self.extract: Callable[..., torch.Tensor] = partial(
             features.extract, encode, img_size=img_size, batch_size=protocol.encode_batch_size, workers=protocol.workers
@@ -126,7 +123,7 @@ class Probe:
         self.val = Samples(self.extract(val, file=folder / "val")[None], torch.from_numpy(val.labels))
         self.choice = self.choose(self.train, self.recipe, folder / "holdout")
         self.logits = self.learn(self.train, self.recipe, self.choice.base_lr)
-        self.scores = metrics.classification(self.logits, self.val.labels)
+        self.scores = classification_metrics.classification(self.logits, self.val.labels)
 
     def low_shot(self, shots: subsets.Shots) -> dict[str, float]:
         """The scores of val when a part of train is all there is: as many steps, the rate chosen on a part of it.
@@ -139,22 +136,22 @@ class Probe:
         choice = self.choose(few, recipe, None) if spare else self.choice._replace(history=[])
         self.curves[shots.name] = choice.history
         said = self.learn(few, recipe, choice.base_lr)
-        return metrics.classification(said, self.val.labels) | {"base_lr": choice.base_lr}
+        return classification_metrics.classification(said, self.val.labels) | {"base_lr": choice.base_lr}
 
-    def choose(self, train: Samples, recipe: Recipe, file: Path | None) -> heads.Choice:
+    def choose(self, train: Samples, recipe: Recipe, file: Path | None) -> linear_heads.Choice:
         """The learning rate, by a part of `train` that is held out and seen in the evaluation view."""
         labels = self.reader.labels[train.ids]
         held_out = subsets.stratified_split(labels, share=self.protocol.holdout, seed=self.protocol.seed)
         ids = train.ids[held_out]
         holdout = Samples(self.extract(self.reader.select(ids), file=file)[None], self.train.labels[ids])
-        return heads.choose_rate(
+        return linear_heads.choose_rate(
             train, num_classes=self.reader.num_classes, base_lrs=sorted(self.protocol.base_lrs), recipe=recipe,
             held_out=held_out, holdout=holdout,
         )  # fmt: skip
 
     def learn(self, train: Samples, recipe: Recipe, base_lr: float) -> torch.Tensor:
         """The logits of val, (m, classes)."""
-        return heads.probe(train, self.val, num_classes=self.reader.num_classes, base_lr=base_lr, recipe=recipe)
+        return linear_heads.probe(train, self.val, num_classes=self.reader.num_classes, base_lr=base_lr, recipe=recipe)
 
 
 if __name__ == "__main__":

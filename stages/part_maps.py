@@ -21,11 +21,14 @@ from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.progress import track
 
-from semmae import artifact, dist, params, part_maps, parts, run, stage, teacher, vit
-from semmae.params import STRICT
-from semmae.reader import Reader, grouped, verify_shards
-from semmae.transfer import Arriving, onto
-from semmae.views import Whole
+from semmae.core import atomic_files, config, distributed, stage
+from semmae.core.async_copy import Arriving, onto
+from semmae.core.config import STRICT
+from semmae.data.dataset import Reader, grouped, verify_shards
+from semmae.data.transforms import Whole
+from semmae.models import teacher, vit
+from semmae.parts import part_learner, part_maps
+from semmae.runs import run
 
 OUT, RESULTS, SHARDS = Path("data/part_maps"), Path("results/part_maps"), Path("data/shards")
 TEACHER, PARTS = Path("data/teacher"), Path("data/parts")
@@ -43,12 +46,12 @@ class PartMaps:
 
 def main() -> None:
     """Map the shards that are new under this teacher and these parts; take the others from the store."""
-    section = params.load(PartMaps, "part_maps")
+    section = config.load(PartMaps, "part_maps")
     shards = SHARDS / section.dataset
     verify_shards(shards)
     reader, elder = Reader(shards), teacher.load(TEACHER)
-    learner = parts.load(PARTS, teacher=elder.digest)
-    device = dist.choose_device(section.compute.device)
+    learner = part_learner.load(PARTS, teacher=elder.digest)
+    device = distributed.choose_device(section.compute.device)
     elder, learner = elder.to(device), learner.to(device)
     vit.use_fastest_attention(elder, device, frozen_at=learner.config["grid"])
     encode = section.compute.compiled(elder.encode)
@@ -70,7 +73,7 @@ def main() -> None:
             metadata=made | {"shard": digests[name]},
         )  # fmt: skip
 
-    with artifact.lock("output", str((OUT / section.dataset).absolute())):
+    with atomic_files.lock("output", str((OUT / section.dataset).absolute())):
         missing = [
             name for name in digests
             if not part_maps.stored(digest, digests[name], keys=[reader.keys[row] for row in rows[name]])
@@ -80,12 +83,12 @@ def main() -> None:
         list(track(cached, "part_maps", len(missing), console=Console(stderr=True), disable=not missing))
         part_maps.assemble(OUT / section.dataset, digest=digest, shards=digests)
     maps = part_maps.join(OUT / section.dataset, reader, teacher=elder.digest, parts=learner.digest)
-    artifact.write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summary(maps)})
+    atomic_files.write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summary(maps)})
 
 
 def cache(
     section: PartMaps, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
-    learner: parts.Parts, device: torch.device, store: Callable[[str, np.ndarray, np.ndarray], None],
+    learner: part_learner.Parts, device: torch.device, store: Callable[[str, np.ndarray, np.ndarray], None],
 ) -> Iterator[str]:  # fmt: skip
     """Map one shard after the other and store it while the next one is at work; their names."""
     found = groupby(mapped(section, reader, shards, encode, learner, device), itemgetter(0))
@@ -103,7 +106,7 @@ def cache(
 
 def mapped(
     section: PartMaps, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
-    learner: parts.Parts, device: torch.device,
+    learner: part_learner.Parts, device: torch.device,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:  # fmt: skip
     """Batch by batch the shard, the labels and the class token's attention, read off the device when the next batch has
     been told to it. No batch has images of two shards: what a shard's maps are depends on nothing else.
@@ -113,7 +116,7 @@ def mapped(
     loaded = grouped(reader, [ids for _, ids in groups], view, workers=section.compute.workers)
     told: deque[tuple[str, Arriving, Arriving]] = deque()
     for (name, _), batch in zip(groups, loaded, strict=True):
-        with dist.autocast(device, section.compute.precision):
+        with distributed.autocast(device, section.compute.precision):
             tokens = encode(onto(device, batch["image"]))
             labels = learner.assign(tokens).argmax(1).to(torch.uint8)
         told.append((name, Arriving(labels), Arriving(tokens.attention)))

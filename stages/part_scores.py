@@ -16,13 +16,16 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, baselines, dist, features, params, part_baselines, parts, stage, teacher, vit
-from semmae.params import STRICT
-from semmae.part_baselines import Batch, CentreMask, Line
-from semmae.parts import Parts
-from semmae.reader import Reader, batches
-from semmae.rng import numpy_generator
-from semmae.teacher import Teacher, Tokens
+from semmae.core import atomic_files, config, distributed, stage
+from semmae.core.config import STRICT
+from semmae.core.rng import numpy_generator
+from semmae.data.dataset import Reader, batches
+from semmae.evaluation import baselines, features, part_baselines
+from semmae.evaluation.part_baselines import Batch, CentreMask, Line
+from semmae.models import teacher, vit
+from semmae.models.teacher import Teacher, Tokens
+from semmae.parts import part_learner
+from semmae.parts.part_learner import Parts
 
 SHARDS, TEACHER, PARTS, RESULTS = (
     Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")
@@ -38,8 +41,8 @@ class Protocol:
     seed: int  # of that sample, the clusters and the untrained teacher
     batch_size: PositiveInt
     workers: NonNegativeInt
-    device: dist.Device
-    precision: dist.Precision
+    device: distributed.Device
+    precision: distributed.Precision
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -57,20 +60,20 @@ class PartScores:
 
 def main() -> None:
     """Score the parts on the dataset named on the command line."""
-    section = params.load(PartScores, "part_scores")
+    section = config.load(PartScores, "part_scores")
     protocol, (name, _) = section.protocol, stage.named(section.datasets, "part_scores")
     train, val = features.masked_splits(SHARDS / name)
-    device = dist.choose_device(protocol.device)
+    device = distributed.choose_device(protocol.device)
     elder, learner, untrained = networks(protocol, device)
     grid = tuple(learner.config["grid"])
     view = features.WholeView(learner.config["img_size"], grid, num_classes=len(train.mask_names))
 
     def encode(network: Teacher, images: torch.Tensor) -> tuple[Tokens, torch.Tensor]:
-        with dist.autocast(device, protocol.precision):
+        with distributed.autocast(device, protocol.precision):
             return network.encode_with_heads(images)
 
     def labels(batch: Batch) -> np.ndarray:
-        with dist.autocast(device, protocol.precision):  # as the part maps are made
+        with distributed.autocast(device, protocol.precision):  # as the part maps are made
             return learner.assign(batch.tokens).argmax(1).cpu().numpy()
 
     def seen(reader: Reader) -> Iterator[Batch]:
@@ -92,7 +95,7 @@ def main() -> None:
         lines, CentreMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"
     )
     found = scores.pop("parts")
-    artifact.write_json(RESULTS / f"{name}.json", {"part_scores": {name: found | scores}})
+    atomic_files.write_json(RESULTS / f"{name}.json", {"part_scores": {name: found | scores}})
     beside = ", ".join(f"{line} {levels['pixel']['fg_iou']:.3f}" for line, levels in scores.items())
     print(f"{name}: foreground IoU of the parts {found['pixel']['fg_iou']:.3f} by pixels; beside it {beside}")
 
@@ -100,7 +103,7 @@ def main() -> None:
 def networks(protocol: Protocol, device: torch.device) -> tuple[Teacher, Parts, Teacher]:
     """The teacher, the parts that were learnt from it, and the teacher before it learnt anything."""
     elder = teacher.load(TEACHER)
-    learner = parts.load(PARTS, teacher=elder.digest)
+    learner = part_learner.load(PARTS, teacher=elder.digest)
     untrained = Teacher(baselines.untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")
     for network in (elder, untrained):
         vit.use_fastest_attention(network, device, frozen_at=learner.config["grid"])

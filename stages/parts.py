@@ -16,11 +16,15 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, dist, optim, params, parts, run, stage, teacher, transfer, vit
-from semmae.params import STRICT, Share, UpTo1
-from semmae.reader import Reader, batches, verify_shards
-from semmae.rng import fold, numpy_generator
-from semmae.views import Whole
+from semmae.core import async_copy, atomic_files, distributed, optim, stage
+from semmae.core import config as params
+from semmae.core.config import STRICT, Share, UpTo1
+from semmae.core.rng import fold, numpy_generator
+from semmae.data.dataset import Reader, batches, verify_shards
+from semmae.data.transforms import Whole
+from semmae.models import teacher, vit
+from semmae.parts import part_learner
+from semmae.runs import run
 
 OUT, RESULTS, SHARDS, TEACHER = Path("data/parts"), Path("results/parts"), Path("data/shards"), Path("data/teacher")
 
@@ -91,10 +95,10 @@ def main() -> None:
         "grid": elder.grid(section.img_size), "width": elder.embed_dim, "teacher": elder.digest,
         "params": run.described(section),
     }  # fmt: skip
-    inputs = [artifact.sha256(SHARDS / section.dataset / "shards.json"), elder.digest]
+    inputs = [atomic_files.sha256(SHARDS / section.dataset / "shards.json"), elder.digest]
     minutes = section.compute.checkpoint_minutes
     with (
-        dist.world(section.compute.device) as world,
+        distributed.world(section.compute.device) as world,
         run.Run("parts", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
         elder = elder.to(world.device)
@@ -103,10 +107,10 @@ def main() -> None:
         learn = {"learned": learned, "kmeans": kmeans}[section.method]
         model, quality = learn(section, config, sample, reader, elder, world, now)
         if world.leads:
-            with artifact.replacing(OUT) as folder:
-                parts.save(folder, model)
-                artifact.write_json(folder / "history.json", now.history)
-            artifact.write_json(RESULTS / "metrics.json", {"parts": quality})
+            with atomic_files.replacing(OUT) as folder:
+                part_learner.save(folder, model)
+                atomic_files.write_json(folder / "history.json", now.history)
+            atomic_files.write_json(RESULTS / "metrics.json", {"parts": quality})
             run.write_history(RESULTS / "live", "parts", now.history)
 
 
@@ -127,17 +131,17 @@ def patch_sample(
 
 def kmeans(
     section: Parts, config: dict[str, Any], sample: torch.Tensor, reader: Reader, elder: teacher.Teacher,
-    world: dist.World, now: run.Run,
-) -> tuple[parts.Parts, dict[str, float]]:  # fmt: skip
+    world: distributed.World, now: run.Run,
+) -> tuple[part_learner.Parts, dict[str, float]]:  # fmt: skip
     """The training-free baseline."""
-    model = parts.KMeansParts(config | asdict(section.kmeans) | {"background": False})
+    model = part_learner.KMeansParts(config | asdict(section.kmeans) | {"background": False})
     return model, {"cosine": model.fit(sample, seed=fold(section.seed, "kmeans"))}
 
 
 def learned(
     section: Parts, config: dict[str, Any], sample: torch.Tensor, reader: Reader, elder: teacher.Teacher,
-    world: dist.World, now: run.Run,
-) -> tuple[parts.Parts, dict[str, float]]:  # fmt: skip
+    world: distributed.World, now: run.Run,
+) -> tuple[part_learner.Parts, dict[str, float]]:  # fmt: skip
     """The part learner, trained to rebuild the teacher's tokens or the image's pixels from its maps."""
     recipe, pixels = section.learned, section.learned.target == "pixels"
     config |= asdict(recipe) | {
@@ -147,12 +151,12 @@ def learned(
         **now.adopted,
     }
     torch.manual_seed(fold(section.seed, "parts"))
-    model = parts.PartLearner(config)
+    model = part_learner.PartLearner(config)
     model.fit(sample, seed=fold(section.seed, "kmeans"))
     model.to(world.device)
     section.compute.compile_in_place(model)
     encode = section.compute.compiled(elder.encode)
-    parallel = dist.parallel(model, world)
+    parallel = distributed.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
     rate = recipe.base_lr * recipe.batch_size / 256
     view = Whole(section.img_size, section.seed, recipe.flip)
@@ -161,14 +165,14 @@ def learned(
         reader, view, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=section.seed,
         workers=section.compute.workers, state={"model": model, "optimizer": optimizer},
     ):  # fmt: skip
-        images = transfer.onto(world.device, step.batch["image"])
-        with dist.autocast(world.device, section.compute.precision):
+        images = async_copy.onto(world.device, step.batch["image"])
+        with distributed.autocast(world.device, section.compute.precision):
             tokens = encode(images)
-        target = parts.pixel_target(images, elder.patch_size) if pixels else model.prepare(tokens.patch)
+        target = part_learner.pixel_target(images, elder.patch_size) if pixels else model.prepare(tokens.patch)
         maps, rebuilt = parallel(tokens)
         reconstruction = (rebuilt - target).square().mean()
-        diversity = parts.diversity(maps)
-        usage = parts.usage(dist.mean(maps.mean((0, 2)), world), recipe.usage_floor)
+        diversity = part_learner.diversity(maps)
+        usage = part_learner.usage(distributed.mean(maps.mean((0, 2)), world), recipe.usage_floor)
         loss = reconstruction + recipe.diversity * diversity + recipe.usage * usage
         warmup = recipe.warmup_epochs * step.per_epoch
         optim.set_rate(optimizer, optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=0.0))

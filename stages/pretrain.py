@@ -16,11 +16,16 @@ import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, digests, dist, mae, params, part_maps, pretraining, run, stage, vit
-from semmae.health import Health, Watch
-from semmae.params import STRICT
-from semmae.reader import Reader, verify_shards
-from semmae.rng import fold
+from semmae.core import atomic_files, distributed, hash_cache, stage
+from semmae.core import config as params
+from semmae.core.config import STRICT
+from semmae.core.rng import fold
+from semmae.data.dataset import Reader, verify_shards
+from semmae.models import mae, vit
+from semmae.parts import part_maps
+from semmae.runs import run
+from semmae.training import mae_loop
+from semmae.training.online_eval import Health, Watch
 
 OUT, RESULTS, SHARDS = Path("data/pretrain"), Path("results/pretrain"), Path("data/shards")
 TEACHER, PARTS, PART_MAPS = Path("data/teacher"), Path("data/parts"), Path("data/part_maps")
@@ -33,9 +38,9 @@ class Pretrain:
     dataset: str
     seed: int
     img_size: PositiveInt
-    encoder: pretraining.Network
-    masking: pretraining.Masking
-    recipe: pretraining.Recipe
+    encoder: mae_loop.Network
+    masking: mae_loop.Masking
+    recipe: mae_loop.Recipe
     online_knn: Health
     compute: run.Compute
 
@@ -46,13 +51,16 @@ def main() -> None:
     shards = SHARDS / section.dataset
     verify_shards(shards)
     reader = Reader(shards, "train").windowed(section.compute.window)
-    made_by = {"teacher": artifact.model_digest(TEACHER, "teacher"), "parts": artifact.model_digest(PARTS, "parts")}
+    made_by = {
+        "teacher": atomic_files.model_digest(TEACHER, "teacher"),
+        "parts": atomic_files.model_digest(PARTS, "parts"),
+    }
     maps = part_maps.join(PART_MAPS / section.dataset, reader, **made_by)
     files = sorted((PART_MAPS / section.dataset).glob("*.parquet"))
-    inputs = [artifact.sha256(shards / "shards.json"), *made_by.values(), *map(digests.known, files)]
+    inputs = [atomic_files.sha256(shards / "shards.json"), *made_by.values(), *map(hash_cache.known, files)]
     minutes = section.compute.checkpoint_minutes
     with (
-        dist.world(section.compute.device) as world,
+        distributed.world(section.compute.device) as world,
         run.Run("pretrain", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
         watch = Watch(
@@ -61,18 +69,18 @@ def main() -> None:
         )  # fmt: skip
         config = {"img_size": section.img_size, **vars(section.encoder)}
         torch.manual_seed(fold(section.seed, "encoder"))
-        model = pretraining.pretrain(
+        model = mae_loop.pretrain(
             section.recipe, section.masking, vit.build(config), reader=reader, maps=maps, seed=section.seed,
             compute=section.compute, world=world, run=now, measure=watch.after_epoch,
         )  # fmt: skip
         if world.leads:
-            with artifact.replacing(OUT) as folder:
+            with atomic_files.replacing(OUT) as folder:
                 encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": run.described(section)} | now.adopted
                 decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
                 mae.save(folder, model, encoder=encoder, decoder=decoder)
-                artifact.write_json(folder / "history.json", now.history)
+                atomic_files.write_json(folder / "history.json", now.history)
             final = {name: value for name, value in now.history[-1].items() if name != "epoch"}
-            artifact.write_json(RESULTS / "metrics.json", {"pretrain": final})
+            atomic_files.write_json(RESULTS / "metrics.json", {"pretrain": final})
             run.write_history(RESULTS / "live", "pretrain", now.history)
 
 

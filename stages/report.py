@@ -21,25 +21,16 @@ from PIL import Image
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import (
-    artifact,
-    curves,
-    evaluations,
-    figures,
-    mae,
-    overlays,
-    params,
-    part_maps,
-    parts,
-    soft_maps,
-    stage,
-    tables,
-    teacher,
-)
-from semmae.palettes import GRAY, palette
-from semmae.params import STRICT
-from semmae.reader import Reader
-from semmae.rng import numpy_generator
+from semmae.core import atomic_files, config, stage
+from semmae.core.config import STRICT
+from semmae.core.rng import numpy_generator
+from semmae.data.dataset import Reader
+from semmae.models import mae, teacher
+from semmae.parts import part_learner, part_maps
+from semmae.report import charts as curves
+from semmae.report import figures, heat_maps, overlays, tables
+from semmae.report import gallery as evaluations
+from semmae.report.palettes import GRAY, palette
 
 OUT, RESULTS, SHARDS, PART_MAPS = Path("results/report"), Path("results"), Path("data/shards"), Path("data/part_maps")
 TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
@@ -71,20 +62,24 @@ class Report:
 
 def main() -> None:
     """Gather what there is and write the page."""
-    section = params.load(Report, "report")
-    encoder, elder = artifact.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER)
-    learner = parts.load(PARTS, teacher=elder.digest)
+    section = config.load(Report, "report")
+    encoder, elder = atomic_files.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER)
+    learner = part_learner.load(PARTS, teacher=elder.digest)
     if "params" not in encoder:
         raise ValueError(
             f"{PRETRAIN} holds an imported encoder, which no run here has trained; its scores are in results/"
         )
     dataset = encoder["params"]["dataset"]
-    meta = artifact.read_json(SHARDS / dataset / "shards.json")
+    meta = atomic_files.read_json(SHARDS / dataset / "shards.json")
     split = next(name for name in SPLITS if name in meta["samples"])
     reader = Reader(SHARDS / dataset, split)
     maps = part_maps.join(PART_MAPS / dataset, reader, teacher=elder.digest, parts=learner.digest)
     tones = palette(section.colours, learner.num_parts)
-    digests = {"teacher": elder.digest, "parts": learner.digest, "encoder": artifact.model_digest(PRETRAIN, "encoder")}
+    digests = {
+        "teacher": elder.digest,
+        "parts": learner.digest,
+        "encoder": atomic_files.model_digest(PRETRAIN, "encoder"),
+    }
     content = {
         "run": encoder["params"], "teacher": elder.config, "parts": learner.config, "shards": meta, "split": split,
         "scores": list(scores()), "part_scores": list(part_scores()), "curves": [*histories(), *learnt()],
@@ -103,7 +98,7 @@ def main() -> None:
     template = Path(__file__).with_suffix(".html").read_text()
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = page.from_string(template).render(content)
-    with artifact.replacing(OUT) as folder:
+    with atomic_files.replacing(OUT) as folder:
         folder.mkdir()
         (folder / "index.html").write_text(text)
     print(f"report: {OUT / 'index.html'}, {len(text.encode()) / 1e6:.1f} MB")
@@ -111,10 +106,10 @@ def main() -> None:
 
 def listed(evaluation: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Dataset and metrics of every evaluation that params.yaml lists and that was run."""
-    for name in params.load(dict[str, Any], evaluation, "datasets"):
+    for name in config.load(dict[str, Any], evaluation, "datasets"):
         path = RESULTS / evaluation / f"{name}.json"
         if path.exists():
-            yield name, artifact.read_json(path)[evaluation][name]
+            yield name, atomic_files.read_json(path)[evaluation][name]
 
 
 def scores() -> Iterator[dict[str, Any]]:
@@ -168,15 +163,15 @@ def part_scores() -> Iterator[dict[str, Any]]:
 def settings(**said: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     """Params by stage: as the run says them of itself (`said`), and else as params.yaml does."""
     sections = {
-        "shards": {"writing": params.load(dict[str, Any], "shards", "writing")},
+        "shards": {"writing": config.load(dict[str, Any], "shards", "writing")},
         "teacher": said["teacher"],
         "parts": said["parts"],
-        "part_maps": params.load(dict[str, Any], "part_maps"),
+        "part_maps": config.load(dict[str, Any], "part_maps"),
         "pretrain": said["pretrain"],
     }
     for evaluation in EVALUATIONS:
         if scored := [dataset for dataset, _ in listed(evaluation)]:
-            section = params.load(dict[str, Any], evaluation)
+            section = config.load(dict[str, Any], evaluation)
             sections[evaluation] = section | {"datasets": {name: section["datasets"][name] for name in scored}}
     return {stage: list(tables.settings(section, stage)) for stage, section in sections.items()}
 
@@ -184,13 +179,13 @@ def settings(**said: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
 def histories() -> Iterator[dict[str, Any]]:
     """The curves of each training stage; one that has no history has its final metrics."""
     for name, folder in (("teacher", TEACHER), ("parts", PARTS), ("pretrain", PRETRAIN)):
-        found = curves.columns(artifact.read_json(folder / "history.json"))
+        found = curves.columns(atomic_files.read_json(folder / "history.json"))
         charts = [
             curves.chart(points, title=title(column), percent=column in SHARES)
             for column, points in found.items()
             if len(points) == 1 or len({value for _, value in points}) > 1  # what never changes is no curve
         ]
-        final = {} if charts else artifact.read_json(RESULTS / name / "metrics.json")[name]
+        final = {} if charts else atomic_files.read_json(RESULTS / name / "metrics.json")[name]
         yield {"stage": name, "charts": charts, "final": {title(column): value for column, value in final.items()}}
 
 
@@ -200,14 +195,14 @@ def title(column: str) -> str:
 
 
 def gallery(
-    section: Report, reader: Reader, elder: teacher.Teacher, learner: parts.Parts, tones: np.ndarray
+    section: Report, reader: Reader, elder: teacher.Teacher, learner: part_learner.Parts, tones: np.ndarray
 ) -> list[dict[str, Any]]:
     """For every label its share and its most typical regions among `sample` images; the background last."""
     ids = numpy_generator(section.seed, "gallery").permutation(len(reader))[: section.sample]
-    shares = soft_maps.shares(reader, ids, elder, learner)
+    shares = heat_maps.shares(reader, ids, elder, learner)
     labels = shares.argmax(1).reshape(-1, *learner.config["grid"])
     best = overlays.typical(shares, count=TYPICAL)
-    summary = artifact.read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
+    summary = atomic_files.read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
     colours = np.vstack([tones, GRAY]).astype(np.uint8)  # gray: the background, the label after the parts
     return [
         {

@@ -24,28 +24,19 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae import (
-    artifact,
-    baselines,
-    dist,
-    histories,
-    images,
-    params,
-    run,
-    segmentation,
-    segmentation_knn,
-    segmentation_linear,
-    segmentation_metrics,
-    segmentation_probes,
-    segmentation_upernet,
-    segmentation_views,
-    stage,
-    teacher,
-    vit,
-)
-from semmae.params import STRICT, Share
-from semmae.reader import Reader, verify_shards
-from semmae.rng import numpy_generator
+from semmae.core import atomic_files, distributed, stage
+from semmae.core import config as params
+from semmae.core.config import STRICT, Share
+from semmae.core.rng import numpy_generator
+from semmae.data import decoding
+from semmae.data.dataset import Reader, verify_shards
+from semmae.evaluation import baselines, curve_files
+from semmae.evaluation.segmentation import heads, metrics, sliding_window, transforms
+from semmae.evaluation.segmentation import knn as segmentation_knn
+from semmae.evaluation.segmentation import linear as segmentation_linear
+from semmae.evaluation.segmentation import upernet as segmentation_upernet
+from semmae.models import teacher, vit
+from semmae.runs import run
 
 OUT, RESULTS, SHARDS = Path("results/segment/examples"), Path("results/segment"), Path("data/shards")
 PRETRAIN, TEACHER = Path("data/pretrain"), Path("data/teacher")
@@ -62,7 +53,7 @@ class Protocol:
     short_side: PositiveInt  # pixels of a resized image
     crop: PositiveInt | None  # pixels, side of a window and of a training crop; null: img_size of the encoder
     stride: PositiveInt  # pixels from one window to the next
-    training_crops: segmentation_views.Crops
+    training_crops: transforms.Crops
     sample: PositiveInt | None  # images of train that teach; null: all
     holdout: Share  # of those, to choose the settings of frozen protocols
     linear: segmentation_linear.Recipe
@@ -97,25 +88,25 @@ class Task:
     """What all protocols share: the settings, the masked samples, where it is computed, how a run is begun."""
 
     protocol: Protocol
-    train: segmentation_probes.Train
+    train: heads.Train
     val: Reader
-    crops: segmentation_views.TrainCrop
-    how: segmentation.Inference
+    crops: transforms.TrainCrop
+    how: sliding_window.Inference
     begin: Callable[[Name, str, str], run.Run]  # of a protocol, a line and the digest of its network
 
-    def score(self, predict: segmentation.Predict, how: segmentation.Inference) -> dict[str, Any]:
+    def score(self, predict: sliding_window.Predict, how: sliding_window.Inference) -> dict[str, Any]:
         """What a predictor of one variant scores on val."""
-        counts = segmentation.evaluate(predict, self.val, how, num_classes=self.train.num_classes)
-        return segmentation_metrics.scores(counts[0], self.val.mask_names, seed=self.protocol.seed)
+        counts = sliding_window.evaluate(predict, self.val, how, num_classes=self.train.num_classes)
+        return metrics.scores(counts[0], self.val.mask_names, seed=self.protocol.seed)
 
 
 class Scored(NamedTuple):
     """What a protocol gives: scores, the curves of what it trained, and the predictor with how it was asked."""
 
     scores: dict[str, Any]
-    curves: dict[str, histories.History]
-    predict: segmentation.Predict
-    how: segmentation.Inference
+    curves: dict[str, curve_files.History]
+    predict: sliding_window.Predict
+    how: sliding_window.Inference
 
 
 def main() -> None:
@@ -124,61 +115,61 @@ def main() -> None:
     name, dataset = stage.named(section.datasets, "segment")
     own = {key: value for key, value in vars(dataset).items() if value is not None}
     protocol = replace(section.protocol, **own)
-    train, counts = segmentation_views.masked_split(SHARDS / name, "train")
-    val, val_counts = segmentation_views.masked_split(SHARDS / name, "val")
+    train, counts = transforms.masked_split(SHARDS / name, "train")
+    val, val_counts = transforms.masked_split(SHARDS / name, "val")
     if missing := [c for c, t, v in zip(val.mask_names, counts.sum(0), val_counts.sum(0), strict=True) if v and not t]:
         raise ValueError(
             f"{SHARDS / name}: val's masks show classes that train's lack ({', '.join(missing[:5])}), which "
             f"nothing can learn; add images of them to train, in the sources of shards.datasets.{name}"
         )
     verify_shards(SHARDS / name)
-    with dist.world(protocol.compute.device) as world, ExitStack() as runs:
+    with distributed.world(protocol.compute.device) as world, ExitStack() as runs:
         task = prepared(protocol, train, val, world, partial(begun, name, protocol, world, runs))
         scored = {which: PROTOCOLS[which](task) for which in dict.fromkeys(protocol.protocols)}
         if world.leads:
             write_examples(OUT / name, task, scored)
             scores: dict[str, Any] = {which: found.scores for which, found in scored.items()}
             if protocol.baselines:
-                scores |= segmentation.trivial(counts, val, seed=protocol.seed)
+                scores |= sliding_window.trivial(counts, val, seed=protocol.seed)
             write_scores(
                 name, scores, {line: history for which in scored for line, history in scored[which].curves.items()}
             )
 
 
-def write_scores(name: str, scores: dict[str, Any], curves: dict[str, histories.History]) -> None:
+def write_scores(name: str, scores: dict[str, Any], curves: dict[str, curve_files.History]) -> None:
     """The metrics and the curves, and a line for who waits."""
-    histories.write(RESULTS / "curves" / name, curves)
-    artifact.write_json(RESULTS / f"{name}.json", {"segment": {name: scores}})
+    curve_files.write(RESULTS / "curves" / name, curves)
+    atomic_files.write_json(RESULTS / f"{name}.json", {"segment": {name: scores}})
     said = (f"{line} {found['miou']:.3f}" for line, found in scores.items())
     print(f"{name}: segmentation mIoU of {', '.join(said)}")
 
 
 def begun(
-    name: str, protocol: Protocol, world: dist.World, runs: ExitStack, which: Name, line: str, digest: str
+    name: str, protocol: Protocol, world: distributed.World, runs: ExitStack, which: Name, line: str, digest: str
 ) -> run.Run:
     """The run of a protocol; its checkpoints stay until the whole stage has succeeded."""
     now = run.Run(
         f"segment.{which}", world, out=OUT / name / which / line, params=protocol,
-        inputs=[artifact.sha256(SHARDS / name / "shards.json"), line, digest],
+        inputs=[atomic_files.sha256(SHARDS / name / "shards.json"), line, digest],
         checkpoint_minutes=protocol.compute.checkpoint_minutes,
     )  # fmt: skip
     return runs.enter_context(now)
 
 
 def prepared(
-    protocol: Protocol, train: Reader, val: Reader, world: dist.World, begin: Callable[[Name, str, str], run.Run]
+    protocol: Protocol, train: Reader, val: Reader, world: distributed.World, begin: Callable[[Name, str, str], run.Run]
 ) -> Task:
     """The settings that follow from each other."""
-    side = protocol.crop or artifact.read_json(PRETRAIN / "encoder.json")["img_size"]
-    windows = segmentation.Windows(protocol.short_side, side, protocol.stride)
+    side = protocol.crop or atomic_files.read_json(PRETRAIN / "encoder.json")["img_size"]
+    windows = sliding_window.Windows(protocol.short_side, side, protocol.stride)
     taught = train.select(np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]))
     taught = taught.windowed(protocol.compute.window)
     return Task(
         protocol,
-        segmentation_probes.hold_out(taught, share=protocol.holdout, seed=protocol.seed),
+        heads.hold_out(taught, share=protocol.holdout, seed=protocol.seed),
         val,
-        segmentation_views.TrainCrop(protocol.seed, protocol.training_crops, protocol.short_side, side),
-        segmentation.Inference(windows, protocol.batch_size, protocol.compute.workers, world),
+        transforms.TrainCrop(protocol.seed, protocol.training_crops, protocol.short_side, side),
+        sliding_window.Inference(windows, protocol.batch_size, protocol.compute.workers, world),
         begin,
     )
 
@@ -188,7 +179,7 @@ def linear(task: Task) -> Scored:
     network, config, digest = encoder(task)
     probe, how = probed(task, "encoder", network, digest)
     scores = task.score(probe.predict, how) | probe.chosen
-    curves: dict[str, histories.History] = {"linear": probe.history}
+    curves: dict[str, curve_files.History] = {"linear": probe.history}
     if task.protocol.baselines:
         elder = teacher.load(TEACHER)
         fitting(task, "teacher", elder.patch_size)
@@ -196,14 +187,14 @@ def linear(task: Task) -> Scored:
         for line, other, made_by in (("untrained", fresh, digest), ("teacher", elder, elder.digest)):
             beside, how = probed(task, line, other, made_by)
             found = task.score(beside.predict, how)
-            scores[line] = {name: found[name] for name in segmentation.BESIDE}
+            scores[line] = {name: found[name] for name in sliding_window.BESIDE}
             curves[f"linear_{line}"] = beside.history
     return Scored(scores, curves, probe.predict, how)
 
 
 def probed(
     task: Task, line: str, network: VisionTransformer | teacher.Teacher, digest: str
-) -> tuple[segmentation_probes.Probe, segmentation.Inference]:
+) -> tuple[heads.Probe, sliding_window.Inference]:
     """The linear probe of a frozen network."""
     now = task.begin("linear", line, digest)
     how = replace(task.how, heed=now.heed)
@@ -244,13 +235,13 @@ def encoder(task: Task) -> tuple[VisionTransformer, dict[str, Any], str]:
     """The pretrained encoder, its config and its digest."""
     network, config = vit.load(PRETRAIN)
     fitting(task, "encoder", config["patch_size"])
-    return network, config, artifact.model_digest(PRETRAIN, "encoder")
+    return network, config, atomic_files.model_digest(PRETRAIN, "encoder")
 
 
-def token_maps(task: Task, network: VisionTransformer | teacher.Teacher) -> segmentation_probes.Encode:
+def token_maps(task: Task, network: VisionTransformer | teacher.Teacher) -> heads.Encode:
     """What a frozen network says of images."""
     device, compute = task.how.world.device, task.protocol.compute
-    return compute.compiled(segmentation_probes.token_maps(network, device=device, precision=compute.precision))
+    return compute.compiled(heads.token_maps(network, device=device, precision=compute.precision))
 
 
 def fitting(task: Task, network: str, patch_size: int) -> None:
@@ -265,13 +256,13 @@ def fitting(task: Task, network: str, patch_size: int) -> None:
 def write_examples(folder: Path, task: Task, scored: dict[Name, Scored]) -> None:
     """The masks of some samples of val as each protocol predicts them, 8-bit PNG of indices."""
     ids = np.sort(numpy_generator(task.protocol.seed, "examples").permutation(len(task.val))[: task.protocol.examples])
-    chosen, alone = task.val.select(ids), dist.World(0, 1, task.how.world.device)
-    with artifact.replacing(folder) as temporary:
+    chosen, alone = task.val.select(ids), distributed.World(0, 1, task.how.world.device)
+    with atomic_files.replacing(folder) as temporary:
         for which, found in scored.items():
             (temporary / which).mkdir(parents=True)
             for index, labels, _ in replace(found.how, world=alone).labels(found.predict, chosen):
                 pixels = labels[0].to(torch.uint8).cpu().numpy()
-                (temporary / which / f"{chosen.keys[index]}.png").write_bytes(images.encode_png(pixels))
+                (temporary / which / f"{chosen.keys[index]}.png").write_bytes(decoding.encode_png(pixels))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m stages.shards <dataset>
 
 Reads  the sources in shards.datasets.<dataset>; relative paths lie in data/raw, in a DVC queue of the main repository
-Calls  semmae.shards.write
+Calls  semmae.sharding.shard_writer.write
 Writes data/shards/<dataset>/: <split>-000000.tar ... (none of what is indexed in place), index.parquet,
        rejected.parquet, shards.json
 """
@@ -17,9 +17,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae import artifact, params, shards, stage
-from semmae.params import STRICT, Below1
-from semmae.sources import Creatures, Source
+from semmae.core import atomic_files, config, stage
+from semmae.core.config import STRICT, Below1
+from semmae.sharding import shard_writer
+from semmae.sharding.sources.sources import Creatures, Source
 
 
 def _plain(name: str) -> str:
@@ -59,11 +60,11 @@ class Shards:
 
 def main() -> None:
     """Write the dataset named on the command line."""
-    section = params.load(Shards, "shards")
+    section = config.load(Shards, "shards")
     name, dataset = stage.named(section.datasets, "shards")
     out, writing = Path("data/shards") / name, section.writing
-    with artifact.lock("output", str(out.absolute())):
-        meta = shards.write(
+    with atomic_files.lock("output", str(out.absolute())):
+        meta = shard_writer.write(
             out,
             located(dataset.sources),
             seed=writing.seed,

@@ -15,11 +15,15 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae import artifact, dist, distillation, params, pretraining, run, stage, teacher, vit
-from semmae.health import Health, Watch
-from semmae.params import STRICT, Share
-from semmae.reader import Reader, verify_shards
-from semmae.rng import fold
+from semmae.core import atomic_files, distributed, stage
+from semmae.core import config as params
+from semmae.core.config import STRICT, Share
+from semmae.core.rng import fold
+from semmae.data.dataset import Reader, verify_shards
+from semmae.models import teacher, vit
+from semmae.runs import run
+from semmae.training import ibot_loop, mae_loop
+from semmae.training.online_eval import Health, Watch
 
 OUT, RESULTS, SHARDS = Path("data/teacher"), Path("results/teacher"), Path("data/shards")
 
@@ -29,7 +33,7 @@ class Mae:
     """Plain MAE: random masks."""
 
     mask_ratio: Share
-    recipe: pretraining.Recipe
+    recipe: mae_loop.Recipe
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -48,9 +52,9 @@ class Teacher:
     source: Literal["mae", "ibot", "timm", "semmae"]
     seed: int
     img_size: PositiveInt
-    network: pretraining.Network
+    network: mae_loop.Network
     mae: Mae
-    ibot: distillation.Recipe
+    ibot: ibot_loop.Recipe
     model: str
     checkpoint: Checkpoint | None
     health: Health
@@ -62,10 +66,10 @@ def main() -> None:
     section = params.load(Teacher, "teacher")
     verify_shards(SHARDS / section.dataset)
     reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.window)
-    inputs = [artifact.sha256(SHARDS / section.dataset / "shards.json")]
+    inputs = [atomic_files.sha256(SHARDS / section.dataset / "shards.json")]
     minutes = section.compute.checkpoint_minutes
     with (
-        dist.world(section.compute.device) as world,
+        distributed.world(section.compute.device) as world,
         run.Run("teacher", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
         watch = Watch(
@@ -76,25 +80,25 @@ def main() -> None:
         network, config = source(section, reader, watch, world, now)
         watch.pool = "class" if config["class_token"] else "patch_mean"
         if world.leads:
-            with artifact.replacing(OUT) as folder:
+            with atomic_files.replacing(OUT) as folder:
                 described = {"source": section.source, "params": run.described(section)} | now.adopted
                 teacher.save(folder, network, config | described)
-                artifact.write_json(folder / "history.json", now.history)
+                atomic_files.write_json(folder / "history.json", now.history)
             quality = watch.measure(network.eval()) | ({"loss": now.history[-1]["loss"]} if now.history else {})
-            artifact.write_json(RESULTS / "metrics.json", {"teacher": quality})
+            atomic_files.write_json(RESULTS / "metrics.json", {"teacher": quality})
             run.write_history(RESULTS / "live", "teacher", now.history)
 
 
 def from_mae(
-    section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
+    section: Teacher, reader: Reader, watch: Watch, world: distributed.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
     """A masked autoencoder's encoder. Nothing trains its class token, so it is not offered as one."""
     config = {"img_size": section.img_size, **vars(section.network)}
     torch.manual_seed(fold(section.seed, "encoder"))
-    unused = pretraining.Curriculum(start=0.0, end=0.0, power=1.0)
-    model = pretraining.pretrain(
+    unused = mae_loop.Curriculum(start=0.0, end=0.0, power=1.0)
+    model = mae_loop.pretrain(
         section.mae.recipe,
-        pretraining.Masking(strategy="random", mask_ratio=section.mae.mask_ratio, inter_part=unused),
+        mae_loop.Masking(strategy="random", mask_ratio=section.mae.mask_ratio, inter_part=unused),
         vit.build(config), reader=reader, maps=None, seed=section.seed, compute=section.compute, world=world, run=now,
         measure=watch.after_epoch,
     )  # fmt: skip
@@ -102,7 +106,7 @@ def from_mae(
 
 
 def from_ibot(
-    section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
+    section: Teacher, reader: Reader, watch: Watch, world: distributed.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
     """The teacher at the end of self-distillation, which begins at an encoder of ours where there is a checkpoint."""
     config, start = {"img_size": section.img_size, **vars(section.network)}, None
@@ -112,7 +116,7 @@ def from_ibot(
             raise ValueError(
                 f"teacher.checkpoint has {other[0]} {begun[other[0]]}, teacher has {config[other[0]]}; make them equal"
             )
-    network = distillation.distil(
+    network = ibot_loop.distil(
         section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,
         compute=section.compute, world=world, run=now, measure=watch.after_epoch, start=start,
     )  # fmt: skip
@@ -120,18 +124,18 @@ def from_ibot(
 
 
 def from_timm(
-    section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
+    section: Teacher, reader: Reader, watch: Watch, world: distributed.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
     """A timm model with timm's weights, or with those of a checkpoint whose digest is the one in params.yaml."""
     file, sha256 = None, None
     if section.checkpoint is not None:
-        file, sha256 = artifact.raw(section.checkpoint.path), section.checkpoint.sha256
+        file, sha256 = atomic_files.raw(section.checkpoint.path), section.checkpoint.sha256
     network, config = teacher.from_timm(section.model, img_size=section.img_size, checkpoint=file, sha256=sha256)
     return network.to(world.device), config
 
 
 def from_semmae(
-    section: Teacher, reader: Reader, watch: Watch, world: dist.World, now: run.Run
+    section: Teacher, reader: Reader, watch: Watch, world: distributed.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
     """The encoder of an earlier run, which `semmae promote` has kept."""
     if section.checkpoint is None:
@@ -142,7 +146,7 @@ def from_semmae(
 
 def from_encoder(checkpoint: Checkpoint, img_size: int) -> tuple[VisionTransformer, dict[str, Any]]:
     """The encoder in a file under data/raw, or elsewhere, whose digest is known."""
-    return teacher.from_encoder(artifact.raw(checkpoint.path), checkpoint.sha256, img_size=img_size)
+    return teacher.from_encoder(atomic_files.raw(checkpoint.path), checkpoint.sha256, img_size=img_size)
 
 
 if __name__ == "__main__":

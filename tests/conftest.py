@@ -14,7 +14,7 @@ from beartype import beartype
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
-    from project import Project
+    from tests.project import Project
 
 os.environ["SEMMAE_STATE"] = tempfile.mkdtemp(prefix="semmae-state-")  # also for the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and several test processes at a time
@@ -48,19 +48,19 @@ def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 + 16 creatures of 32 pixels in 5 + 2 shards."""
-    from semmae import shards
-    from semmae.sources import Creatures
+    from semmae.sharding import shard_writer
+    from semmae.sharding.sources.sources import Creatures
 
     out = tmp_path_factory.mktemp("shards") / "toy"
     source = Creatures(kind="creatures", train=40, val=16, size=32, seed=0)
-    shards.write(out, {"toy": source}, seed=0, short_side=None, samples_per_shard=8, max_rejects=0.0, workers=0)
+    shard_writer.write(out, {"toy": source}, seed=0, short_side=None, samples_per_shard=8, max_rejects=0.0, workers=0)
     return out
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> "Project":
     """The toy project after `dvc repro`, which the first of the test processes runs for all. Look, do not touch."""
-    import project
+    from tests import project
 
     shared = tmp_path_factory.getbasetemp()
     shared = shared if worker_id == "master" else shared.parent

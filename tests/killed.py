@@ -4,9 +4,8 @@ import json
 import random
 import re
 
-from project import Project
-
-from semmae import artifact
+from semmae.core import atomic_files
+from tests.project import Project
 
 # `python -m stages.pretrain`, or another stage, but at the given step the process sends itself a signal.
 SIGNALLED = """
@@ -62,7 +61,9 @@ def epochs(said: str) -> list[int]:
 
 def weights(project: Project) -> list[str]:
     """The digests of what pretrain has learnt."""
-    return [artifact.sha256(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")]
+    return [
+        atomic_files.sha256(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")
+    ]
 
 
 def history(project: Project, stage: str = "pretrain") -> list[dict[str, float]]:

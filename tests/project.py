@@ -12,10 +12,11 @@ from typing import Any
 from unittest import mock
 
 import cv2
-import warm
 from ruamel.yaml import YAML
 
-from semmae import creatures, stage
+from semmae.core import stage
+from semmae.sharding.creatures import draw
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = (
@@ -94,8 +95,8 @@ class Project:
 
     def picture(self, split: str, number: int, source: Path = Path("data/raw/pictures")) -> None:
         """Draw one more creature with its mask into the pictures."""
-        image, mask, label = creatures.draw(0, f"{split}-{number:06d}", 32)
-        place = Path(split) / creatures.SPECIES[label] / f"{number:03d}.png"
+        image, mask, label = draw.draw(0, f"{split}-{number:06d}", 32)
+        place = Path(split) / draw.SPECIES[label] / f"{number:03d}.png"
         for folder, pixels in (("images", image[..., ::-1]), ("masks", mask)):
             path = self.folder / source / folder / place
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-import warm
-from project import AUTHOR, ROOT, Project, call, create
 from ruamel.yaml import YAML
-from test_pipeline import STAGES, dataclass_of
 
-from semmae import artifact, params
-from semmae.__main__ import app
+from semmae.cli.main import app
+from semmae.core import atomic_files
+from semmae.core import config as params
+from tests import warm
+from tests.project import AUTHOR, ROOT, Project, call, create
+from tests.test_pipeline import STAGES, dataclass_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/howto").glob("*.md"))]
 
@@ -167,7 +168,7 @@ def test_the_sources_of_the_page_are_read(inside: Project, monkeypatch: pytest.M
     sizes = {"web": {"train": 58, "val": 6}, "food": {"train": 8, "val": 8}, "noise": {"train": 40, "val": 10}}
     for name, size in sizes.items():
         call("shards", name)
-        assert artifact.read_json(Path(f"data/shards/{name}/shards.json"))["samples"] == size
+        assert atomic_files.read_json(Path(f"data/shards/{name}/shards.json"))["samples"] == size
 
 
 def test_the_site_is_whole(tmp_path: Path):

@@ -17,25 +17,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import project
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision
-import troublesome
 import webdataset
 from PIL import ImageFile, TiffImagePlugin, WebPImagePlugin
-from project import ROOT
 from pydantic import TypeAdapter
-from test_troublesome import END, LABELS, check, fates, folder, tree, web
-from troublesome import NO_FILE, PNG, SPECIAL, UNREADABLE, WIDE, member, shard
 from typer.testing import CliRunner
 
-from semmae import artifact, checkpoint, foreign, images, params, sources
-from semmae.__main__ import app
-from semmae.sources import Source, TorchVision
+from semmae.cli.main import app
+from semmae.core import atomic_files, checkpoint, config
+from semmae.data import decoding
+from semmae.models import pretrained_weights
+from semmae.sharding.sources import sources
+from semmae.sharding.sources.sources import Source, TorchVision
 from stages import shards as stage
+from tests import project, troublesome
+from tests.project import ROOT
+from tests.sharding.test_troublesome import END, LABELS, check, fates, folder, tree, web
+from tests.troublesome import NO_FILE, PNG, SPECIAL, UNREADABLE, WIDE, member, shard
 
 
 class Payload:
@@ -69,7 +71,7 @@ def test_weights_of_others_are_not_unpickled(how, name):
     """`foreign.read` is what teacher.checkpoint and `semmae import` go through; that nothing else loads, see below."""
     file = weights(name, how)
     with pytest.raises(ValueError, match=f"{name} (holds|is no checkpoint)") as refused:
-        foreign.read(file)
+        pretrained_weights.read(file)
     assert "\n" not in str(refused.value)
     assert CliRunner().invoke(app, ["import", str(file), "--out", "encoder"]).exit_code == 1
     assert not Path("encoder").exists()
@@ -78,7 +80,7 @@ def test_weights_of_others_are_not_unpickled(how, name):
 def test_a_checkpoint_of_a_run_is_not_unpickled_either():
     Path("run/step-000000001").mkdir(parents=True)
     file = weights("run/step-000000001/state.pt", "zip")
-    artifact.write_json(file.parent / "manifest.json", {"state.pt": artifact.sha256(file)})
+    atomic_files.write_json(file.parent / "manifest.json", {"state.pt": atomic_files.sha256(file)})
     with contextlib.suppress(pickle.UnpicklingError):
         assert checkpoint.latest(Path("run"), map_location=torch.device("cpu")) is None
 
@@ -148,17 +150,17 @@ NAMES = ["x; touch MARK #", "$(touch MARK)", "../raw", "a b", "", "x\ny", "a.b",
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_of_a_dataset_is_plain(name):
-    given = params.read(ROOT / "params.yaml")["shards"]
+    given = config.read(ROOT / "params.yaml")["shards"]
     given["datasets"] = {name: given["datasets"]["creatures"]}
-    artifact.write_json(Path("params.yaml"), {"shards": given})
+    atomic_files.write_json(Path("params.yaml"), {"shards": given})
     with pytest.raises(ValueError, match="the name of a dataset has letters, digits, - and _ only"):
-        params.load(stage.Shards, "shards")
+        config.load(stage.Shards, "shards")
 
 
 def test_the_name_of_a_dataset_reaches_no_shell(tmp_path):
     """`dvc repro` starts the stage before anything of ours sees the name."""
     toy, name = project.create(tmp_path / "toy"), "x; touch MARK #"
-    toy.set("shards.datasets", {name: params.read(ROOT / "params.yaml")["shards"]["datasets"]["creatures"]})
+    toy.set("shards.datasets", {name: config.read(ROOT / "params.yaml")["shards"]["datasets"]["creatures"]})
     assert "the name of a dataset has letters, digits, - and _ only" in toy.dvc("repro", f"shards@{name}", expect=255)
 
 
@@ -193,7 +195,7 @@ def test_a_tar_reaches_nothing_outside_of_it(tmp_path):
 
 def test_a_row_of_parquet_names_no_file_outside_of_its_dataset(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="sources of kind hf need the datasets library")
-    from semmae.hf_source import Columns, HuggingFace
+    from semmae.sharding.sources.huggingface import Columns, HuggingFace
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
@@ -228,7 +230,7 @@ def test_bombs_are_refused_before_anything_is_decoded(name, monkeypatch):
 
     for decoder in (ImageFile.ImageFile, WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile):
         monkeypatch.setattr(decoder, "load", decode)
-    for read in (images.to_rgb, images.as_it_is, images.mask_indices, partial(images.canonical, short_side=8)):
+    for read in (decoding.to_rgb, decoding.as_it_is, decoding.mask_indices, partial(decoding.canonical, short_side=8)):
         with pytest.raises(ValueError, match="the image has too many"):
             read(troublesome.IMAGES[name][0])
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from semmae import mae
+from semmae.models import mae
 
 
 def theirs(ours: mae.MAE, *, norm_pix_loss: bool) -> ViTMAEForPreTraining:

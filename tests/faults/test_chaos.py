@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imports import ROOT
-from project import Project
+from tests.imports import ROOT
+from tests.project import Project
 
 
 def test_ten_signals_lose_nothing(finished: Project, tmp_path: Path):

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import AUTHOR, Project, bare, call
 
-from semmae import doctor, part_maps, run
+from semmae.cli import doctor
+from semmae.parts import part_maps
+from semmae.runs import run
+from tests.project import AUTHOR, Project, bare, call
 
 
 def contents() -> dict[str, str]:

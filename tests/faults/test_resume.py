@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from killed import PER_EPOCH, SIGNALLED, SIGNALLED_AFTER, STEPS, drawn, epochs, history, weights
-from project import Project
 
-from semmae import artifact
+from semmae.core import atomic_files
+from tests.killed import PER_EPOCH, SIGNALLED, SIGNALLED_AFTER, STEPS, drawn, epochs, history, weights
+from tests.project import Project
 
 
 def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_harmless(finished: Project, toy: Project):
@@ -92,7 +92,7 @@ def test_a_killed_teacher_or_part_learner_goes_on_and_ends_with_the_same_bits(
     step = drawn(stage, PER_EPOCH + 1, 2 * PER_EPOCH)
     toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), stage, expect=-signal.SIGKILL)
     assert epochs(toy.stage(stage))[0] == 2
-    assert artifact.sha256(toy.folder / model) == artifact.sha256(finished.folder / model)
+    assert atomic_files.sha256(toy.folder / model) == atomic_files.sha256(finished.folder / model)
     assert history(toy, stage) == history(finished, stage)
 
 
@@ -100,12 +100,12 @@ def test_a_killed_self_distillation_goes_on_and_ends_with_the_same_bits(toy: Pro
     toy.set("teacher.source", "ibot")
     toy.set("teacher.ibot.epochs", 2)
     toy.stage("teacher")
-    once = (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher"))
+    once = (atomic_files.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher"))
     (toy.folder / "data/teacher/teacher.safetensors").unlink()
     step = drawn("ibot", PER_EPOCH + 1, 2 * PER_EPOCH)
     toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), "teacher", expect=-signal.SIGKILL)
     assert epochs(toy.stage("teacher"))[0] == 2
-    assert (artifact.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
+    assert (atomic_files.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
 
 
 def test_a_second_writer_is_refused_and_told_who_is_first(toy: Project):

@@ -5,8 +5,9 @@ and signals.
 import signal
 
 import pytest
-from killed import SIGNALLED, SIGNALLED_AFTER, answers, drawn, epochs, forget
-from project import Project
+
+from tests.killed import SIGNALLED, SIGNALLED_AFTER, answers, drawn, epochs, forget
+from tests.project import Project
 
 KILL, DEAD = str(int(signal.SIGKILL)), -signal.SIGKILL
 
@@ -27,8 +28,12 @@ def test_a_killed_attentive_probe_goes_on_and_says_the_same(finished: Project, t
 @pytest.mark.parametrize(
     ("what", "last", "features"),
     [
-        ("semmae.rows:Rows.append", 1, {"train": 32}),  # the first of two batches
-        ("semmae.heads:Heads.step", drawn("linear heads", 1, 8), {"train": 64, "holdout": 16, "val": 32}),
+        ("semmae.evaluation.mapped_rows:Rows.append", 1, {"train": 32}),  # the first of two batches
+        (
+            "semmae.evaluation.linear_heads:Heads.step",
+            drawn("linear heads", 1, 8),
+            {"train": 64, "holdout": 16, "val": 32},
+        ),
     ],
     ids=["features", "heads"],
 )

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from killed import SIGNALLED_AFTER, answers, forget
-from project import PATIENCE, Project
+
+from tests.killed import SIGNALLED_AFTER, answers, forget
+from tests.project import PATIENCE, Project
 
 # `python -m stages.part_maps`, but nobody writes the part maps of a shard before the other one is about to.
 TOGETHER = """
@@ -77,7 +78,7 @@ def test_the_same_probe_in_another_workspace_waits_its_turn(finished: Project, t
     other = finished.copy(tmp_path / "other")
     for project in (toy, other):
         forget(project, "linear")
-    stopped = ("semmae.rows:Rows.append", "1", str(int(signal.SIGSTOP)), "linear", "toy")
+    stopped = ("semmae.evaluation.mapped_rows:Rows.append", "1", str(int(signal.SIGSTOP)), "linear", "toy")
     first = toy.start(sys.executable, "-c", SIGNALLED_AFTER, *stopped)
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
@@ -101,7 +102,7 @@ def test_a_second_writer_of_an_output_is_refused(toy: Project, stage: str):
     arguments = ["toy"] * (stage == "linear")
     if stage == "part_maps":
         shutil.rmtree(toy.root / "state/part_maps")
-    what = {"linear": "semmae.rows:Rows.append", "part_maps": "semmae.part_maps:write"}[stage]
+    what = {"linear": "semmae.evaluation.mapped_rows:Rows.append", "part_maps": "semmae.parts.part_maps:write"}[stage]
     first = toy.start(sys.executable, "-c", SIGNALLED_AFTER, what, "1", str(int(signal.SIGSTOP)), stage, *arguments)
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)

@@ -9,9 +9,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from killed import PER_EPOCH, SIGNALLED, STEPS, drawn, epochs, weights
-from project import Project, call
 from ruamel.yaml import YAML
+
+from tests.killed import PER_EPOCH, SIGNALLED, STEPS, drawn, epochs, weights
+from tests.project import Project, call
 
 
 def test_dvc_does_not_take_a_stopped_stage_for_a_finished_one(toy: Project):
@@ -59,9 +60,13 @@ def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Pro
 @pytest.mark.parametrize(
     ("command", "work", "where"),
     [
-        ("parts", "semmae.teacher.Teacher.encode", "before its first step"),
+        ("parts", "semmae.models.teacher.Teacher.encode", "before its first step"),
         ("attentive toy", "stages.attentive.Probe.scores", "after its last step"),
-        ("parts", "semmae.parts.KMeansParts.fit", "when its work was done"),  # without a step, and not to be stopped in
+        (
+            "parts",
+            "semmae.parts.part_learner.KMeansParts.fit",
+            "when its work was done",
+        ),  # without a step, and not to be stopped in
     ],
 )
 def test_long_work_beside_the_steps_is_stopped_too(inside: Project, capsys, command: str, work: str, where: str):

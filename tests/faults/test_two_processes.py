@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from killed import SIGNALLED, epochs, history
-from project import Project
 
-from semmae import params
-from semmae.reader import Reader
+from semmae.core import config
+from semmae.data.dataset import Reader
 from stages.pretrain import Pretrain
+from tests.killed import SIGNALLED, epochs, history
+from tests.project import Project
 
 TWO = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "python"]
 
@@ -41,7 +41,7 @@ runpy.run_module("stages.pretrain", run_name="__main__", alter_sys=True)
 def test_the_process_whose_loss_is_not_finite_names_its_samples_and_both_go_on(toy: Project):
     toy.set("pretrain.recipe.max_skips", 1)
     said = toy.run(*TWO, "-c", LOST)
-    section = params.load(Pretrain, "pretrain", file=toy.folder / "params.yaml")
+    section = config.load(Pretrain, "pretrain", file=toy.folder / "params.yaml")
     reader, b = Reader(toy.folder / "data/shards" / section.dataset, "train"), section.recipe.batch_size
     theirs = [reader.keys[i] for i in reader.epoch_order(seed=section.seed, epoch=0)[2 * b + b // 2 : 3 * b]]
     told = re.findall(r"^pretrain: .* at step 2.*", said, re.MULTILINE)

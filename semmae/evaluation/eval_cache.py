@@ -1,0 +1,32 @@
+"""What a killed evaluation leaves to the next one: a folder under the state root, found again by its fingerprint.
+
+For work that is a sequence of files; a training goes on by `run.Run`, whose fingerprints and locks these are.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from semmae.core import atomic_files, checkpoint
+from semmae.runs import run
+
+
+@contextmanager
+def folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator[Path]:
+    """The folder of this stage with these params (a dataclass), digests of inputs and source; deleted on success.
+
+    Raises BlockingIOError naming the process that is at work on the same `out`; waits its turn where the same work is
+    done for another one: experiments side by side share their baselines.
+    """
+    identity = {
+        "stage": stage, "params": run.lasting(dataclasses.asdict(params)), "inputs": inputs,
+        "source": run.source_digest(),
+    }  # fmt: skip
+    fingerprint = atomic_files.digest(identity)
+    place = atomic_files.state_root() / "runs" / fingerprint
+    with atomic_files.lock("output", str(out.absolute())), atomic_files.lock("run", fingerprint, wait=True):
+        atomic_files.write_json(place / "identity.json", identity)
+        yield place
+        checkpoint.forget(place)

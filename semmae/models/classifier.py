@@ -1,0 +1,69 @@
+"""A classifier on top of an encoder: timm's `VisionTransformer` with a head, all of it to be trained.
+
+- `from_encoder`: the encoder's weights, a fresh head; positions are resampled to another image size, and trainable.
+- `save` / `load`: weights and config with the names of the classes, enough to rebuild and use it with no flags.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from semmae.core import atomic_files
+from semmae.core.rng import torch_generator
+from semmae.models import vit
+
+Pool = Literal["class", "patch_mean"]
+HEAD_STD = 2e-5  # MAE: the first steps are the encoder's, not the noise of the head's
+
+
+def build(config: dict[str, Any], *, num_classes: int, pool: Pool, drop_path: float = 0.0) -> VisionTransformer:
+    """A ViT with the keys vit.CONFIG and a linear head: on the class token after the final norm, or on the mean of the
+    patch tokens with a norm of its own and none before it (MAE).
+    """
+    size, patch = config["img_size"], config["patch_size"]
+    if size % patch:
+        raise ValueError(f"img_size is {size}; the encoder needs a multiple of its patch size {patch}")
+    return VisionTransformer(
+        **{key: config[key] for key in vit.CONFIG},
+        num_classes=num_classes,
+        global_pool="token" if pool == "class" else "avg",
+        dynamic_img_size=True,
+        drop_path_rate=drop_path,
+    )
+
+
+def from_encoder(
+    encoder: VisionTransformer, config: dict[str, Any], *, num_classes: int, pool: Pool, drop_path: float, seed: int
+) -> VisionTransformer:
+    """A classifier with the weights of `encoder`; `config` is the encoder's, with the img_size that is wanted."""
+    model = build(config, num_classes=num_classes, pool=pool, drop_path=drop_path)
+    state = encoder.state_dict()
+    assert model.pos_embed is not None
+    state["pos_embed"] = resample_abs_pos_embed(
+        state["pos_embed"], new_size=list(model.patch_embed.grid_size), num_prefix_tokens=encoder.num_prefix_tokens
+    )
+    if pool == "patch_mean":  # the norm after the pooling takes the place of the one before it
+        state = {name: value for name, value in state.items() if not name.startswith("norm.")}
+    missing, unknown = model.load_state_dict(state, strict=False)
+    assert not unknown
+    assert {name.partition(".")[0] for name in missing} <= {"head", "fc_norm"}
+    assert isinstance(model.head, nn.Linear)
+    nn.init.trunc_normal_(model.head.weight, std=HEAD_STD, generator=torch_generator(seed, "head"))
+    nn.init.zeros_(model.head.bias)
+    return model
+
+
+def save(folder: Path, model: VisionTransformer, config: dict[str, Any]) -> None:
+    """Write `classifier.safetensors` and `classifier.json`; `config` holds vit.CONFIG, `pool` and `class_names`."""
+    atomic_files.save_model(folder, "classifier", model.state_dict(), config)
+
+
+def load(folder: Path) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The classifier in `folder`, in evaluation mode and frozen, and its config; `vit.normalise` its images."""
+    state, config = atomic_files.read_model(folder, "classifier")
+    model = build(config, num_classes=len(config["class_names"]), pool=config["pool"])
+    model.load_state_dict(state, strict=True)
+    return model.eval().requires_grad_(False), config

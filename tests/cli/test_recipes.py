@@ -1,0 +1,343 @@
+"""Recipes: their prices stand at their top, the ImageNet ones are the published setting, installing loses nothing."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import prices
+from semmae.cli import recipes
+from semmae.cli.main import app, main
+from semmae.core import config, optim
+from semmae.models import mae, masking, teacher, vit
+from semmae.training.progressive_resolution import by_epoch
+from stages.finetune import Finetune
+from stages.linear import Linear
+from stages.parts import Parts
+from stages.pretrain import Pretrain
+from stages.teacher import Teacher
+from tests.imports import ROOT
+
+IMAGENET = 1_281_167  # training images
+SIZES = {  # parameters: of the MAE, then of its teacher
+    "creatures": (916_928, 3_199_616),
+    "photos": (916_928, 3_199_616),
+    "imagenet_vitb16_800ep": (111_907_840, 21_665_664),
+    "imagenet_vitb8_800ep": (111_922_624, 21_665_664),
+    "imagenet_vitl16_800ep": (329_541_888, 21_665_664),
+    "h200_one_day": (111_907_840, 21_665_664),
+}
+STEPS = {  # images of train; then steps and rate of pretraining, rate of fine-tuning, and of a linear probe at 0.1
+    "creatures": (4000, 16 * 62, 2e-3, 5e-4, 0.1),
+    "photos": (5704, 16 * 89, 2e-3, 5e-4, 0.1),
+    "imagenet_vitb16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
+    "imagenet_vitb8_800ep": (IMAGENET, 800 * 312, 2.4e-3, 2e-3, 6.4),
+    "imagenet_vitl16_800ep": (IMAGENET, 800 * 312, 2.4e-3, 4e-3, 6.4),
+    "h200_one_day": (IMAGENET, 300 * 625, 1.2e-3, 2e-3, 6.4),
+}
+FILES = sorted((ROOT / "recipes").glob("*.yaml"))
+VITS = {
+    "imagenet_vitb16_800ep": (768, 12, 16),
+    "imagenet_vitb8_800ep": (768, 12, 8),
+    "imagenet_vitl16_800ep": (1024, 24, 16),
+}
+PRICED = VITS | {"h200_one_day": VITS["imagenet_vitb16_800ep"]}
+
+
+def semmae(*arguments: str) -> str:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def git(*arguments: str) -> None:
+    who = ("-c", "user.name=x", "-c", "user.email=x")
+    subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+
+
+# What they say
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_recipe_begins_with_its_command_cost_and_score(file: Path):
+    head = recipes.head(file)
+    assert head["title"].endswith(".")
+    assert head["command"].startswith(f"semmae recipe {file.stem} && dvc repro")
+    assert head["cost"]
+    assert head["score"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_something(file: Path):
+    elder, section = config.load(Teacher, "teacher", file=file), config.load(Pretrain, "pretrain", file=file)
+    with torch.device("meta"):
+        model = mae.MAE(
+            vit.build({"img_size": section.img_size, **vars(section.encoder)}), **vars(section.recipe.decoder)
+        )
+        if elder.source == "timm":
+            seen = teacher.create(elder.model, elder.img_size).patch_embed.grid_size
+        else:
+            seen = vit.build({"img_size": elder.img_size, **vars(elder.network)}).patch_embed.grid_size
+    patches = model.positions.shape[1] - 1
+    assert seen[0] * seen[1] > config.load(Parts, "parts", file=file).num_parts
+    assert 0 < masking.num_masked(patches, section.masking.mask_ratio) < patches
+
+
+def vit_size(width: int, depth: int, patch: int, img_size: int) -> int:
+    """Parameters of a ViT without a classifier, positions included."""
+    pixels, tokens = 3 * patch**2, (img_size // patch) ** 2 + 1
+    blocks = depth * (12 * width**2 + 13 * width)  # qkv, projection, MLP of width 4 d, two norms, all with biases
+    return blocks + 2 * width + pixels * width + width + width + tokens * width  # norm, patches, class token, positions
+
+
+def mae_size(encoder: dict, decoder: dict, img_size: int) -> int:
+    """Parameters of an MAE, positions of encoder and decoder included."""
+    width, patch = encoder["embed_dim"], encoder["patch_size"]
+    d, pixels, tokens = decoder["embed_dim"], 3 * patch**2, (img_size // patch) ** 2 + 1
+    blocks = decoder["depth"] * (12 * d**2 + 13 * d) + 2 * d
+    ends = width * d + d + d * pixels + pixels + d + tokens * d  # into the decoder, to pixels, mask token, positions
+    return vit_size(width, encoder["depth"], patch, img_size) + blocks + ends
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_networks_have_the_size_of_their_formula(name: str):
+    """On the meta device; ViT-B/16 with MAE's decoder has 111.9 million parameters."""
+    file = ROOT / f"recipes/{name}.yaml"
+    section, elder = config.load(Pretrain, "pretrain", file=file), config.load(Teacher, "teacher", file=file)
+    models = [(section.encoder, section.recipe.decoder, section.img_size)]
+    if elder.source == "mae":
+        models.append((elder.network, elder.mae.recipe.decoder, elder.img_size))
+    found = []
+    with torch.device("meta"):
+        for encoder, decoder, img_size in models:
+            model = mae.MAE(vit.build({"img_size": img_size, **vars(encoder)}), **vars(decoder))
+            found.append(sum(p.numel() for p in model.parameters()) + model.positions.numel())
+            assert found[-1] == mae_size(vars(encoder), vars(decoder), img_size)
+        if elder.source == "timm":
+            network = teacher.create(elder.model, elder.img_size)
+            found.append(sum(p.numel() for p in network.parameters()))
+            assert found[-1] == vit_size(384, 12, 16, elder.img_size)
+    assert found == list(SIZES[name])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_batches_rates_and_steps_of_every_recipe(name: str):
+    """lr = base_lr * batch_size / 256, reached after the warm-up; an epoch's steps are whole batches."""
+    file = ROOT / f"recipes/{name}.yaml"
+    images, steps, *rates, probe_rate = STEPS[name]
+    recipe = config.load(Pretrain, "pretrain", file=file).recipe
+    tuned = config.load(Finetune, "finetune", file=file).protocol.recipe
+    probe = config.load(Linear, "linear", file=file).protocol
+    assert recipe.epochs * (images // recipe.batch_size) == steps
+    for one, rate in zip((recipe, tuned), rates, strict=True):
+        per_epoch = images // one.batch_size
+        plan = {"steps": one.epochs * per_epoch, "warmup": one.warmup_epochs * per_epoch, "end": one.min_lr}
+        plan["peak"] = one.base_lr * one.batch_size / 256
+        assert optim.warmup_cosine(plan["warmup"] - 1, **plan) == pytest.approx(rate)
+        assert optim.warmup_cosine(plan["steps"] - 1, **plan) == pytest.approx(one.min_lr, abs=1e-8)
+    assert 0.1 in probe.base_lrs  # MAE's
+    assert 0.1 * probe.batch_size / 256 == pytest.approx(probe_rate)
+    elder = config.load(Teacher, "teacher", file=file)
+    if elder.source == "mae":  # at the encoder's own rate, on the same batches
+        assert (elder.mae.recipe.base_lr, elder.mae.recipe.batch_size) == (recipe.base_lr, recipe.batch_size)
+
+
+def products(width: int, depth: int, tokens: int) -> int:
+    """FLOP of the matrix products of transformer blocks, forward: 12 d^2 weights per token, and attention twice."""
+    return depth * (2 * 12 * width**2 * tokens + 2 * 2 * tokens**2 * width)
+
+
+def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: float = 0.0) -> int:
+    """FLOP per image: the encoder on what is left; where something is masked, MAE's decoder on everything."""
+    n, pixels = (img_size // patch) ** 2, 3 * patch**2
+    seen, embed = n + 1 - (masking.num_masked(n, mask_ratio) if mask_ratio else 0), 2 * pixels * width * n
+    decoder = products(512, 8, n + 1) + 2 * (width * seen + pixels * n) * 512 if mask_ratio else 0
+    return products(width, depth, seen) + embed + decoder
+
+
+@pytest.mark.parametrize("name", PRICED)
+@pytest.mark.parametrize("side", [128, 224])
+def test_the_work_of_a_step_is_counted_as_it_is_computed(name: str, side: int):
+    """What `benchmarks.prices` counts, by the formula; the gradient by the pixels is nobody's."""
+    section, shape = config.load(Pretrain, "pretrain", file=ROOT / f"recipes/{name}.yaml"), PRICED[name]
+    counted = prices.step_flops(section, side, mask_ratio=0.75, reconstruct=1.0)
+    assert counted == pytest.approx(3 * forward(*shape, side, mask_ratio=0.75), rel=0.02)
+
+
+@pytest.mark.parametrize("name", PRICED)
+def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
+    """Backward is twice forward; pretraining epoch by epoch at its size of images."""
+    file, shape = ROOT / f"recipes/{name}.yaml", PRICED[name]
+    cost, patch = recipes.head(file)["cost"], shape[2]
+    section, tuned = config.load(Pretrain, "pretrain", file=file), config.load(Finetune, "finetune", file=file)
+    recipe, masks, tuning = section.recipe, section.masking, tuned.protocol.recipe
+    sizes = by_epoch(recipe.resolution, img_size=224, epochs=recipe.epochs, patch_size=patch)
+    each = [forward(*shape, size, mask_ratio=masks.mask_ratio) for size in sizes]
+    work = [3 * sum(each) * (IMAGENET // recipe.batch_size * recipe.batch_size)]
+    if tuned.datasets:
+        epochs = tuning.epochs * (1 + sum(shots.share for shots in tuned.protocol.low_shot))
+        work.append(3 * forward(*shape, 224) * epochs * (IMAGENET // tuning.batch_size * tuning.batch_size))
+    *said, rate = map(float, re.findall(r"([\d.]+e\d+) FLOP", cost))
+    assert [f"{value:.1e}" for value in work] == [f"{value:.1e}" for value in said]
+    hours = float(re.search(r"([\d,]+) GPU hours if", cost)[1].replace(",", ""))
+    assert hours == round(sum(work) / rate / 3600)
+    assert float(re.search(r"part maps: ([\d.]+) GB", cost)[1]) == pytest.approx(
+        IMAGENET * (224 // patch) ** 2 / 1e9, rel=0.02
+    )
+
+
+def test_a_day_is_enough_for_the_recipe_of_one_day():
+    """Pretraining at the rate that its price assumes, and half as long again for all else."""
+    section = config.load(Pretrain, "pretrain", file=ROOT / "recipes/h200_one_day.yaml")
+    cost = recipes.head(ROOT / "recipes/h200_one_day.yaml")["cost"]
+    assert 1.5 * float(re.search(r"([\d,]+) GPU hours if", cost)[1]) <= 24
+    sizes = by_epoch(section.recipe.resolution, img_size=224, epochs=300, patch_size=16)
+    shape = PRICED["h200_one_day"]
+    share = sum(forward(*shape, size, mask_ratio=0.75) for size in sizes) / (
+        300 * forward(*shape, 224, mask_ratio=0.75)
+    )
+    assert float(re.search(r"(\d+) % of what", cost)[1]) == round(100 * share)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_score_names_its_source(file: Path):
+    """Published ones by an address, measured ones by the section of the results that has the numbers."""
+    score = recipes.head(file)["score"]
+    if file.stem in PRICED:
+        assert "https://arxiv.org/abs/" in score
+        assert re.search(r"table \d", score)
+        return
+    section = re.search(r'measured here: docs/results.md, "(.+)"', score)[1]
+    text = (ROOT / "docs/results.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    told, known = re.findall(r"0\.\d+", score), re.findall(r"0\.\d+", text)
+    assert len(told) >= 6
+    for number in told:
+        assert any(f"{float(value):.{len(number) - 2}f}" == number for value in known), number
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_the_imagenet_recipes_train_as_published(name: str):
+    section = config.load(Pretrain, "pretrain", file=ROOT / f"recipes/{name}.yaml")
+    recipe, per_epoch = section.recipe, IMAGENET // section.recipe.batch_size
+    assert (recipe.epochs, recipe.batch_size, recipe.warmup_epochs, recipe.weight_decay) == (800, 4096, 40, 0.05)
+    assert (recipe.betas, recipe.norm_pix_loss, section.masking.mask_ratio) == ((0.9, 0.95), True, 0.75)
+    assert per_epoch == 312
+    rate = recipe.base_lr * recipe.batch_size / 256
+    assert rate == pytest.approx(2.4e-3)
+    steps, warmup = recipe.epochs * per_epoch, recipe.warmup_epochs * per_epoch
+    schedule = {"steps": steps, "warmup": warmup, "peak": rate, "end": recipe.min_lr}
+    assert optim.warmup_cosine(warmup - 1, **schedule) == pytest.approx(2.4e-3)
+    assert optim.warmup_cosine(steps - 1, **schedule) == pytest.approx(0)
+    curriculum = vars(section.masking.inter_part)
+    assert [masking.inter_part(progress, **curriculum) for progress in (0, 0.5, 1)] == pytest.approx([0, 0.25, 1])
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_the_imagenet_recipes_have_the_papers_teacher_parts_and_probe(name: str):
+    file = ROOT / f"recipes/{name}.yaml"
+    elder, parts = config.load(Teacher, "teacher", file=file), config.load(Parts, "parts", file=file)
+    pretrain = config.load(Pretrain, "pretrain", file=file)
+    assert (elder.source, elder.model.partition(".")[0]) == ("timm", "vit_small_patch16_224")
+    assert parts.num_parts == 6
+    assert parts.learned.foreground is not None
+    assert parts.img_size // 16 == pretrain.img_size // pretrain.encoder.patch_size  # a label of its own for each patch
+    probe = config.load(Linear, "linear", file=file).protocol
+    assert (probe.epochs, probe.warmup_epochs, probe.batch_size, probe.pool) == (90, 10, 16384, "class")
+    assert 0.1 in probe.base_lrs
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_the_imagenet_recipes_fine_tune_as_mae(name: str):
+    protocol = config.load(Finetune, "finetune", file=ROOT / f"recipes/{name}.yaml").protocol
+    recipe = protocol.recipe
+    own = (50, 1e-3, 0.75, 0.2) if VITS[name][1] == 24 else (100, 5e-4, 0.65, 0.1)
+    assert (recipe.epochs, recipe.base_lr, recipe.layer_decay, recipe.drop_path) == own
+    assert (recipe.batch_size, recipe.warmup_epochs, recipe.min_lr, recipe.weight_decay) == (1024, 5, 1e-6, 0.05)
+    assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert vars(recipe.rand_augment) == {"operations": 2, "magnitude": 9, "magnitude_std": 0.5}
+    assert (recipe.betas, protocol.pool) == ((0.9, 0.999), "patch_mean")
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_the_ibot_section_is_ibots_command(name: str):
+    ibot = config.load(Teacher, "teacher", file=ROOT / f"recipes/{name}.yaml").ibot
+    assert ibot.base_lr * ibot.batch_size / 256 == pytest.approx(2e-3)
+    assert (ibot.teacher_temp, ibot.teacher_temp_warmup_epochs, ibot.prototypes) == ((0.04, 0.07), 30, 8192)
+    assert (ibot.global_crop.scale, ibot.local_crop.scale, ibot.local_crops) == ((0.25, 1.0), (0.05, 0.25), 10)
+
+
+# Installing them
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two recipes and a committed params.yaml; this process in their folder."""
+    for variable in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(variable)
+    folder = tmp_path / "project"
+    (folder / "recipes").mkdir(parents=True)
+    for name, epochs in (("short", 1), ("long", 9)):
+        lines = [
+            f"A {name} run.",
+            f"command: semmae recipe {name}",
+            f"cost:    {epochs} h,",
+            "         or so",
+            "score: ?",
+        ]
+        head = "".join(f"# {line}\n" for line in lines)
+        (folder / f"recipes/{name}.yaml").write_text(f"{head}\nepochs: {epochs}\nseed: 0\n")
+    (folder / "params.yaml").write_text("epochs: 5\nseed: 0\n")
+    monkeypatch.chdir(folder)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "start")
+    return folder
+
+
+def test_without_a_name_recipes_are_listed_with_their_prices(project: Path):
+    said = semmae("recipe")
+    assert "A short run." in said
+    assert "cost: 9 h, or so" in said
+
+
+def test_a_recipe_becomes_params_yaml_and_says_what_changes(project: Path):
+    said = semmae("recipe", "long").splitlines()
+    assert {"-epochs: 5", "+epochs: 9"} <= {line.rstrip() for line in said}
+    assert (project / "params.yaml").read_bytes() == (project / "recipes/long.yaml").read_bytes()
+    assert "params.yaml is recipes/long.yaml already" in semmae("recipe", "long")
+    semmae("recipe", "short")  # nothing is lost: long.yaml is still there
+    assert (project / "params.yaml").read_bytes() == (project / "recipes/short.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("why", ["changed", "not added", "no git"])
+def test_params_that_git_does_not_have_stay_unless_forced(project: Path, why: str):
+    mine = project / "params.yaml"
+    if why == "changed":
+        mine.write_text("epochs: 7\n")
+    elif why == "not added":
+        git("rm", "-q", "--cached", "params.yaml")
+    else:
+        (project / ".git").rename(project / "elsewhere")
+    before = mine.read_text()
+    with pytest.raises(ValueError, match=r"--force$"):
+        semmae("recipe", "long")
+    assert mine.read_text() == before
+    semmae("recipe", "long", "--force")
+    assert "epochs: 9" in mine.read_text()
+
+
+def test_mistakes_are_sentences(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["semmae", "recipe", "shirt"])
+    with pytest.raises(SystemExit, match=r"^error: there is no recipe 'shirt'; perhaps short$"):
+        main()
+    monkeypatch.chdir(project / "recipes")
+    with pytest.raises(ValueError, match="run from the project's root"):
+        semmae("recipe")
+    (project / "recipes/bare.yaml").write_text("# Bare.\n# cost: nothing\nseed: 0\n")
+    with pytest.raises(ValueError, match=r"bare\.yaml does not say its command and score"):
+        recipes.head(project / "recipes/bare.yaml")

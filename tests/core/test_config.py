@@ -1,0 +1,158 @@
+"""params.yaml is read strictly: what is unknown, missing, ill-typed or out of range is refused by its full name."""
+
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML
+
+from semmae.core import config
+from semmae.core.config import STRICT
+
+TOY = Path(__file__).parents[1] / "toy/params.yaml"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    lr: float
+    epochs: int
+    betas: tuple[float, float]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Section:
+    strategy: Literal["random", "semantic"]
+    compile: bool
+    recipe: Recipe
+
+
+GOOD = "section:\n  strategy: random\n  compile: false\n  recipe: {lr: 1.0e-3, epochs: 2, betas: [0.9, 0.95]}\n"
+
+
+def load(tmp_path: Path, text: str) -> Section:
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    return config.load(Section, "section", file=file)
+
+
+def test_a_section_becomes_its_dataclass(tmp_path: Path):
+    assert load(tmp_path, GOOD) == Section("random", False, Recipe(1e-3, 2, (0.9, 0.95)))
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001"])
+def test_yaml_1_2_numbers(tmp_path: Path, number: str):
+    assert load(tmp_path, GOOD.replace("1.0e-3", number)).recipe.lr == 0.001
+
+
+def test_an_integer_is_a_float_where_one_is_asked_for_but_not_the_reverse(tmp_path: Path):
+    assert load(tmp_path, GOOD.replace("1.0e-3", "1")).recipe.lr == 1.0
+    with pytest.raises(ValueError, match=r"section\.recipe\.epochs is 2\.5"):
+        load(tmp_path, GOOD.replace("epochs: 2", "epochs: 2.5"))
+
+
+@pytest.mark.parametrize(
+    ("given", "instead", "sentence"),
+    [
+        (
+            "strategy: random",
+            "strategy: semantc",
+            r"section\.strategy is 'semantc'; expected one of 'random' or 'semantic'",
+        ),
+        ("epochs: 2", "epochs: two", r"section\.recipe\.epochs is 'two'; .*integer"),
+        ("epochs: 2", "epochs: '2'", r"section\.recipe\.epochs is '2'; .*integer"),
+        ("compile: false", "compile: no", r"section\.compile is 'no'; .*boolean"),  # YAML 1.2: a string
+        ("epochs: 2, ", "", r"missing key section\.recipe\.epochs"),
+        ("epochs: 2", "epochs: 2, epoch: 3", r"unknown key section\.recipe\.epoch;"),
+        ("betas: [0.9, 0.95]", "betas: [0.9]", r"section\.recipe\.betas"),
+        ("  compile: false\n", "  compile: false\n  compile: true\n", r'duplicate key "compile"'),
+        ("section:", "sektion:", r"no 'section' in the file; it has sektion"),
+        ("recipe: {", "recipe: [", r"is not YAML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, given: str, instead: str, sentence: str):
+    assert given in GOOD
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load(tmp_path, GOOD.replace(given, instead))
+    assert "params.yaml" in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"section\.strategy is 'x'") as caught:
+        load(tmp_path, GOOD.replace("random", "x").replace("epochs: 2", "epochs: two"))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"params\.yaml does not exist in .*run from the project's root"):
+        config.load(Section, "section")
+
+
+# Values that a type allows and the stage does not
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("teacher.img_size", 0, ""),
+        ("teacher.network.patch_size", 0, ""),
+        ("teacher.mae.mask_ratio", 1.0, ""),
+        ("teacher.mae.recipe.epochs", 0, ""),
+        ("teacher.mae.recipe.crop.scale", [0.0, 1.0], ".0"),
+        ("teacher.mae.recipe.crop.scale", [1.0, 0.4], ""),
+        ("teacher.mae.recipe.crop.flip", 1.5, ""),
+        ("teacher.ibot.epochs", 0, ""),
+        ("teacher.ibot.mask_ratio", [0.0, 0.5], ".0"),
+        ("teacher.ibot.mask_ratio", [0.5, 0.1], ""),
+        ("teacher.ibot.masked_share", -0.1, ""),
+        ("teacher.ibot.momentum", [0.99, 1.01], ".1"),
+        ("teacher.ibot.teacher_temp", [0.0, 0.07], ".0"),
+        ("teacher.ibot.student_temp", 0, ""),
+        ("teacher.ibot.prototypes", 1, ""),
+        ("teacher.ibot.local_crops", -1, ""),
+        ("teacher.ibot.clip_grad", 0.0, ""),
+        ("teacher.ibot.colour.gray", 2, ""),
+        ("teacher.ibot.colour.contrast", -0.4, ""),
+        ("teacher.health.samples", 0, ""),
+        ("teacher.compute.workers", -1, ""),
+        ("teacher.compute.checkpoint_minutes", -5, ""),
+        ("parts.num_parts", 0, ""),
+        ("parts.num_parts", 255, ""),
+        ("parts.sample", 0, ""),
+        ("parts.kmeans.temperature", 0, ""),
+        ("parts.learned.temperature", 0, ""),
+        ("parts.learned.usage_floor", 0.0, ""),
+        ("parts.learned.diversity", -0.1, ""),
+        ("parts.learned.decoder_depth", 0, ""),
+        ("parts.learned.batch_size", 0, ""),
+        ("part_maps.batch_size", 0, ""),
+        ("part_maps.compute.workers", -1, ""),
+        ("pretrain.encoder.depth", 0, ""),
+        ("pretrain.masking.mask_ratio", 0.0, ""),
+        ("pretrain.masking.inter_part.end", 1.1, ""),
+        ("pretrain.masking.inter_part.power", 0.0, ""),
+        ("pretrain.recipe.batch_size", 0, ""),
+        ("pretrain.recipe.base_lr", -1.0e-3, ""),
+        ("pretrain.recipe.weight_decay", -0.05, ""),
+        ("pretrain.recipe.betas", [0.9, 1.0], ".1"),
+        ("pretrain.recipe.decoder", {"embed_dim": 20, "depth": 1, "num_heads": 2}, ""),
+        ("pretrain.online_knn.every_epochs", -1, ""),
+        ("attentive.protocol.betas", [0.9, 1.0], ".1"),
+    ],
+)
+def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: Any, named: str):
+    content, (stage, *between, last) = config.read(TOY), key.split(".")
+    section = content[stage]
+    for name in between:
+        section = section[name]
+    assert section[last] != value
+    section[last] = value
+    YAML().dump(content, file := tmp_path / "params.yaml")
+    schema = getattr(importlib.import_module(f"stages.{stage}"), stage.title().replace("_", ""))
+    with pytest.raises(ValueError, match=r"params\.yaml: ") as caught:
+        config.load(schema, stage, file=file)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{file}: {key}{named} is ")
+    assert len(sentence.splitlines()) == 1

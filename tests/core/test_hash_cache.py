@@ -1,0 +1,65 @@
+"""A digest is read once per change of its file, and is right whatever happened to the file or to the memory of it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from semmae.core import atomic_files, hash_cache
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "shard.tar"
+    path.write_bytes(b"one")
+    os.utime(path, (1, 1))  # not fresh
+    return path
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were read in full."""
+    read, sha256 = [], atomic_files.sha256
+    monkeypatch.setattr(atomic_files, "sha256", lambda path: read.append(path) or sha256(path))
+    return read
+
+
+def test_a_file_is_read_once_until_it_changes(shard: Path, reads: list[Path]):
+    first = hash_cache.known(shard)
+    assert hash_cache.known(shard) == first == atomic_files.sha256(shard)
+    assert len(reads) == 2  # ours, and the test's own
+    shard.write_bytes(b"two")
+    os.utime(shard, (2, 2))
+    assert hash_cache.known(shard) == atomic_files.sha256(shard) != first
+
+
+def test_what_was_just_written_is_not_trusted_yet(shard: Path, reads: list[Path]):
+    shard.write_bytes(b"now")
+    assert hash_cache.known(shard) == hash_cache.known(shard)
+    assert len(reads) == 2
+
+
+def test_a_damaged_memory_costs_a_read_and_nothing_else(shard: Path, state_root: Path, reads: list[Path]):
+    first = hash_cache.known(shard)
+    for memo in (state_root / "digests").iterdir():
+        memo.write_text("[")
+    assert hash_cache.known(shard) == first
+    shutil.rmtree(state_root / "digests")
+    assert hash_cache.known(shard) == first
+    assert len(reads) == 3
+
+
+def test_what_is_gone_is_forgotten_and_what_is_damaged_too(shard: Path, state_root: Path, reads: list[Path]):
+    shutil.copy2(shard, other := shard.with_name("other.tar"))
+    hash_cache.known(shard), hash_cache.known(other)
+    assert hash_cache.prune() == 0
+    other.unlink()
+    (state_root / "digests/.half.tmp").write_text("")  # another process is writing
+    assert hash_cache.prune() == 1
+    (state_root / "digests/.half.tmp").unlink()
+    hash_cache.known(shard)
+    assert len(reads) == 2  # it was not forgotten
+    (memo,) = (state_root / "digests").iterdir()
+    memo.write_text("[")
+    assert hash_cache.prune() == 1

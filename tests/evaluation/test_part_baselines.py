@@ -1,0 +1,128 @@
+"""The lines beside a part score: what they must find, and what they must not know."""
+
+import numpy as np
+import pytest
+import torch
+
+from semmae.evaluation import baselines, part_baselines
+from semmae.evaluation.part_baselines import Batch, CentreMask
+from semmae.evaluation.part_metrics import cell_counts
+from semmae.models import vit
+from semmae.models.teacher import Tokens
+
+CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+GRID, CLASSES = (4, 4), 3
+
+
+def scene(seed: int, images: int = 12) -> Batch:
+    """Red blocks on blue; their upper and lower halves are the parts, which tokens tell apart and colours do not."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((images, 32, 32), np.uint8)
+    for mask in masks:
+        top, left = 8 * rng.integers(0, 3, 2)
+        mask[top : top + 8, left : left + 16] = 1
+        mask[top + 8 : top + 16, left : left + 16] = 2
+    pixels = np.where(
+        masks[:, None] > 0, np.array([200, 30, 30])[:, None, None], np.array([30, 30, 200])[:, None, None]
+    )
+    pixels = (pixels + rng.integers(-20, 20, pixels.shape)).astype(np.uint8)
+    counts = np.stack([cell_counts(mask, grid=GRID, num_classes=CLASSES) for mask in masks])
+    truth = counts.argmax(2)
+    patch = torch.from_numpy(np.eye(3)[truth] + 0.02 * rng.normal(size=(*truth.shape, 3))).float()
+    tokens = Tokens(patch, patch.mean(1), torch.full(truth.shape, 1 / 16))
+    images = torch.from_numpy(pixels)
+    red_and_blue = part_baselines.patch_colours(images, GRID)[..., [0, 2]].transpose(1, 2)
+    return Batch(
+        images, tokens, (20 * red_and_blue).softmax(2), counts
+    )  # two heads: the reddest patches, and the bluest
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    """Scores of all lines, fitted on one part of train."""
+    train, val = [scene(0), scene(1)], [scene(2)]
+    counts = sum(batch.counts.sum(0) for batch in train)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(images: torch.Tensor) -> Tokens:
+        patch = torch.randn(len(images), 16, 3, generator=generator)
+        return Tokens(patch, patch.mean(1), torch.full((len(images), 16), 1 / 16))
+
+    lines = part_baselines.lines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, seed=0)
+    return part_baselines.scores(lines, CentreMask(counts), train, val, parts=True)
+
+
+def test_colours_find_the_foreground_but_not_its_parts(found):
+    assert found["colour_kmeans"]["patch"]["fg_iou"] == 1
+    assert found["colour_kmeans"]["patch"]["nmi_fg"] < 0.5
+
+
+def test_tokens_that_tell_parts_apart_do(found):
+    assert found["readout"]["patch"] == pytest.approx(dict.fromkeys(found["readout"]["patch"], 1.0))
+    assert found["teacher_kmeans"]["patch"]["fg_iou"] > 0.9  # parts one patch high are lost in their neighbourhood
+
+
+def test_heads_that_attend_to_the_foreground_find_it(found):
+    assert found["attention_heads"]["patch"]["fg_iou"] > 0.5
+
+
+def test_a_head_keeps_what_holds_most_of_its_attention():
+    attention = torch.tensor([[[0.5, 0.3, 0.1, 0.1], [0.1, 0.4, 0.35, 0.15]]])
+    labels = part_baselines.head_labels(attention)  # kept: patches 0 and 1 by the first, 1 and 2 by the second
+    assert labels.tolist() == [[0, 1, 1, 2]]
+
+
+def test_a_grid_cuts_the_image_into_equal_rectangles():
+    labels = part_baselines.grid_labels((4, 6), 6).reshape(4, 6)
+    assert labels.tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
+    assert set(part_baselines.grid_labels((12, 12), 20)) == set(range(20))
+
+
+def test_noise_finds_nothing(found):
+    assert found["untrained_kmeans"]["patch"]["nmi_all"] < 0.1
+
+
+def test_what_knows_only_places_is_above_nothing_and_below_what_sees(found):
+    for line in ("position", "centre_mask"):
+        assert 0 < found[line]["patch"]["fg_iou"] < 0.9
+    assert list(found["centre_mask"]["patch"]) == ["fg_iou"]
+
+
+def test_the_silhouette_knows_no_parts_and_perfection_needs_no_patch_score(found):
+    assert found["silhouette"]["patch"]["fg_iou"] == 1
+    assert found["silhouette"]["patch"]["nmi_fg"] == 0
+    assert list(found["perfect"]) == ["pixel"]
+    assert found["perfect"]["pixel"]["fg_iou"] == 1  # these masks follow the grid
+
+
+def test_the_centre_mask_is_cut_where_train_fits_best():
+    share = np.array([90, 60, 40, 5])  # of 100 pixels per cell
+    total = np.stack([100 - share, share], axis=1)
+    centre = CentreMask(total)
+    centre.add("train", np.array([[0, 10], [0, 10], [0, 10], [10, 0]]))  # best: the first three cells
+    centre.add("val", np.array([[0, 10], [10, 0], [10, 0], [10, 0]]))
+    assert centre.scores() == {level: {"fg_iou": pytest.approx(1 / 3)} for level in ("patch", "pixel")}
+
+
+def test_patch_colours_are_means_and_deviations():
+    images = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
+    images[0, 0, :, 4:] = 255  # the right patch is red
+    images[0, 2, ::2, :4] = 255  # the left one striped in blue
+    expected = torch.tensor([[[0, 0, 0.5, 0, 0, 0.5], [1, 0, 0, 0, 0, 0]]])
+    torch.testing.assert_close(part_baselines.patch_colours(images, (1, 2)), expected)
+
+
+def test_an_untrained_network_is_the_same_architecture_by_seed():
+    state = torch.random.get_rng_state()
+    first, again, other = (baselines.untrained(CONFIG, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.equal(first.state_dict()[name], again.state_dict()[name])
+    assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
+    assert first.state_dict().keys() == vit.build(CONFIG).state_dict().keys()
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_a_timm_teacher_has_an_untrained_twin():
+    network = baselines.untrained({"timm": "test_vit", "img_size": 32}, seed=0)
+    assert network.patch_embed.img_size == (32, 32)

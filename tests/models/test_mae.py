@@ -1,0 +1,118 @@
+"""The autoencoder against transformers' ViTMAE, a naive loss, and what masking promises."""
+
+import pytest
+import torch
+
+from semmae.models import mae, masking, vit
+from tests.vitmae import theirs
+
+CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+DECODER = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+N, MASKED = 16, 12
+
+
+@pytest.fixture
+def model() -> mae.MAE:
+    torch.manual_seed(0)
+    return mae.MAE(vit.build(CONFIG), **DECODER).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def mask() -> torch.Tensor:
+    return masking.random(3, N, 0.75, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_loss_and_prediction_equal_transformers(model, images, mask, norm_pix_loss):
+    peer = theirs(model, norm_pix_loss=norm_pix_loss)
+    with torch.no_grad():
+        pred = model(images, mask, MASKED)
+        ours = mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=norm_pix_loss)
+        expected = peer(images, noise=mask.float())  # transformers keeps the patches of the lowest noise
+    assert torch.equal(expected.mask.bool(), mask)
+    torch.testing.assert_close(ours, expected.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pred[mask], expected.logits[mask], rtol=1e-4, atol=1e-5)
+    assert (pred[~mask] == 0).all()
+
+
+def test_changing_masked_pixels_does_not_change_the_latent(model, images, mask):
+    noise = torch.randn_like(mae.patchify(images, 8))
+    changed = mae.unpatchify(torch.where(mask[:, :, None], noise, mae.patchify(images, 8)), 8)
+    assert not torch.equal(changed, images)
+    with torch.no_grad():
+        assert torch.equal(model.encode(images, mask, MASKED), model.encode(changed, mask, MASKED))
+
+
+def test_what_is_not_decoded_is_as_if_it_had_never_been_there(model, images, mask):
+    some = masking.part_of(mask, torch.rand(3, N, generator=torch.Generator().manual_seed(3)), 5)
+    latent = model.encode(images, mask, MASKED)
+    x = torch.cat([model.decoder["embed"](latent), model.mask_token.expand(3, 5, -1)], dim=1)
+    for row in range(3):  # by hand: its places in any order
+        places = [0, *(1 + i for i in range(N) if not mask[row, i]), *(1 + i for i in range(N) if some[row, i])]
+        shuffled = torch.randperm(len(places), generator=torch.Generator().manual_seed(row))
+        tokens = (x[row] + model.positions[0, places])[shuffled][None]
+        out = model.decoder["pred"](model.decoder["norm"](model.decoder["blocks"](tokens)))[0]
+        expected = out[shuffled.argsort()][-5:]
+        torch.testing.assert_close(model(images, mask, MASKED, some, 5)[row][some[row]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_visible_patches_carry_no_loss(model, images, mask):
+    pred = model(images, mask, MASKED)
+    pred.retain_grad()
+    mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=True).backward()
+    assert (pred.grad[~mask] == 0).all()
+    assert (pred.grad[mask] != 0).any(-1).all()
+
+
+def test_loss_equals_a_loop(images, mask):
+    pred = torch.randn(3, N, 192)
+    errors = []
+    for b in range(3):
+        for y in range(4):
+            for x in range(4):
+                if mask[b, 4 * y + x]:
+                    patch = images[b, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].permute(1, 2, 0).flatten()
+                    patch = (patch - patch.mean()) / (patch.var() + 1e-6) ** 0.5
+                    errors.append((pred[b, 4 * y + x] - patch).square().mean())
+    ours = mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=True)
+    torch.testing.assert_close(ours, torch.stack(errors).mean())
+
+
+def test_patchify_round_trip(images):
+    assert torch.equal(mae.unpatchify(mae.patchify(images, 8), 8), images)
+
+
+def test_one_colour_makes_no_nan(model, mask):
+    flat = torch.full((3, 3, 32, 32), 0.3)
+    loss = mae.loss(model(flat, mask, MASKED), flat, mask, patch_size=8, norm_pix_loss=True)
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_a_perfect_prediction_reconstructs_the_image(images, mask, norm_pix_loss):
+    target = mae.patchify(images, 8)
+    if norm_pix_loss:
+        mean, deviation = mae.moments(target)
+        target = (target - mean) / deviation
+    rebuilt = mae.reconstruct(target, images, mask, patch_size=8, norm_pix_loss=norm_pix_loss)
+    torch.testing.assert_close(rebuilt, images, rtol=0, atol=1e-5)
+
+
+def test_reconstruction_keeps_what_was_visible(images, mask):
+    rebuilt = mae.reconstruct(torch.zeros(3, N, 192), images, mask, patch_size=8, norm_pix_loss=True)
+    same = (mae.patchify(rebuilt, 8) == mae.patchify(images, 8)).all(-1)
+    assert same[~mask].all()
+    assert not same[mask].any()
+
+
+def test_saved_and_loaded_it_predicts_the_same(model, images, mask, tmp_path):
+    mae.save(tmp_path, model, encoder=CONFIG, decoder=DECODER | {"norm_pix_loss": True})
+    again, config = mae.load(tmp_path)
+    assert config["norm_pix_loss"] is True
+    with torch.no_grad():
+        assert torch.equal(again(images, mask, MASKED), model(images, mask, MASKED))

@@ -1,0 +1,202 @@
+"""What pictures promise: colours anyone can tell apart, masks as training draws them, pixels as the model sees them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semmae.data.dataset import Reader
+from semmae.models import mae, masking, vit
+from semmae.parts.part_maps import PartMaps
+from semmae.report import charts, figures, heat_maps, overlays, palettes, tables
+
+MASKING = {"strategy": "semantic", "mask_ratio": 0.75, "inter_part": {"start": 0.0, "end": 1.0, "power": 2.0}}
+NOTICEABLE = 0.02  # OKLab
+
+
+@pytest.fixture
+def reader(toy_dataset):
+    return Reader(toy_dataset, "val")
+
+
+@pytest.fixture
+def maps(reader):
+    """Four quadrants, parts 0 to 2 and the background 3."""
+    quadrants = np.kron(np.arange(4, dtype=np.uint8).reshape(2, 2), np.ones((2, 2), np.uint8)).reshape(1, -1)
+    metadata = {"grid": [4, 4], "num_parts": 3, "background": 3, "teacher": "", "parts": ""}
+    labels = quadrants.repeat(len(reader), axis=0)
+    return PartMaps(reader.keys, labels, labels + 1, metadata, 0)
+
+
+@pytest.fixture
+def samples(reader, maps):
+    return figures.samples(reader, maps, np.arange(3), img_size=32, patch_size=4)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
+    return mae.MAE(encoder, embed_dim=16, depth=1, num_heads=2).eval()
+
+
+@pytest.mark.parametrize("name", palettes.PALETTES)
+@pytest.mark.parametrize("count", [3, 7, 20])
+def test_colours_are_told_apart_by_all_eyes(name, count):
+    colours = palettes.palette(name, count).astype(float)
+    distance = palettes.distance(colours, colours)
+    assert colours.shape == (count, 3)
+    assert distance[~np.eye(count, dtype=bool)].min() > 3 * NOTICEABLE
+
+
+def test_eyes_see_what_is_known_of_them():
+    black, white, red, green = (np.array([rgb]) for rgb in ((0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 148, 0)))
+    assert palettes.distance(black, white)[0, 0] == pytest.approx(1, abs=1e-3)
+    normal, protanope, deuteranope = np.linalg.norm(palettes.seen(red) - palettes.seen(green), axis=-1)[:, 0]
+    assert normal > 2 * deuteranope  # red and green of like lightness are nearly one colour to deuteranopes
+    assert normal > protanope
+
+
+def test_an_unknown_palette_is_refused():
+    with pytest.raises(ValueError, match=r"no colours 'beige'; expected \(report\.colours\) one of okabe_ito"):
+        palettes.palette("beige", 3)
+
+
+def test_overlay_colours_parts_and_leaves_the_background_its_hue():
+    picture = np.full((24, 24, 3), (200, 80, 40), np.uint8)
+    labels = np.zeros((24, 24), np.uint8)
+    labels[:, 8:16], labels[:, 16:] = 1, 2  # 2 is the background
+    colours = np.array([[0, 0, 255], [0, 255, 0]], np.uint8)
+    out = overlays.overlay(picture, labels, colours=colours).astype(int)
+    assert out[12, 4].argmax() == 2
+    assert out[12, 12].argmax() == 1
+    assert (out[12, 8] == 255).all()  # a white line between two parts
+    pale, full = out[12, 20], picture[0, 0].astype(int)
+    hue = (full[1] - full[2]) / (full[0] - full[2])
+    assert (pale[1] - pale[2]) / (pale[0] - pale[2]) == pytest.approx(hue, abs=0.02)
+
+
+@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+def test_film_masks_exactly_num_masked(samples, strategy):
+    frames = figures.film(samples, masking=MASKING | {"strategy": strategy}, seed=0)
+    wanted = masking.num_masked(64, 0.75)
+    assert len(frames) == len(figures.FRAMES) == 5
+    assert all((mask.sum(1) == wanted).all() for mask in frames)
+    pictures = figures.strip(samples, masking=MASKING | {"strategy": strategy}, seed=0, colours=None)
+    hidden = np.mean([picture[:, :, 3] < 255 for row in pictures for picture in row[1:]])
+    assert hidden == wanted / 64  # as seen, too
+
+
+def test_film_shows_the_curriculum(samples):
+    """From three quarters of each of four equal quadrants to three whole ones."""
+    frames = figures.film(samples, masking=MASKING, seed=0)
+    part = samples.evidence["part_map"]
+    for sample in range(3):
+        per_part = [[int(mask[sample][part[sample] == k].sum()) for k in range(4)] for mask in frames]
+        assert per_part[0] == [12, 12, 12, 12]
+        assert sorted(per_part[-1]) == [0, 16, 16, 16]
+    assert figures.captions(MASKING)[2] == ("50%", "0.25")
+
+
+def test_a_strategy_without_its_evidence_is_refused(reader):
+    bare = figures.samples(reader, None, np.arange(2), img_size=32, patch_size=8)
+    with pytest.raises(ValueError, match=r"attention.*part maps do not hold"):
+        figures.masks(bare, masking=MASKING | {"strategy": "attention"}, progress=0.0, seed=0)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_reconstruction_shows_the_image_where_it_is_visible(samples, model, norm_pix_loss):
+    mask = masking.random(3, 16, 0.75, generator=torch.Generator().manual_seed(0))
+    whole = figures.reconstructions(model, samples.images, mask, norm_pix_loss=norm_pix_loss)
+    original = samples.images.permute(0, 2, 3, 1).numpy()
+    hidden = np.kron(mask.view(3, 4, 4).numpy(), np.ones((8, 8), bool))
+    assert np.array_equal(whole[~hidden], original[~hidden])
+    assert not np.array_equal(whole[hidden], original[hidden])
+
+
+def test_typical_is_sure_and_of_a_good_size():
+    shares = np.full((4, 2, 16), 0.5)
+    shares[0, :, :8] = [[0.9], [0.1]]  # a region of eight sure patches
+    shares[1, :, :8] = [[0.6], [0.4]]  # as large, less sure
+    shares[2, :, :1] = [[1.0], [0.0]]  # one patch only
+    for image in range(3):
+        shares[image, :, 8 if image < 2 else 1 :] = [[0.4], [0.6]]
+    shares[3] = [[0.2], [0.8]]  # without the first label
+    first, second = overlays.typical(shares, count=9)
+    assert first == [0, 1, 2]
+    assert second[0] == 3
+
+
+def test_region_shows_the_largest_piece_in_colour():
+    image = np.full((80, 160, 3), (180, 60, 60), np.uint8)
+    found = np.zeros((4, 8), bool)
+    found[0, 0], found[1:3, 5:7] = True, True
+    out = overlays.region(image, found, size=60, colour=np.array([0, 0, 255], np.uint8))
+    assert out.shape == (60, 60, 4)
+    assert tuple(out[30, 30]) == (180, 60, 60, 255)
+    assert out[2, 2, 3] < 255
+    assert len(set(out[2, 2, :3].tolist())) == 1  # gray around it
+    assert (out == (0, 0, 255, 255)).all(-1).any()
+
+
+def test_grids_are_images(reader, maps, model):
+    size = {"count": 2, "seed": 0}
+    grids = [
+        figures.parts_grid(reader, maps, colours="okabe_ito", **size),
+        figures.masks_grid(reader, maps, masking=MASKING, img_size=32, patch_size=8, colours="okabe_ito", **size),
+        figures.reconstructions_grid(reader, maps, model=model, masking=MASKING, norm_pix_loss=True, **size),
+    ]
+    assert all(isinstance(grid, Image.Image) and grid.mode == "RGB" for grid in grids)
+    assert grids[1].width > 6 * figures.TILE
+    assert len(figures.choose(3, count=10, seed=0)) == 3
+
+
+@pytest.mark.parametrize("span", [(0, 1), (0.123, 0.129), (-3, 7), (0, 14), (1e-6, 2.1e-3), (41, 9000)])
+def test_ticks_are_round_and_span_the_range(span):
+    ticks = charts.ticks(*span)
+    step = ticks[1] - ticks[0]
+    assert ticks[0] <= span[0] < ticks[0] + step
+    assert ticks[-1] - step < span[1] <= ticks[-1] + 1e-12
+    assert 2 <= len(ticks) <= 7
+    assert round(step / 10 ** np.floor(np.log10(step) + 1e-9), 6) in (1, 2, 5)
+
+
+def test_a_chart_goes_through_its_points_and_escapes_its_title():
+    history = [{"epoch": 1, "knn_top1": 0.25, "loss": 3.0}, {"epoch": 2, "loss": 1.0}]
+    assert list(charts.columns(history)) == ["loss", "knn_top1"]
+    assert charts.columns(history)["knn_top1"] == [(1, 0.25)]
+    svg = charts.chart([(1, 3.0), (2, 1.0)], title="<loss>", percent=False)
+    middle = (charts.LEFT + charts.RIGHT) / 2
+    assert f'points="{middle:.1f},{charts.TOP:.1f} {charts.RIGHT:.1f},{charts.BOTTOM:.1f}"' in svg
+    assert "&lt;loss&gt;" in svg
+    assert "25 %" in charts.chart([(1, 0.25)], title="kNN", percent=True)  # a single epoch
+
+
+def test_score_tables_keep_every_line():
+    line = {"patch": {"fg_iou": 0.4, "miou": 0.2}, "pixel": {"fg_iou": 0.3, "miou": 0.1}}
+    beside = {"centre_mask": {"patch": {"fg_iou": 0.1}}, "perfect": {"pixel": {"fg_iou": 0.9}}, "mine": line}
+    scores = line | beside
+    patch, pixel = tables.part_tables(scores)
+    assert patch["columns"] == ["foreground IoU", "part mIoU"]
+    assert dict(patch["groups"])["trivial lines"] == [("one mask for all images", [0.1, None])]
+    assert [group for group, _ in pixel["groups"]] == ["", "ceilings", "also"]
+    scores = {"top1": 0.3, "standard_error": 0.02, "untrained": {"top1": 0.1}, "mine": {"top1": 0.5}}
+    bars = tables.classification(scores)["bars"]
+    assert [(bar.name, bar.error) for bar in bars] == [("encoder", 0.02), ("mine", None), ("untrained encoder", None)]
+    assert all(bar.width + bar.whisker <= 1 for bar in bars)
+
+
+def test_settings_have_the_names_dvc_takes():
+    section = {"masking": {"inter_part": {"power": 2.0}}, "betas": [0.9, 0.95], "none": {}}
+    found = dict(tables.settings(section, "pretrain"))
+    assert found == {"pretrain.masking.inter_part.power": 2.0, "pretrain.betas": [0.9, 0.95], "pretrain.none": {}}
+
+
+def test_heat_grows_from_dark_gray_to_the_colour_with_the_share():
+    picture, colour = np.full((12, 12, 3), 100, np.uint8), np.array([250, 50, 0], np.uint8)
+    for share, expected in ((0.0, [40, 40, 40]), (1.0, [175, 75, 50]), (0.5, [108, 58, 45])):
+        shown = heat_maps.heat(picture, np.full((3, 3), share), colour=colour)
+        assert np.abs(shown.astype(int) - expected).max() <= 1
+    sides = heat_maps.heat(picture, np.array([[0.0, 1.0]]), colour=colour)[:, :, 0].astype(int)
+    assert (np.diff(sides, axis=1) >= 0).all()  # smoothly from one patch's centre to the other's
+    assert (np.diff(sides, axis=1) < 40).all()

@@ -1,0 +1,152 @@
+"""What evaluations leave behind as a page shows it: tables, curves, mistakes, segmented images, or none of these."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from semmae.data import decoding
+from semmae.data.dataset import Reader
+from semmae.evaluation import curve_files
+from semmae.evaluation.predictions import COLUMNS
+from semmae.report import confusions, gallery, overlays, tables
+
+PROTOCOLS = ("linear", "knn")
+
+
+@pytest.fixture
+def reader(toy_dataset):
+    return Reader(toy_dataset, "val")
+
+
+def answers(path: Path, rows: list[tuple[str, str, str, float]]) -> Path:
+    """A table of predictions."""
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(path, sep="\t", index=False)
+    return path
+
+
+def predicted(folder: Path, reader: Reader, ids: list[int]) -> Path:
+    """Masks of samples: by the linear head the true ones, by neighbours nothing but the first class."""
+    for protocol in PROTOCOLS:
+        (folder / protocol).mkdir(parents=True)
+        for index in ids:
+            mask = reader.mask(index) * (protocol == "linear")
+            (folder / protocol / f"{reader.keys[index]}.png").write_bytes(decoding.encode_png(mask))
+    return folder
+
+
+def test_a_curve_per_column_and_protocol_that_changes(tmp_path):
+    rows = [
+        {"epoch": 1, "lr": 0.1, "loss": 3.0, "steps": 5},
+        {"epoch": 2, "lr": 0.2, "loss": 2.0, "val_miou": 0.125, "steps": 5},
+        {"epoch": 3, "lr": 0.0, "loss": 1.0, "val_miou": 0.25, "steps": 5},
+    ]
+    curve_files.write(tmp_path / "toy", {"linear": rows, "linear_untrained": rows, "upernet": rows[:1]})
+    loss, miou = gallery.charts(tmp_path / "toy", ["linear", "upernet", "most_frequent"])
+    assert "linear loss over 3 epochs, at the end 1" in loss
+    assert "linear val mIoU over 3 epochs, at the end 25 %" in miou
+    assert loss.split('points="')[1].split('"')[0].count(",") == 3
+    assert miou.split('points="')[1].split('"')[0].count(",") == 2
+    curve_files.write(tmp_path / "toy", {"encoder": rows})
+    assert "val mIoU over 3 epochs" in gallery.charts(tmp_path / "toy", ["encoder"])[1]
+    assert gallery.charts(tmp_path / "gone", ["encoder"]) == []
+
+
+def test_mistakes_are_shown_with_their_pictures_the_surest_first(tmp_path, toy_dataset, reader):
+    rows = [("gone", "cat", "dog", 0.75), (reader.keys[3], "cat", "dog", 0.5), (reader.keys[4], "dog", "dog", 1.0)]
+    found = gallery.answered(answers(tmp_path / "toy.tsv", rows), toy_dataset)
+    assert (found["wrong"], found["samples"], found["pairs"]) == (2, 3, [])
+    assert 'class="confusion"' in found["heatmap"]
+    unknown, known = found["mistakes"]
+    assert (unknown["key"], unknown["picture"]) == ("gone", None)
+    assert np.array_equal(known["picture"], gallery.square(reader.image(3)))
+    without = gallery.answered(tmp_path / "toy.tsv", tmp_path)
+    assert [row["picture"] for row in without["mistakes"]] == [None, None]
+    assert gallery.answered(tmp_path / "gone.tsv", toy_dataset) is None
+
+
+def test_many_classes_have_pairs_in_place_of_a_heat_map(tmp_path):
+    rows = [(f"{i}", f"class {i}", f"class {i // 2}", 0.5) for i in range(confusions.DRAWN + 1)]
+    found = gallery.answered(answers(tmp_path / "toy.tsv", rows), tmp_path)
+    assert found["heatmap"] is None
+    assert len(found["pairs"]) == gallery.PAIRS
+    assert found["wrong"] == confusions.DRAWN  # class 0 is right
+
+
+def test_a_segmented_image_stands_beside_its_true_mask_and_those_that_are_predicted(tmp_path, toy_dataset, reader):
+    ids, how = [2, 5], {"colours": "okabe_ito"}
+    folder = predicted(tmp_path / "examples", reader, ids)
+    rows, _ = gallery.segmented(folder, toy_dataset, PROTOCOLS, **how)
+    assert [len(row) for row in rows] == [4, 4]
+    for index, (image, truth, linear, knn) in zip(ids, rows, strict=True):
+        assert np.array_equal(image, gallery.square(reader.image(index)))
+        assert np.array_equal(truth, linear)
+        assert not np.array_equal(truth, knn)
+    assert len(gallery.segmented(folder, toy_dataset, ["linear"], **how)[0][0]) == 3
+    assert gallery.segmented(folder, tmp_path, PROTOCOLS, **how) == ([], [])  # no shards
+    shutil.rmtree(folder / "knn")
+    assert gallery.segmented(folder, toy_dataset, PROTOCOLS, **how) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["parts", "classes"])
+def test_the_legend_has_the_classes_that_are_seen_and_a_background_has_no_colour(
+    tmp_path, toy_dataset, reader, monkeypatch, kind
+):
+    monkeypatch.setitem(reader.meta, "mask_kind", kind)
+    monkeypatch.setattr(gallery, "Reader", lambda *_: reader)
+    folder = predicted(tmp_path / "examples", reader, [2])
+    ((image, truth, _, all_first),), legend = gallery.segmented(folder, toy_dataset, PROTOCOLS, colours="okabe_ito")
+    labels = [label for label in np.unique(reader.mask(2)) if label != decoding.IGNORE]
+    assert [name for name, _ in legend] == [reader.mask_names[label] for label in labels]
+    assert len({tuple(colour) for _, colour in legend}) == len(labels)
+    assert (dict(legend)["background"] == list(gallery.GRAY)) == (kind == "parts")
+    paler = 0.5 * image + 0.2 * (image @ overlays.LUMA)[..., None] + 0.3 * 255
+    assert np.allclose(all_first, paler, atol=0.51) == (kind == "parts")
+    assert not np.array_equal(truth, all_first)
+
+
+def test_a_picture_is_the_central_square_and_what_a_mask_ignores_is_paler():
+    image, mask = np.zeros((20, 60, 3), np.uint8), np.full((20, 60), decoding.IGNORE, np.uint8)
+    image[:, 19:41], mask[:, :30] = (0, 200, 0), 0
+    assert (gallery.square(image)[:, 10:-10] == (0, 200, 0)).all()  # its border is interpolated
+    shown = gallery.laid_over(image, mask, np.array([[0, 0, 255]], np.uint8))
+    coloured, ignored = shown[80, 40], shown[80, -40]
+    assert coloured.argmax() == 2
+    assert ignored.argmax() == 1
+    assert ignored.min() > 0
+
+
+def test_segmentation_has_a_row_per_protocol_and_line_and_an_iou_per_class():
+    score = {"miou": 0.5, "standard_error": 0.01, "pixel_accuracy": 0.75, "iou": {"sky": 0.5, "sea": None}}
+    line = {"miou": 0.25, "pixel_accuracy": 0.5}
+    scores = {"knn": score, "linear": score | {"untrained": line}, "most_frequent": line}
+    found = tables.segmentation(scores)
+    assert found["rows"] == [
+        ("linear head, frozen", 0.5, 0.01, 0.75, True),
+        ("untrained encoder, the same", 0.25, None, 0.5, False),
+        ("nearest patches, frozen", 0.5, 0.01, 0.75, True),
+        ("the commonest class everywhere", 0.25, None, 0.5, False),
+    ]
+    assert list(found["protocols"]) == ["linear", "knn"]
+    assert found["classes"] == [("sky", [0.5, 0.5]), ("sea", [None, None])]
+
+
+def test_few_labels_end_with_all_of_them():
+    few = {
+        "5_per_class": {"top1": 0.25, "standard_error": 0.02},
+        "10_percent": {"top1": 0.3},
+        "0_5_percent": {"top1": 0.1},
+    }
+    found = tables.low_shot({"top1": 0.5, "standard_error": 0.01, "low_shot": few})
+    assert found == [("5 per class", 0.25, 0.02), ("10 %", 0.3, None), ("0.5 %", 0.1, None), ("all", 0.5, 0.01)]
+    assert tables.low_shot({"top1": 0.5}) == []
+
+
+@pytest.mark.parametrize(("top1", "error"), [(0.156, 0.064), (0.0, 0.0), (1.0, None), (0.5, 0.01)])
+def test_bars_leave_room_for_their_whiskers(top1, error):
+    known = {} if error is None else {"standard_error": error}
+    (bar,) = tables.classification({"top1": top1} | known)["bars"]
+    assert bar.width + bar.whisker <= 1
+    assert bar.width == pytest.approx(top1 / max(0.1, np.ceil(10 * (top1 + (error or 0)) - 1e-9) / 10))

@@ -1,0 +1,445 @@
+"""Files are whole or absent, checkpoints are whole or skipped, a run goes on where it stopped or starts afresh."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semmae.cli import state_dir
+from semmae.console.progress import Progress
+from semmae.core import atomic_files, checkpoint, distributed
+from semmae.core.distributed import World
+from semmae.data.dataset import Reader
+from semmae.data.epoch_order import epoch_order
+from semmae.runs import handover, run
+from semmae.runs.run import Run, write_history
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    lr: float
+    workers: int = 0
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_fails_leaves_what_was_there(tmp_path: Path, kind: str):
+    def write(path: Path, text: str) -> None:
+        if kind == "folder":
+            path.mkdir()
+        (path if kind == "file" else path / "content").write_text(text)
+
+    target = tmp_path / "target"
+    with atomic_files.replacing(target) as temporary:
+        write(temporary, "old")
+    with pytest.raises(RuntimeError), atomic_files.replacing(target) as temporary:  # noqa: PT012
+        write(temporary, "half of")
+        raise RuntimeError
+    assert (target if kind == "file" else target / "content").read_text() == "old"
+    with atomic_files.replacing(target) as temporary:
+        write(temporary, "new")
+    assert (target if kind == "file" else target / "content").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_json_has_no_nan(tmp_path: Path):
+    with pytest.raises(ValueError, match="Out of range float"):
+        atomic_files.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_model_comes_back_and_other_weights_are_refused(tmp_path: Path):
+    atomic_files.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    weights, config = atomic_files.read_model(tmp_path, "encoder")
+    assert torch.equal(weights["w"], torch.arange(4.0))
+    assert config["depth"] == 1
+    _flip_a_bit(tmp_path / "encoder.safetensors")
+    with pytest.raises(ValueError, match=r"encoder\.safetensors does not match the sha256"):
+        atomic_files.read_model(tmp_path, "encoder")
+
+
+def test_a_model_whose_shape_was_changed_is_refused(tmp_path: Path):
+    atomic_files.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    file = tmp_path / "encoder.json"
+    file.write_text(file.read_text().replace('"depth": 1', '"depth": 3'))
+    with pytest.raises(ValueError, match=r"encoder\.json is damaged"):
+        atomic_files.read_model(tmp_path, "encoder")
+
+
+def test_a_model_of_an_older_version_comes_back(tmp_path: Path):
+    atomic_files.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    old = atomic_files.read_json(tmp_path / "encoder.json")
+    del old[atomic_files.OWN_DIGEST]
+    atomic_files.write_json(tmp_path / "encoder.json", old)
+    assert atomic_files.read_model(tmp_path, "encoder")[1] == old
+
+
+class Weights:
+    """A state of one number."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"w": torch.tensor(self.number)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.number = float(state["w"])
+
+
+@pytest.mark.parametrize(("name", "stops"), [("model", True), ("first heads", False)])
+def test_a_model_that_is_not_finite_is_not_saved_but_heads_may_diverge(
+    toy_dataset: Path, tmp_path: Path, name: str, stops: bool
+):
+    with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        steps = run.steps(
+            Reader(toy_dataset, "train"), _load, batch_size=8, epochs=2, seed=0, workers=0,
+            state={name: Weights(float("nan"))},
+        )  # fmt: skip
+        if stops:
+            with pytest.raises(FloatingPointError, match="w of the model is not finite after step 5"):
+                list(steps)
+        else:
+            assert len(list(steps)) == 10
+        assert bool(list(run.folder.glob("step-*"))) is not stops
+
+
+HOLDER = """
+import sys
+from semmae import artifact
+with artifact.lock("output", "x"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_names_its_holder_and_ends_with_it(state_root: Path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(BlockingIOError, match=f"process {other.pid} is already writing output x"),
+            atomic_files.lock("output", "x"),
+        ):
+            pass
+        with atomic_files.lock("output", "y"):
+            assert state_dir.at_work() == sorted([str(other.pid), str(os.getpid())])
+        other.kill()
+    with atomic_files.lock("output", "x"):
+        assert state_dir.at_work() == [str(os.getpid())]
+    assert state_dir.at_work() == []
+
+
+# Checkpoints
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path):
+    for step in (1, 2, 10):
+        checkpoint.save(tmp_path, step, {"step": step})
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002", "step-000000010"]
+    assert checkpoint.latest(tmp_path, map_location=ALONE.device) == {"step": 10}
+
+
+def test_a_run_that_begins_anew_keeps_its_own_checkpoints_and_not_those_that_nobody_can_read(tmp_path: Path):
+    for step in (190, 200):
+        checkpoint.save(tmp_path, step, {"step": step})
+        os.truncate(tmp_path / f"step-{step:09d}/state.pt", 10)
+    assert checkpoint.latest(tmp_path, map_location=ALONE.device) is None
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, step, {"step": step})
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000020", "step-000000030"]
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no manifest", "no state"])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"step": step, "weights": torch.arange(1000.0)})
+    newest = tmp_path / "step-000000002"
+    if damage == "flipped bit":
+        _flip_a_bit(newest / "state.pt")
+    elif damage == "cut short":
+        os.truncate(newest / "state.pt", 100)
+    else:
+        (newest / ("manifest.json" if damage == "no manifest" else "state.pt")).unlink()
+    found = checkpoint.latest(tmp_path, map_location=ALONE.device)
+    assert found is not None
+    assert found["step"] == 1
+    assert "checkpoint skipped" in capsys.readouterr().err
+
+
+def test_half_a_save_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint.save(tmp_path, 1, {"step": 1})
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(OSError, match="is full: step-000000002 was not written"):
+        checkpoint.save(tmp_path, 2, {"step": 2})
+    assert checkpoint.latest(tmp_path, map_location=ALONE.device) == {"step": 1}
+
+
+# Runs
+
+
+class Halt(Exception):
+    """What ends a run in these tests."""
+
+
+def _train(
+    dataset: Path,
+    out: Path,
+    *,
+    lr: float = 0.1,
+    halt_after: int | None = None,
+    loss: float = 1.0,
+    adopted: list[str] | None = None,
+    workers: int = 0,
+) -> tuple[list[list[str]], torch.Tensor, list[dict[str, float]]]:
+    """Three epochs of 5 steps of SGD with momentum; the keys of every batch, the weight, the history."""
+    reader, weight = Reader(dataset, "train"), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(weight.weight)
+    optimizer = torch.optim.SGD(weight.parameters(), lr=lr, momentum=0.9)
+    seen = []
+    with Run("toy", ALONE, out=out, params=Recipe(lr, workers), inputs=["digest"], checkpoint_minutes=60) as now:
+        for step in now.steps(
+            reader,
+            _load,
+            batch_size=8,
+            epochs=3,
+            seed=0,
+            workers=workers,
+            state={"weight": weight, "optimizer": optimizer},
+        ):
+            if step.number == halt_after:
+                raise Halt
+            seen.append(step.batch["key"])
+            optimizer.zero_grad()
+            error = (weight(step.batch["value"].float()[:, None]) - 2).square().mean()
+            error.backward()
+            optimizer.step()
+            now.record(loss=error * loss)
+            if step.ends_epoch:
+                now.log(epoch_again=step.epoch + 1)
+    assert now.adopted.get("adopted") == adopted
+    return seen, weight.weight.detach().clone(), now.history
+
+
+def _load(reader: Reader, index: int, epoch: int) -> dict[str, object]:
+    return {"key": reader.keys[index], "value": np.array(len(reader.encoded(index)) / 1000 + epoch)}
+
+
+def test_a_run_takes_every_sample_once_an_epoch_in_the_order_of_seed_and_epoch(toy_dataset: Path, tmp_path: Path):
+    seen, _, history = _train(toy_dataset, tmp_path / "out")
+    keys = np.array(Reader(toy_dataset, "train").keys)
+    expected = [list(keys[ids]) for epoch in range(3) for ids in epoch_order(40, seed=0, epoch=epoch).reshape(5, 8)]
+    assert seen == expected
+    assert [row["epoch"] for row in history] == [row["epoch_again"] for row in history] == [1, 2, 3]
+
+
+def test_a_run_takes_the_samples_of_an_epoch_as_often_as_they_weigh(toy_dataset: Path, tmp_path: Path):
+    dataset = shutil.copytree(toy_dataset, tmp_path / "toy")
+    meta = json.loads((dataset / "shards.json").read_text())
+    meta["sources"]["toy"]["weight"] = 1.25
+    (dataset / "shards.json").write_text(json.dumps(meta))
+    seen, _, _ = _train(dataset, tmp_path / "out")
+    reader = Reader(dataset, "train")
+    keys, weights = np.array(reader.keys), reader.weights
+    orders = [epoch_order(40, seed=0, epoch=epoch, weights=weights)[:48].reshape(6, 8) for epoch in range(3)]
+    assert seen == [list(keys[ids]) for order in orders for ids in order]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_goes_on_and_ends_the_same_with_any_number_of_workers(
+    toy_dataset: Path, tmp_path: Path, workers: int
+):
+    whole, weight, history = _train(toy_dataset, tmp_path / "out")
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=12)
+    (left,) = state_dir.runs()
+    assert (left.stage, left.step, left.locked) == ("toy", 10, False)
+    rest, weight_again, history_again = _train(toy_dataset, tmp_path / "out", workers=workers)
+    assert rest == whole[10:]  # the last checkpoint was after the second epoch
+    assert torch.equal(weight_again, weight)
+    assert history_again == history
+    assert state_dir.runs() == []  # a finished run leaves nothing
+
+
+def test_a_changed_parameter_does_not_resume(toy_dataset: Path, tmp_path: Path):
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=12)
+    seen, _, _ = _train(toy_dataset, tmp_path / "out", lr=0.2)
+    assert len(seen) == 15
+    assert [left.step for left in state_dir.runs()] == [10]  # the other one still could
+
+
+def test_an_offered_run_goes_on_under_other_source_and_says_so(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    whole, weight, history = _train(toy_dataset, tmp_path / "out")
+    before = run.source_digest()
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=12)
+    (left,) = state_dir.runs()
+    state_dir.adopt(left.fingerprint[:6])
+    monkeypatch.setattr(run, "source_digest", lambda: "edited")
+    assert len(_train(toy_dataset, tmp_path / "out", lr=0.2)[0]) == 15
+    assert "toy does not adopt run" in (said := capsys.readouterr().err)
+    assert "other params" in said
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=13)
+    (taken,) = state_dir.runs()
+    assert (taken.fingerprint != left.fingerprint, taken.step) == (True, 10)
+    rest, weight_again, history_again = _train(toy_dataset, tmp_path / "out", adopted=[before])
+    assert rest == whole[10:]
+    assert torch.equal(weight_again, weight)
+    assert history_again == history
+    record = json.loads((atomic_files.state_root() / "adoptions.jsonl").read_text())
+    assert (record["from"], record["to"]) == (left.fingerprint, taken.fingerprint)
+
+
+def test_what_cannot_be_adopted_is_told(toy_dataset: Path, tmp_path: Path):
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=2)
+    (left,) = state_dir.runs()
+    with pytest.raises(ValueError, match=f"0 unfinished runs begin with 'x'; there are: {left.fingerprint[:12]}"):
+        state_dir.adopt("x")
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        state_dir.adopt(left.fingerprint)
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=12)
+    with atomic_files.lock("run", left.fingerprint), pytest.raises(BlockingIOError, match="is already writing"):
+        state_dir.adopt(left.fingerprint)
+
+
+def test_a_checkpoint_of_an_older_layout_is_refused_in_words(toy_dataset: Path, tmp_path: Path):
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=6)
+    (left,) = state_dir.runs()
+    folder = atomic_files.state_root() / "runs" / left.fingerprint
+    checkpoint.save(folder, 6, {"step": 6, "history": [], "sums": {}, "count": 0, "state": {}})
+    with pytest.raises(ValueError, match=f"{folder} is of an older version, which kept less; remove it to begin anew"):
+        _train(toy_dataset, tmp_path / "out")
+
+
+def test_old_runs_are_pruned_and_locked_ones_are_not(toy_dataset: Path, tmp_path: Path):
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=6)
+    (left,) = state_dir.runs()
+    assert state_dir.prune_runs(unused_days=1) == []
+    with atomic_files.lock("run", left.fingerprint):
+        assert state_dir.prune_runs(unused_days=0) == []
+    assert [run.fingerprint for run in state_dir.prune_runs(unused_days=0)] == [left.fingerprint]
+    assert state_dir.runs() == []
+
+
+def test_runs_are_listed_while_one_of_them_saves(state_root: Path):
+    folder, saving = state_root / "runs/busy", threading.Event()
+
+    def save() -> None:
+        for step in range(200):
+            checkpoint.save(folder, step, {"step": step})
+        saving.set()
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    while not saving.is_set():
+        assert len(state_dir.runs()) <= 1
+    thread.join()
+    assert [run.step for run in state_dir.runs()] == [199]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_samples(toy_dataset: Path, tmp_path: Path):
+    first = Reader(toy_dataset, "train").keys[epoch_order(40, seed=0, epoch=0)[0]]
+    with pytest.raises(FloatingPointError, match=rf"loss is nan at step 0 on rank 0; its samples: {first}"):
+        _train(toy_dataset, tmp_path / "out", loss=float("nan"))
+
+
+def test_one_writer_per_output(toy_dataset: Path, tmp_path: Path):
+    with (
+        atomic_files.lock("output", str(tmp_path / "out")),
+        pytest.raises(BlockingIOError, match=f"process {os.getpid()} is already writing output {tmp_path}/out"),
+    ):
+        _train(toy_dataset, tmp_path / "out")
+
+
+def test_the_same_run_for_another_output_waits_its_turn(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Experiments side by side train the same baselines."""
+    with pytest.raises(Halt):
+        _train(toy_dataset, tmp_path / "out", halt_after=2)
+    (left,) = state_dir.runs()
+    with contextlib.ExitStack() as held:
+        held.enter_context(atomic_files.lock("run", left.fingerprint))
+        threading.Timer(0.5, held.close).start()
+        _train(toy_dataset, tmp_path / "other")
+    said = f"process {os.getpid()} is already writing run {left.fingerprint}; waiting for it"
+    assert said in capsys.readouterr().err
+
+
+def test_a_batch_larger_than_the_data_is_refused(toy_dataset: Path, tmp_path: Path):
+    with Run("toy", ALONE, out=tmp_path, params=Recipe(0.1), inputs=[], checkpoint_minutes=1) as run, pytest.raises(
+        ValueError, match=r"toy: batch_size is 41, but an epoch has 40 samples"
+    ):  # fmt: skip
+        next(run.steps(Reader(toy_dataset, "train"), _load, batch_size=41, epochs=1, seed=0, workers=0, state={}))
+
+
+def test_what_ranks_agree_on_is_moved_to_their_device(monkeypatch: pytest.MonkeyPatch):
+    reduced = []  # NCCL takes tensors of a GPU alone; what a run records may lie on the CPU
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: reduced.append(value.device.type))
+    distributed.mean(torch.ones(()), World(rank=0, size=2, device=torch.device("meta")))
+    assert reduced == ["meta"]
+
+
+def test_a_checkpoint_holds_what_the_ranks_have_recorded_on_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as now:
+        now.book.sums = {"loss": 1.0}
+        monkeypatch.setattr(distributed, "mean", lambda value, world: (value + 10.0) / 2)  # the other rank's loss is 10
+        now._save(1, {})
+        saved = checkpoint.latest(now.folder, map_location=ALONE.device)
+    assert saved is not None
+    assert saved["book"]["sums"] == {"loss": 5.5}
+
+
+def test_more_than_a_day_is_told_in_days(capsys: pytest.CaptureFixture[str]):
+    with Progress("toy", steps=1001, per_epoch=1, batch_size=1, start=0, shown=True) as progress:
+        progress.began -= 108  # seconds
+        progress.done = 1
+        progress.line({"epoch": 1, "loss": 1.0})
+    assert "1 day, 6:00:0" in capsys.readouterr().err
+
+
+def test_the_curves_are_rewritten_whole(tmp_path: Path):
+    for history in ([{"epoch": 1, "loss": 3.0}], [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]):
+        write_history(tmp_path / "live", "toy", history)
+    lines = (tmp_path / "live/plots/metrics/toy/loss.tsv").read_text().split()
+    assert lines == ["step", "loss", "1", "2.0", "2", "1.0"]
+
+
+def test_an_offer_that_was_taken_before_is_no_offer(state_root: Path):
+    """A kill between the move of the checkpoints and the removal of their folder leaves it behind, empty."""
+    identity = {"stage": "toy", "params": {}, "inputs": [], "source": "new"}
+    left, begun = state_root / "runs/left", state_root / "runs/begun"
+    atomic_files.write_json(left / "identity.json", identity | {"source": "old"})
+    atomic_files.write_json(left / "offer.json", {"offered": "then"})
+    assert handover.take(identity, begun) == []
+    assert not left.exists()
+    assert not begun.exists()

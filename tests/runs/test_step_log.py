@@ -1,0 +1,234 @@
+"""What steps say of themselves: whose numbers are not finite comes again, is left out or ends the run, whenever it is
+read; a step reads nothing off its device.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from semmae.core import config, distributed, optim
+from semmae.core.distributed import World
+from semmae.data.dataset import Reader
+from semmae.data.epoch_order import epoch_order
+from semmae.models import masking, vit
+from semmae.parts.part_maps import PartMaps
+from semmae.runs.run import Compute, Run
+from semmae.runs.step_log import Step
+from semmae.training import ibot_loop, mae_loop
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
+TOY = Path(__file__).parents[1] / "toy/params.yaml"
+NAN = float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    lr: float
+
+
+def _load(reader: Reader, index: int, epoch: int) -> dict[str, object]:
+    return {"key": reader.keys[index]}
+
+
+def _run(
+    dataset: Path, out: Path, losses: dict[tuple[int, bool], float], *, lag: int = 0, epochs: int = 1,
+    signalled_at: int | None = None, **kwargs: int,
+) -> tuple[Run, list[tuple[int, bool]], float]:  # fmt: skip
+    """Epochs of 5 steps whose loss is 2, or what `losses` says of (step, again). A step moves a weight by one, if it
+    may. The run, its steps in their order, the weight.
+    """
+    seen: list[tuple[int, bool]] = []
+    model = torch.nn.ParameterList([torch.zeros(1)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0, fused=True)
+    with Run("toy", ALONE, out=out, params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        run.book.lag = lag
+        for step in run.steps(
+            Reader(dataset, "train"), _load, batch_size=8, epochs=epochs, seed=0, workers=0,
+            state={"model": model, "optimizer": optimizer}, **kwargs,
+        ):  # fmt: skip
+            if step.number == signalled_at:
+                signal.raise_signal(signal.SIGTERM)
+            seen.append((step.number, step.again))
+            loss = torch.tensor(losses.get(seen[-1], 2.0))
+            model[0].grad = -(loss / loss).expand(1)  # one, or nan
+            optim.step_if(run.finite(loss=loss), optimizer)
+            run.record(loss=loss, constant=1.0)
+            if step.ends_epoch:
+                run.log(weight=float(model[0].detach()))
+    return run, seen, float(model[0].detach())
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_step_that_is_not_finite_comes_again_and_then_counts(
+    toy_dataset: Path, tmp_path: Path, lag: int, capsys: pytest.CaptureFixture[str]
+):
+    plain, _, _ = _run(toy_dataset, tmp_path / "plain", {}, epochs=2)
+    losses = {(1, False): NAN, (1, True): 4.0, (4, False): float("inf"), (4, True): 4.0}
+    run, seen, weight = _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2, retry=True)
+    late = [(2, False), (1, True)] if lag else [(1, True), (2, False)]  # a GPU has been told the next one meanwhile
+    rest = [(number, False) for number in (5, 6, 7, 8, 9)]
+    assert seen == [(0, False), (1, False), *late, (3, False), (4, False), (4, True), *rest]
+    assert weight == pytest.approx(plain.history[-1]["weight"], abs=1e-3)
+    assert run.book.skipped == 0
+    assert [row["loss"] for row in run.history] == [pytest.approx((2 * 3 + 4 * 2) / 5), 2.0]
+    assert run.history[0]["weight"] == pytest.approx(5, abs=1e-3)  # measured anew after the last step came again
+    assert [row["constant"] for row in run.history] == [1.0, 1.0]
+    said = capsys.readouterr().err
+    assert "toy: the loss is nan at step 1, which comes again in fp32\n" in said
+    assert "toy: the loss is inf at step 4, which comes again in fp32\n" in said
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_step_that_stays_so_is_left_out_if_that_is_allowed(
+    toy_dataset: Path, tmp_path: Path, lag: int, retry: bool, capsys: pytest.CaptureFixture[str]
+):
+    losses = {(number, again): NAN for number in (1, 3) for again in (False, True)}
+    run, _, weight = _run(toy_dataset, tmp_path / "out", losses, lag=lag, retry=retry, max_skips=2)
+    assert (run.book.skipped, run.history[-1]["loss"]) == (2, 2.0)
+    assert weight == pytest.approx(3, abs=1e-3)
+    keys = [Reader(toy_dataset, "train").keys[i] for i in epoch_order(40, seed=0, epoch=0)]
+    said = capsys.readouterr().err
+    assert f"toy: the loss is nan at step 1 on rank 0; its samples: {keys[8]}, " in said
+    assert said.count("; the step is left out") == 2
+    said = f"toy: the loss is nan at step 3 on rank 0; its samples: {keys[24]}, .*; lower base_lr or set precision to"
+    with pytest.raises(FloatingPointError, match=said):
+        _run(toy_dataset, tmp_path / "other", losses, lag=lag, retry=retry, max_skips=1)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("number", [0, 3, 4, 8, 9])
+def test_a_run_that_is_stopped_goes_on_to_the_same_end(toy_dataset: Path, tmp_path: Path, lag: int, number: int):
+    losses = {(number, again): 3.0 for number in (3, 7) for again in (False, True)}
+    whole, steps, weight = _run(toy_dataset, tmp_path / "whole", losses, lag=lag, epochs=2)
+    with pytest.raises(SystemExit, match="143"):
+        _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2, signalled_at=number)
+    run, rest, weight_again = _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2)
+    stopped_after = number + 1 + (lag if number % 5 < 4 else 0)  # a GPU has been told the next one
+    assert rest == steps[stopped_after:]
+    assert (weight_again, run.history) == (weight, whole.history)
+
+
+def test_a_rank_whose_own_loss_is_finite_stops_with_the_one_whose_is_not(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(distributed, "highest", lambda values, world: torch.ones_like(values))  # another rank says so
+    with pytest.raises(FloatingPointError, match="toy: not finite at step 0, on another rank than this"):
+        _run(toy_dataset, tmp_path / "out", {})
+
+
+def test_a_spike_is_told_with_its_samples(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    _run(toy_dataset, tmp_path / "out", {(55, False): 50.0}, epochs=12)
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+    assert told.startswith("toy: spike at step 55: the loss is 50, lately 2; its samples: ")
+
+
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal.default")
+
+
+class Reads(TorchDispatchMode):
+    """How often something was read off a tensor for which a GPU would be waited for: by `item`, `float`, `if`, or for
+    a shape. Copies are not told apart here (`test_no_step_waits_for_a_gpu`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += any(name in str(function) for name in READS)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_number_that_is_read_is_counted():
+    with Reads() as reads:
+        float(torch.ones(()) + 1)
+        torch.ones(3).nonzero()
+        if torch.ones(()) > 0:
+            torch.ones(3).unique()
+        assert torch.equal(torch.ones(3), torch.ones(3))
+    assert reads.count == 5
+
+
+class Counting(Run):
+    """A run that counts what each step's loop reads."""
+
+    def steps(self, *args: Any, **keywords: Any) -> Iterator[Step]:
+        self.reads: list[int] = []
+        for step in super().steps(*args, **keywords):
+            with Reads() as reads:
+                yield step
+            self.reads.append(reads.count)
+
+
+def _pretrained(run: Run, dataset: Path, strategy: Any, reconstruct: float = 1.0, world: World = ALONE) -> None:
+    reader = Reader(dataset, "train")
+    labels = np.random.default_rng(0).integers(0, 4, (2, len(reader), 16), dtype=np.uint8)
+    maps = PartMaps(reader.keys, labels[0], labels[1], {"grid": [4, 4]}, 0)
+    recipe = dataclasses.replace(
+        config.load(mae_loop.Recipe, "pretrain", "recipe", file=TOY), epochs=2, batch_size=8, reconstruct=reconstruct
+    )
+    masks = mae_loop.Masking(strategy, 0.75, mae_loop.Curriculum(start=0.0, end=1.0, power=2.0))
+    encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
+    mae_loop.pretrain(
+        recipe, masks, encoder, reader=reader, maps=maps, seed=0, compute=COMPUTE, world=world, run=run,
+        measure=lambda *_: {},
+    )  # fmt: skip
+
+
+def _distilled(run: Run, dataset: Path, centering: Any, world: World = ALONE) -> None:
+    recipe = dataclasses.replace(
+        config.load(ibot_loop.Recipe, "teacher", "ibot", file=TOY), epochs=2, batch_size=8, centering=centering
+    )
+    network = mae_loop.Network(patch_size=8, embed_dim=32, depth=1, num_heads=2)
+    ibot_loop.distil(
+        recipe, network, img_size=32, reader=Reader(dataset, "train"), seed=0, compute=COMPUTE, world=world, run=run,
+        measure=lambda *_: {}, start=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("strategy", "reconstruct"), [("random", 1.0), ("semantic", 0.5), ("attention", 1.0)])
+def test_pretraining_reads_nothing_off_its_device(toy_dataset: Path, tmp_path: Path, strategy: str, reconstruct: float):
+    with Counting("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        _pretrained(run, toy_dataset, strategy, reconstruct)
+    assert run.reads == [0] * 10
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn", "mean"])
+def test_self_distillation_reads_nothing_off_its_device(toy_dataset: Path, tmp_path: Path, centering: str):
+    with Counting("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        _distilled(run, toy_dataset, centering)
+    assert run.reads == [0] * 10
+
+
+class Watched(Run):
+    """A run whose loop may not wait for the GPU from its second step on: the first makes the optimiser its state."""
+
+    def steps(self, *args: Any, **keywords: Any) -> Iterator[Step]:
+        for step in super().steps(*args, **keywords):
+            torch.cuda.set_sync_debug_mode("error" if step.number else "default")
+            yield step
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="what waits for a GPU shows on a GPU alone")
+@pytest.mark.parametrize(
+    "train",
+    [
+        *(partial(_pretrained, strategy=strategy) for strategy in masking.STRATEGIES),
+        *(partial(_distilled, centering=centering) for centering in ("sinkhorn", "mean")),
+    ],
+)
+def test_no_step_waits_for_a_gpu(toy_dataset: Path, tmp_path: Path, train: Callable[..., None]):
+    world = World(rank=0, size=1, device=torch.device("cuda", 0))
+    with Watched("toy", world, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        train(run, toy_dataset, world=world)

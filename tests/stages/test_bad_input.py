@@ -1,0 +1,146 @@
+"""What users bring that cannot be scored, through the stages as they are run: one sentence each."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from semmae.core import atomic_files
+from semmae.models import teacher, vit
+from tests.project import Project, call
+
+CLASSIFIERS = ("knn", "linear", "attentive", "finetune")
+META = Path("data/shards/toy/shards.json")
+
+
+def refused(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
+    """What a stage says on standard error when it refuses: one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        call(name, *arguments)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: ")
+    return told
+
+
+def masks_of_train(change: Callable) -> None:
+    """Write the masks of train anew, each as `change` makes it."""
+    for file in sorted(Path("data/raw/pictures/masks/train").rglob("*.png")):
+        cv2.imwrite(str(file), change(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)))
+
+
+def without_eyes(mask):
+    mask[mask == 7] = 255  # says nothing
+    return mask
+
+
+def tampered(**changes) -> None:
+    atomic_files.write_json(META, atomic_files.read_json(META) | changes)
+
+
+def encoder(folder: Path, patch_size: int, img_size: int) -> Path:
+    """An untrained encoder of that patch size; its file."""
+    config = {"img_size": img_size, "patch_size": patch_size, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    vit.save(folder, vit.build(config), config | {"mean": vit.MEAN, "std": vit.STD})
+    return (folder / "encoder.safetensors").resolve()
+
+
+def test_a_class_of_val_that_train_lacks(inside: Project, capsys: pytest.CaptureFixture[str]):
+    for kind in ("images", "masks"):
+        shutil.rmtree(f"data/raw/pictures/{kind}/train/cat")
+    call("shards", "toy")
+    for name in CLASSIFIERS:
+        assert "val shows classes that train lacks (cat), which nothing can learn" in refused(capsys, name, "toy")
+
+
+def test_a_class_of_vals_masks_that_those_of_train_lack(inside: Project, capsys: pytest.CaptureFixture[str]):
+    masks_of_train(without_eyes)
+    call("shards", "toy")
+    assert "val's masks show classes that train's lack (eyes), which nothing can learn" in refused(
+        capsys, "segment", "toy"
+    )
+
+
+def test_masks_of_another_size(inside: Project, capsys: pytest.CaptureFixture[str]):
+    folder = Path("data/raw/pictures/masks/train/cat")
+    for file in folder.glob("*.png"):
+        cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_UNCHANGED)[:16])
+    call("shards", "toy")  # 8 of 96, and a tenth may be rejected
+    reasons = pq.read_table("data/shards/toy/rejected.parquet")["reason"].to_pylist()
+    assert reasons == ["the mask's size is not that of its upright image: 32x16 for 32x32"] * 8
+    masks_of_train(lambda mask: mask[:16])
+    with pytest.raises(SystemExit):
+        call("shards", "toy")
+    told = capsys.readouterr().err
+    assert "64 of 96 inputs are rejected" in told
+    assert "the mask's size is not that of its upright image" in told
+
+
+def test_labels_beyond_the_class_list(inside: Project, capsys: pytest.CaptureFixture[str]):
+    names = atomic_files.read_json(META)["class_names"]
+    tampered(class_names=names[:3])
+    for name in CLASSIFIERS:
+        told = refused(capsys, name, "toy")
+        assert "train has the label 7, but shards.json names 3 classes; write the dataset again (dvc repro -f" in told
+
+
+@pytest.mark.parametrize("name", ["segment", "part_scores"])
+def test_labels_of_masks_beyond_their_names(name: str, inside: Project, capsys: pytest.CaptureFixture[str]):
+    tampered(mask_names=["background", "body", "head"])
+    told = refused(capsys, name, "toy")
+    assert "data/shards/toy/train-000000.tar, sample " in told
+    assert "the mask holds an index without a name: 8, names are for 0 to 2; restore it" in told
+
+
+def test_labels_of_sources_beyond_the_class_list(inside: Project, capsys: pytest.CaptureFixture[str]):
+    inside.set("shards.datasets.toy.sources.pictures.masks.names", ["background", "body", "head"])
+    with pytest.raises(SystemExit):
+        call("shards", "toy")
+    assert "the mask holds an index without a name (e.g. pictures/images/train/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "sentence"),
+    [
+        ("finetune", "finetune.protocol.img_size", 40, "img_size is 40; the encoder needs a multiple of its patch"),
+        ("segment", "segment.protocol.crop", 40, "segment.protocol.crop is 40; it must be a multiple of the encoder's"),
+        ("segment", "segment.protocol.crop", None, "48; it must be a multiple of the teacher's patch size, 32"),
+    ],
+    ids=["finetune", "segment", "segment beside a teacher"],
+)  # fmt: skip
+def test_an_encoder_of_another_patch_size(stage, key, value, sentence, inside, capsys):
+    encoder(Path("data/pretrain"), 16, 48)
+    inside.set("segment.protocol.short_side", 48)
+    for name in ("knn", "linear"):  # these take what they are given
+        call(name, "toy")
+    config = {"img_size": 32, "patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    described = {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
+    teacher.save(Path("data/teacher"), vit.build(config), config | described)
+    inside.set(key, value)
+    assert sentence in refused(capsys, stage, "toy")
+
+
+@pytest.mark.parametrize("source", ["semmae", "ibot", "timm"])
+def test_a_teacher_of_another_patch_size(source: str, inside: Project, capsys: pytest.CaptureFixture[str]):
+    inside.set("teacher.source", source)
+    if source == "timm":
+        model = "vit_tiny_patch16_224"
+        file = Path("tiny.pth").resolve()
+        torch.save(teacher.create(model, 32).state_dict(), file)
+        inside.set("teacher.model", "vit_small_patch8_224.dino")
+        sentences = ["its patches are 16 pixels wide, there 8", f"teacher.model {model} needs a multiple of its patch"]
+    else:
+        file = encoder(Path("data/encoders/other"), 16, 32)
+        sentences = ["has patch_size 16, teacher has 8; make them equal", f"the encoder in {file} needs a multiple"]
+    inside.set("teacher.checkpoint", {"path": str(file), "sha256": atomic_files.sha256(file)})
+    if source != "semmae":  # whose architecture is the file's
+        assert sentences[0] in refused(capsys, "teacher")
+    if source == "timm":
+        inside.set("teacher.model", model)
+    inside.set("teacher.img_size", 40)
+    assert sentences[1] in refused(capsys, "teacher")

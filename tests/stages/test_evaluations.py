@@ -1,0 +1,223 @@
+"""The evaluation stages on toy artifacts: what they write, that they repeat it, and how they refuse."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+
+from semmae.core import distributed, stage
+from semmae.data.dataset import Reader
+from semmae.evaluation import curve_files, features, linear_heads, subsets
+from semmae.models import teacher, vit
+from semmae.parts import part_learner as parts_module
+from semmae.parts.part_learner import KMeansParts
+from stages import attentive, knn, linear, part_scores
+
+CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+STAGES = {"attentive": attentive, "knn": knn, "linear": linear, "part_scores": part_scores}
+PARAMS = """
+knn:
+  protocol: {k: 20, temperature: 0.07, whiten: false, pool: patch_mean, baselines: true, seed: 0, batch_size: 16,
+    workers: 0, device: cpu, precision: fp32}
+  datasets: {toy: {}, gone: {}}
+linear:
+  protocol: {base_lrs: [1.0, 0.1], holdout: 0.25, epochs: 4, warmup_epochs: 1, views: 2, batch_size: 16,
+    low_shot: [{per_class: 1}, {share: 0.5}], pool: both, baselines: true, seed: 0,
+    encode_batch_size: 16, workers: 0, device: cpu, precision: fp32}
+  datasets: {toy: {epochs: 3}}
+attentive:
+  protocol: {queries: 4, base_lrs: [0.1, 0.01], weight_decays: [0.05, 0.0], holdout: 0.25, epochs: 4, warmup_epochs: 1,
+    batch_size: 8, betas: [0.9, 0.95], baselines: true, seed: 0,
+    compute: {device: cpu, precision: fp32, compile: false, workers: 0, window: null, checkpoint_minutes: 5}}
+  datasets: {toy: {epochs: 3}}
+part_scores:
+  protocol: {sample: 20, baselines: true, seed: 0, batch_size: 16, workers: 0, device: cpu, precision: fp32}
+  datasets: {toy: {}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose encoder and teacher are untrained and whose parts are three fixed directions."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(PARAMS)
+    Path("data/shards").mkdir(parents=True)
+    Path("data/shards/toy").symlink_to(toy_dataset)
+    vit.save(Path("data/pretrain"), vit.build(CONFIG), CONFIG)
+    described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
+    teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
+    learner = KMeansParts(
+        {"method": "kmeans", "num_parts": 3, "background": False, "width": 32, "temperature": 0.1, "img_size": 32,
+         "grid": [4, 4], "teacher": teacher.load(Path("data/teacher")).digest}
+    )  # fmt: skip
+    learner.centroids.copy_(torch.eye(32)[:3])
+    parts_module.save(Path("data/parts"), learner)
+    return tmp_path
+
+
+def start(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
+    """As `python -m stages.<name> <arguments>` does."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    stage.main(STAGES[name].main)
+
+
+def written(name: str) -> dict:
+    return json.loads(Path(f"results/{name}/toy.json").read_text())[name]["toy"]
+
+
+LINES = {
+    "knn": ["thumbnails", "untrained", "teacher"],
+    "linear": ["thumbnails", "untrained", "teacher"],
+    "attentive": ["untrained", "teacher"],
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_protocol_is_written_with_the_lines_beside_it(project, monkeypatch, name):
+    start(monkeypatch, name, "toy")
+    scores = written(name)
+    assert {"top1", "top5", "per_class", "standard_error", *LINES[name]} <= set(scores)
+    assert all(0 <= scores[name] <= 1 for name in ("top1", "top5", "per_class", "standard_error"))
+    assert [line for line, found in scores.items() if isinstance(found, dict) and line != "low_shot"] == LINES[name]
+    assert all(list(scores[line]) == ["top1", "standard_error"] for line in LINES[name])
+    start(monkeypatch, name, "toy")
+    assert written(name) == scores
+    assert not list((project / "state/runs").glob("*"))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_predictions_are_those_that_were_scored(project, monkeypatch, name):
+    start(monkeypatch, name, "toy")
+    found = pd.read_csv(f"results/{name}/predictions/toy.tsv", sep="\t")
+    val = Reader(Path("data/shards/toy"), "val")
+    assert found["key"].tolist() == val.keys
+    assert found["actual"].tolist() == [val.class_names[label] for label in val.labels]
+    assert (found["actual"] == found["predicted"]).mean() == pytest.approx(written(name)["top1"])
+    assert found["confidence"].between(1 / val.num_classes, 1).all()
+
+
+def test_whitened_neighbours_are_those_of_whitened_features(project, monkeypatch):
+    Path("params.yaml").write_text(PARAMS.replace("whiten: false", "whiten: true"))
+    start(monkeypatch, "knn", "toy")
+    encode = features.pooled(vit.load(Path("data/pretrain"))[0], pool="patch_mean", device=torch.device("cpu"))
+    train, val = (Reader(Path("data/shards/toy"), split) for split in ("train", "val"))
+    tokens, queries = (features.extract(encode, one, img_size=32, batch_size=16, workers=0) for one in (train, val))
+    rank = 31  # the last norm leaves 32 numbers with a mean of 0
+    judge = make_pipeline(PCA(rank, whiten=True), Normalizer(), KNeighborsClassifier(20, weights=closeness))
+    expected = judge.fit(tokens, train.labels).score(queries, val.labels)
+    assert written("knn")["top1"] == pytest.approx(expected)
+
+
+def closeness(distance: np.ndarray) -> np.ndarray:
+    """exp(cosine / 0.07) of unit vectors so far apart."""
+    return np.exp((1 - distance**2 / 2) / 0.07)
+
+
+@pytest.mark.parametrize("name", ["linear", "attentive"])
+def test_the_curve_of_a_probe_has_the_epochs_of_its_dataset(project, monkeypatch, name):
+    start(monkeypatch, name, "toy")
+    found = curve_files.read(Path(f"results/{name}/curves/toy"), "encoder")
+    assert list(found) == ["holdout_top1", "lr", "train_loss"]
+    assert all([epoch for epoch, _ in points] == [1, 2, 3] for points in found.values())
+
+
+def test_the_losses_of_a_curve_are_those_of_all_ranks_while_it_is_still_written(project, monkeypatch):
+    """So a checkpoint of the first rank is one of all."""
+    curve = Path("results/attentive/curves/toy")
+    start(monkeypatch, "attentive", "toy")
+    alone = curve_files.read(curve, "encoder")["train_loss"]
+    monkeypatch.setattr(distributed, "mean", lambda value, world: 2 * value)  # as if others had three times the loss
+    start(monkeypatch, "attentive", "toy")
+    assert curve_files.read(curve, "encoder")["train_loss"] == [
+        (epoch, pytest.approx(2 * loss)) for epoch, loss in alone
+    ]
+
+
+def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_the_rate_of_all(project, monkeypatch):
+    start(monkeypatch, "linear", "toy")
+    scores = written("linear")
+    assert list(scores["low_shot"]) == ["1_per_class", "50_percent"]
+    for found in scores["low_shot"].values():
+        assert list(found) == ["top1", "top5", "per_class", "standard_error", "base_lr"]
+    assert scores["low_shot"]["1_per_class"]["base_lr"] == scores["base_lr"]
+
+
+def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
+    """The rate included, which is chosen on a part of the few; the same in every run of a seed."""
+    Path("params.yaml").write_text(PARAMS.replace("[{per_class: 1}, {share: 0.5}]", "[{share: 0.1}, {share: 0.5}]"))
+    probe, choose, learnt, chosen = linear_heads.probe, linear_heads.choose_rate, [], []
+
+    def told(train, *others, **how):
+        learnt.append(train.ids.tolist())
+        return probe(train, *others, **how)
+
+    def told_to_choose(train, **how):
+        chosen.append((train.ids.tolist(), train.ids[how["held_out"]].tolist()))
+        return choose(train, **how)
+
+    monkeypatch.setattr(linear_heads, "probe", told)
+    monkeypatch.setattr(linear_heads, "choose_rate", told_to_choose)
+    labels = Reader(Path("data/shards/toy"), "train").labels
+    few, half = (subsets.low_shot(labels, subsets.Shots(share=share), seed=0).tolist() for share in (0.1, 0.5))
+    for _ in range(2):
+        learnt.clear()
+        chosen.clear()
+        start(monkeypatch, "linear", "toy")
+        assert [ids for ids in learnt if len(ids) < len(labels)] == [few, half]
+        (ids, held_out), *others = [one for one in chosen if len(one[0]) < len(labels)]
+        assert ids == half  # of the few, one of each class, nothing can be held out
+        assert not others
+        assert set(held_out) < set(half)
+
+
+def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch):
+    start(monkeypatch, "part_scores", "toy")
+    scores = written("part_scores")
+    names = {"fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou", "consistency", "used", "background_share"}
+    lines = {"colour_kmeans", "untrained_kmeans", "teacher_kmeans", "attention_heads", "grid", "position"}
+    lines |= {"readout", "silhouette"}
+    assert set(scores) == lines | {"patch", "pixel", "perfect", "centre_mask"}
+    assert set(scores["patch"]) == set(scores["pixel"]) == names
+    assert all(set(scores[line][level]) == names for line in lines for level in ("patch", "pixel"))
+    assert np.isclose(scores["silhouette"]["patch"]["fg_iou"], 1)
+    assert scores["perfect"]["pixel"]["fg_iou"] == scores["silhouette"]["pixel"]["fg_iou"] < 1
+    start(monkeypatch, "part_scores", "toy")
+    assert written("part_scores") == scores
+    bare = Path("params.yaml").read_text().replace("{sample: 20, baselines: true", "{sample: 20, baselines: false")
+    Path("params.yaml").write_text(bare)
+    start(monkeypatch, "part_scores", "toy")
+    assert written("part_scores") == {name: scores[name] for name in ("patch", "pixel", "centre_mask")}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("knn", ["tyo"], "knn has no dataset 'tyo'; params.yaml has toy, gone"),
+        ("linear", [], "linear has no dataset ''"),
+        ("knn", ["gone"], "gone is no dataset"),
+    ],
+)
+def test_a_wrong_name_ends_in_one_sentence(project, monkeypatch, capsys, name, arguments, sentence):
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, name, *arguments)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+    assert not list(project.glob("results/*/*"))
+
+
+def test_parts_of_another_teacher_are_refused(project, monkeypatch, capsys):
+    described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
+    teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
+    with pytest.raises(SystemExit):
+        start(monkeypatch, "part_scores", "toy")
+    assert "learnt from another teacher" in capsys.readouterr().err

@@ -1,0 +1,176 @@
+"""Settings that the toy project leaves alone, each through its stages to the part maps made with it."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from semmae.core import atomic_files, optim
+from semmae.data import epoch_order as order
+from semmae.data.dataset import Reader
+from semmae.models import mae, teacher
+from semmae.parts import part_learner, part_maps
+from tests.project import Project, call
+
+
+def mapped() -> part_learner.Parts:
+    """The parts of the project in this folder, after their maps of all images have been made and read back."""
+    call("part_maps")
+    learnt, elder = part_learner.load(Path("data/parts")), atomic_files.model_digest(Path("data/teacher"), "teacher")
+    maps = part_maps.join(
+        Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=elder, parts=learnt.digest
+    )
+    assert maps.grid == learnt.grid
+    found = np.unique(maps.part_map)
+    assert len(found) > 1
+    assert set(found) <= set(range(learnt.num_labels))
+    return learnt
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "config"),
+    [
+        ("parts.method", "kmeans", {"method": "kmeans", "temperature": 0.1, "background": False}),
+        ("parts.learned.target", "pixels", {"method": "learned", "target": "pixels", "values": 3 * 8 * 8}),
+    ],
+)
+def test_parts_are_learnt_another_way(inside: Project, key: str, value: Any, config: dict[str, Any]):
+    inside.set(key, value)
+    call("parts")
+    learnt = mapped()
+    assert learnt.config.items() >= config.items()
+    assert learnt.background == (3 if learnt.config["background"] else None)
+
+
+def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
+    whole = json.loads(Path("data/pretrain/history.json").read_text())
+    inside.set("pretrain.recipe.reconstruct", 0.5)
+    call("pretrain")
+    found = json.loads(Path("data/pretrain/history.json").read_text())
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert found[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.1)  # of fewer patches, and so not the same
+    assert found[0]["loss"] != whole[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "section"),
+    [(name, name) for name in ("teacher", "parts", "pretrain")]
+    + [(name, f"{name}.protocol") for name in ("attentive", "finetune", "segment")],
+)
+def test_a_stage_that_trains_reads_as_few_shards_at_a_time_as_it_is_told(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, stage: str, section: str
+):
+    inside.set(f"{section}.compute.window", 2)
+    epoch_order, found = order.epoch_order, []
+
+    def noted(*arguments: Any, **keywords: Any) -> np.ndarray:
+        found.append((keywords["window"], epoch_order(*arguments, **keywords)))
+        return found[-1][1]
+
+    monkeypatch.setattr(order, "epoch_order", noted)
+    call(stage, *(["toy"] if "protocol" in section else []))
+    assert {window for window, _ in found} == {2}
+
+
+def test_images_grow_while_an_encoder_learns(inside: Project, monkeypatch: pytest.MonkeyPatch):
+    inside.set("pretrain.recipe.resolution", {"start": 16, "step": 8, "until": 0.7})
+    inside.set("pretrain.online_knn.every_epochs", 0)
+    seen = []
+    forward = mae.MAE.forward
+
+    def counted(model: mae.MAE, images: torch.Tensor, mask: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append((images.shape[-1], mask.shape[1]))
+        assert mask.sum(1).tolist() == [round(0.75 * mask.shape[1])] * len(mask)
+        return forward(model, images, mask, *rest)
+
+    monkeypatch.setattr(mae.MAE, "forward", counted)
+    call("pretrain")
+    assert list(dict.fromkeys(seen)) == [(16, 4), (24, 9), (32, 16)]
+    found = json.loads(Path("data/pretrain/history.json").read_text())
+    assert len(found) == 6
+    assert found[-1]["loss"] < found[0]["loss"]
+
+
+def test_what_bf16_cannot_compute_is_computed_in_fp32(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Every latent meets a number that fp32 holds and bf16 does not: a bf16 run ends as one in fp32 does."""
+    inside.set("pretrain.recipe.epochs", 1)
+    call("pretrain")
+    expected = atomic_files.sha256(Path("data/pretrain/encoder.safetensors"))
+    capsys.readouterr()
+    encode = mae.MAE.encode
+
+    def far(model: mae.MAE, *arguments: Any) -> torch.Tensor:
+        precision = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+        return encode(model, *arguments) + 0 * torch.tensor(3.4e38, dtype=precision).float()
+
+    monkeypatch.setattr(mae.MAE, "encode", far)
+    inside.set("pretrain.compute.precision", "bf16")
+    call("pretrain")
+    told = [line for line in capsys.readouterr().err.splitlines() if "comes again" in line]
+    assert told == [f"pretrain: the loss is nan at step {step}, which comes again in fp32" for step in range(4)]
+    assert atomic_files.sha256(Path("data/pretrain/encoder.safetensors")) == expected
+
+
+def test_a_gradient_that_is_not_finite_touches_no_weight(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """At the second epoch's last step, when the loss is as it should be: a run that may not leave it out stops there
+    with the checkpoint of the first epoch, and goes on from it.
+    """
+    inside.set("pretrain.recipe.epochs", 3)
+    clip, steps = optim.clip, itertools.count()
+
+    def broken(model: mae.MAE, max_norm: float | None) -> torch.Tensor:
+        if next(steps) == 7:
+            model.mask_token.grad.fill_(torch.nan)
+        return clip(model, max_norm)
+
+    monkeypatch.setattr(optim, "clip", broken)
+    with pytest.raises(SystemExit):
+        call("pretrain")
+    said = capsys.readouterr().err
+    assert "error: pretrain: the gradient is nan at step 7 on rank 0; its samples: " in said
+    (saved,) = Path(inside.root, "state/runs").glob("*/step-*")
+    assert saved.name == "step-000000004"
+    call("pretrain")
+    assert all(torch.isfinite(value).all() for value in load_file("data/pretrain/encoder.safetensors").values())
+
+
+def test_a_gradient_is_clipped_to_its_largest_norm(inside: Project, monkeypatch: pytest.MonkeyPatch):
+    inside.set("pretrain.recipe.clip_grad", 0.01)
+    found, step = [], torch.optim.AdamW.step
+
+    def measured(optimizer: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        found.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    call("pretrain")
+    assert found == pytest.approx([0.01] * len(found), rel=1e-3)
+
+
+def test_a_checkpoint_in_timms_layout_teaches(inside: Project):
+    torch.manual_seed(0)
+    published = timm.create_model("vit_tiny_patch16_224")
+    file = Path("data/raw/tiny.safetensors")
+    save_file(published.state_dict(), file)
+    inside.set("teacher.source", "timm")
+    inside.set("teacher.model", "vit_tiny_patch16_224")
+    inside.set("teacher.checkpoint", {"path": file.name, "sha256": atomic_files.sha256(file)})
+    call("teacher")
+    elder = teacher.load(Path("data/teacher"))
+    assert elder.grid(32) == (2, 2)  # too few places for a middle: no foreground
+    inside.set("parts.learned.foreground", None)
+    for name, value in published.blocks.state_dict().items():
+        assert torch.equal(elder.network.blocks.state_dict()[name], value)
+    call("parts")
+    assert mapped().config.items() >= {"class_token": True, "width": 192, "grid": [2, 2]}.items()

@@ -1,0 +1,165 @@
+"""The segment stage on toy artifacts: what it writes, that it repeats it, and how it refuses."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semmae.core import atomic_files, stage
+from semmae.data.dataset import Reader
+from semmae.evaluation import curve_files
+from semmae.models import teacher, vit
+from semmae.runs import run
+from stages import segment
+
+CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+PARAMS = """
+segment:
+  protocol:
+    protocols: [linear, knn]
+    short_side: 40
+    crop: null
+    stride: 16
+    training_crops: {zoom: [0.75, 1.5], flip: 0.5}
+    sample: 30
+    holdout: 0.2
+    linear: {base_lrs: [1.0, 0.1], weight_decay: 0.0, epochs: 2, warmup_epochs: 1, batch_size: 8}
+    knn: {k: [5, 1], temperature: 0.07, patches: 200}
+    upernet: {width: 8, auxiliary_width: 8, auxiliary_weight: 0.4, epochs: 1, batch_size: 16, base_lr: 8.0e-3,
+      min_lr: 0.0, warmup_epochs: 0.5, power: 1.0, weight_decay: 0.05, betas: [0.9, 0.999], layer_decay: 0.75,
+      drop_path: 0.1}
+    baselines: true
+    examples: 3
+    batch_size: 4
+    seed: 0
+    compute: {device: cpu, precision: fp32, compile: false, workers: 0, window: null, checkpoint_minutes: 5}
+  datasets: {toy: {}, gone: {}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose encoder and teacher are untrained."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(PARAMS)
+    Path("data/shards").mkdir(parents=True)
+    Path("data/shards/toy").symlink_to(toy_dataset)
+    vit.save(Path("data/pretrain"), vit.build(CONFIG), CONFIG)
+    described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
+    teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
+    return tmp_path
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """As `python -m stages.segment <arguments>` does."""
+    monkeypatch.setattr(sys, "argv", ["segment", *arguments])
+    stage.main(segment.main)
+
+
+def change(old: str, new: str) -> None:
+    text = Path("params.yaml").read_text()
+    assert old in text
+    Path("params.yaml").write_text(text.replace(old, new))
+
+
+def written() -> dict:
+    return json.loads(Path("results/segment/toy.json").read_text())["segment"]["toy"]
+
+
+def masks() -> dict[tuple[str, str], np.ndarray]:
+    """Predicted masks by protocol and key."""
+    found = Path("results/segment/examples/toy").glob("*/*.png")
+    return {(path.parent.name, path.stem): np.asarray(Image.open(path)) for path in found}
+
+
+def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_any_order(project, monkeypatch):
+    start(monkeypatch, "toy")
+    scores, examples = written(), masks()
+    assert set(scores) == {"linear", "knn", "most_frequent", "position"}
+    names = {"miou", "pixel_accuracy", "standard_error", "iou"}
+    assert set(scores["linear"]) == names | {"base_lr", "untrained", "teacher"}
+    assert set(scores["knn"]) == names | {"k"}
+    lines = [scores["most_frequent"], scores["position"], scores["linear"]["untrained"], scores["linear"]["teacher"]]
+    assert all(set(line) == {"miou", "pixel_accuracy"} for line in lines)
+    reader = Reader(Path("data/shards/toy"), "val")
+    assert list(scores["knn"]["iou"]) == reader.mask_names
+    known = [x for x in scores["knn"]["iou"].values() if x is not None]
+    assert scores["knn"]["miou"] == pytest.approx(np.mean(known))
+    for line in ("linear", "linear_untrained", "linear_teacher"):
+        found = curve_files.read(Path("results/segment/curves/toy"), line)
+        assert list(found) == ["loss", "lr"]
+        assert [epoch for epoch, _ in found["loss"]] == [1, 2]
+    keys = {key for _, key in examples}
+    assert len(keys) == 3
+    assert set(examples) == {(protocol, key) for protocol in ("linear", "knn") for key in keys}
+    assert any((examples["linear", key] != examples["knn", key]).any() for key in keys)
+    for (_, key), mask in examples.items():
+        assert mask.dtype == np.uint8
+        assert mask.shape == reader.mask(reader.keys.index(key)).shape
+        assert mask.max() < len(reader.mask_names)
+    assert not list(atomic_files.state_root().glob("runs/*"))
+    change("protocols: [linear, knn]", "protocols: [knn, linear]")
+    start(monkeypatch, "toy")
+    assert written() == scores
+    assert all((masks()[which] == mask).all() for which, mask in examples.items())
+
+
+def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was_learnt(project, monkeypatch):
+    change("protocols: [linear, knn]", "protocols: [upernet]")
+    change("baselines: true", "baselines: false")
+    monkeypatch.setattr(segment.Task, "score", lambda *_: run.signal.raise_signal(run.signal.SIGTERM))
+    change("epochs: 1, batch_size: 16", "epochs: 2, batch_size: 16")
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, "toy")
+    assert ended.value.code == 143
+    assert not Path("results/segment/toy.json").exists()
+    assert len(list(atomic_files.state_root().glob("runs/*/step-*"))) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("SEMMAE_STATE", str(project / "state"))
+    monkeypatch.chdir(project)
+    start(monkeypatch, "toy")
+    assert set(written()) == {"upernet"}
+    assert len(curve_files.read(Path("results/segment/curves/toy"), "upernet")["loss"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "argument", "sentence"),
+    [
+        ("gone", "gone", "tyo", "segment has no dataset 'tyo'; params.yaml has toy, gone"),
+        ("gone", "gone", "gone", "gone is no dataset"),
+        ("crop: null", "crop: 36", "toy", "segment.protocol.crop is 36; it must be a multiple of the encoder's patch"),
+        ("short_side: 40", "short_side: 24", "toy", "stride is 16, crop 32 and short_side 24; they must not decrease"),
+        (
+            "batch_size: 8}",
+            "batch_size: 80}",
+            "toy",
+            "segment.linear: batch_size is 80, but an epoch has 24 samples",
+        ),
+    ],
+)
+def test_what_does_not_fit_ends_in_one_sentence(project, monkeypatch, capsys, old, new, argument, sentence):
+    change(old, new)
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, argument)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+    assert not Path("results").exists()
+
+
+def test_a_class_that_only_val_shows_is_refused(project, monkeypatch, capsys):
+    counted = segment.segmentation_views.masked_split
+
+    def without_tails(dataset: Path, split: str):
+        reader, counts = counted(dataset, split)
+        counts[:, reader.mask_names.index("tail")] *= split == "val"
+        return reader, counts
+
+    monkeypatch.setattr(segment.segmentation_views, "masked_split", without_tails)
+    with pytest.raises(SystemExit):
+        start(monkeypatch, "toy")
+    assert "val's masks show classes that train's lack (tail), which nothing can learn" in capsys.readouterr().err

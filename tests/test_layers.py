@@ -1,0 +1,60 @@
+"""Imports point down, in exactly the order of the table in docs/architecture.md."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.imports import ROOT, imported
+
+PAGE = (ROOT / "docs/architecture.md").read_text()
+ROWS = re.findall(r"^\| (`[\w/`, ]+`) +\|", PAGE.partition("## Layers")[2].partition("\n## ")[0], re.MULTILINE)
+RANK = {name: rank for rank, row in enumerate(reversed(ROWS)) for name in re.findall(r"`(\w+)/?`", row)}
+FILES = sorted([*(ROOT / "semmae").rglob("*.py"), *(ROOT / "stages").glob("*.py")])
+MODULES = [file for file in FILES if file.name not in ("__init__.py", "__main__.py")]
+
+
+def folder(file: Path) -> str:
+    """The folder of `semmae/` that a file belongs to, or `stages`."""
+    parts = file.relative_to(ROOT).parts
+    return parts[1] if parts[0] == "semmae" else parts[0]
+
+
+def test_the_page_lists_every_folder():
+    folders = {path.name for path in (ROOT / "semmae").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(RANK) == folders | {"stages"}
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_down(file: Path):
+    for other in imported(file):
+        if other.name != "__init__.py" and folder(other) != folder(file):
+            assert RANK[folder(other)] < RANK[folder(file)], f"{file} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "stages").glob("*.py")), ids=lambda file: file.stem)
+def test_stages_never_import_stages(file: Path):
+    others = {other.stem for other in imported(file) if other.parent.name == "stages"}
+    assert others <= {"__init__"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_training_needs_neither_dvc_nor_prefect(file: Path):
+    names = set()
+    for node in ast.parse(file.read_text()).body:  # of the module itself, not inside functions
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    assert file.name == "flow.py" or not names & {"dvc", "dvclive", "prefect"}
+
+
+def test_modules_have_unique_names_for_their_public_classes():
+    owners: dict[str, list[str]] = {}
+    for file in MODULES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    twice = {name: files for name, files in owners.items() if len(files) > 1}
+    assert not twice

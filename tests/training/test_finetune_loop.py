@@ -1,0 +1,399 @@
+"""Fine-tuning: rates by layer, what is drawn by name, what is trained and scored, and a killed run that goes on."""
+
+import json
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+from timm.data import create_transform
+from timm.models.vision_transformer import VisionTransformer
+
+from semmae.core import atomic_files, distributed, optim
+from semmae.core import config as params
+from semmae.data.dataset import Reader, batches
+from semmae.data.rand_augment import Augmented, RandAugment, policy
+from semmae.data.transforms import Crop
+from semmae.evaluation import curve_files, features, subsets
+from semmae.models import classifier, vit
+from semmae.runs import run
+from semmae.training import finetune_loop
+from tests.project import ROOT, call
+
+CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+ALONE = distributed.World(0, 1, torch.device("cpu"))
+CROP, POLICY = Crop((0.4, 1.0), (0.75, 1.3333), 0.5), RandAugment(2, 9, 0.5)
+COMPUTE = run.Compute("cpu", "fp32", False, 0, None, 5.0)
+
+
+def encoder() -> VisionTransformer:
+    """An encoder that is not what it was before training."""
+    torch.manual_seed(0)
+    network = vit.build(CONFIG).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return network
+
+
+def built(pool: classifier.Pool = "patch_mean", *, drop_path: float = 0.0, img_size: int = 32) -> VisionTransformer:
+    config = CONFIG | {"img_size": img_size}
+    return classifier.from_encoder(encoder(), config, num_classes=8, pool=pool, drop_path=drop_path, seed=0)
+
+
+def recipe(**changed: object) -> finetune_loop.Recipe:
+    demo = params.load(finetune_loop.Recipe, "finetune", "protocol", "recipe", file=ROOT / "params.yaml")
+    return replace(demo, **changed)
+
+
+def pixels(n: int = 8) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def global_state() -> tuple:
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+# The network and its optimiser
+
+
+@pytest.mark.parametrize("pool", ["patch_mean", "class"])
+def test_the_rate_falls_by_the_layer_and_only_matrices_decay(pool):
+    model, depth = built(pool), CONFIG["depth"]
+    optimizer = optim.layer_decayed_adamw(model, weight_decay=0.05, layer_decay=0.65, betas=(0.9, 0.999))
+    optim.set_rate(optimizer, 2.0)
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    names = dict(model.named_parameters())
+    assert len(found) == len(names)
+    assert names["pos_embed"].requires_grad
+    for name, parameter in names.items():
+        kind, number = name.split(".")[0], int(name.split(".")[1]) + 1 if name.startswith("blocks") else 0
+        layer = {"fc_norm": depth + 1, "head": depth + 1, "norm": depth}.get(kind, number)  # norm: timm's choice
+        scale = 0.65 ** (depth + 1 - layer)
+        assert found[id(parameter)]["lr"] == pytest.approx(2 * scale), name
+        decays = name.endswith("weight") and "norm" not in name
+        assert found[id(parameter)]["weight_decay"] == (0.05 if decays else 0), name
+
+
+def test_the_network_is_timms_with_the_encoders_weights():
+    model = built().eval()
+    timms = VisionTransformer(**CONFIG, num_classes=8, global_pool="avg", fc_norm=True).eval()
+    missing, unknown = timms.load_state_dict(
+        {k: v for k, v in encoder().state_dict().items() if not k.startswith("norm.")}, strict=False
+    )
+    assert set(missing) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert not unknown
+    timms.head.load_state_dict(model.head.state_dict())
+    images = vit.normalise(pixels())
+    assert torch.equal(model(images), timms(images))
+    assert float(model.head.weight.detach().std()) == pytest.approx(2e-5, rel=0.1)
+
+
+def test_the_class_token_is_read_after_the_encoders_norm():
+    model, images = built("class").eval(), vit.normalise(pixels())
+    assert torch.allclose(model(images), model.head(vit.tokens(encoder(), images)[:, 0]), atol=1e-7)
+
+
+def test_another_image_size_resamples_the_positions_as_the_encoder_does():
+    model = built("class", img_size=48).eval()
+    images = vit.normalise(torch.nn.functional.interpolate(pixels(), size=48))
+    assert model.pos_embed.shape[1] == 1 + 6 * 6
+    assert torch.allclose(vit.tokens(model, images), vit.tokens(encoder(), images), atol=1e-6)
+    with pytest.raises(ValueError, match="img_size is 44; the encoder needs a multiple of its patch size 8"):
+        built(img_size=44)
+
+
+def test_paths_are_dropped_in_training_alone():
+    model, images = built(drop_path=0.5), vit.normalise(pixels())
+    model.head.weight.data.normal_()
+    still = built()
+    still.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(images), still.eval()(images))
+    assert not torch.allclose(model.train()(images), still.train()(images))
+
+
+# What is drawn
+
+
+def test_the_policy_is_that_of_timms_transform(toy_dataset):
+    ours = policy(POLICY, 32)
+    theirs = create_transform(32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
+    theirs = next(step for step in theirs.transforms if type(step) is type(ours))
+    assert [op.kwargs for op in ours.ops] == [op.kwargs for op in theirs.ops]
+    assert [op.hparams for op in ours.ops] == [op.hparams for op in theirs.ops]
+    assert [(op.name, op.magnitude, op.prob) for op in ours.ops] == [(o.name, o.magnitude, o.prob) for o in theirs.ops]
+    assert ours.num_layers == theirs.num_layers == 2
+
+
+def test_the_strongest_policy_draws_every_operation(toy_dataset):
+    """At magnitude 10 timm keeps no bit of a posterised image, which Pillow refuses."""
+    reader = Reader(toy_dataset, "train")
+    view = Augmented(0, CROP, RandAugment(16, 10, 0.0), 32)
+    for epoch in range(3):
+        assert view(reader, 0, epoch)["image"].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_is_a_function_of_seed_epoch_and_key_alone(toy_dataset, workers):
+    reader, view = Reader(toy_dataset, "train"), Augmented(3, CROP, POLICY, 32)
+    expected = np.stack([view(reader, i, 5)["image"] for i in range(12)])
+    assert not np.array_equal(expected[0], view(reader, 0, 6)["image"])
+    assert not np.array_equal(expected[0], Augmented(4, CROP, POLICY, 32)(reader, 0, 5)["image"])
+    random.seed(9)
+    np.random.seed(9)
+    torch.manual_seed(9)
+    before = global_state()
+    load = run._Load(view, 5)
+    order = np.arange(12)[::-1]
+    found = torch.cat([b["image"] for b in batches(reader, order, load, batch_size=4, workers=workers)])
+    assert np.array_equal(found.numpy()[::-1], expected)
+    assert global_state() == before
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_a_target_says_how_much_of_each_class_is_in_the_image(mixup, cutmix):
+    """Class 0 is black and class 1 white, so an image's brightness is its share of class 1."""
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+    how = recipe(mixup=mixup, cutmix=cutmix, label_smoothing=0.0)
+    shares = []
+    for step in range(20):
+        found, targets = finetune_loop.mixed(how, images, torch.tensor([0, 1]), 3, seed=0, step=step, rank=0)
+        bright = (found * torch.tensor(vit.STD).view(3, 1, 1) + torch.tensor(vit.MEAN).view(3, 1, 1)).mean((1, 2, 3))
+        assert torch.allclose(targets[:, 1], bright, atol=1e-5)
+        assert torch.allclose(targets.sum(1), torch.ones(2))
+        shares.append(float(bright[0]))
+    assert len(set(shares)) > 5
+
+
+def test_without_mixup_the_target_is_the_smoothed_label():
+    images, labels = pixels(3), torch.tensor([2, 0, 1])
+    how = recipe(mixup=0.0, cutmix=0.0, label_smoothing=0.1, erasing=0.0)
+    found, targets = finetune_loop.mixed(how, images, labels, 4, seed=0, step=0, rank=0)
+    assert torch.equal(found, vit.normalise(images))
+    assert torch.allclose(targets, 0.9 * torch.eye(4)[labels] + 0.1 / 4)
+
+
+def test_a_step_is_drawn_by_name_and_leaves_the_global_generators_alone():
+    labels, how = torch.arange(8), recipe(mixup=0.8, cutmix=1.0, erasing=0.5)
+    drawn = []
+    for number, step, rank in ((0, 1, 0), (1, 1, 0), (2, 2, 0), (3, 1, 1)):
+        torch.manual_seed(number)
+        random.seed(number)
+        images, before = pixels(), global_state()
+        drawn.append(finetune_loop.mixed(how, images, labels, 8, seed=0, step=step, rank=rank))
+        assert global_state()[1:] == before[1:]  # `random` is drawn from by the checker of shapes
+    (x, y), (again, same), (other, _), (elsewhere, mixed_alike) = drawn
+    assert torch.equal(x, again)
+    assert torch.equal(y, same)
+    assert not torch.equal(x, other)
+    assert not torch.equal(x, elsewhere)  # other rectangles,
+    assert torch.equal(y, mixed_alike)  # but all ranks mix by the same share
+
+
+def test_erasing_replaces_rectangles_of_some_images():
+    how = recipe(mixup=0.0, cutmix=0.0, erasing=0.5)
+    images = pixels(200)
+    found, _ = finetune_loop.mixed(how, images, torch.zeros(200, dtype=torch.long), 2, seed=0, step=0, rank=0)
+    changed = (found != vit.normalise(images)).any(1)
+    assert 0.35 < float(changed.flatten(1).any(1).float().mean()) < 0.65
+    share = changed.flatten(1).float().mean(1)
+    assert float(share.max()) < 0.36  # timm's largest rectangle is a third
+
+
+# Training and scoring
+
+
+def test_a_batch_is_never_larger_than_the_set_and_even_where_pairs_are_mixed():
+    two = distributed.World(0, 2, torch.device("cpu"))
+    plain, pairs = recipe(batch_size=64, mixup=0.0, cutmix=0.0), recipe(batch_size=64, mixup=0.8)
+    assert [finetune_loop.batch_size(plain, n, ALONE) for n in (100, 64, 63, 1)] == [64, 64, 63, 1]
+    assert [finetune_loop.batch_size(pairs, n, two) for n in (100, 63, 7)] == [64, 60, 4]
+    with pytest.raises(ValueError, match=r"batch_size is 63; 1 process\(es\) share it evenly and mixup needs pairs"):
+        finetune_loop.batch_size(replace(pairs, batch_size=63), 100, ALONE)
+    with pytest.raises(ValueError, match="3 sample"):
+        finetune_loop.batch_size(pairs, 3, two)
+
+
+def test_a_batch_is_no_larger_than_an_epoch_of_sources_that_are_seen_by_half(toy_dataset, tmp_path):
+    few = Reader(toy_dataset, "train").select(np.arange(10))
+    few.weights = np.full(10, 0.5)
+    validation = finetune_loop.Validation(few, img_size=32, batch_size=8, every_epochs=0, compute=COMPUTE, world=ALONE)
+    how = recipe(epochs=1, batch_size=64, warmup_epochs=0, ema_decay=None, mixup=0.0, cutmix=0.0)
+    with run.Run("finetune", ALONE, out=tmp_path, params=how, inputs=[], checkpoint_minutes=5) as now:
+        finetune_loop.finetune(
+            how, built(), reader=few, seed=0, compute=COMPUTE, world=ALONE, run=now, validation=validation
+        )  # fmt: skip
+    assert [row["epoch"] for row in now.history] == [1]
+
+
+def test_the_average_of_the_weights_is_what_is_scored(toy_dataset, tmp_path):
+    reader = Reader(toy_dataset, "train").select(np.arange(8))
+    validation = finetune_loop.Validation(
+        reader, img_size=32, batch_size=8, every_epochs=0, compute=COMPUTE, world=ALONE
+    )  # fmt: skip
+    model, first = built(), built().state_dict()
+    how = recipe(epochs=1, batch_size=8, warmup_epochs=0, ema_decay=0.75)
+    with run.Run("finetune", ALONE, out=tmp_path, params=how, inputs=[], checkpoint_minutes=5) as now:
+        averaged = finetune_loop.finetune(
+            how, model, reader=reader, seed=0, compute=COMPUTE, world=ALONE, run=now, validation=validation
+        )  # fmt: skip
+    for name, value in averaged.state_dict().items():
+        assert torch.allclose(value, 0.75 * first[name] + 0.25 * model.state_dict()[name], atol=1e-6), name
+    assert not torch.equal(first["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"])
+    assert torch.equal(validation.last, validation.scores(averaged))
+    assert "val_top1" in now.history[-1]
+
+
+def test_ranks_score_val_together_each_sample_once_in_order(toy_dataset, monkeypatch):
+    reader, model = Reader(toy_dataset, "val").select(np.arange(13)), built()
+    model.head.weight.data.normal_(std=1.0)
+    how = {"img_size": 32, "batch_size": 4, "every_epochs": 0, "compute": COMPUTE}
+    alone = finetune_loop.Validation(reader, world=ALONE, **how).scores(model)
+    assert torch.allclose(alone.sum(1), torch.ones(13))
+    told: dict[int, torch.Tensor] = {}
+
+    def gather(rows: torch.Tensor, world: distributed.World) -> torch.Tensor:
+        told[world.rank] = rows
+        return torch.cat([told.get(rank, torch.zeros_like(rows)) for rank in range(world.size)])
+
+    monkeypatch.setattr(distributed, "gather", gather)
+    for rank in range(3):
+        found = finetune_loop.Validation(reader, world=distributed.World(rank, 3, ALONE.device), **how).scores(model)
+    assert torch.allclose(found, alone, atol=1e-6)
+
+
+# The stage
+
+
+@pytest.fixture
+def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose encoder is at hand; toy parameters."""
+    monkeypatch.chdir(tmp_path)
+    Path("data/shards").mkdir(parents=True)
+    Path("data/shards/toy").symlink_to(toy_dataset)
+    vit.save(Path("data/pretrain"), encoder(), CONFIG)
+    section = YAML(typ="safe").load(ROOT / "tests/toy/params.yaml")["finetune"]
+    section["protocol"]["recipe"] |= {"epochs": 3, "ema_decay": 0.9}
+    section["datasets"]["gone"] = {}
+    YAML().dump({"finetune": section}, tmp_path / "params.yaml")
+    return tmp_path
+
+
+KEPT = ("toy.json", "curves/toy/encoder/loss.tsv", "curves/toy/2_per_class/loss.tsv", "predictions/toy.tsv")
+
+
+def change(**keys: object) -> None:
+    content = params.read(Path("params.yaml"))
+    content["finetune"]["protocol"] |= keys
+    YAML().dump(content, Path("params.yaml"))
+
+
+def killed_at(step: int) -> None:
+    """The stage in a process of its own that kills itself at the given step, counted over all trainings."""
+    record, seen = run.Run.record, 0
+
+    def counted(self: run.Run, **values: torch.Tensor | float) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        record(self, **values)
+
+    if (child := os.fork()) == 0:
+        run.Run.record = counted
+        call("finetune", "toy")
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(project, state_root, capsys):
+    call("finetune", "toy")
+    scores = json.loads(Path("results/finetune/toy.json").read_text())["finetune"]["toy"]
+    assert set(scores) == {"top1", "top5", "per_class", "standard_error", "untrained", "low_shot"}
+    assert set(scores["untrained"]) == {"top1", "standard_error"}
+    assert set(scores["low_shot"]) == {"2_per_class"}
+    for line, top1 in ("encoder", scores["top1"]), ("untrained", scores["untrained"]["top1"]):
+        found = curve_files.read(Path("results/finetune/curves/toy"), line)
+        assert list(found) == ["loss", "lr", "val_top1"]
+        assert [epoch for epoch, _ in found["loss"]] == [1, 2, 3]
+        assert found["val_top1"][-1] == (3, top1)
+    assert not list((state_root / "runs").glob("*"))
+
+    said = pd.read_csv("results/finetune/predictions/toy.tsv", sep="\t")
+    val = Reader(Path("data/shards/toy"), "val")
+    assert said["key"].tolist() == val.keys
+    assert said["actual"].tolist() == [val.class_names[label] for label in val.labels]
+    assert (said["actual"] == said["predicted"]).mean() == scores["top1"]
+    model, config = classifier.load(Path("data/finetune/toy"))
+    view = features.CentreView(config["img_size"])
+    shares = model(vit.normalise(torch.from_numpy(view(val, 3)["image"])[None])).softmax(1)[0]
+    assert said["predicted"][3] == config["class_names"][int(shares.argmax())]
+    assert said["confidence"][3] == pytest.approx(float(shares.max()), abs=1e-4)
+
+    digest = atomic_files.sha256(Path("data/finetune/toy/classifier.safetensors"))
+    written = [Path(f"results/finetune/{name}").read_text() for name in KEPT]
+    Path("data/finetune/toy/classifier.safetensors").unlink()
+    killed_at(10)
+    assert not Path("data/finetune/toy/classifier.safetensors").exists()
+    capsys.readouterr()
+    call("finetune", "toy")
+    epochs = [line.split("/")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert epochs == ["epoch 3", "epoch 2", "epoch 3", "epoch 1", "epoch 2", "epoch 3"]  # two went on, one is new
+    assert atomic_files.sha256(Path("data/finetune/toy/classifier.safetensors")) == digest
+    assert written == [Path(f"results/finetune/{name}").read_text() for name in KEPT]
+
+
+def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
+    """The encoder, not what all of train has made of it, on a subset that is the same in every run of a seed."""
+    from stages import finetune
+
+    reader, trained, learnt = Reader(Path("data/shards/toy"), "train"), finetune.trained, []
+
+    def told(protocol, network, config, *, splits, **others):
+        learnt.append((splits[0].keys, [p.sum().item() for p in network.parameters()]))
+        return trained(protocol, network, config, splits=splits, **others)
+
+    monkeypatch.setattr(finetune, "trained", told)
+    change(low_shot=[{"share": 0.01}, {"share": 0.5}, {"per_class": 2}], baselines=False)
+    for _ in range(2):
+        call("finetune", "toy")
+    shots = (subsets.Shots(share=0.01), subsets.Shots(share=0.5), subsets.Shots(per_class=2))
+    expected = [[reader.keys[i] for i in subsets.low_shot(reader.labels, one, seed=0)] for one in shots]
+    assert [keys for keys, _ in learnt] == 2 * [reader.keys, *expected]
+    assert len({tuple(weights) for _, weights in learnt}) == 1
+    scores = json.loads(Path("results/finetune/toy.json").read_text())["finetune"]["toy"]
+    assert list(scores["low_shot"]) == ["1_percent", "50_percent", "2_per_class"]
+    change(seed=1)
+    call("finetune", "toy")
+    assert learnt[-1][0] != expected[-1]
+
+
+def test_a_dataset_may_set_its_own_epochs_rate_and_shots():
+    from stages import finetune
+
+    section = params.load(finetune.Finetune, "finetune", file=ROOT / "tests/toy/params.yaml")
+    own = finetune.settled(section.protocol, finetune.Dataset(epochs=7, base_lr=1e-5, low_shot=[]))
+    assert (own.recipe.epochs, own.recipe.base_lr, own.low_shot) == (7, 1e-5, [])
+    assert finetune.settled(section.protocol, finetune.Dataset()) == section.protocol
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed", "sentence"),
+    [
+        (["tyo"], {}, "finetune has no dataset 'tyo'; params.yaml has toy, gone"),
+        (["gone"], {}, "data/shards/gone is no dataset; run: dvc repro shards@gone"),
+        (["toy"], {"img_size": 36}, "img_size is 36; the encoder needs a multiple of its patch size 8"),
+        (["toy"], {"pool": "both"}, "finetune.protocol.pool is 'both'; expected one of 'class' or 'patch_mean'"),
+    ],
+)
+def test_what_cannot_be_ends_in_one_sentence(project, capsys, arguments, changed, sentence):
+    change(**changed)
+    with pytest.raises(SystemExit):
+        call("finetune", *arguments)
+    assert sentence in capsys.readouterr().err
+    assert not Path("results").exists()

@@ -1,0 +1,97 @@
+"""The iBOT loop: what its history tells, what stays frozen, where its schedules begin and end."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from semmae.core import config, distributed
+from semmae.data.dataset import Reader
+from semmae.models import ibot
+from semmae.runs.run import Compute, Run
+from semmae.runs.step_log import Step
+from semmae.training import ibot_loop
+from semmae.training.mae_loop import Network
+
+ALONE = distributed.World(0, 1, torch.device("cpu"))
+COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
+NETWORK = Network(patch_size=8, embed_dim=32, depth=1, num_heads=2)
+RECIPE = config.load(ibot_loop.Recipe, "teacher", "ibot", file=Path(__file__).parents[1] / "toy/params.yaml")
+
+
+def distilled(
+    shards: Path, recipe: ibot_loop.Recipe, measure: Callable[..., dict[str, float]] = lambda *_: {}
+) -> list[dict[str, float]]:
+    """The history of a run on creatures of 32 pixels: two steps of 16 images per epoch."""
+    with Run("teacher", ALONE, out=shards, params=recipe, inputs=[], checkpoint_minutes=60) as run:
+        ibot_loop.distil(
+            recipe, NETWORK, img_size=32, reader=Reader(shards, "train"), seed=0, compute=COMPUTE, world=ALONE,
+            run=run, measure=measure, start=None,
+        )  # fmt: skip
+    return run.history
+
+
+def test_the_history_tells_losses_and_entropies_beside_those_of_knowing_nothing(toy_dataset: Path):
+    asked = []
+
+    def measure(_: object, epoch: int, last: bool) -> dict[str, float]:
+        asked.append((epoch, last))
+        return {"measured": 10.0 * epoch}
+
+    history = distilled(toy_dataset, replace(RECIPE, epochs=2), measure)
+    assert asked == [(1, False), (2, True)]
+    assert [(row["epoch"], row["measured"]) for row in history] == [(1, 10.0), (2, 20.0)]
+    for row in history:
+        assert row["loss"] == pytest.approx(row["class_loss"] + row["patch_loss"])
+        for of in ("class", "patch"):
+            assert row[f"{of}_loss_by_ln_k"] == pytest.approx(row[f"{of}_loss"] / math.log(RECIPE.prototypes))
+            assert 0 < row[f"{of}_entropy_by_ln_k"] < 1
+            assert row[f"{of}_loss_by_ln_k"] > row[f"{of}_entropy_by_ln_k"]  # a cross entropy is never below it
+
+
+def test_prototypes_rest_while_they_are_frozen(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch):
+    made, seen = [], []
+
+    class Watched(ibot.SelfDistillation):
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords)
+            made.append(self)
+            look()
+
+    def look(*_: object) -> dict[str, float]:
+        head = made[0].student.head
+        seen.append((head.prototypes.detach().clone(), head.mlp[0].weight.detach().clone()))
+        return {}
+
+    monkeypatch.setattr(ibot, "SelfDistillation", Watched)
+    distilled(toy_dataset, replace(RECIPE, epochs=3, freeze_prototypes_epochs=2), look)
+    begun, first, second, third = (prototypes for prototypes, _ in seen)
+    assert torch.equal(begun, first)
+    assert torch.equal(begun, second)
+    assert not torch.equal(begun, third)
+    assert not torch.equal(seen[0][1], seen[1][1])  # the layers below them learn from the first step
+
+
+def test_schedules_begin_and_end_where_the_recipe_says():
+    recipe = replace(RECIPE, warmup_epochs=2, teacher_temp_warmup_epochs=2)
+    first, heated, last = (Step(number, 50, 5, number // 5, {}, False) for number in (0, 10, 49))
+    peak = recipe.base_lr * recipe.batch_size / 256
+    assert ibot_loop._schedules(recipe, first) == pytest.approx((peak / 10, 0.04, 0.99, 0.04))
+    assert ibot_loop._schedules(recipe, heated)[0::3] == pytest.approx((peak, 0.07))
+    assert ibot_loop._schedules(recipe, last) == pytest.approx((recipe.min_lr, 0.4, 1.0, 0.07))
+
+
+def test_masks_cover_a_share_of_the_crops_block_by_block():
+    grid, recipe = (8, 8), replace(RECIPE, batch_size=400, mask_ratio=(0.25, 0.25), masked_share=0.5)
+    mask = ibot_loop._mask(recipe, grid, ALONE, 0, 0)
+    assert mask.shape == (800, 64)
+    assert set(mask.sum(1).tolist()) == {0, 16}
+    assert mask.any(1).float().mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_small_crops_must_be_whole_patches(toy_dataset: Path):
+    with pytest.raises(ValueError, match=r"ibot\.local_size is 20; it must be a multiple of network\.patch_size, 8"):
+        distilled(toy_dataset, replace(RECIPE, local_size=20))

@@ -31,12 +31,12 @@ from semmae.data.dataset import Reader
 from semmae.data.transforms import Crop
 from semmae.models import vit
 from semmae.parts.part_maps import PartMaps
-from semmae.runs.run import Compute, Run
+from semmae.runs.run import ComputeConfig, Run
 from semmae.runs.step_log import Step
 from semmae.training import mae_loop
 
 PARTS = 7
-CURRICULUM = mae_loop.Curriculum(start=0.0, end=1.0, power=2.0)
+CURRICULUM = mae_loop.CurriculumConfig(start=0.0, end=1.0, power=2.0)
 
 
 class Timed(Run):
@@ -65,7 +65,7 @@ class Ready(Timed):
         steps = super().steps(reader, load, **keywords | {"workers": 0})
         first = next(steps)
         steps.close()
-        batch = first.batch | {"image": async_copy.onto(self.world.device, first.batch["image"])}
+        batch = first.batch | {"image": async_copy.to_device(self.world.device, first.batch["image"])}
         for number in range(first.steps):
             yield (step := Step(number, first.steps, first.per_epoch, number // first.per_epoch, batch, False))
             self.book.close(step, stop=False, due=False)
@@ -77,13 +77,15 @@ def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> d
     reader, grid = Reader(root / "shards"), IMAGE // SHAPES[args.model]["patch_size"]
     bands = (np.arange(grid**2) * PARTS // grid**2).astype(np.uint8)
     maps = PartMaps(reader.keys, np.tile(bands, (len(reader), 1)), None, {"grid": (grid, grid)}, 0)
-    recipe = mae_loop.Recipe(
+    recipe = mae_loop.MAERecipe(
         epochs=1, batch_size=args.batch, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=0, weight_decay=0.05,
         betas=(0.9, 0.95), clip_grad=None, max_skips=0, norm_pix_loss=True, reconstruct=1.0, resolution=None,
-        decoder=mae_loop.Decoder(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
+        decoder=mae_loop.DecoderConfig(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
     )  # fmt: skip
-    compute = Compute(args.device, args.precision, args.compile, args.workers, window=None, checkpoint_minutes=1e6)
-    masks = mae_loop.Masking(strategy="semantic", mask_ratio=RATIO, inter_part=CURRICULUM)
+    compute = ComputeConfig(
+        args.device, args.precision, args.compile, args.workers, window=None, checkpoint_minutes=1e6
+    )
+    masks = mae_loop.MaskingConfig(strategy="semantic", mask_ratio=RATIO, inter_part=CURRICULUM)
 
     def rate(kind: type[Timed]) -> float:
         torch.manual_seed(0)

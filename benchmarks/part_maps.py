@@ -31,7 +31,7 @@ from semmae.runs import run
 from semmae.sharding import shard_writer
 from semmae.sharding.creatures import draw
 from semmae.sharding.sources.sources import Tree
-from stages.part_maps import PartMaps, cache
+from stages.part_maps import PartMapsConfig, cache
 
 NUM_PARTS, BATCH = 12, 32
 
@@ -60,7 +60,9 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     view, order = Whole(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
     learner = learnt(elder, ready[0], args.img_size).to(device)
-    section = PartMaps("drawn", BATCH, False, run.Inference(args.device, args.precision, False, args.workers))
+    section = PartMapsConfig(
+        "drawn", BATCH, False, run.InferenceConfig(args.device, args.precision, False, args.workers)
+    )
     (shard,) = reader.meta["shards"]
     made = {
         "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,

@@ -22,7 +22,7 @@ from semmae.core import config
 from semmae.models import mae, vit
 from semmae.training.mae_loop import budget
 from semmae.training.progressive_resolution import by_epoch
-from stages.pretrain import Pretrain
+from stages.pretrain import PretrainConfig
 
 IMAGENET = 1_281_167  # training images
 ROW = "semmae semantic"
@@ -36,7 +36,7 @@ class Speed(NamedTuple):
     how: str
 
 
-def step_flops(section: Pretrain, side: int, *, mask_ratio: float, reconstruct: float) -> float:
+def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, reconstruct: float) -> float:
     """FLOPs of forward and backward pass of the recipe's MAE for one image of `side` pixels, nothing computed."""
     patch = section.encoder.patch_size
     num_masked, num_decoded = budget((side // patch) ** 2, mask_ratio, reconstruct)
@@ -52,7 +52,7 @@ def step_flops(section: Pretrain, side: int, *, mask_ratio: float, reconstruct: 
         return flops(model, loss, images)
 
 
-def hours(section: Pretrain, speed: Speed, images: int) -> float:
+def hours(section: PretrainConfig, speed: Speed, images: int) -> float:
     """Of one device, for pretraining."""
     recipe, ratio = section.recipe, section.masking.mask_ratio
     measured = step_flops(section, IMAGE, mask_ratio=RATIO, reconstruct=1.0)
@@ -89,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     speeds = measured(args.speeds)
     for name, file in recipes.found(Path("recipes")).items():
-        section = config.load(Pretrain, "pretrain", file=file)
+        section = config.load(PretrainConfig, "pretrain", file=file)
         network = next((key for key, shape in SHAPES.items() if shape == vars(section.encoder)), "of another shape")
         if network not in speeds or vars(section.recipe.decoder) != DECODER:
             print(f"{name}: ViT {network}, whose step was not measured")

@@ -57,7 +57,7 @@ def choosing(name: str, grid: tuple[int, int], device: torch.device) -> Callable
     strategy, generator, steps = masking.STRATEGIES[name], torch.Generator().manual_seed(0), count()
 
     def choose(b: int) -> Tensor:
-        noise = async_copy.onto(device, strategy.draw(b, grid, generator=generator))
+        noise = async_copy.to_device(device, strategy.draw(b, grid, generator=generator))
         progress = torch.tensor(next(steps) % 100 / 100)
         return strategy(noise, RATIO, inter_part=progress, **evidence(b, grid, device))
 
@@ -85,7 +85,7 @@ def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0
         if share == 1:
             pred = model(images, mask, num_masked)
         else:
-            some = masking.part_of(mask, async_copy.onto(device, torch.rand(mask.shape)), num_decoded)
+            some = masking.part_of(mask, async_copy.to_device(device, torch.rand(mask.shape)), num_decoded)
             pred, mask = model(images, mask, num_masked, some, num_decoded), some
         return mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=True)
 

@@ -38,7 +38,7 @@ OUT, PRETRAIN, TEACHER = Path("results/attentive"), Path("data/pretrain"), Path(
 
 
 @dataclass(frozen=True, config=STRICT)
-class Protocol:
+class AttentiveProtocol:
     """How every dataset is scored."""
 
     queries: PositiveInt  # of a head; they divide the width of the tokens among them
@@ -51,27 +51,27 @@ class Protocol:
     betas: Betas
     baselines: bool
     seed: int
-    compute: run.Compute
+    compute: run.ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dataset:
+class AttentiveOverrides:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
     epochs: PositiveInt | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
-class Attentive:
+class AttentiveConfig:
     """The section `attentive` of params.yaml."""
 
-    protocol: Protocol
-    datasets: dict[str, Dataset]
+    protocol: AttentiveProtocol
+    datasets: dict[str, AttentiveOverrides]
 
 
 def main() -> None:
     """Probe the dataset named on the command line."""
-    section = params.load(Attentive, "attentive")
+    section = params.load(AttentiveConfig, "attentive")
     name, own = stage.named(section.datasets, "attentive")
     protocol = stage.over(section.protocol, own)
     shards, minutes = Path("data/shards") / name, protocol.compute.checkpoint_minutes
@@ -84,7 +84,7 @@ def main() -> None:
         if protocol.baselines:
             inputs.append(atomic_files.model_digest(TEACHER, "teacher"))
             lines |= baselines.tokens_beside(config, teacher.load(TEACHER), seed=protocol.seed, **how)
-        probes = {line: Probe(*look, train.num_classes, protocol, world) for line, look in lines.items()}
+        probes = {line: AttentiveProbe(*look, train.num_classes, protocol, world) for line, look in lines.items()}
         with run.Run(
             "attentive", world, out=OUT / name, params=protocol, inputs=inputs, checkpoint_minutes=minutes
         ) as now:
@@ -93,16 +93,16 @@ def main() -> None:
                 write(name, probes, val, now)
 
 
-class Probe:
+class AttentiveProbe:
     """A frozen network and the bank of heads that learns from its patch tokens."""
 
     def __init__(
-        self, see: features.See, img_size: int, num_classes: int, protocol: Protocol, world: distributed.World
+        self, see: features.See, img_size: int, num_classes: int, protocol: AttentiveProtocol, world: distributed.World
     ) -> None:
         self.see, self.img_size, self.world, self.precision = see, img_size, world, protocol.compute.precision
         width = see(torch.zeros(1, 3, img_size, img_size, dtype=torch.uint8))[1].shape[2]
         self.settings = attentive_heads.grid(protocol.base_lrs, protocol.weight_decays)
-        self.bank = attentive_heads.Bank(
+        self.bank = attentive_heads.AttentiveHeads(
             width, num_classes, num_heads=len(self.settings), queries=protocol.queries, seed=protocol.seed
         ).to(world.device)
         protocol.compute.compile_in_place(self.bank)
@@ -150,7 +150,13 @@ class Probe:
         return self.extract(chosen, reader)
 
 
-def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: distributed.World, now: run.Run) -> None:
+def learn(
+    probes: dict[str, AttentiveProbe],
+    train: Reader,
+    protocol: AttentiveProtocol,
+    world: distributed.World,
+    now: run.Run,
+) -> None:
     """Train every bank on the same crops of a part of train, and see after each epoch how its heads do on the rest."""
     held_out = subsets.stratified_split(train.labels, share=protocol.holdout, seed=protocol.seed)
     kept, holdout = train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(held_out)
@@ -164,7 +170,7 @@ def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: di
     ):  # fmt: skip
         warmup = protocol.warmup_epochs * step.per_epoch
         schedule = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=1.0, end=0.0)
-        labels, total = async_copy.onto(world.device, step.batch["label"]), torch.zeros((), device=world.device)
+        labels, total = async_copy.to_device(world.device, step.batch["label"]), torch.zeros((), device=world.device)
         for line, probe in probes.items():
             rates = attentive_heads.set_rates(probe.optimizer, batch_size=protocol.batch_size, schedule=schedule)
             losses = distributed.mean(probe.step(step.batch[f"image{probe.img_size}"], labels), world)
@@ -176,7 +182,7 @@ def learn(probes: dict[str, Probe], train: Reader, protocol: Protocol, world: di
         now.record(loss=total / len(probes))
 
 
-def write(name: str, probes: dict[str, Probe], val: Reader, now: run.Run) -> None:
+def write(name: str, probes: dict[str, AttentiveProbe], val: Reader, now: run.Run) -> None:
     """Score val by the chosen heads."""
     labels = torch.from_numpy(val.labels)
     logits = {line: probe.scores(val, now) for line, probe in probes.items()}

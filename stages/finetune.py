@@ -34,22 +34,22 @@ SHARDS, PRETRAIN = Path("data/shards"), Path("data/pretrain")
 
 
 @dataclass(frozen=True, config=STRICT)
-class Protocol:
+class FinetuneProtocol:
     """How every dataset is fine-tuned and scored."""
 
     img_size: PositiveInt | None  # null: the encoder's
     pool: classifier.Pool
-    recipe: finetune_loop.Recipe
+    recipe: finetune_loop.FinetuneRecipe
     eval_every_epochs: NonNegativeInt  # 0: after the last alone
     eval_batch_size: PositiveInt
     baselines: bool
     low_shot: list[subsets.Shots]
     seed: int
-    compute: run.Compute
+    compute: run.ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dataset:
+class FinetuneOverrides:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
     epochs: PositiveInt | None = None
@@ -58,11 +58,11 @@ class Dataset:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Finetune:
+class FinetuneConfig:
     """The section `finetune` of params.yaml."""
 
-    protocol: Protocol
-    datasets: dict[str, Dataset]
+    protocol: FinetuneProtocol
+    datasets: dict[str, FinetuneOverrides]
 
 
 @plain
@@ -81,7 +81,7 @@ class Tuned:
 
 def main() -> None:
     """Fine-tune on the dataset named on the command line."""
-    section = params.load(Finetune, "finetune")
+    section = params.load(FinetuneConfig, "finetune")
     name, own = stage.named(section.datasets, "finetune")
     protocol = settled(section.protocol, own)
     train, val = features.labelled_splits(SHARDS / name)
@@ -118,7 +118,7 @@ def main() -> None:
             write(name, protocol, config, result, scores, curves, val)
 
 
-def settled(protocol: Protocol, dataset: Dataset) -> Protocol:
+def settled(protocol: FinetuneProtocol, dataset: FinetuneOverrides) -> FinetuneProtocol:
     """The protocol with what a dataset sets for itself."""
     own = {key: value for key in ("epochs", "base_lr") if (value := getattr(dataset, key)) is not None}
     low_shot = protocol.low_shot if dataset.low_shot is None else dataset.low_shot
@@ -131,7 +131,7 @@ def inputs(name: str) -> list[str]:
 
 
 def trained(
-    protocol: Protocol, encoder: VisionTransformer, config: dict[str, Any], *, splits: tuple[Reader, Reader],
+    protocol: FinetuneProtocol, encoder: VisionTransformer, config: dict[str, Any], *, splits: tuple[Reader, Reader],
     world: distributed.World, now: run.Run,
 ) -> Tuned:  # fmt: skip
     """Fine-tune a copy of `encoder` on train, and score val."""
@@ -153,7 +153,7 @@ def trained(
 
 
 def write(
-    name: str, protocol: Protocol, config: dict[str, Any], result: Tuned, scores: dict[str, Any],
+    name: str, protocol: FinetuneProtocol, config: dict[str, Any], result: Tuned, scores: dict[str, Any],
     curves: dict[str, curve_files.History], val: Reader,
 ) -> None:  # fmt: skip
     """The classifier, its scores, its curves and what it says of every sample of val."""

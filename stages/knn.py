@@ -23,7 +23,7 @@ from semmae.models import teacher, vit
 
 
 @dataclass(frozen=True, config=STRICT)
-class Protocol:
+class KnnProtocol:
     """How every dataset is scored."""
 
     k: PositiveInt
@@ -39,21 +39,21 @@ class Protocol:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dataset:
+class KnnOverrides:
     """Nothing differs between datasets."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Knn:
+class KnnConfig:
     """The section `knn` of params.yaml."""
 
-    protocol: Protocol
-    datasets: dict[str, Dataset]
+    protocol: KnnProtocol
+    datasets: dict[str, KnnOverrides]
 
 
 def main() -> None:
     """Score the dataset named on the command line."""
-    section = params.load(Knn, "knn")
+    section = params.load(KnnConfig, "knn")
     protocol, (name, _) = section.protocol, stage.named(section.datasets, "knn")
     splits = features.labelled_splits(Path("data/shards") / name)
     network, config = vit.load(Path("data/pretrain"))
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def voted(
-    encode: features.Encode, img_size: int, splits: tuple[Reader, Reader], protocol: Protocol, device: torch.device
+    encode: features.Encode, img_size: int, splits: tuple[Reader, Reader], protocol: KnnProtocol, device: torch.device
 ) -> torch.Tensor:
     """The votes of train for every sample of val, (m, classes)."""
     train, val = (

@@ -33,14 +33,14 @@ from semmae.evaluation import (
     predictions,
     subsets,
 )
-from semmae.evaluation.linear_heads import Recipe, Samples
+from semmae.evaluation.linear_heads import FeatureSet, LinearHeadsRecipe
 from semmae.models import teacher, vit
 
 OUT, PRETRAIN, TEACHER = Path("results/linear"), Path("data/pretrain"), Path("data/teacher")
 
 
 @dataclass(frozen=True, config=STRICT)
-class Protocol:
+class LinearProtocol:
     """How every dataset is scored."""
 
     base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
@@ -60,7 +60,7 @@ class Protocol:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dataset:
+class LinearOverrides:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
     epochs: PositiveInt | None = None
@@ -68,16 +68,16 @@ class Dataset:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Linear:
+class LinearConfig:
     """The section `linear` of params.yaml."""
 
-    protocol: Protocol
-    datasets: dict[str, Dataset]
+    protocol: LinearProtocol
+    datasets: dict[str, LinearOverrides]
 
 
 def main() -> None:
     """Probe the dataset named on the command line."""
-    section = params.load(Linear, "linear")
+    section = params.load(LinearConfig, "linear")
     name, own = stage.named(section.datasets, "linear")
     protocol = stage.over(section.protocol, own)
     shards = Path("data/shards") / name
@@ -91,7 +91,7 @@ def main() -> None:
         inputs.append(atomic_files.model_digest(TEACHER, "teacher"))
         lines |= baselines.beside(config, teacher.load(TEACHER), seed=protocol.seed, **how)
     with eval_cache.folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
-        probes = {line: Probe(*how, train, val, protocol, device, folder / line) for line, how in lines.items()}
+        probes = {line: LinearProbe(*how, train, val, protocol, device, folder / line) for line, how in lines.items()}
         encoder = probes.pop("encoder")
         scores: dict[str, Any] = encoder.scores | {"base_lr": encoder.choice.base_lr}
         if protocol.low_shot:
@@ -105,22 +105,24 @@ def main() -> None:
     print(f"{name}: linear {classification_metrics.told(scores)}")
 
 
-class Probe:
+class LinearProbe:
     """Features of train and val by one encoder, and what a probe that learns from the former says of the latter."""
 
     def __init__(
-        self, encode: features.Encode, img_size: int, train: Reader, val: Reader, protocol: Protocol,
+        self, encode: features.Encode, img_size: int, train: Reader, val: Reader, protocol: LinearProtocol,
         device: torch.device, folder: Path,
     ) -> None:  # fmt: skip
         self.reader, self.protocol = train, protocol
         self.curves: dict[str, curve_files.History] = {}  # of low-shot scores
-        self.recipe = Recipe(protocol.epochs, protocol.warmup_epochs, protocol.batch_size, protocol.seed, device)
+        self.recipe = LinearHeadsRecipe(
+            protocol.epochs, protocol.warmup_epochs, protocol.batch_size, protocol.seed, device
+        )
         self.extract: Callable[..., torch.Tensor] = partial(
             features.extract, encode, img_size=img_size, batch_size=protocol.encode_batch_size, workers=protocol.workers
         )
         views = self.extract(train, views=protocol.views, seed=protocol.seed, file=folder / "train")
-        self.train = Samples(views, torch.from_numpy(train.labels))
-        self.val = Samples(self.extract(val, file=folder / "val")[None], torch.from_numpy(val.labels))
+        self.train = FeatureSet(views, torch.from_numpy(train.labels))
+        self.val = FeatureSet(self.extract(val, file=folder / "val")[None], torch.from_numpy(val.labels))
         self.choice = self.choose(self.train, self.recipe, folder / "holdout")
         self.logits = self.learn(self.train, self.recipe, self.choice.base_lr)
         self.scores = classification_metrics.classification(self.logits, self.val.labels)
@@ -138,18 +140,18 @@ class Probe:
         said = self.learn(few, recipe, choice.base_lr)
         return classification_metrics.classification(said, self.val.labels) | {"base_lr": choice.base_lr}
 
-    def choose(self, train: Samples, recipe: Recipe, file: Path | None) -> linear_heads.Choice:
+    def choose(self, train: FeatureSet, recipe: LinearHeadsRecipe, file: Path | None) -> linear_heads.Choice:
         """The learning rate, by a part of `train` that is held out and seen in the evaluation view."""
         labels = self.reader.labels[train.ids]
         held_out = subsets.stratified_split(labels, share=self.protocol.holdout, seed=self.protocol.seed)
         ids = train.ids[held_out]
-        holdout = Samples(self.extract(self.reader.select(ids), file=file)[None], self.train.labels[ids])
+        holdout = FeatureSet(self.extract(self.reader.select(ids), file=file)[None], self.train.labels[ids])
         return linear_heads.choose_rate(
             train, num_classes=self.reader.num_classes, base_lrs=sorted(self.protocol.base_lrs), recipe=recipe,
             held_out=held_out, holdout=holdout,
         )  # fmt: skip
 
-    def learn(self, train: Samples, recipe: Recipe, base_lr: float) -> torch.Tensor:
+    def learn(self, train: FeatureSet, recipe: LinearHeadsRecipe, base_lr: float) -> torch.Tensor:
         """The logits of val, (m, classes)."""
         return linear_heads.probe(train, self.val, num_classes=self.reader.num_classes, base_lr=base_lr, recipe=recipe)
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from semmae.core import atomic_files, config, distributed, stage
-from semmae.core.async_copy import Arriving, onto
+from semmae.core.async_copy import PendingCopy, to_device
 from semmae.core.config import STRICT
 from semmae.data.dataset import Reader, grouped, verify_shards
 from semmae.data.transforms import Whole
@@ -35,18 +35,18 @@ TEACHER, PARTS = Path("data/teacher"), Path("data/parts")
 
 
 @dataclass(frozen=True, config=STRICT)
-class PartMaps:
+class PartMapsConfig:
     """The section `part_maps` of params.yaml."""
 
     dataset: str
     batch_size: PositiveInt
     attention: bool
-    compute: run.Inference
+    compute: run.InferenceConfig
 
 
 def main() -> None:
     """Map the shards that are new under this teacher and these parts; take the others from the store."""
-    section = config.load(PartMaps, "part_maps")
+    section = config.load(PartMapsConfig, "part_maps")
     shards = SHARDS / section.dataset
     verify_shards(shards)
     reader, elder = Reader(shards), teacher.load(TEACHER)
@@ -87,8 +87,8 @@ def main() -> None:
 
 
 def cache(
-    section: PartMaps, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
-    learner: part_learner.Parts, device: torch.device, store: Callable[[str, np.ndarray, np.ndarray], None],
+    section: PartMapsConfig, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
+    learner: part_learner.PartMethod, device: torch.device, store: Callable[[str, np.ndarray, np.ndarray], None],
 ) -> Iterator[str]:  # fmt: skip
     """Map one shard after the other and store it while the next one is at work; their names."""
     found = groupby(mapped(section, reader, shards, encode, learner, device), itemgetter(0))
@@ -105,8 +105,8 @@ def cache(
 
 
 def mapped(
-    section: PartMaps, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
-    learner: part_learner.Parts, device: torch.device,
+    section: PartMapsConfig, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
+    learner: part_learner.PartMethod, device: torch.device,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:  # fmt: skip
     """Batch by batch the shard, the labels and the class token's attention, read off the device when the next batch has
     been told to it. No batch has images of two shards: what a shard's maps are depends on nothing else.
@@ -114,19 +114,19 @@ def mapped(
     size, view = section.batch_size, Whole(learner.config["img_size"], seed=0, flip=0.0)
     groups = [(name, np.array(ids[i : i + size])) for name, ids in shards.items() for i in range(0, len(ids), size)]
     loaded = grouped(reader, [ids for _, ids in groups], view, workers=section.compute.workers)
-    told: deque[tuple[str, Arriving, Arriving]] = deque()
+    told: deque[tuple[str, PendingCopy, PendingCopy]] = deque()
     for (name, _), batch in zip(groups, loaded, strict=True):
         with distributed.autocast(device, section.compute.precision):
-            tokens = encode(onto(device, batch["image"]))
+            tokens = encode(to_device(device, batch["image"]))
             labels = learner.assign(tokens).argmax(1).to(torch.uint8)
-        told.append((name, Arriving(labels), Arriving(tokens.attention)))
+        told.append((name, PendingCopy(labels), PendingCopy(tokens.attention)))
         if len(told) > 1:
             yield _read(*told.popleft())
     for last in told:
         yield _read(*last)
 
 
-def _read(name: str, labels: Arriving, attention: Arriving) -> tuple[str, np.ndarray, np.ndarray]:
+def _read(name: str, labels: PendingCopy, attention: PendingCopy) -> tuple[str, np.ndarray, np.ndarray]:
     """Copies: what has arrived lies in pinned memory, which a whole shard should not hold."""
     return name, labels.read().numpy().copy(), attention.read().numpy().copy()
 

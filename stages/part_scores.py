@@ -25,7 +25,7 @@ from semmae.evaluation.part_baselines import Batch, CentreMask, Line
 from semmae.models import teacher, vit
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts import part_learner
-from semmae.parts.part_learner import Parts
+from semmae.parts.part_learner import PartMethod
 
 SHARDS, TEACHER, PARTS, RESULTS = (
     Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")
@@ -33,7 +33,7 @@ SHARDS, TEACHER, PARTS, RESULTS = (
 
 
 @dataclass(frozen=True, config=STRICT)
-class Protocol:
+class PartScoresProtocol:
     """How every dataset is scored."""
 
     sample: PositiveInt  # images of train on whose patches clusters and the read-out are fitted
@@ -46,21 +46,21 @@ class Protocol:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dataset:
+class PartScoresOverrides:
     """Nothing differs between datasets."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class PartScores:
+class PartScoresConfig:
     """The section `part_scores` of params.yaml."""
 
-    protocol: Protocol
-    datasets: dict[str, Dataset]
+    protocol: PartScoresProtocol
+    datasets: dict[str, PartScoresOverrides]
 
 
 def main() -> None:
     """Score the parts on the dataset named on the command line."""
-    section = config.load(PartScores, "part_scores")
+    section = config.load(PartScoresConfig, "part_scores")
     protocol, (name, _) = section.protocol, stage.named(section.datasets, "part_scores")
     train, val = features.masked_splits(SHARDS / name)
     device = distributed.choose_device(protocol.device)
@@ -100,7 +100,7 @@ def main() -> None:
     print(f"{name}: foreground IoU of the parts {found['pixel']['fg_iou']:.3f} by pixels; beside it {beside}")
 
 
-def networks(protocol: Protocol, device: torch.device) -> tuple[Teacher, Parts, Teacher]:
+def networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teacher, PartMethod, Teacher]:
     """The teacher, the parts that were learnt from it, and the teacher before it learnt anything."""
     elder = teacher.load(TEACHER)
     learner = part_learner.load(PARTS, teacher=elder.digest)

@@ -30,14 +30,14 @@ OUT, RESULTS, SHARDS, TEACHER = Path("data/parts"), Path("results/parts"), Path(
 
 
 @dataclass(frozen=True, config=STRICT)
-class KMeans:
+class KMeansConfig:
     """Spherical k-means; the temperature only shapes the confidence, not the map."""
 
     temperature: PositiveFloat
 
 
 @dataclass(frozen=True, config=STRICT)
-class Foreground:
+class ForegroundConfig:
     """How the background is told from the parts: by several clusterings, a patch's place, those that look alike."""
 
     clusterings: PositiveInt
@@ -48,10 +48,10 @@ class Foreground:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Learned:
+class PartLearnerConfig:
     """The part learner and how it is trained; weights of its losses beside the reconstruction's 1."""
 
-    foreground: Foreground | None
+    foreground: ForegroundConfig | None
     geometry: NonNegativeFloat
     temperature: PositiveFloat
     blur_sigma: NonNegativeFloat
@@ -70,7 +70,7 @@ class Learned:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Parts:
+class PartsConfig:
     """The section `parts` of params.yaml."""
 
     dataset: str
@@ -79,14 +79,14 @@ class Parts:
     img_size: PositiveInt
     num_parts: Annotated[int, Field(ge=1, le=254)]  # labels are bytes: one is the background's, 255 stays unknown
     sample: Annotated[int, Field(ge=2)]  # one image has no mean at a place to differ from
-    kmeans: KMeans
-    learned: Learned
-    compute: run.Compute
+    kmeans: KMeansConfig
+    learned: PartLearnerConfig
+    compute: run.ComputeConfig
 
 
 def main() -> None:
     """Learn parts by the method that parts.method names."""
-    section = params.load(Parts, "parts")
+    section = params.load(PartsConfig, "parts")
     verify_shards(SHARDS / section.dataset)
     reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.window)
     elder = teacher.load(TEACHER)
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def patch_sample(
-    section: Parts, reader: Reader, elder: teacher.Teacher, device: torch.device, now: run.Run
+    section: PartsConfig, reader: Reader, elder: teacher.Teacher, device: torch.device, now: run.Run
 ) -> torch.Tensor:
     """The patch tokens of `sample` training images, (images, n, d): enough for statistics and for k-means."""
     ids = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.sample]
@@ -130,18 +130,18 @@ def patch_sample(
 
 
 def kmeans(
-    section: Parts, config: dict[str, Any], sample: torch.Tensor, reader: Reader, elder: teacher.Teacher,
+    section: PartsConfig, config: dict[str, Any], sample: torch.Tensor, reader: Reader, elder: teacher.Teacher,
     world: distributed.World, now: run.Run,
-) -> tuple[part_learner.Parts, dict[str, float]]:  # fmt: skip
+) -> tuple[part_learner.PartMethod, dict[str, float]]:  # fmt: skip
     """The training-free baseline."""
     model = part_learner.KMeansParts(config | asdict(section.kmeans) | {"background": False})
     return model, {"cosine": model.fit(sample, seed=fold(section.seed, "kmeans"))}
 
 
 def learned(
-    section: Parts, config: dict[str, Any], sample: torch.Tensor, reader: Reader, elder: teacher.Teacher,
+    section: PartsConfig, config: dict[str, Any], sample: torch.Tensor, reader: Reader, elder: teacher.Teacher,
     world: distributed.World, now: run.Run,
-) -> tuple[part_learner.Parts, dict[str, float]]:  # fmt: skip
+) -> tuple[part_learner.PartMethod, dict[str, float]]:  # fmt: skip
     """The part learner, trained to rebuild the teacher's tokens or the image's pixels from its maps."""
     recipe, pixels = section.learned, section.learned.target == "pixels"
     config |= asdict(recipe) | {
@@ -165,7 +165,7 @@ def learned(
         reader, view, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=section.seed,
         workers=section.compute.workers, state={"model": model, "optimizer": optimizer},
     ):  # fmt: skip
-        images = async_copy.onto(world.device, step.batch["image"])
+        images = async_copy.to_device(world.device, step.batch["image"])
         with distributed.autocast(world.device, section.compute.precision):
             tokens = encode(images)
         target = part_learner.pixel_target(images, elder.patch_size) if pixels else model.prepare(tokens.patch)

@@ -25,29 +25,29 @@ from semmae.models import mae, vit
 from semmae.parts import part_maps
 from semmae.runs import run
 from semmae.training import mae_loop
-from semmae.training.online_eval import Health, Watch
+from semmae.training.online_eval import OnlineEvalConfig, OnlineEvaluator
 
 OUT, RESULTS, SHARDS = Path("data/pretrain"), Path("results/pretrain"), Path("data/shards")
 TEACHER, PARTS, PART_MAPS = Path("data/teacher"), Path("data/parts"), Path("data/part_maps")
 
 
 @dataclass(frozen=True, config=STRICT)
-class Pretrain:
+class PretrainConfig:
     """The section `pretrain` of params.yaml."""
 
     dataset: str
     seed: int
     img_size: PositiveInt
-    encoder: mae_loop.Network
-    masking: mae_loop.Masking
-    recipe: mae_loop.Recipe
-    online_knn: Health
-    compute: run.Compute
+    encoder: mae_loop.ViTConfig
+    masking: mae_loop.MaskingConfig
+    recipe: mae_loop.MAERecipe
+    online_knn: OnlineEvalConfig
+    compute: run.ComputeConfig
 
 
 def main() -> None:
     """Pretrain an encoder from scratch."""
-    section = params.load(Pretrain, "pretrain")
+    section = params.load(PretrainConfig, "pretrain")
     shards = SHARDS / section.dataset
     verify_shards(shards)
     reader = Reader(shards, "train").windowed(section.compute.window)
@@ -63,7 +63,7 @@ def main() -> None:
         distributed.world(section.compute.device) as world,
         run.Run("pretrain", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
-        watch = Watch(
+        watch = OnlineEvaluator(
             section.online_knn, SHARDS / section.online_knn.dataset, pool="patch_mean", img_size=section.img_size,
             device=world.device, shown=world.leads,
         )  # fmt: skip

@@ -49,7 +49,7 @@ CROP, TYPICAL = 168, 9  # pixels of a region, and how many per part
 
 
 @dataclass(frozen=True, config=STRICT)
-class Report:
+class ReportConfig:
     """The section `report` of params.yaml."""
 
     colours: str
@@ -62,7 +62,7 @@ class Report:
 
 def main() -> None:
     """Gather what there is and write the page."""
-    section = config.load(Report, "report")
+    section = config.load(ReportConfig, "report")
     encoder, elder = atomic_files.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER)
     learner = part_learner.load(PARTS, teacher=elder.digest)
     if "params" not in encoder:
@@ -195,7 +195,7 @@ def title(column: str) -> str:
 
 
 def gallery(
-    section: Report, reader: Reader, elder: teacher.Teacher, learner: part_learner.Parts, tones: np.ndarray
+    section: ReportConfig, reader: Reader, elder: teacher.Teacher, learner: part_learner.PartMethod, tones: np.ndarray
 ) -> list[dict[str, Any]]:
     """For every label its share and its most typical regions among `sample` images; the background last."""
     ids = numpy_generator(section.seed, "gallery").permutation(len(reader))[: section.sample]
@@ -219,7 +219,7 @@ def gallery(
 
 
 def strips(
-    section: Report, reader: Reader, maps: part_maps.PartMaps, masking: dict[str, Any], tones: np.ndarray
+    section: ReportConfig, reader: Reader, maps: part_maps.PartMaps, masking: dict[str, Any], tones: np.ndarray
 ) -> dict[str, Any]:
     """The film strip of the masks and the reconstructions; a title over every column."""
     model, decoder = mae.load(PRETRAIN)

@@ -46,7 +46,7 @@ Names = Annotated[list[Name], Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Protocol:
+class SegmentProtocol:
     """How every dataset is scored."""
 
     protocols: Names
@@ -56,18 +56,18 @@ class Protocol:
     training_crops: transforms.Crops
     sample: PositiveInt | None  # images of train that teach; null: all
     holdout: Share  # of those, to choose the settings of frozen protocols
-    linear: segmentation_linear.Recipe
-    knn: segmentation_knn.Recipe
-    upernet: segmentation_upernet.Recipe
+    linear: segmentation_linear.LinearSegmentationConfig
+    knn: segmentation_knn.KnnSegmentationConfig
+    upernet: segmentation_upernet.UPerNetConfig
     baselines: bool
     examples: NonNegativeInt
     batch_size: PositiveInt  # windows at a time, in inference
     seed: int
-    compute: run.Compute
+    compute: run.ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dataset:
+class SegmentOverrides:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
     protocols: Names | None = None
@@ -76,25 +76,25 @@ class Dataset:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Segment:
+class SegmentConfig:
     """The section `segment` of params.yaml."""
 
-    protocol: Protocol
-    datasets: dict[str, Dataset]
+    protocol: SegmentProtocol
+    datasets: dict[str, SegmentOverrides]
 
 
 @plain(frozen=True)
-class Task:
+class SegmentationTask:
     """What all protocols share: the settings, the masked samples, where it is computed, how a run is begun."""
 
-    protocol: Protocol
+    protocol: SegmentProtocol
     train: heads.Train
     val: Reader
     crops: transforms.TrainCrop
-    how: sliding_window.Inference
+    how: sliding_window.SlidingWindowOptions
     begin: Callable[[Name, str, str], run.Run]  # of a protocol, a line and the digest of its network
 
-    def score(self, predict: sliding_window.Predict, how: sliding_window.Inference) -> dict[str, Any]:
+    def score(self, predict: sliding_window.Predict, how: sliding_window.SlidingWindowOptions) -> dict[str, Any]:
         """What a predictor of one variant scores on val."""
         counts = sliding_window.evaluate(predict, self.val, how, num_classes=self.train.num_classes)
         return metrics.scores(counts[0], self.val.mask_names, seed=self.protocol.seed)
@@ -106,12 +106,12 @@ class Scored(NamedTuple):
     scores: dict[str, Any]
     curves: dict[str, curve_files.History]
     predict: sliding_window.Predict
-    how: sliding_window.Inference
+    how: sliding_window.SlidingWindowOptions
 
 
 def main() -> None:
     """Score the dataset named on the command line."""
-    section = params.load(Segment, "segment")
+    section = params.load(SegmentConfig, "segment")
     name, dataset = stage.named(section.datasets, "segment")
     own = {key: value for key, value in vars(dataset).items() if value is not None}
     protocol = replace(section.protocol, **own)
@@ -145,7 +145,7 @@ def write_scores(name: str, scores: dict[str, Any], curves: dict[str, curve_file
 
 
 def begun(
-    name: str, protocol: Protocol, world: distributed.World, runs: ExitStack, which: Name, line: str, digest: str
+    name: str, protocol: SegmentProtocol, world: distributed.World, runs: ExitStack, which: Name, line: str, digest: str
 ) -> run.Run:
     """The run of a protocol; its checkpoints stay until the whole stage has succeeded."""
     now = run.Run(
@@ -157,24 +157,28 @@ def begun(
 
 
 def prepared(
-    protocol: Protocol, train: Reader, val: Reader, world: distributed.World, begin: Callable[[Name, str, str], run.Run]
-) -> Task:
+    protocol: SegmentProtocol,
+    train: Reader,
+    val: Reader,
+    world: distributed.World,
+    begin: Callable[[Name, str, str], run.Run],
+) -> SegmentationTask:
     """The settings that follow from each other."""
     side = protocol.crop or atomic_files.read_json(PRETRAIN / "encoder.json")["img_size"]
     windows = sliding_window.Windows(protocol.short_side, side, protocol.stride)
     taught = train.select(np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]))
     taught = taught.windowed(protocol.compute.window)
-    return Task(
+    return SegmentationTask(
         protocol,
         heads.hold_out(taught, share=protocol.holdout, seed=protocol.seed),
         val,
         transforms.TrainCrop(protocol.seed, protocol.training_crops, protocol.short_side, side),
-        sliding_window.Inference(windows, protocol.batch_size, protocol.compute.workers, world),
+        sliding_window.SlidingWindowOptions(windows, protocol.batch_size, protocol.compute.workers, world),
         begin,
     )
 
 
-def linear(task: Task) -> Scored:
+def linear(task: SegmentationTask) -> Scored:
     """The linear head on the frozen encoder and, with baselines, on others."""
     network, config, digest = encoder(task)
     probe, how = probed(task, "encoder", network, digest)
@@ -193,8 +197,8 @@ def linear(task: Task) -> Scored:
 
 
 def probed(
-    task: Task, line: str, network: VisionTransformer | teacher.Teacher, digest: str
-) -> tuple[heads.Probe, sliding_window.Inference]:
+    task: SegmentationTask, line: str, network: VisionTransformer | teacher.Teacher, digest: str
+) -> tuple[heads.TrainedHead, sliding_window.SlidingWindowOptions]:
     """The linear probe of a frozen network."""
     now = task.begin("linear", line, digest)
     how = replace(task.how, heed=now.heed)
@@ -205,7 +209,7 @@ def probed(
     return probe, how
 
 
-def knn(task: Task) -> Scored:
+def knn(task: SegmentationTask) -> Scored:
     """The vote of the frozen encoder's nearest patches."""
     network, _, digest = encoder(task)
     how = replace(task.how, heed=task.begin("knn", "encoder", digest).heed)
@@ -214,7 +218,7 @@ def knn(task: Task) -> Scored:
     return Scored(task.score(probe.predict, how) | probe.chosen, {}, probe.predict, how)
 
 
-def finetuned(task: Task) -> Scored:
+def finetuned(task: SegmentationTask) -> Scored:
     """The encoder under a UPerNet, fine-tuned on all of train."""
     network, config, digest = encoder(task)
     protocol, now = task.protocol, task.begin("upernet", "encoder", digest)
@@ -231,20 +235,20 @@ def finetuned(task: Task) -> Scored:
 PROTOCOLS = {"linear": linear, "knn": knn, "upernet": finetuned}
 
 
-def encoder(task: Task) -> tuple[VisionTransformer, dict[str, Any], str]:
+def encoder(task: SegmentationTask) -> tuple[VisionTransformer, dict[str, Any], str]:
     """The pretrained encoder, its config and its digest."""
     network, config = vit.load(PRETRAIN)
     fitting(task, "encoder", config["patch_size"])
     return network, config, atomic_files.model_digest(PRETRAIN, "encoder")
 
 
-def token_maps(task: Task, network: VisionTransformer | teacher.Teacher) -> heads.Encode:
+def token_maps(task: SegmentationTask, network: VisionTransformer | teacher.Teacher) -> heads.Encode:
     """What a frozen network says of images."""
     device, compute = task.how.world.device, task.protocol.compute
     return compute.compiled(heads.token_maps(network, device=device, precision=compute.precision))
 
 
-def fitting(task: Task, network: str, patch_size: int) -> None:
+def fitting(task: SegmentationTask, network: str, patch_size: int) -> None:
     """ValueError where windows are no whole number of patches."""
     if (side := task.how.windows.side) % patch_size:
         given = side if task.protocol.crop else f"null, so that windows have the encoder's img_size, {side}"
@@ -253,7 +257,7 @@ def fitting(task: Task, network: str, patch_size: int) -> None:
         )
 
 
-def write_examples(folder: Path, task: Task, scored: dict[Name, Scored]) -> None:
+def write_examples(folder: Path, task: SegmentationTask, scored: dict[Name, Scored]) -> None:
     """The masks of some samples of val as each protocol predicts them, 8-bit PNG of indices."""
     ids = np.sort(numpy_generator(task.protocol.seed, "examples").permutation(len(task.val))[: task.protocol.examples])
     chosen, alone = task.val.select(ids), distributed.World(0, 1, task.how.world.device)

@@ -44,23 +44,23 @@ class Writing:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dataset:
+class DatasetConfig:
     """One dataset: the union of its sources."""
 
     sources: Annotated[dict[str, Source], Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Shards:
+class ShardsConfig:
     """The section `shards` of params.yaml."""
 
     writing: Writing
-    datasets: dict[Name, Dataset]
+    datasets: dict[Name, DatasetConfig]
 
 
 def main() -> None:
     """Write the dataset named on the command line."""
-    section = config.load(Shards, "shards")
+    section = config.load(ShardsConfig, "shards")
     name, dataset = stage.named(section.datasets, "shards")
     out, writing = Path("data/shards") / name, section.writing
     with atomic_files.lock("output", str(out.absolute())):

@@ -23,21 +23,21 @@ from semmae.data.dataset import Reader, verify_shards
 from semmae.models import teacher, vit
 from semmae.runs import run
 from semmae.training import ibot_loop, mae_loop
-from semmae.training.online_eval import Health, Watch
+from semmae.training.online_eval import OnlineEvalConfig, OnlineEvaluator
 
 OUT, RESULTS, SHARDS = Path("data/teacher"), Path("results/teacher"), Path("data/shards")
 
 
 @dataclass(frozen=True, config=STRICT)
-class Mae:
+class TeacherMAEConfig:
     """Plain MAE: random masks."""
 
     mask_ratio: Share
-    recipe: mae_loop.Recipe
+    recipe: mae_loop.MAERecipe
 
 
 @dataclass(frozen=True, config=STRICT)
-class Checkpoint:
+class CheckpointFile:
     """A file that a user brings, and its digest."""
 
     path: str
@@ -45,25 +45,25 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Teacher:
+class TeacherConfig:
     """The section `teacher` of params.yaml."""
 
     dataset: str
     source: Literal["mae", "ibot", "timm", "semmae"]
     seed: int
     img_size: PositiveInt
-    network: mae_loop.Network
-    mae: Mae
-    ibot: ibot_loop.Recipe
+    network: mae_loop.ViTConfig
+    mae: TeacherMAEConfig
+    ibot: ibot_loop.IBOTRecipe
     model: str
-    checkpoint: Checkpoint | None
-    health: Health
-    compute: run.Compute
+    checkpoint: CheckpointFile | None
+    health: OnlineEvalConfig
+    compute: run.ComputeConfig
 
 
 def main() -> None:
     """Freeze a teacher from the source that teacher.source names."""
-    section = params.load(Teacher, "teacher")
+    section = params.load(TeacherConfig, "teacher")
     verify_shards(SHARDS / section.dataset)
     reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.window)
     inputs = [atomic_files.sha256(SHARDS / section.dataset / "shards.json")]
@@ -72,7 +72,7 @@ def main() -> None:
         distributed.world(section.compute.device) as world,
         run.Run("teacher", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
-        watch = Watch(
+        watch = OnlineEvaluator(
             section.health, SHARDS / section.health.dataset, img_size=section.img_size, device=world.device,
             pool="class" if section.source == "ibot" else "patch_mean", shown=world.leads,
         )  # fmt: skip
@@ -90,15 +90,15 @@ def main() -> None:
 
 
 def from_mae(
-    section: Teacher, reader: Reader, watch: Watch, world: distributed.World, now: run.Run
+    section: TeacherConfig, reader: Reader, watch: OnlineEvaluator, world: distributed.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
     """A masked autoencoder's encoder. Nothing trains its class token, so it is not offered as one."""
     config = {"img_size": section.img_size, **vars(section.network)}
     torch.manual_seed(fold(section.seed, "encoder"))
-    unused = mae_loop.Curriculum(start=0.0, end=0.0, power=1.0)
+    unused = mae_loop.CurriculumConfig(start=0.0, end=0.0, power=1.0)
     model = mae_loop.pretrain(
         section.mae.recipe,
-        mae_loop.Masking(strategy="random", mask_ratio=section.mae.mask_ratio, inter_part=unused),
+        mae_loop.MaskingConfig(strategy="random", mask_ratio=section.mae.mask_ratio, inter_part=unused),
         vit.build(config), reader=reader, maps=None, seed=section.seed, compute=section.compute, world=world, run=now,
         measure=watch.after_epoch,
     )  # fmt: skip
@@ -106,7 +106,7 @@ def from_mae(
 
 
 def from_ibot(
-    section: Teacher, reader: Reader, watch: Watch, world: distributed.World, now: run.Run
+    section: TeacherConfig, reader: Reader, watch: OnlineEvaluator, world: distributed.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
     """The teacher at the end of self-distillation, which begins at an encoder of ours where there is a checkpoint."""
     config, start = {"img_size": section.img_size, **vars(section.network)}, None
@@ -124,7 +124,7 @@ def from_ibot(
 
 
 def from_timm(
-    section: Teacher, reader: Reader, watch: Watch, world: distributed.World, now: run.Run
+    section: TeacherConfig, reader: Reader, watch: OnlineEvaluator, world: distributed.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
     """A timm model with timm's weights, or with those of a checkpoint whose digest is the one in params.yaml."""
     file, sha256 = None, None
@@ -135,7 +135,7 @@ def from_timm(
 
 
 def from_semmae(
-    section: Teacher, reader: Reader, watch: Watch, world: distributed.World, now: run.Run
+    section: TeacherConfig, reader: Reader, watch: OnlineEvaluator, world: distributed.World, now: run.Run
 ) -> tuple[vit.Network, dict[str, Any]]:
     """The encoder of an earlier run, which `semmae promote` has kept."""
     if section.checkpoint is None:
@@ -144,7 +144,7 @@ def from_semmae(
     return network.to(world.device), config
 
 
-def from_encoder(checkpoint: Checkpoint, img_size: int) -> tuple[VisionTransformer, dict[str, Any]]:
+def from_encoder(checkpoint: CheckpointFile, img_size: int) -> tuple[VisionTransformer, dict[str, Any]]:
     """The encoder in a file under data/raw, or elsewhere, whose digest is known."""
     return teacher.from_encoder(atomic_files.raw(checkpoint.path), checkpoint.sha256, img_size=img_size)
 

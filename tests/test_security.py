@@ -154,7 +154,7 @@ def test_the_name_of_a_dataset_is_plain(name):
     given["datasets"] = {name: given["datasets"]["creatures"]}
     atomic_files.write_json(Path("params.yaml"), {"shards": given})
     with pytest.raises(ValueError, match="the name of a dataset has letters, digits, - and _ only"):
-        config.load(stage.Shards, "shards")
+        config.load(stage.ShardsConfig, "shards")
 
 
 def test_the_name_of_a_dataset_reaches_no_shell(tmp_path):

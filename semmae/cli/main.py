@@ -61,7 +61,7 @@ def show(
     from semmae.models import mae, teacher
     from semmae.parts import part_learner, part_maps
     from semmae.report import figures, heat_maps
-    from stages.pretrain import Pretrain
+    from stages.pretrain import PretrainConfig
 
     reader = Reader(SHARDS / dataset, split)
     folder = PART_MAPS / dataset
@@ -76,7 +76,7 @@ def show(
         learner = part_learner.load(PARTS, teacher=elder.digest)
         image = heat_maps.heat_grid(reader, elder, learner, colours=colours, **chosen)
     elif what == "masks":
-        section = params.load(Pretrain, "pretrain")
+        section = params.load(PretrainConfig, "pretrain")
         size = {"img_size": section.img_size, "patch_size": section.encoder.patch_size}
         masking = params.read()["pretrain"]["masking"]
         image = figures.masks_grid(reader, maps, masking=masking, **size, colours=colours, **chosen)
@@ -142,9 +142,9 @@ def _check(dataset: str) -> None:
     """Say whether the sources are as they were when the dataset was written; exit status 1 if not."""
     from semmae.core import config as params
     from semmae.sharding import shard_writer
-    from stages.shards import Shards, located
+    from stages.shards import ShardsConfig, located
 
-    section = params.load(Shards, "shards")
+    section = params.load(ShardsConfig, "shards")
     if dataset not in section.datasets:
         raise ValueError(f"shards has no dataset {dataset!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
     changed = shard_writer.check(SHARDS / dataset, located(section.datasets[dataset].sources))
@@ -185,7 +185,7 @@ def encode(
     from semmae.models import frozen_encoder
 
     reader, network = encoding.located(images, SHARDS), frozen_encoder.load(encoder)
-    how = encoding.Compute(batch_size, workers, distributed.choose_device(device), precision)
+    how = encoding.EncodeOptions(batch_size, workers, distributed.choose_device(device), precision)
     skipped = encoding.encode(reader, network, out, how)
     for entry in skipped:
         typer.echo(f"skipped: {entry.key}: {entry.reason}", err=True)

@@ -1,21 +1,21 @@
 """Between host and device, with nobody waiting.
 
 Whoever reads a number off a GPU waits for all that it was told to do, and the GPU then waits for new orders; a copy
-from memory that is not pinned does the same. So what a step takes goes by `onto`, and what comes of it sets out
-(`Arriving`, `Numbers`), to be read once the next step has been told.
+from memory that is not pinned does the same. So what a step takes goes by `to_device`, and what comes of it sets out
+(`PendingCopy`, `PendingScalars`), to be read once the next step has been told.
 """
 
 import torch
 from torch import Tensor
 
 
-def onto(device: torch.device, tensor: Tensor) -> Tensor:
+def to_device(device: torch.device, tensor: Tensor) -> Tensor:
     """A tensor on the device; from the host it goes by pinned memory."""
     pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return pinned.to(device, non_blocking=True)
 
 
-class Arriving:
+class PendingCopy:
     """A tensor on its way to the host."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -33,12 +33,12 @@ class Arriving:
         return self.here
 
 
-class Numbers:
+class PendingScalars:
     """Named numbers on their way to the host."""
 
     def __init__(self, numbers: dict[str, Tensor], device: torch.device) -> None:
         self.names = list(numbers)
-        self.values = Arriving(torch.stack([value.detach().to(device, torch.float64) for value in numbers.values()]))
+        self.values = PendingCopy(torch.stack([value.detach().to(device, torch.float64) for value in numbers.values()]))
 
     def read(self, begin: str) -> dict[str, float]:
         """Those whose names begin so, by the rest of their names."""

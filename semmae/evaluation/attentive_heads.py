@@ -31,7 +31,7 @@ def grid(base_lrs: list[float], weight_decays: list[float]) -> list[dict[str, fl
     return [{"base_lr": base_lr, "weight_decay": weight_decay} for base_lr, weight_decay in pairs]
 
 
-class Bank(nn.Module):
+class AttentiveHeads(nn.Module):
     """`num_heads` heads for tokens of one width: equal at first, then independent."""
 
     def __init__(self, width: int, num_classes: int, *, num_heads: int, queries: int, seed: int) -> None:
@@ -58,7 +58,7 @@ class Bank(nn.Module):
         return torch.einsum("bld,ldc->blc", y, weight) + bias
 
 
-def adamw(bank: Bank, settings: list[dict[str, float]], *, betas: tuple[float, float]) -> torch.optim.AdamW:
+def adamw(bank: AttentiveHeads, settings: list[dict[str, float]], *, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW with a group per head; it starts at rate zero, see `set_rates`."""
     groups = [
         {"params": list(head.parameters()), **setting} for head, setting in zip(bank.heads, settings, strict=True)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from semmae.core import distributed
-from semmae.core.async_copy import onto
+from semmae.core.async_copy import to_device
 from semmae.core.rng import numpy_generator
 from semmae.data.crops import WHOLE, Box, planes, resample_box
 from semmae.data.dataset import Reader, batches, verify_shards
@@ -155,7 +155,7 @@ def seen(network: vit.Network, *, device: torch.device, precision: distributed.P
     @torch.no_grad()
     def see(images: UInt8[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
         with distributed.autocast(device, precision):
-            tokens = vit.tokens(network, vit.normalise(onto(device, images))).float()
+            tokens = vit.tokens(network, vit.normalise(to_device(device, images))).float()
         return tokens[:, 0], tokens[:, network.num_prefix_tokens :]
 
     return see

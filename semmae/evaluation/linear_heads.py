@@ -27,7 +27,7 @@ CHUNK = 1024  # samples scored at a time
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LinearHeadsRecipe:
     """How heads are trained; a batch is never larger than the set, and lr = base_lr * batch size / 256."""
 
     epochs: int
@@ -40,13 +40,13 @@ class Recipe:
         """The batches that `samples` fill."""
         return samples // min(self.batch_size, samples)
 
-    def stretched(self, *, samples: int, few: int) -> "Recipe":
+    def stretched(self, *, samples: int, few: int) -> "LinearHeadsRecipe":
         """The recipe that takes as many steps (or just over) on `few` samples as this one takes on `samples`."""
         times = self.steps_per_epoch(samples) / self.steps_per_epoch(few)
         return replace(self, epochs=math.ceil(self.epochs * times), warmup_epochs=math.ceil(self.warmup_epochs * times))
 
 
-class Samples:
+class FeatureSet:
     """Features in one or more views, the labels they share, and which of them these are (none named: all)."""
 
     def __init__(
@@ -61,9 +61,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, places: Integer[np.ndarray, " k"]) -> "Samples":
+    def select(self, places: Integer[np.ndarray, " k"]) -> "FeatureSet":
         """The samples at `places` among these; no feature is copied."""
-        return Samples(self.features, self.labels, self.ids[places])
+        return FeatureSet(self.features, self.labels, self.ids[places])
 
     def batch(self, view: int, places: Integer[np.ndarray, " b"]) -> tuple[Float[Tensor, "b d"], Integer[Tensor, " b"]]:
         """Features and labels of the samples at `places`."""
@@ -86,7 +86,7 @@ class Choice(NamedTuple):
 class Heads:
     """Linear classifiers on the same normalised features, one per learning rate: equal at first, then independent."""
 
-    def __init__(self, width: int, num_classes: int, num_heads: int, recipe: Recipe) -> None:
+    def __init__(self, width: int, num_classes: int, num_heads: int, recipe: LinearHeadsRecipe) -> None:
         weight = torch.randn(width, 1, num_classes, generator=torch_generator(recipe.seed, "head")) * INIT_STD
         self.weight = weight.repeat(1, num_heads, 1).to(recipe.device)  # (d, l, c)
         self.bias = torch.zeros(num_heads, num_classes, device=recipe.device)
@@ -98,7 +98,7 @@ class Heads:
         """The logits of every head, under the statistics gathered in training, on the CPU."""
         return self._logits(self.norm.eval()(features.to(self.bias.device))).cpu()
 
-    def top1(self, samples: Samples) -> list[float]:
+    def top1(self, samples: FeatureSet) -> list[float]:
         """The accuracy of every head."""
         right = [(self.scores(x).argmax(2) == labels[:, None]).double().sum(0) for x, labels in samples.chunks()]
         return (torch.stack(right).sum(0) / len(samples)).tolist()
@@ -123,7 +123,12 @@ class Heads:
 
 
 def train_heads(
-    train: Samples, *, num_classes: int, base_lrs: list[float], recipe: Recipe, holdout: Samples | None = None
+    train: FeatureSet,
+    *,
+    num_classes: int,
+    base_lrs: list[float],
+    recipe: LinearHeadsRecipe,
+    holdout: FeatureSet | None = None,
 ) -> tuple[Heads, list[dict[str, list[float]]]]:
     """Train a head per learning rate; with `holdout`, each epoch also says how they do there.
 
@@ -148,13 +153,13 @@ def train_heads(
 
 
 def choose_rate(
-    train: Samples,
+    train: FeatureSet,
     *,
     num_classes: int,
     base_lrs: list[float],
-    recipe: Recipe,
+    recipe: LinearHeadsRecipe,
     held_out: Integer[np.ndarray, " h"],
-    holdout: Samples,
+    holdout: FeatureSet,
 ) -> Choice:
     """The rate that does best on the samples at `held_out` of train after learning from the others.
 
@@ -170,7 +175,9 @@ def choose_rate(
     return Choice(base_lrs[best], history)
 
 
-def probe(train: Samples, val: Samples, *, num_classes: int, base_lr: float, recipe: Recipe) -> Float[Tensor, "m c"]:
+def probe(
+    train: FeatureSet, val: FeatureSet, *, num_classes: int, base_lr: float, recipe: LinearHeadsRecipe
+) -> Float[Tensor, "m c"]:
     """The logits of val, in a file, by a head that learnt from all of train."""
     heads, _ = train_heads(train, num_classes=num_classes, base_lrs=[base_lr], recipe=recipe)
     rows = Rows(num_classes)

@@ -43,7 +43,7 @@ class Skipped(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Compute:
+class EncodeOptions:
     """How it is computed; of these only `precision` moves a feature."""
 
     batch_size: int
@@ -94,7 +94,7 @@ def located(name: str, shards: Path) -> Reader:
     raise ValueError(f"{name} is neither a folder nor a dataset in {shards}, which has {known}")
 
 
-def encode(reader: Reader, encoder: Encoder, out: Path, compute: Compute) -> list[Skipped]:
+def encode(reader: Reader, encoder: Encoder, out: Path, compute: EncodeOptions) -> list[Skipped]:
     """Write the features of every image to `out`; those of a folder that are none come back with a reason each.
 
     ValueError, and no file: none could be read, features are not finite, a dataset is damaged.
@@ -129,7 +129,7 @@ def encode(reader: Reader, encoder: Encoder, out: Path, compute: Compute) -> lis
 
 
 @torch.inference_mode()
-def pair(encoder: Encoder, images: UInt8[Tensor, "b 3 s s"], compute: Compute) -> Float[Tensor, "2 b d"]:
+def pair(encoder: Encoder, images: UInt8[Tensor, "b 3 s s"], compute: EncodeOptions) -> Float[Tensor, "2 b d"]:
     """Class token and mean of the patch tokens, in float32 on the CPU."""
     network, mean, std = encoder.network, tuple(encoder.config["mean"]), tuple(encoder.config["std"])
     with distributed.autocast(compute.device, compute.precision):
@@ -138,7 +138,7 @@ def pair(encoder: Encoder, images: UInt8[Tensor, "b 3 s s"], compute: Compute) -
 
 
 def _groups(
-    reader: Reader, encoder: Encoder, compute: Compute, skipped: list[Skipped]
+    reader: Reader, encoder: Encoder, compute: EncodeOptions, skipped: list[Skipped]
 ) -> Iterator[tuple[list[int], Float[Tensor, "2 m d"]]]:
     """Row groups: the numbers of images that can be read and their features, which the next group overwrites.
 

@@ -40,7 +40,7 @@ class Head(nn.Module):
         return F.normalize(self.mlp(x), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
-class Network(nn.Module):
+class IBOTNetwork(nn.Module):
     """A ViT, its mask token and its head (shared by class token and patches, as iBOT's ViT-S)."""
 
     def __init__(self, vit: VisionTransformer, head: Head) -> None:
@@ -140,7 +140,7 @@ class SelfDistillation(nn.Module):
     patch_center: Tensor
 
     def __init__(
-        self, student: Network, teacher: Network, *, centering: Literal["mean", "sinkhorn"], center_momentum: float,
+        self, student: IBOTNetwork, teacher: IBOTNetwork, *, centering: Literal["mean", "sinkhorn"], center_momentum: float,
         world: distributed.World,
     ) -> None:  # fmt: skip
         super().__init__()

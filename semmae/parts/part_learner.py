@@ -32,7 +32,7 @@ OBJECT_CODE = 4  # numbers of `foreground.object_code`
 SHRINK = 0.01  # of the mean variance, added before whitening: directions of mere noise stay quiet
 
 
-class Parts(nn.Module):
+class PartMethod(nn.Module):
     """What every part method shares: prepared tokens, `num_parts` labels and perhaps a background after them.
 
     Raw tokens of a small teacher say first of all where a patch is and how bright, and k-means follows the loudest
@@ -71,7 +71,7 @@ class Parts(nn.Module):
         raise TypeError(f"{type(self).__name__} does not assign parts")
 
 
-class KMeansParts(Parts):
+class KMeansParts(PartMethod):
     """Nearest of `num_parts` directions, found by k-means on unit-length tokens; there is no background of its own."""
 
     centroids: Tensor
@@ -104,7 +104,7 @@ def directions(unit: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Te
     return F.normalize(torch.from_numpy(np.asarray(found, dtype=np.float32)), dim=-1)
 
 
-class PartLearner(Parts):
+class PartLearner(PartMethod):
     """Part queries and the decoder that trains them; see the module's text."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class PartLearner(Parts):
             self.embed_class.append(last)
         self.embed_patch = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.embed_patch.weight)
-        self.decoder = Decoder(
+        self.decoder = PartDecoder(
             self.num_labels, config["decoder_width"], config["decoder_depth"], width, config["values"]
         )
 
@@ -171,7 +171,7 @@ class PartLearner(Parts):
         return maps, self.decoder(spatial, tokens.cls).flatten(2).transpose(1, 2)
 
 
-class Decoder(nn.Module):
+class PartDecoder(nn.Module):
     """Convolutions over the maps, each instance-normalised and restyled by the class token (AdaIN, Huang & Belongie
     2017).
     """
@@ -231,12 +231,12 @@ def pixel_target(images: UInt8[Tensor, "b 3 H W"], patch_size: int) -> Float[Ten
 METHODS = {"learned": PartLearner, "kmeans": KMeansParts}
 
 
-def save(folder: Path, parts: Parts) -> None:
+def save(folder: Path, parts: PartMethod) -> None:
     """Write parts.safetensors and parts.json."""
     atomic_files.save_model(folder, "parts", parts.state_dict(), parts.config)
 
 
-def load(folder: Path, *, teacher: str | None = None) -> Parts:
+def load(folder: Path, *, teacher: str | None = None) -> PartMethod:
     """The part method in `folder`, frozen; ValueError if it was learnt from a teacher with another digest."""
     state, config = atomic_files.read_model(folder, "parts")
     if teacher is not None and teacher != config["teacher"]:

@@ -33,7 +33,7 @@ FRAMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # moments of the run in a film strip
 
 
 @dataclass(frozen=True)
-class Samples:
+class FigureSamples:
     """Images as an encoder of some size sees them, and on its grid what a mask strategy may look at."""
 
     images: UInt8[Tensor, "b 3 s s"]
@@ -49,7 +49,7 @@ def choose(num_samples: int, *, count: int, seed: int) -> Integer[np.ndarray, " 
 
 def samples(
     reader: Reader, maps: PartMaps | None, ids: Integer[np.ndarray, " k"], *, img_size: int, patch_size: int
-) -> Samples:
+) -> FigureSamples:
     """The samples at `ids`; rows of `maps` belong to the reader's samples."""
     grid = (img_size // patch_size, img_size // patch_size)
     whole = [reader.image(i) for i in ids]
@@ -63,7 +63,7 @@ def samples(
                 ]
                 evidence[name] = torch.from_numpy(np.stack(rows).reshape(len(ids), -1))
     small = [crop_image(image, box, img_size) for image, box in zip(whole, boxes, strict=True)]
-    return Samples(
+    return FigureSamples(
         torch.from_numpy(np.stack(small).transpose(0, 3, 1, 2).copy()),
         [crop_image(image, box, TILE) for image, box in zip(whole, boxes, strict=True)],
         evidence,
@@ -78,7 +78,7 @@ def central(height: int, width: int) -> Box:
     return Box((1 - down) / 2, (1 - right) / 2, down, right, flip=False)
 
 
-def masks(samples: Samples, *, masking: Mapping[str, Any], progress: float, seed: int) -> Bool[Tensor, "b n"]:
+def masks(samples: FigureSamples, *, masking: Mapping[str, Any], progress: float, seed: int) -> Bool[Tensor, "b n"]:
     """The masks that pretraining with those params (`pretrain.masking`) draws when `progress` of it is done."""
     strategy = STRATEGIES[masking["strategy"]]
     if missing := {"part_map", "attention"}.intersection(strategy.evidence) - set(samples.evidence):
@@ -91,7 +91,7 @@ def masks(samples: Samples, *, masking: Mapping[str, Any], progress: float, seed
     return strategy(noise, masking["mask_ratio"], grid=samples.grid, inter_part=hardness, **samples.evidence)
 
 
-def film(samples: Samples, *, masking: Mapping[str, Any], seed: int) -> list[Bool[Tensor, "b n"]]:
+def film(samples: FigureSamples, *, masking: Mapping[str, Any], seed: int) -> list[Bool[Tensor, "b n"]]:
     """Masks at FRAMES. With a curriculum the noise stands still, so that it alone moves; without one, five draws."""
     moves = has_curriculum(masking)
     return [
@@ -155,7 +155,7 @@ def masks_grid(
 
 
 def strip(
-    samples: Samples, *, masking: Mapping[str, Any], seed: int, colours: UInt8[np.ndarray, "p 3"] | None
+    samples: FigureSamples, *, masking: Mapping[str, Any], seed: int, colours: UInt8[np.ndarray, "p 3"] | None
 ) -> list[list[np.ndarray]]:
     """Per sample its picture and its frames; masked patches keep a breath of their part where parts guide the masks."""
     frames = film(samples, masking=masking, seed=seed)

@@ -14,14 +14,14 @@ from semmae.data.dataset import Reader, batches
 from semmae.data.transforms import Whole
 from semmae.models import vit
 from semmae.models.teacher import Teacher
-from semmae.parts.part_learner import Parts
+from semmae.parts.part_learner import PartMethod
 from semmae.report import figures, overlays
 from semmae.report.palettes import GRAY, palette
 
 
 @torch.no_grad()
 def shares(
-    reader: Reader, ids: Integer[np.ndarray, " b"], elder: Teacher, learner: Parts
+    reader: Reader, ids: Integer[np.ndarray, " b"], elder: Teacher, learner: PartMethod
 ) -> Float[np.ndarray, "b p n"]:
     """Each patch's share of every label (they sum to 1), the background last, of whole images."""
     vit.use_fastest_attention(elder, torch.device("cpu"), frozen_at=learner.config["grid"])
@@ -39,7 +39,9 @@ def heat(
     return ((0.4 + 0.1 * weight) * luma + 0.5 * weight * colour).round().astype(np.uint8)
 
 
-def heat_grid(reader: Reader, elder: Teacher, learner: Parts, *, count: int, seed: int, colours: str) -> Image.Image:
+def heat_grid(
+    reader: Reader, elder: Teacher, learner: PartMethod, *, count: int, seed: int, colours: str
+) -> Image.Image:
     """An image to a row: its central square, then the heat map of every label."""
     ids = figures.choose(len(reader), count=count, seed=seed)
     tones = np.vstack([palette(colours, learner.num_parts), GRAY]).astype(np.uint8)

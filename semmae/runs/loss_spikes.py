@@ -8,7 +8,7 @@ LIMIT = 6.0  # deviations above the mean
 LEAST = 0.05  # share of the mean that a deviation counts at least, where losses hardly vary
 
 
-class Losses:
+class LossSpikes:
     """The losses of a run, one after the other."""
 
     def __init__(self) -> None:

@@ -32,14 +32,14 @@ from semmae.core.config import STRICT
 from semmae.data.dataset import Reader, batches
 from semmae.data.epoch_order import epoch_size
 from semmae.runs import handover
-from semmae.runs.step_log import Book, Step
+from semmae.runs.step_log import Step, StepLog
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, config=STRICT)
-class Inference:
+class InferenceConfig:
     """Where and how fast a stage computes; of these only `precision` (and `window`, where it trains) is meant to move a
     result.
     """
@@ -55,7 +55,7 @@ class Inference:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Compute(Inference):
+class ComputeConfig(InferenceConfig):
     """The same of a stage that trains."""
 
     compile: Literal[False, True, "reduce-overhead"]  # type: ignore[assignment]  # what learns may be CUDA graphs too
@@ -99,7 +99,7 @@ class Run:
         self.folder = atomic_files.state_root() / "runs" / self.fingerprint
         self.checkpoint_seconds = 60 * checkpoint_minutes
         self.history: list[dict[str, float]] = []
-        self.book = Book(stage, world)
+        self.book = StepLog(stage, world)
         self._measured: dict[str, float] = {}
         self.adopted: dict[str, list[str]] = {}  # the other sources by which it was computed; into its artifact
         self._signal = 0

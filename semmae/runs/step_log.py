@@ -17,8 +17,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from semmae.core import distributed
-from semmae.core.async_copy import Numbers
-from semmae.runs.loss_spikes import Losses
+from semmae.core.async_copy import PendingScalars
+from semmae.runs.loss_spikes import LossSpikes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Closed(NamedTuple):
     """A step whose numbers are on their way."""
 
     step: Step
-    numbers: Numbers
+    numbers: PendingScalars
     known: dict[str, float]  # recorded, and no device's
 
 
-class Book:
+class StepLog:
     """What the steps of a run say, in their order."""
 
     def __init__(self, stage: str, world: distributed.World) -> None:
@@ -62,7 +62,7 @@ class Book:
         self.lag = 1 if world.device.type == "cuda" else 0  # steps that stay open while the next one is told
         self.sums: dict[str, float] = {}  # of the values recorded in this epoch
         self.count = 0
-        self.losses = Losses()
+        self.losses = LossSpikes()
         self.latest = 0.0  # the last loss
         self.skipped = 0  # steps left out since they were not finite
         self.stop = self.due = False  # whether a rank has been asked to stop, or finds that it is time to save
@@ -90,7 +90,7 @@ class Book:
         numbers = dict(zip(("flag bad", "flag lost", "flag stop", "flag due"), flags, strict=True))
         numbers |= {f"computed {name}": value for name, value in self._computed.items()}
         numbers |= {f"recorded {name}": value for name, value in recorded.items()}
-        self._open.append(Closed(step, Numbers(numbers, self.world.device), known))
+        self._open.append(Closed(step, PendingScalars(numbers, self.world.device), known))
         self._computed, self._recorded, self._bad = {}, {}, None
 
     def settle(self, left: int, *, retry: bool, max_skips: int) -> Iterator[Step]:

@@ -18,7 +18,7 @@ from semmae.sharding.sources.source_item import Entry
 MAX_KEY = 80  # characters, so that every member's name fits a plain tar header
 
 
-class Task(NamedTuple):
+class ShardAssignment(NamedTuple):
     """An entry and its place."""
 
     source: str  # name of the source
@@ -36,7 +36,7 @@ class Task(NamedTuple):
 
 def plan(
     found: dict[str, list[Entry]], *, seed: int, samples_per_shard: int, in_place: Collection[str] = ()
-) -> list[Task]:
+) -> list[ShardAssignment]:
     """Every entry with its key and shard, in the order of writing, those of sources `in_place` after the others.
 
     A split of n entries has round(n / samples_per_shard) shards, at least one. The hash of a key is a point in [0, 1);
@@ -52,18 +52,18 @@ def plan(
     placed, staying = [], []
     for (name, entry), key in zip(entries, keys, strict=True):
         if name in in_place:
-            task = Task(name, entry, key, -1)
+            task = ShardAssignment(name, entry, key, -1)
             staying.append(((name, task.place[2], entry.image.offset if entry.image else 0, entry.path), task))
             continue
         point = rng.fold(seed, "shuffle", key)
         shard = point * max(1, round(sizes[entry.split] / samples_per_shard)) >> 63
-        placed.append(((SPLITS.index(entry.split), point, key), Task(name, entry, key, shard)))
+        placed.append(((SPLITS.index(entry.split), point, key), ShardAssignment(name, entry, key, shard)))
     return [task for _, task in sorted(placed, key=lambda place: place[0])] + [
         task for _, task in sorted(staying, key=lambda place: place[0])
     ]
 
 
-def shard_names(tasks: list[Task], folders: dict[str, str]) -> dict[str, str]:
+def shard_names(tasks: list[ShardAssignment], folders: dict[str, str]) -> dict[str, str]:
     """A plain, unique file name for every tar that is indexed in place, from its path in the folder of its source.
 
     ValueError: two sources index one tar.

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from semmae.core import atomic_files
 from semmae.data import decoding
-from semmae.sharding.shard_assignment import Task
+from semmae.sharding.shard_assignment import ShardAssignment
 from semmae.sharding.sources.layout import SPLITS
 
 INDEX = pa.schema(
@@ -38,7 +38,7 @@ REJECTED = pa.schema({"source": pa.string(), "reason": pa.string()})
 
 
 def row(
-    task: Task, shard: str, image: decoding.Stored, classes: list[str], span: tuple[int, int],
+    task: ShardAssignment, shard: str, image: decoding.Stored, classes: list[str], span: tuple[int, int],
     mask: tuple[int, int] | None, digest: str,
 ) -> tuple:  # fmt: skip
     """A row of the index; a span is offset and size."""

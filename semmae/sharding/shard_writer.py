@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from semmae.core import atomic_files
 from semmae.data import decoding
 from semmae.sharding import shard_index, worker_pool
-from semmae.sharding.shard_assignment import Task, plan, shard_names
+from semmae.sharding.shard_assignment import ShardAssignment, plan, shard_names
 from semmae.sharding.sources import sources
 from semmae.sharding.sources.source_item import Entry
 from semmae.sharding.sources.sources import Source
@@ -145,7 +145,7 @@ def _digests(image: bytes | None, mask: bytes | None) -> tuple[str, str]:
     return first, second
 
 
-def _sample(task: Task, *, named: dict[str, Source], short_side: int | None) -> Sample:
+def _sample(task: ShardAssignment, *, named: dict[str, Source], short_side: int | None) -> Sample:
     """What a worker does: fetch, decode once, convert; whatever is wrong becomes the reason."""
     source = named[task.source]
     image, mask, reason = _fetched(source, task.entry)
@@ -162,7 +162,11 @@ def _sample(task: Task, *, named: dict[str, Source], short_side: int | None) -> 
 
 
 def _write_tars(
-    folder: Path, tasks: list[Task], samples: Iterable[Sample], classes: list[str], names_in_place: dict[str, str]
+    folder: Path,
+    tasks: list[ShardAssignment],
+    samples: Iterable[Sample],
+    classes: list[str],
+    names_in_place: dict[str, str],
 ) -> tuple[list[tuple], list[tuple[str, str]], dict[str, list[tuple[Entry, str, str]]]]:
     """Write the shards; returns the rows of index and rejected, and per source (entry, digest of image, of mask)."""
     rows: list[tuple] = []
@@ -170,7 +174,7 @@ def _write_tars(
     contents: dict[str, list[tuple[Entry, str, str]]] = defaultdict(list)
     numbers: Counter[str] = Counter()
 
-    def accepted(group: Iterable[tuple[Task, Sample]]) -> Iterator[tuple[Task, Sample]]:
+    def accepted(group: Iterable[tuple[ShardAssignment, Sample]]) -> Iterator[tuple[ShardAssignment, Sample]]:
         for task, sample in group:
             contents[task.source].append((task.entry, *sample.digests))
             if sample.image is None:
@@ -192,7 +196,7 @@ def _write_tars(
     return rows, rejected, contents
 
 
-def _add_sample(tar: tarfile.TarFile, shard: str, task: Task, sample: Sample, classes: list[str]) -> tuple:
+def _add_sample(tar: tarfile.TarFile, shard: str, task: ShardAssignment, sample: Sample, classes: list[str]) -> tuple:
     """Append the members of a sample; returns its row of the index."""
     image = sample.image
     assert image is not None
@@ -204,7 +208,7 @@ def _add_sample(tar: tarfile.TarFile, shard: str, task: Task, sample: Sample, cl
     return shard_index.row(task, shard, image, classes, (offset, len(image.data)), mask, digest)
 
 
-def _row_in_place(shard: str, task: Task, sample: Sample, classes: list[str]) -> tuple:
+def _row_in_place(shard: str, task: ShardAssignment, sample: Sample, classes: list[str]) -> tuple:
     """The row of a sample that stays where it lies."""
     blob, mask = task.entry.image, task.entry.mask
     assert blob is not None
@@ -221,7 +225,9 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
-def _judge(tasks: list[Task], rows: list[tuple], rejected: list[tuple[str, str]], *, max_rejects: float) -> None:
+def _judge(
+    tasks: list[ShardAssignment], rows: list[tuple], rejected: list[tuple[str, str]], *, max_rejects: float
+) -> None:
     """Refuse a dataset with too many rejects, or with a split that they have emptied."""
     empty = sorted({task.entry.split for task in tasks} - {row[1] for row in rows})
     if len(rejected) <= max_rejects * len(tasks) and not empty:

@@ -27,11 +27,11 @@ from semmae.data.transforms import Crop
 from semmae.evaluation import classification_metrics
 from semmae.evaluation.features import CentreView
 from semmae.models import vit
-from semmae.runs.run import Compute, Run, Stateful
+from semmae.runs.run import ComputeConfig, Run, Stateful
 
 
 @dataclass(frozen=True, config=STRICT)
-class Recipe:
+class FinetuneRecipe:
     """MAE's fine-tuning (He et al. 2022, table 9); `lr = base_lr * batch_size / 256`, batch_size over all processes.
 
     On fewer samples than a batch holds, a batch is what there is.
@@ -66,7 +66,7 @@ class Validation:
         img_size: int,
         batch_size: int,
         every_epochs: int,
-        compute: Compute,
+        compute: ComputeConfig,
         world: distributed.World,
     ) -> None:
         self.reader, self.every_epochs, self.compute, self.world = reader, every_epochs, compute, world
@@ -101,7 +101,7 @@ class Validation:
 
 
 def finetune(
-    recipe: Recipe, model: VisionTransformer, *, reader: Reader, seed: int, compute: Compute, world: distributed.World,
+    recipe: FinetuneRecipe, model: VisionTransformer, *, reader: Reader, seed: int, compute: ComputeConfig, world: distributed.World,
     run: Run, validation: Validation,
 ) -> VisionTransformer:  # fmt: skip
     """Train `model` in place and return it, or the moving average of its weights if the recipe asks for one."""
@@ -127,7 +127,7 @@ def finetune(
     ):  # fmt: skip
         warmup = recipe.warmup_epochs * step.per_epoch
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
-        pixels, labels = (async_copy.onto(world.device, step.batch[name]) for name in ("image", "label"))
+        pixels, labels = (async_copy.to_device(world.device, step.batch[name]) for name in ("image", "label"))
         images, targets = mixed(recipe, pixels, labels, model.num_classes, seed=seed, step=step.number, rank=world.rank)
         torch.manual_seed(fold(seed, "drop path", step.number, world.rank))
         with distributed.autocast(world.device, compute.precision):
@@ -148,7 +148,7 @@ def finetune(
 
 
 def mixed(
-    recipe: Recipe, pixels: UInt8[Tensor, "b 3 s s"], labels: Int64[Tensor, " b"], num_classes: int,
+    recipe: FinetuneRecipe, pixels: UInt8[Tensor, "b 3 s s"], labels: Int64[Tensor, " b"], num_classes: int,
     *, seed: int, step: int, rank: int,
 ) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b c"]]:  # fmt: skip
     """Normalised images, erased and mixed in pairs as the recipe says; their targets are distributions over classes."""
@@ -163,12 +163,12 @@ def mixed(
         return mix(images, labels)
 
 
-def mixes(recipe: Recipe) -> bool:
+def mixes(recipe: FinetuneRecipe) -> bool:
     """Whether images are mixed in pairs."""
     return recipe.mixup > 0 or recipe.cutmix > 0
 
 
-def batch_size(recipe: Recipe, samples: int, world: distributed.World) -> int:
+def batch_size(recipe: FinetuneRecipe, samples: int, world: distributed.World) -> int:
     """The recipe's, or as much of it as `samples` fill; ValueError where processes or pairs cannot share it evenly."""
     unit = world.size * (2 if mixes(recipe) else 1)
     if recipe.batch_size % unit:

@@ -20,13 +20,13 @@ from semmae.core.rng import fold, numpy_generator, torch_generator
 from semmae.data.dataset import Reader
 from semmae.data.transforms import Colour, Crop, MultiCrop, recolour
 from semmae.models import ibot, masking, vit
-from semmae.runs.run import Compute, Run
+from semmae.runs.run import ComputeConfig, Run
 from semmae.runs.step_log import Step
-from semmae.training.mae_loop import Network
+from semmae.training.mae_loop import ViTConfig
 
 
 @dataclass(frozen=True, config=STRICT)
-class Recipe:
+class IBOTRecipe:
     """iBOT's recipe (Zhou et al. 2022, section 4.1); `lr = base_lr * batch_size / 256`."""
 
     epochs: PositiveInt
@@ -57,7 +57,7 @@ class Recipe:
 
 
 def distil(
-    recipe: Recipe, network: Network, *, img_size: int, reader: Reader, seed: int, compute: Compute,
+    recipe: IBOTRecipe, network: ViTConfig, *, img_size: int, reader: Reader, seed: int, compute: ComputeConfig,
     world: distributed.World, run: Run,
     measure: Callable[[VisionTransformer, int, bool], dict[str, float]], start: VisionTransformer | None,
 ) -> VisionTransformer:  # fmt: skip
@@ -114,15 +114,15 @@ def distil(
     return teacher.vit
 
 
-def _network(recipe: Recipe, network: Network, img_size: int, drop_path: float) -> ibot.Network:
+def _network(recipe: IBOTRecipe, network: ViTConfig, img_size: int, drop_path: float) -> ibot.IBOTNetwork:
     encoder = vit.build({"img_size": img_size, **vars(network)}, drop_path=drop_path)
     head = ibot.Head(
         network.embed_dim, hidden=recipe.hidden_dim, bottleneck=recipe.bottleneck_dim, prototypes=recipe.prototypes
     )
-    return ibot.Network(encoder, head)
+    return ibot.IBOTNetwork(encoder, head)
 
 
-def _schedules(recipe: Recipe, step: Step) -> tuple[float, float, float, float]:
+def _schedules(recipe: IBOTRecipe, step: Step) -> tuple[float, float, float, float]:
     """Learning rate, weight decay, teacher momentum and teacher temperature at a step."""
     peak, warmup = recipe.base_lr * recipe.batch_size / 256, recipe.warmup_epochs * step.per_epoch
     lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=peak, end=recipe.min_lr)
@@ -135,22 +135,22 @@ def _schedules(recipe: Recipe, step: Step) -> tuple[float, float, float, float]:
     return lr, weight_decay, momentum, start + (end - start) * heated
 
 
-def _mask(recipe: Recipe, grid: tuple[int, int], world: distributed.World, seed: int, number: int) -> Tensor:
+def _mask(recipe: IBOTRecipe, grid: tuple[int, int], world: distributed.World, seed: int, number: int) -> Tensor:
     """Block masks for this rank's two global crops, crop-major; drawn for the global batch of crops."""
     ratio = float(numpy_generator(seed, "mask ratio", number).uniform(*recipe.mask_ratio))
     generator = torch_generator(seed, "mask", number)
     masks = [masking.block(recipe.batch_size, grid, ratio, generator=generator) for _ in range(2)]
     kept = [torch.rand(recipe.batch_size, 1, generator=generator) < recipe.masked_share for _ in range(2)]
     rows = torch.cat([world.slice(mask & keep) for mask, keep in zip(masks, kept, strict=True)])
-    return async_copy.onto(world.device, rows)
+    return async_copy.to_device(world.device, rows)
 
 
 def _crops(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """The coloured, normalised crops on the device, crop-major: all first crops, then all second ones."""
-    colour = async_copy.onto(device, batch["colour"]).transpose(0, 1)  # (crops, b, 3, 4)
+    colour = async_copy.to_device(device, batch["colour"]).transpose(0, 1)  # (crops, b, 3, 4)
 
     def view(name: str, colour: Tensor) -> Tensor:
-        crops = async_copy.onto(device, batch[name]).transpose(0, 1)
+        crops = async_copy.to_device(device, batch[name]).transpose(0, 1)
         return vit.normalise(recolour(crops.flatten(0, 1), colour.flatten(0, 1)))
 
     return view("global", colour[:2]), view("local", colour[2:]) if "local" in batch else None

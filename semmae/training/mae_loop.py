@@ -20,12 +20,12 @@ from semmae.data.dataset import Reader
 from semmae.data.transforms import Crop, OneCrop
 from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
-from semmae.runs.run import Compute, Run
+from semmae.runs.run import ComputeConfig, Run
 from semmae.training.progressive_resolution import Resolution, by_epoch
 
 
 @dataclass(frozen=True, config=STRICT)
-class Network:
+class ViTConfig:
     """A ViT's shape, but for the size of its images."""
 
     patch_size: PositiveInt
@@ -35,7 +35,7 @@ class Network:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Decoder:
+class DecoderConfig:
     """The decoder's shape: narrow and shallow."""
 
     embed_dim: PositiveInt
@@ -50,7 +50,7 @@ class Decoder:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Recipe:
+class MAERecipe:
     """How long and how fast; `lr = base_lr * batch_size / 256`, batch_size over all processes."""
 
     epochs: PositiveInt
@@ -64,13 +64,13 @@ class Recipe:
     max_skips: NonNegativeInt  # steps that may be left out because their loss is not finite
     norm_pix_loss: bool
     reconstruct: Portion  # share of the masked patches that is decoded, drawn per step; the others cost nothing
-    decoder: Decoder
+    decoder: DecoderConfig
     crop: Crop
     resolution: Resolution | None  # of smaller images at first
 
 
 @dataclass(frozen=True, config=STRICT)
-class Curriculum:
+class CurriculumConfig:
     """Weight of the inter-part rule: start + (end - start) * progress ** power."""
 
     start: UpTo1
@@ -79,12 +79,12 @@ class Curriculum:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Masking:
+class MaskingConfig:
     """Which patches go; `inter_part` matters to the semantic strategy alone."""
 
     strategy: Literal["random", "block", "green_noise", "attention", "semantic"]
     mask_ratio: Share
-    inter_part: Curriculum
+    inter_part: CurriculumConfig
 
 
 def budget(patches: int, mask_ratio: float, reconstruct: float) -> tuple[int, int]:
@@ -96,8 +96,8 @@ def budget(patches: int, mask_ratio: float, reconstruct: float) -> tuple[int, in
 
 
 def pretrain(
-    recipe: Recipe, masks: Masking, encoder: VisionTransformer, *, reader: Reader, maps: PartMaps | None, seed: int,
-    compute: Compute, world: distributed.World, run: Run,
+    recipe: MAERecipe, masks: MaskingConfig, encoder: VisionTransformer, *, reader: Reader, maps: PartMaps | None, seed: int,
+    compute: ComputeConfig, world: distributed.World, run: Run,
     measure: Callable[[VisionTransformer, int, bool], dict[str, float]],
 ) -> mae.MAE:  # fmt: skip
     """Train `encoder` in place and return it with its decoder; `measure(encoder, epoch, last)` adds to an epoch's
@@ -118,7 +118,7 @@ def pretrain(
     compute.compile_in_place(model)
     parallel = distributed.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=recipe.betas)
-    rate, onto = recipe.base_lr * b / 256, partial(async_copy.onto, world.device)
+    rate, onto = recipe.base_lr * b / 256, partial(async_copy.to_device, world.device)
 
     for step in run.steps(
         reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers,

@@ -22,7 +22,7 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07  # of DINO's kNN
 
 
 @dataclass(frozen=True, config=STRICT)
-class Health:
+class OnlineEvalConfig:
     """Where tokens are measured, how often (0: never while training), on how many samples of train and of val."""
 
     dataset: str
@@ -30,11 +30,18 @@ class Health:
     samples: PositiveInt
 
 
-class Watch:
+class OnlineEvaluator:
     """Measures an encoder of one size; what a data set lacks for a measure is said once, in words."""
 
     def __init__(
-        self, health: Health, folder: Path, *, pool: features.Pool, img_size: int, device: torch.device, shown: bool
+        self,
+        health: OnlineEvalConfig,
+        folder: Path,
+        *,
+        pool: features.Pool,
+        img_size: int,
+        device: torch.device,
+        shown: bool,
     ) -> None:
         self.health, self.pool, self.img_size, self.device, self.shown = health, pool, img_size, device, shown
         self.labelled = self._splits(features.labelled_splits, folder, "kNN")

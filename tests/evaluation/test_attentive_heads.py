@@ -9,13 +9,13 @@ from torch import Tensor
 
 from semmae.core import distributed
 from semmae.evaluation import attentive_heads
-from semmae.evaluation.attentive_heads import Bank
+from semmae.evaluation.attentive_heads import AttentiveHeads
 
 WORLD = distributed.World(0, 1, torch.device("cpu"))
 SETTINGS = attentive_heads.grid([0.03, 0.003, 0.01], [0.0, 5.0])
 
 
-def randomised(bank: Bank, seed: int = 0) -> Bank:
+def randomised(bank: AttentiveHeads, seed: int = 0) -> AttentiveHeads:
     """Heads that differ."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in bank.parameters():
@@ -37,9 +37,9 @@ def marked(n: int, *, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def trained(
     settings: list[dict[str, float]], tokens: Tensor, labels: Tensor, *, steps: int, classes: int = 4
-) -> tuple[Bank, list[list[float]]]:
+) -> tuple[AttentiveHeads, list[list[float]]]:
     """A bank after some steps on batches of 32, and the losses of every step."""
-    bank = Bank(tokens.shape[2], classes, num_heads=len(settings), queries=2, seed=0)
+    bank = AttentiveHeads(tokens.shape[2], classes, num_heads=len(settings), queries=2, seed=0)
     optimizer, told = attentive_heads.adamw(bank, settings, betas=(0.9, 0.95)), []
     for step in range(steps):
         rows = torch.arange(32 * step, 32 * step + 32) % len(tokens)
@@ -53,7 +53,7 @@ def trained(
 
 
 def test_a_bank_equals_a_loop_over_heads_and_queries():
-    bank = randomised(Bank(12, 5, num_heads=3, queries=4, seed=0)).train()
+    bank = randomised(AttentiveHeads(12, 5, num_heads=3, queries=4, seed=0)).train()
     tokens = torch.randn(6, 7, 12, generator=torch.Generator().manual_seed(1))
     for i, head in enumerate(bank.heads):
         y = []
@@ -65,7 +65,7 @@ def test_a_bank_equals_a_loop_over_heads_and_queries():
 
 
 def test_a_head_of_one_query_is_torch_attention_with_keys_that_are_the_tokens():
-    bank = randomised(Bank(12, 5, num_heads=1, queries=1, seed=0)).train()
+    bank = randomised(AttentiveHeads(12, 5, num_heads=1, queries=1, seed=0)).train()
     tokens = torch.randn(6, 7, 12, generator=torch.Generator().manual_seed(1))
     head = bank.heads[0]
     values = tokens @ head.value[0]
@@ -103,7 +103,7 @@ def test_attention_sees_what_no_mean_of_tokens_shows():
 
 def test_queries_share_the_width_of_a_token():
     with pytest.raises(ValueError, match=r"attentive\.protocol\.queries is 5; it must divide .* 12"):
-        Bank(12, 3, num_heads=1, queries=5, seed=0)
+        AttentiveHeads(12, 3, num_heads=1, queries=5, seed=0)
 
 
 def test_the_best_head_is_the_first_of_those_that_end_best_and_the_curve_is_its_own():

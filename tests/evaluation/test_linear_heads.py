@@ -8,23 +8,23 @@ from torch import nn
 from semmae.core.optim import warmup_cosine
 from semmae.core.rng import numpy_generator, torch_generator
 from semmae.evaluation import linear_heads, subsets
-from semmae.evaluation.linear_heads import Recipe, Samples
+from semmae.evaluation.linear_heads import FeatureSet, LinearHeadsRecipe
 
 LRS = [0.03, 0.1, 0.3, 1.0, 3.0]
-RECIPE = Recipe(epochs=4, warmup_epochs=1, batch_size=32, seed=3, device=torch.device("cpu"))
+RECIPE = LinearHeadsRecipe(epochs=4, warmup_epochs=1, batch_size=32, seed=3, device=torch.device("cpu"))
 
 
 def planted(
     n: int, *, views: int = 2, width: int = 12, classes: int = 4, spread: float = 0.7, seed: int = 0
-) -> Samples:
+) -> FeatureSet:
     """Noisy class centres, far from zero mean and unit variance."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % classes
     noise = torch.randn(views, n, width, generator=generator)
-    return Samples(5 + 3 * (noise * spread + 2 * torch.eye(width)[labels]), labels)
+    return FeatureSet(5 + 3 * (noise * spread + 2 * torch.eye(width)[labels]), labels)
 
 
-def plain_probe(train: Samples, base_lr: float, recipe: Recipe, classes: int) -> nn.Module:
+def plain_probe(train: FeatureSet, base_lr: float, recipe: LinearHeadsRecipe, classes: int) -> nn.Module:
     """The same recipe in torch's own modules."""
     views, n, width = train.features.shape
     model = nn.Sequential(nn.BatchNorm1d(width, eps=1e-6, affine=False), nn.Linear(width, classes))
@@ -64,7 +64,7 @@ def test_a_rate_does_not_depend_on_the_others_of_its_sweep():
         assert [row["train_loss"][i] for row in history] == pytest.approx([row["train_loss"][0] for row in curve])
 
 
-def choose(train: Samples, base_lrs: list[float], recipe: Recipe = RECIPE) -> linear_heads.Choice:
+def choose(train: FeatureSet, base_lrs: list[float], recipe: LinearHeadsRecipe = RECIPE) -> linear_heads.Choice:
     held_out = subsets.stratified_split(train.labels.numpy(), share=0.2, seed=0)
     return linear_heads.choose_rate(
         train, num_classes=4, base_lrs=base_lrs, recipe=recipe, held_out=held_out, holdout=train.select(held_out)
@@ -83,7 +83,7 @@ def test_the_probe_learns_and_says_how():
 
 def test_the_probe_is_deterministic_and_its_seed_matters():
     train, val = planted(200), planted(50, seed=1)
-    recipes = [Recipe(4, 1, 32, seed, torch.device("cpu")) for seed in (3, 3, 4)]
+    recipes = [LinearHeadsRecipe(4, 1, 32, seed, torch.device("cpu")) for seed in (3, 3, 4)]
     again = [linear_heads.probe(train, val, num_classes=4, base_lr=1.0, recipe=recipe) for recipe in recipes]
     assert torch.equal(again[0], again[1])
     assert not torch.equal(again[0], again[2])
@@ -104,7 +104,10 @@ def test_the_chosen_rate_is_the_best_on_the_holdout_and_val_has_no_say():
 def test_a_selection_is_the_same_as_a_copy():
     train, val = planted(200), planted(50, seed=1)
     ids = numpy_generator(0, "some").permutation(200)[:80]
-    some, copy = train.select(ids[::-1]).select(np.arange(80)[::-1]), Samples(train.features[:, ids], train.labels[ids])
+    some, copy = (
+        train.select(ids[::-1]).select(np.arange(80)[::-1]),
+        FeatureSet(train.features[:, ids], train.labels[ids]),
+    )
     assert some.features is train.features
     found = [linear_heads.probe(x, val, num_classes=4, base_lr=0.3, recipe=RECIPE) for x in (some, copy)]
     assert torch.equal(*found)
@@ -131,7 +134,7 @@ def test_a_batch_larger_than_the_set_is_the_set_and_its_rate_follows():
     train, val = planted(40), planted(20, seed=1).features[0]
     of_size = [
         linear_heads.train_heads(
-            train, num_classes=4, base_lrs=[0.3], recipe=Recipe(3, 0, size, 0, torch.device("cpu"))
+            train, num_classes=4, base_lrs=[0.3], recipe=LinearHeadsRecipe(3, 0, size, 0, torch.device("cpu"))
         )[0]
         for size in (40, 1000)
     ]

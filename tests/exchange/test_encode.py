@@ -21,7 +21,7 @@ from semmae.models import frozen_encoder, vit
 from semmae.sharding.creatures import draw
 
 CPU = torch.device("cpu")
-COMPUTE = encode.Compute(batch_size=8, workers=0, device=CPU, precision="fp32")
+COMPUTE = encode.EncodeOptions(batch_size=8, workers=0, device=CPU, precision="fp32")
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 CONFIG = SIZES | {"mean": vit.MEAN, "std": vit.STD}
 
@@ -55,7 +55,7 @@ def vectors(table: pa.Table, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataset_gets_the_features_that_evaluations_see_and_its_labels(toy_dataset, encoder, tmp_path, workers):
-    compute = encode.Compute(batch_size=8, workers=workers, device=CPU, precision="fp32")
+    compute = encode.EncodeOptions(batch_size=8, workers=workers, device=CPU, precision="fp32")
     reader = encode.located(toy_dataset.name, toy_dataset.parent)
     assert encode.encode(reader, encoder, tmp_path / "f.parquet", compute) == []
     found = pq.read_table(tmp_path / "f.parquet")

@@ -61,7 +61,7 @@ def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Pro
     ("command", "work", "where"),
     [
         ("parts", "semmae.models.teacher.Teacher.encode", "before its first step"),
-        ("attentive toy", "stages.attentive.Probe.scores", "after its last step"),
+        ("attentive toy", "stages.attentive.AttentiveProbe.scores", "after its last step"),
         (
             "parts",
             "semmae.parts.part_learner.KMeansParts.fit",

@@ -12,8 +12,8 @@ ALONE = distributed.World(0, 1, torch.device("cpu"))
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
-def network() -> ibot.Network:
-    return ibot.Network(vit.build(CONFIG), ibot.Head(32, hidden=16, bottleneck=8, prototypes=6))
+def network() -> ibot.IBOTNetwork:
+    return ibot.IBOTNetwork(vit.build(CONFIG), ibot.Head(32, hidden=16, bottleneck=8, prototypes=6))
 
 
 def model(centering: str = "mean") -> ibot.SelfDistillation:

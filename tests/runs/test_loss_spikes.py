@@ -2,7 +2,7 @@
 
 import random
 
-from semmae.runs.loss_spikes import WARM, Losses
+from semmae.runs.loss_spikes import WARM, LossSpikes
 
 
 def falling(steps: int) -> list[float]:
@@ -12,19 +12,19 @@ def falling(steps: int) -> list[float]:
 
 
 def test_a_loss_that_falls_has_no_spikes_and_a_jump_is_one():
-    losses = Losses()
+    losses = LossSpikes()
     assert not any(losses.is_spike(loss) for loss in falling(400))
     assert losses.is_spike(3.0)
     assert not losses.is_spike(1.1)
 
 
 def test_nothing_is_a_spike_before_the_losses_are_known():
-    losses = Losses()
+    losses = LossSpikes()
     assert not any(losses.is_spike(loss) for loss in [1.0] * (WARM - 1) + [100.0])
 
 
 def test_a_loss_that_hardly_varies_may_vary_a_little():
-    losses = Losses()
+    losses = LossSpikes()
     for _ in range(WARM):
         losses.is_spike(1.0)
     assert not losses.is_spike(1.2)
@@ -32,7 +32,7 @@ def test_a_loss_that_hardly_varies_may_vary_a_little():
 
 
 def test_a_checkpoint_keeps_what_was_known():
-    losses, again = Losses(), Losses()
+    losses, again = LossSpikes(), LossSpikes()
     for loss in falling(100):
         losses.is_spike(loss)
     again.load_state_dict(losses.state_dict())

@@ -20,12 +20,12 @@ from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_order
 from semmae.models import masking, vit
 from semmae.parts.part_maps import PartMaps
-from semmae.runs.run import Compute, Run
+from semmae.runs.run import ComputeConfig, Run
 from semmae.runs.step_log import Step
 from semmae.training import ibot_loop, mae_loop
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
+COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
 TOY = Path(__file__).parents[1] / "toy/params.yaml"
 NAN = float("nan")
 
@@ -175,9 +175,9 @@ def _pretrained(run: Run, dataset: Path, strategy: Any, reconstruct: float = 1.0
     labels = np.random.default_rng(0).integers(0, 4, (2, len(reader), 16), dtype=np.uint8)
     maps = PartMaps(reader.keys, labels[0], labels[1], {"grid": [4, 4]}, 0)
     recipe = dataclasses.replace(
-        config.load(mae_loop.Recipe, "pretrain", "recipe", file=TOY), epochs=2, batch_size=8, reconstruct=reconstruct
+        config.load(mae_loop.MAERecipe, "pretrain", "recipe", file=TOY), epochs=2, batch_size=8, reconstruct=reconstruct
     )
-    masks = mae_loop.Masking(strategy, 0.75, mae_loop.Curriculum(start=0.0, end=1.0, power=2.0))
+    masks = mae_loop.MaskingConfig(strategy, 0.75, mae_loop.CurriculumConfig(start=0.0, end=1.0, power=2.0))
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
     mae_loop.pretrain(
         recipe, masks, encoder, reader=reader, maps=maps, seed=0, compute=COMPUTE, world=world, run=run,
@@ -187,9 +187,9 @@ def _pretrained(run: Run, dataset: Path, strategy: Any, reconstruct: float = 1.0
 
 def _distilled(run: Run, dataset: Path, centering: Any, world: World = ALONE) -> None:
     recipe = dataclasses.replace(
-        config.load(ibot_loop.Recipe, "teacher", "ibot", file=TOY), epochs=2, batch_size=8, centering=centering
+        config.load(ibot_loop.IBOTRecipe, "teacher", "ibot", file=TOY), epochs=2, batch_size=8, centering=centering
     )
-    network = mae_loop.Network(patch_size=8, embed_dim=32, depth=1, num_heads=2)
+    network = mae_loop.ViTConfig(patch_size=8, embed_dim=32, depth=1, num_heads=2)
     ibot_loop.distil(
         recipe, network, img_size=32, reader=Reader(dataset, "train"), seed=0, compute=COMPUTE, world=world, run=run,
         measure=lambda *_: {}, start=None,

@@ -19,7 +19,7 @@ from semmae.parts import part_learner, part_maps
 from tests.project import Project, call
 
 
-def mapped() -> part_learner.Parts:
+def mapped() -> part_learner.PartMethod:
     """The parts of the project in this folder, after their maps of all images have been made and read back."""
     call("part_maps")
     learnt, elder = part_learner.load(Path("data/parts")), atomic_files.model_digest(Path("data/teacher"), "teacher")

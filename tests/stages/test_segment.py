@@ -110,7 +110,7 @@ def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_a
 def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was_learnt(project, monkeypatch):
     change("protocols: [linear, knn]", "protocols: [upernet]")
     change("baselines: true", "baselines: false")
-    monkeypatch.setattr(segment.Task, "score", lambda *_: run.signal.raise_signal(run.signal.SIGTERM))
+    monkeypatch.setattr(segment.SegmentationTask, "score", lambda *_: run.signal.raise_signal(run.signal.SIGTERM))
     change("epochs: 1, batch_size: 16", "epochs: 2, batch_size: 16")
     with pytest.raises(SystemExit) as ended:
         start(monkeypatch, "toy")

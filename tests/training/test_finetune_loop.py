@@ -29,7 +29,7 @@ from tests.project import ROOT, call
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 ALONE = distributed.World(0, 1, torch.device("cpu"))
 CROP, POLICY = Crop((0.4, 1.0), (0.75, 1.3333), 0.5), RandAugment(2, 9, 0.5)
-COMPUTE = run.Compute("cpu", "fp32", False, 0, None, 5.0)
+COMPUTE = run.ComputeConfig("cpu", "fp32", False, 0, None, 5.0)
 
 
 def encoder() -> VisionTransformer:
@@ -46,8 +46,8 @@ def built(pool: classifier.Pool = "patch_mean", *, drop_path: float = 0.0, img_s
     return classifier.from_encoder(encoder(), config, num_classes=8, pool=pool, drop_path=drop_path, seed=0)
 
 
-def recipe(**changed: object) -> finetune_loop.Recipe:
-    demo = params.load(finetune_loop.Recipe, "finetune", "protocol", "recipe", file=ROOT / "params.yaml")
+def recipe(**changed: object) -> finetune_loop.FinetuneRecipe:
+    demo = params.load(finetune_loop.FinetuneRecipe, "finetune", "protocol", "recipe", file=ROOT / "params.yaml")
     return replace(demo, **changed)
 
 
@@ -376,10 +376,10 @@ def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monk
 def test_a_dataset_may_set_its_own_epochs_rate_and_shots():
     from stages import finetune
 
-    section = params.load(finetune.Finetune, "finetune", file=ROOT / "tests/toy/params.yaml")
-    own = finetune.settled(section.protocol, finetune.Dataset(epochs=7, base_lr=1e-5, low_shot=[]))
+    section = params.load(finetune.FinetuneConfig, "finetune", file=ROOT / "tests/toy/params.yaml")
+    own = finetune.settled(section.protocol, finetune.FinetuneOverrides(epochs=7, base_lr=1e-5, low_shot=[]))
     assert (own.recipe.epochs, own.recipe.base_lr, own.low_shot) == (7, 1e-5, [])
-    assert finetune.settled(section.protocol, finetune.Dataset()) == section.protocol
+    assert finetune.settled(section.protocol, finetune.FinetuneOverrides()) == section.protocol
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,19 @@ import torch
 from semmae.core import config, distributed
 from semmae.data.dataset import Reader
 from semmae.models import ibot
-from semmae.runs.run import Compute, Run
+from semmae.runs.run import ComputeConfig, Run
 from semmae.runs.step_log import Step
 from semmae.training import ibot_loop
-from semmae.training.mae_loop import Network
+from semmae.training.mae_loop import ViTConfig
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
-COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
-NETWORK = Network(patch_size=8, embed_dim=32, depth=1, num_heads=2)
-RECIPE = config.load(ibot_loop.Recipe, "teacher", "ibot", file=Path(__file__).parents[1] / "toy/params.yaml")
+COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
+NETWORK = ViTConfig(patch_size=8, embed_dim=32, depth=1, num_heads=2)
+RECIPE = config.load(ibot_loop.IBOTRecipe, "teacher", "ibot", file=Path(__file__).parents[1] / "toy/params.yaml")
 
 
 def distilled(
-    shards: Path, recipe: ibot_loop.Recipe, measure: Callable[..., dict[str, float]] = lambda *_: {}
+    shards: Path, recipe: ibot_loop.IBOTRecipe, measure: Callable[..., dict[str, float]] = lambda *_: {}
 ) -> list[dict[str, float]]:
     """The history of a run on creatures of 32 pixels: two steps of 16 images per epoch."""
     with Run("teacher", ALONE, out=shards, params=recipe, inputs=[], checkpoint_minutes=60) as run:

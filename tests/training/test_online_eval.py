@@ -14,7 +14,7 @@ from semmae.models import vit
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.folder import Masks, Tree
 from semmae.training import online_eval
-from semmae.training.online_eval import Health, Watch
+from semmae.training.online_eval import OnlineEvalConfig, OnlineEvaluator
 
 CPU = torch.device("cpu")
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -26,9 +26,9 @@ def encoder():
     return vit.build(CONFIG)
 
 
-def watch(folder: Path, every_epochs: int = 1) -> Watch:
-    settings = Health(dataset=folder.name, every_epochs=every_epochs, samples=1000)
-    return Watch(settings, folder, pool="patch_mean", img_size=32, device=CPU, shown=True)
+def watch(folder: Path, every_epochs: int = 1) -> OnlineEvaluator:
+    settings = OnlineEvalConfig(dataset=folder.name, every_epochs=every_epochs, samples=1000)
+    return OnlineEvaluator(settings, folder, pool="patch_mean", img_size=32, device=CPU, shown=True)
 
 
 def dots(folder: Path, side: int) -> Path:

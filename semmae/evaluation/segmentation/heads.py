@@ -13,7 +13,7 @@ from semmae.core import distributed
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.evaluation.segmentation import metrics
-from semmae.evaluation.segmentation.sliding_window import Inference, Predict, evaluate
+from semmae.evaluation.segmentation.sliding_window import Predict, SlidingWindowOptions, evaluate
 from semmae.models import vit
 from semmae.models.teacher import Teacher
 
@@ -35,13 +35,13 @@ class Train(NamedTuple):
     def num_classes(self) -> int:
         return len(self.reader.mask_names)
 
-    def best(self, predict: Predict, how: Inference) -> int:
+    def best(self, predict: Predict, how: SlidingWindowOptions) -> int:
         """The variant of `predict` with the highest mIoU on the held-out samples; of equals the first."""
         counts = evaluate(predict, self.reader.select(self.held_out), how, num_classes=self.num_classes)
         return int(np.argmax(np.nan_to_num(np.nanmean(metrics.iou(counts.sum(1)), axis=1))))
 
 
-class Probe(NamedTuple):
+class TrainedHead(NamedTuple):
     """A predictor of one variant, the setting that was chosen for it, and the curve of its training."""
 
     predict: Predict

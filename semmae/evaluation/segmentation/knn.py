@@ -1,6 +1,6 @@
 """Segmentation by the vote of the nearest frozen patches of train.
 
-- `Bank`: labelled patches of train, at most so many, so memory does not grow with the data.
+- `PatchBank`: labelled patches of train, at most so many, so memory does not grow with the data.
 - `knn`: the number of neighbours is chosen on held-out images, whose patches do not vote while it is.
 """
 
@@ -20,13 +20,13 @@ from semmae.data.dataset import Reader, batches
 from semmae.data.decoding import IGNORE
 from semmae.evaluation import classification_metrics
 from semmae.evaluation.part_metrics import cell_counts
-from semmae.evaluation.segmentation.heads import Encode, Probe, Train
-from semmae.evaluation.segmentation.sliding_window import Inference, Predict, starts
+from semmae.evaluation.segmentation.heads import Encode, Train, TrainedHead
+from semmae.evaluation.segmentation.sliding_window import Predict, SlidingWindowOptions, starts
 from semmae.evaluation.segmentation.transforms import WholeImage
 
 
 @params(frozen=True, config=STRICT)
-class Recipe:
+class KnnSegmentationConfig:
     """The vote of neighbours."""
 
     k: Annotated[list[PositiveInt], Field(min_length=1)]
@@ -34,7 +34,7 @@ class Recipe:
     patches: PositiveInt  # of train that may vote
 
 
-class Bank(NamedTuple):
+class PatchBank(NamedTuple):
     """Labelled patches of train, and the sample that each comes from."""
 
     tokens: Float[Tensor, "m d"]
@@ -58,13 +58,13 @@ class Bank(NamedTuple):
 
         return votes
 
-    def without(self, samples: Integer[np.ndarray, " h"]) -> "Bank":
+    def without(self, samples: Integer[np.ndarray, " h"]) -> "PatchBank":
         """The patches of other samples."""
         kept = ~torch.isin(self.samples, torch.from_numpy(samples).to(self.samples.device))
-        return Bank(*(column[kept] for column in self))
+        return PatchBank(*(column[kept] for column in self))
 
 
-def bank(encode: Encode, reader: Reader, how: Inference, *, patches: int, seed: int) -> Bank:
+def bank(encode: Encode, reader: Reader, how: SlidingWindowOptions, *, patches: int, seed: int) -> PatchBank:
     """At most so many patches, as many of each image (or one of each of so many images), seen as inference sees them.
 
     A patch has the label of most of its pixels; one without a labelled pixel is not drawn.
@@ -98,15 +98,17 @@ def bank(encode: Encode, reader: Reader, how: Inference, *, patches: int, seed: 
                 torch.full((len(chosen),), index),
             )
         )
-    return Bank(*(torch.cat(column).to(device) for column in zip(*rows, strict=True)))
+    return PatchBank(*(torch.cat(column).to(device) for column in zip(*rows, strict=True)))
 
 
 @torch.inference_mode()
-def knn(recipe: Recipe, encode: Encode, train: Train, *, how: Inference, seed: int) -> Probe:
+def knn(
+    recipe: KnnSegmentationConfig, encode: Encode, train: Train, *, how: SlidingWindowOptions, seed: int
+) -> TrainedHead:
     """The vote of the number of neighbours that does best on the held-out samples while they do not vote."""
     voters = bank(encode, train.reader, how, patches=recipe.patches, seed=seed)
     ask: dict[str, Any] = {"num_classes": train.num_classes, "temperature": recipe.temperature}
     best = 0
     if len(recipe.k) > 1:
         best = train.best(voters.without(train.held_out).predict(encode, ks=recipe.k, **ask), how)
-    return Probe(voters.predict(encode, ks=[recipe.k[best]], **ask), {"k": recipe.k[best]}, [])
+    return TrainedHead(voters.predict(encode, ks=[recipe.k[best]], **ask), {"k": recipe.k[best]}, [])

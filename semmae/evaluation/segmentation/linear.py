@@ -19,8 +19,8 @@ from semmae.core.config import STRICT
 from semmae.core.rng import torch_generator
 from semmae.data.dataset import Reader
 from semmae.evaluation.linear_heads import INIT_STD
-from semmae.evaluation.segmentation.heads import Encode, Probe, Train
-from semmae.evaluation.segmentation.sliding_window import Inference, pixel_loss
+from semmae.evaluation.segmentation.heads import Encode, Train, TrainedHead
+from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, pixel_loss
 from semmae.evaluation.segmentation.transforms import TrainCrop
 from semmae.runs.run import Run
 
@@ -28,7 +28,7 @@ BETAS = (0.9, 0.95)  # CAPI's probes
 
 
 @params(frozen=True, config=STRICT)
-class Recipe:
+class LinearSegmentationConfig:
     """The linear probe; `lr = base_lr * batch_size / 256`."""
 
     base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
@@ -59,7 +59,7 @@ class LinearHeads(nn.Module):
 
 
 def train_heads(
-    recipe: Recipe, encode: Encode, reader: Reader, *, width: int, crops: TrainCrop, workers: int,
+    recipe: LinearSegmentationConfig, encode: Encode, reader: Reader, *, width: int, crops: TrainCrop, workers: int,
     world: distributed.World, run: Run,
 ) -> LinearHeads:  # fmt: skip
     """Train a head per learning rate at once; the run's history has their mean loss, and each under its rate."""
@@ -77,9 +77,9 @@ def train_heads(
         for group, base_lr in zip(optimizer.param_groups, recipe.base_lrs, strict=True):
             group["lr"] = base_lr * lr
         model.norm.momentum = 1 / (step.number + 1)  # as None means, which reads the count off the device
-        mask = async_copy.onto(world.device, step.batch["mask"])
+        mask = async_copy.to_device(world.device, step.batch["mask"])
         with torch.no_grad():
-            tokens = encode(async_copy.onto(world.device, step.batch["image"]))
+            tokens = encode(async_copy.to_device(world.device, step.batch["image"]))
         logits = parallel(tokens)
         losses, gradients = zip(*(_loss_and_gradient(x, mask) for x in logits), strict=True)
         optimizer.zero_grad(set_to_none=True)
@@ -91,8 +91,15 @@ def train_heads(
 
 
 def linear(
-    recipe: Recipe, encode: Encode, train: Train, *, width: int, crops: TrainCrop, how: Inference, run: Run
-) -> Probe:
+    recipe: LinearSegmentationConfig,
+    encode: Encode,
+    train: Train,
+    *,
+    width: int,
+    crops: TrainCrop,
+    how: SlidingWindowOptions,
+    run: Run,
+) -> TrainedHead:
     """The head of the learning rate that does best on the held-out samples."""
     kept = train.reader.select(train.kept)
     model = train_heads(recipe, encode, kept, width=width, crops=crops, workers=how.workers, world=how.world, run=run)
@@ -102,7 +109,7 @@ def linear(
         {"epoch": row["epoch"], "lr": base_lr * row["lr_share"], "loss": row[f"loss_{base_lr:g}"]}
         for row in run.history
     ]
-    return Probe(lambda images: head(model.norm(encode(images)))[:, None], {"base_lr": base_lr}, history)
+    return TrainedHead(lambda images: head(model.norm(encode(images)))[:, None], {"base_lr": base_lr}, history)
 
 
 def _loss_and_gradient(

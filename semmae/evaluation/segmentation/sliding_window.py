@@ -106,7 +106,7 @@ def pixel_loss(logits: Float[Tensor, "b c h w"], mask: UInt8[Tensor, "b H W"]) -
 
 
 @dataclass(frozen=True)
-class Inference:
+class SlidingWindowOptions:
     """How splits are scored; `heed` is called before every batch, to stop when asked to."""
 
     windows: Windows
@@ -130,7 +130,9 @@ class Inference:
                 yield index, enlarged(scores, (mask.shape[0], mask.shape[1])).argmax(1), mask
 
 
-def evaluate(predict: Predict, reader: Reader, how: Inference, *, num_classes: int) -> Integer[np.ndarray, "l n 3 c"]:
+def evaluate(
+    predict: Predict, reader: Reader, how: SlidingWindowOptions, *, num_classes: int
+) -> Integer[np.ndarray, "l n 3 c"]:
     """`segmentation_metrics.count` of every image under every variant; all ranks share the work and the result."""
     if len(reader) < how.world.size:
         raise ValueError(f"{len(reader)} image(s) to score are too few for {how.world.size} processes; start fewer")

@@ -24,13 +24,13 @@ from semmae.data.dataset import Reader
 from semmae.evaluation.segmentation.sliding_window import Predict, pixel_loss
 from semmae.evaluation.segmentation.transforms import TrainCrop
 from semmae.models import vit
-from semmae.runs.run import Compute, Run
+from semmae.runs.run import ComputeConfig, Run
 
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
 
 
 @params(frozen=True, config=STRICT)
-class Recipe:
+class UPerNetConfig:
     """How the encoder is fine-tuned under a UPerNet; `lr = base_lr * batch_size / 256`."""
 
     width: PositiveInt  # channels of the decoder
@@ -97,7 +97,7 @@ class UPerNet(nn.Module):
 
 
 def build(
-    recipe: Recipe, pretrained: VisionTransformer, config: dict[str, Any], *, num_classes: int, seed: int
+    recipe: UPerNetConfig, pretrained: VisionTransformer, config: dict[str, Any], *, num_classes: int, seed: int
 ) -> UPerNet:
     """A fresh decoder on a copy of the encoder, with drop path, all of it trainable but what is not used."""
     encoder = vit.build(config, drop_path=recipe.drop_path)
@@ -128,12 +128,12 @@ def groups(model: UPerNet, *, weight_decay: float, layer_decay: float) -> list[d
 
 
 def finetune(
-    recipe: Recipe,
+    recipe: UPerNetConfig,
     model: UPerNet,
     reader: Reader,
     *,
     crops: TrainCrop,
-    compute: Compute,
+    compute: ComputeConfig,
     world: distributed.World,
     run: Run,
 ) -> Predict:
@@ -158,7 +158,7 @@ def finetune(
         )  # fmt: skip
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        images, mask = (async_copy.onto(world.device, step.batch[name]) for name in ("image", "mask"))
+        images, mask = (async_copy.to_device(world.device, step.batch[name]) for name in ("image", "mask"))
         torch.manual_seed(fold(crops.seed, "drop path", step.number, world.rank))
         with distributed.autocast(world.device, compute.precision):
             logits, auxiliary = parallel(vit.normalise(images))

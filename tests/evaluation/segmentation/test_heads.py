@@ -18,17 +18,17 @@ from semmae.data.decoding import IGNORE
 from semmae.evaluation.segmentation import heads as segmentation_probes
 from semmae.evaluation.segmentation import knn, linear
 from semmae.evaluation.segmentation.heads import Encode
-from semmae.evaluation.segmentation.knn import Bank
+from semmae.evaluation.segmentation.knn import PatchBank
 from semmae.evaluation.segmentation.linear import LinearHeads
-from semmae.evaluation.segmentation.sliding_window import Inference, Windows, pixel_loss
+from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, Windows, pixel_loss
 from semmae.evaluation.segmentation.transforms import Crops, TrainCrop, WholeImage
 from semmae.models import teacher, vit
 from semmae.runs.run import Run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 WHOLE = TrainCrop(0, Crops((1.0, 1.0), 0.0), short_side=32, side=32)  # of images of 32 pixels: as they are
-HOW = Inference(Windows(32, 32, 32), 8, 0, ALONE)
-RECIPE = linear.Recipe(base_lrs=[1.0], weight_decay=0.0, epochs=10, warmup_epochs=0, batch_size=20)
+HOW = SlidingWindowOptions(Windows(32, 32, 32), 8, 0, ALONE)
+RECIPE = linear.LinearSegmentationConfig(base_lrs=[1.0], weight_decay=0.0, epochs=10, warmup_epochs=0, batch_size=20)
 
 
 def colours(images: torch.Tensor) -> torch.Tensor:
@@ -42,11 +42,11 @@ def averaged(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(colours(images), 8)
 
 
-def begun(folder: Path, recipe: linear.Recipe) -> Run:
+def begun(folder: Path, recipe: linear.LinearSegmentationConfig) -> Run:
     return Run("probe", ALONE, out=folder, params=recipe, inputs=[], checkpoint_minutes=5)
 
 
-def heads(recipe: linear.Recipe, encode: Encode, train: Reader, run: Run) -> LinearHeads:
+def heads(recipe: linear.LinearSegmentationConfig, encode: Encode, train: Reader, run: Run) -> LinearHeads:
     return linear.train_heads(recipe, encode, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run)
 
 
@@ -156,7 +156,7 @@ def test_the_vote_is_that_of_scikit_learns_neighbours(k: int):
     rng = np.random.default_rng(0)
     tokens, labels = rng.normal(size=(300, 6)).astype(np.float32), rng.integers(0, 4, 300)
     images = torch.from_numpy(rng.normal(size=(2, 6, 5, 5)).astype(np.float32))
-    voters = Bank(torch.from_numpy(tokens), torch.from_numpy(labels), torch.arange(300))
+    voters = PatchBank(torch.from_numpy(tokens), torch.from_numpy(labels), torch.arange(300))
     window = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
     votes = voters.predict(lambda _: images, num_classes=4, ks=[2, k], temperature=0.07)(window)
     peer = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
@@ -185,7 +185,9 @@ def test_a_bank_is_bounded_and_each_patch_has_the_label_of_most_of_its_pixels(tr
 def test_the_best_number_of_neighbours_is_chosen_while_the_held_out_images_do_not_vote():
     train = Noisy(20, seed=0)
     held = segmentation_probes.hold_out(train, share=0.2, seed=0)
-    probe = knn.knn(knn.Recipe(k=[1, 10, 900], temperature=0.07, patches=1000), colours, held, how=HOW, seed=0)
+    probe = knn.knn(
+        knn.KnnSegmentationConfig(k=[1, 10, 900], temperature=0.07, patches=1000), colours, held, how=HOW, seed=0
+    )
     assert probe.chosen == {"k": 10}  # 1 follows the noise, 900 of 1000 the most frequent class
     bank = knn.bank(colours, train, HOW, patches=1000, seed=0)
     assert len(bank.without(held.held_out).tokens) == 800

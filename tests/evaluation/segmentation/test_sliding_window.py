@@ -13,7 +13,7 @@ from semmae.core.distributed import World
 from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
 from semmae.evaluation.segmentation import metrics, sliding_window
-from semmae.evaluation.segmentation.sliding_window import Inference, Windows
+from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, Windows
 from semmae.evaluation.segmentation.transforms import GRAY, Crops, TrainCrop, WholeImage, masked_split
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.sources import Creatures
@@ -42,8 +42,8 @@ class Painted(Reader):
         return self.masks[index]
 
 
-def ask(windows: Windows, batch_size: int = 3) -> Inference:
-    return Inference(windows, batch_size, 0, ALONE)
+def ask(windows: Windows, batch_size: int = 3) -> SlidingWindowOptions:
+    return SlidingWindowOptions(windows, batch_size, 0, ALONE)
 
 
 # Scores
@@ -145,7 +145,7 @@ def test_the_size_of_a_batch_changes_nothing(batch_size):
 
 
 def test_fewer_images_than_processes_are_refused():
-    how = Inference(Windows(24, 24, 24), 8, 0, World(0, 3, ALONE.device))
+    how = SlidingWindowOptions(Windows(24, 24, 24), 8, 0, World(0, 3, ALONE.device))
     with pytest.raises(ValueError, match=r"2 image\(s\) to score are too few for 3 processes; start fewer"):
         sliding_window.evaluate(lambda x: x[:, None].float(), Painted((30, 48), (48, 60)), how, num_classes=12)
 
@@ -177,7 +177,7 @@ def test_whoever_knows_the_labels_is_right_wherever_pixels_are_not_mixed():
 def test_two_processes_share_the_images():
     reader = Painted((30, 48), (48, 60), (30, 30))
     mine = [
-        [index for index, *_ in Inference(Windows(24, 24, 24), 8, 0, World(rank, 2, ALONE.device)).labels(
+        [index for index, *_ in SlidingWindowOptions(Windows(24, 24, 24), 8, 0, World(rank, 2, ALONE.device)).labels(
             lambda x: x[:, None].float(), reader
         )]
         for rank in range(2)

@@ -14,12 +14,12 @@ from semmae.data.dataset import Reader
 from semmae.evaluation.segmentation import upernet
 from semmae.evaluation.segmentation.transforms import Crops, TrainCrop
 from semmae.models import vit
-from semmae.runs.run import Compute, Run
+from semmae.runs.run import ComputeConfig, Run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-COMPUTE = Compute(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
+COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}
-RECIPE = upernet.Recipe(
+RECIPE = upernet.UPerNetConfig(
     width=8, auxiliary_width=4, auxiliary_weight=0.4, epochs=3, batch_size=8, base_lr=0.1, min_lr=0.0,
     warmup_epochs=0.5, power=1.0, weight_decay=0.05, betas=(0.9, 0.999), layer_decay=0.5, drop_path=0.2,
 )  # fmt: skip

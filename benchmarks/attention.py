@@ -46,7 +46,7 @@ def compared(
             vit.use_fastest_attention(network, CPU, frozen_at=(patches,))
             start = time.process_time()
             with distributed.autocast(CPU, precision):
-                vit.class_attention(network, vit.normalise(images))
+                vit.class_attention(network, vit.normalize(images))
             if number:
                 taken.append(1000 * (time.process_time() - start) / len(images))
     return median(found[vit.MANY]), median(found[0])

@@ -2,7 +2,7 @@
 
     python -m benchmarks.creatures [--seed 0] [--threads 2] [--json out.json] [--skip-vit]
 
-1. colour and place alone (thumbnails, mean colours, colour clusters, the centre) must say little;
+1. color and place alone (thumbnails, mean colors, color clusters, the center) must say little;
 2. silhouettes must say nearly all: the species are told apart by shape;
 3. a small ViT with labels must see it in the image, and fail when parts are shuffled (the control);
 4. perfect patch labels bound what any part learner on a 12x12 grid can score.
@@ -45,7 +45,7 @@ def milliseconds(seed: int, count: int = 300) -> float:
 
 
 def similarity(query: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    """Cosine similarity of centred rows: (queries, bank)."""
+    """Cosine similarity of centered rows: (queries, bank)."""
     mean = bank.mean(axis=0)
     query, bank = query - mean, bank - mean
     norms = np.linalg.norm(query, axis=1)[:, None] * np.linalg.norm(bank, axis=1)
@@ -91,13 +91,13 @@ def silhouette_knn(train, val, turns: tuple[float, ...]) -> float:
 
 
 def histograms(images: np.ndarray, bins: int = 4) -> np.ndarray:
-    """Mean colour and a joint RGB histogram of whole images."""
+    """Mean color and a joint RGB histogram of whole images."""
     cells = (images // (256 // bins)).reshape(len(images), -1, 3) @ np.array([bins * bins, bins, 1])
     counts = np.stack([np.bincount(c, minlength=bins**3) for c in cells]) / cells.shape[1]
     return np.hstack([images.mean(axis=(1, 2)) / 255, np.sqrt(counts)])
 
 
-def colour_probe(train, val) -> float:
+def color_probe(train, val) -> float:
     probe = LogisticRegression(max_iter=2000).fit(histograms(train[0]), train[2])
     return float(probe.score(histograms(val[0]), val[2]))
 
@@ -122,8 +122,8 @@ def full(patches: np.ndarray) -> np.ndarray:
     return patches.repeat(PATCH, axis=1).repeat(PATCH, axis=2)
 
 
-def colour_clusters(train, val, seed: int) -> tuple[float, float]:
-    """Patch and pixel IoU of k-means on patch colours, clusters named by majority on train."""
+def color_clusters(train, val, seed: int) -> tuple[float, float]:
+    """Patch and pixel IoU of k-means on patch colors, clusters named by majority on train."""
 
     def features(images):
         pixels = patch_pixels(images / np.float32(255))
@@ -137,7 +137,7 @@ def colour_clusters(train, val, seed: int) -> tuple[float, float]:
     return iou(predicted, patch_foreground(val[1])), iou(full(predicted), val[1] > 0)
 
 
-def centre_mask(train, val) -> float:
+def center_mask(train, val) -> float:
     """IoU of one fixed mask: the mean training mask, thresholded where it scores best on train."""
     mean, truth = (train[1] > 0).mean(axis=0), train[1] > 0
     levels = np.linspace(0.05, 0.95, 19) * mean.max()
@@ -218,20 +218,20 @@ def main() -> None:
     train, val = drawn(seed, "train", TRAIN), drawn(seed, "val", VAL)
     uncropped = (silhouettes(s[1], crop=False).reshape(len(s[1]), -1) for s in (val, train))
     area = (val[1] > 0).mean(axis=(1, 2))
-    patch_iou, pixel_iou = colour_clusters(train, val, seed)
+    patch_iou, pixel_iou = color_clusters(train, val, seed)
     rows = {
         "milliseconds_per_image": milliseconds(seed),
         "foreground_area_p05": float(np.quantile(area, 0.05)),
         "foreground_area_mean": float(area.mean()),
         "foreground_area_p95": float(np.quantile(area, 0.95)),
         "thumbnail_knn_top1": vote(similarity(thumbnails(val[0]), thumbnails(train[0])), train[2], val[2]),
-        "colour_histogram_probe_top1": colour_probe(train, val),
+        "color_histogram_probe_top1": color_probe(train, val),
         "silhouette_uncropped_knn_top1": vote(similarity(*uncropped), train[2], val[2]),
         "silhouette_crop_mirror_knn_top1": silhouette_knn(train, val, (0.0,)),
         "silhouette_crop_mirror_turn_knn_top1": silhouette_knn(train, val, (-24, -12, 0, 12, 24)),
-        "colour_clusters_patch_iou": patch_iou,
-        "colour_clusters_pixel_iou": pixel_iou,
-        "centre_mask_pixel_iou": centre_mask(train, val),
+        "color_clusters_patch_iou": patch_iou,
+        "color_clusters_pixel_iou": pixel_iou,
+        "center_mask_pixel_iou": center_mask(train, val),
         "perfect_patches_pixel_iou": iou(full(patch_foreground(val[1])), val[1] > 0),
     }
     if not args.skip_vit:

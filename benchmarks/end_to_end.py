@@ -69,7 +69,7 @@ class Ready(Timed):
         for number in range(first.steps):
             yield (step := Step(number, first.steps, first.per_epoch, number // first.per_epoch, batch, False))
             self.book.close(step, stop=False, due=False)
-            list(self.book.settle(self.book.lag, retry=False, max_skips=0))
+            list(self.book.settle(self.book.lag, retry=False, max_skipped_steps=0))
 
 
 def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> dict[str, float]:
@@ -79,13 +79,13 @@ def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> d
     maps = PartMaps(reader.keys, np.tile(bands, (len(reader), 1)), None, {"grid": (grid, grid)}, 0)
     recipe = mae_loop.MAERecipe(
         epochs=1, batch_size=args.batch, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=0, weight_decay=0.05,
-        betas=(0.9, 0.95), clip_grad=None, max_skips=0, norm_pix_loss=True, reconstruct=1.0, resolution=None,
+        betas=(0.9, 0.95), clip_grad=None, max_skipped_steps=0, norm_pix_loss=True, decode_fraction=1.0, resolution=None,
         decoder=mae_loop.DecoderConfig(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
     )  # fmt: skip
     compute = ComputeConfig(
-        args.device, args.precision, args.compile, args.workers, window=None, checkpoint_minutes=1e6
+        args.device, args.precision, args.compile, args.workers, shuffle_shards=None, checkpoint_minutes=1e6
     )
-    masks = mae_loop.MaskingConfig(strategy="semantic", mask_ratio=RATIO, inter_part=CURRICULUM)
+    masks = mae_loop.MaskingConfig(strategy="semantic", mask_ratio=RATIO, curriculum=CURRICULUM)
 
     def rate(kind: type[Timed]) -> float:
         torch.manual_seed(0)

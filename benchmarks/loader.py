@@ -4,9 +4,9 @@
 
 JPEGs of drawn animals (quality 90, 4:2:0), RandomResizedCrop to 224 pixels and flip. The rows:
 
-- `semmae`: shards read by offset, crops as uint8 (the device normalises them); `+ part maps`: with the same crop of a
+- `semmae`: shards read by offset, crops as uint8 (the device normalizes them); `+ part maps`: with the same crop of a
   14 x 14 map, timed apart, being less than the noise between two rows: CPU time of the process that asks for batches,
-  and its share of a core at that row's rate; `+ normalised`: made float here, as the others do.
+  and its share of a core at that row's rate; `+ normalized`: made float here, as the others do.
 - `torchvision PIL`: ImageFolder, PIL and torchvision's v1 transforms, MAE's own pipeline.
 - `torchvision v2`: its JPEG decoder and its v2 transforms on tensors.
 - `webdataset`: the stock pipeline on our shards: decode("pil"), then the v1 transforms.
@@ -146,7 +146,7 @@ def pipelines(
     return {
         "semmae": lambda: ours(None),
         "semmae + part maps": lambda: ours(maps),
-        "semmae + normalised": lambda: (vit.normalise(batch["image"]) for batch in ours(None)),
+        "semmae + normalized": lambda: (vit.normalize(batch["image"]) for batch in ours(None)),
         PEER: lambda: loader(folder),
         "torchvision v2": lambda: loader(Tensors(files)),
         "webdataset": stock,

@@ -28,7 +28,7 @@ def graphs(name: str, grid: tuple[int, int], device: torch.device) -> int:
     compiled = strategy._replace(core=torch.compile(strategy.core, backend=counter, dynamic=False))
     for number in range(5):
         noise = strategy.draw(2, grid, generator=torch.Generator().manual_seed(number)).to(device)
-        compiled(noise, RATIO, inter_part=torch.tensor(number / 5), **seen)
+        compiled(noise, RATIO, curriculum_weight=torch.tensor(number / 5), **seen)
     return counter.frame_count
 
 

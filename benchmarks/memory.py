@@ -37,7 +37,7 @@ CHANGES: dict[str, dict[str, Any]] = {  # to the protocols in params.yaml: short
     "attentive": {"epochs": 2, "baselines": True},
     "finetune": {"recipe": {"epochs": 1, "warmup_epochs": 0}, "low_shot": [{"share": 0.1}]},
     "segment": {
-        "protocols": ["linear", "knn", "upernet"], "short_side": SIZE, "stride": SIZE, "sample": None,
+        "heads": ["linear", "knn", "upernet"], "short_side": SIZE, "stride": SIZE, "num_images": None,
         "upernet": {"epochs": 1, "warmup_epochs": 0.0, "width": 16, "auxiliary_width": 16},
     },
 }  # fmt: skip

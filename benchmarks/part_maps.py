@@ -59,7 +59,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     vit.use_fastest_attention(elder, device, frozen_at=elder.grid(args.img_size))
     view, order = Whole(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
-    learner = learnt(elder, ready[0], args.img_size).to(device)
+    learner = learned(elder, ready[0], args.img_size).to(device)
     section = PartMapsConfig(
         "drawn", BATCH, False, run.InferenceConfig(args.device, args.precision, False, args.workers)
     )
@@ -97,12 +97,12 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def learnt(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> part_learner.PartLearner:
+def learned(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> part_learner.PartLearner:
     """The parts as the learner starts: its foreground and its queries fitted to the tokens of a batch."""
     config = {
         "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size, "class_token": True,
         "grid": elder.grid(img_size), "width": elder.embed_dim, "values": elder.embed_dim, "teacher": elder.digest,
-        "foreground": {"clusterings": 16, "clusters": 24, "place": 1.0, "walk": 10, "groups": 3}, "geometry": 1.0,
+        "foreground": {"clusterings": 16, "clusters": 24, "center_prior": 1.0, "diffusion_steps": 10, "threshold_classes": 3}, "position_weight": 1.0,
         "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 64, "decoder_depth": 2,
     }  # fmt: skip
     found = part_learner.PartLearner(config)

@@ -36,10 +36,10 @@ class Speed(NamedTuple):
     how: str
 
 
-def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, reconstruct: float) -> float:
+def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, decode_fraction: float) -> float:
     """FLOPs of forward and backward pass of the recipe's MAE for one image of `side` pixels, nothing computed."""
     patch = section.encoder.patch_size
-    num_masked, num_decoded = budget((side // patch) ** 2, mask_ratio, reconstruct)
+    num_masked, num_decoded = budget((side // patch) ** 2, mask_ratio, decode_fraction)
     with torch.device("meta"):
         model = mae.MAE(vit.build({"img_size": side, **vars(section.encoder)}), **vars(section.recipe.decoder))
         mask = torch.zeros(2, (side // patch) ** 2, dtype=torch.bool)
@@ -55,12 +55,12 @@ def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, reconst
 def hours(section: PretrainConfig, speed: Speed, images: int) -> float:
     """Of one device, for pretraining."""
     recipe, ratio = section.recipe, section.masking.mask_ratio
-    measured = step_flops(section, IMAGE, mask_ratio=RATIO, reconstruct=1.0)
+    measured = step_flops(section, IMAGE, mask_ratio=RATIO, decode_fraction=1.0)
     sizes = by_epoch(
         recipe.resolution, img_size=section.img_size, epochs=recipe.epochs, patch_size=section.encoder.patch_size
     )
     epochs = sum(
-        count * step_flops(section, side, mask_ratio=ratio, reconstruct=recipe.reconstruct) / measured
+        count * step_flops(section, side, mask_ratio=ratio, decode_fraction=recipe.decode_fraction) / measured
         for side, count in Counter(sizes).items()
     )
     return epochs * images / speed.rate / 3600

@@ -59,7 +59,7 @@ def choosing(name: str, grid: tuple[int, int], device: torch.device) -> Callable
     def choose(b: int) -> Tensor:
         noise = async_copy.to_device(device, strategy.draw(b, grid, generator=generator))
         progress = torch.tensor(next(steps) % 100 / 100)
-        return strategy(noise, RATIO, inter_part=progress, **evidence(b, grid, device))
+        return strategy(noise, RATIO, curriculum_weight=progress, **evidence(b, grid, device))
 
     return choose
 
@@ -85,7 +85,7 @@ def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0
         if share == 1:
             pred = model(images, mask, num_masked)
         else:
-            some = masking.part_of(mask, async_copy.to_device(device, torch.rand(mask.shape)), num_decoded)
+            some = masking.subsample_mask(mask, async_copy.to_device(device, torch.rand(mask.shape)), num_decoded)
             pred, mask = model(images, mask, num_masked, some, num_decoded), some
         return mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=True)
 
@@ -126,7 +126,7 @@ def _same_loss(model: mae.MAE, peer: nn.Module) -> None:
 
 
 def stepping(module: nn.Module, loss: Loss, images: Tensor, precision: distributed.Precision) -> Callable[[], None]:
-    """A function that takes one optimiser step."""
+    """A function that takes one optimizer step."""
     optimizer = optim.adamw(module, weight_decay=0.05, betas=(0.9, 0.95))
     optim.set_rate(optimizer, 1e-4)
 

@@ -75,7 +75,7 @@ def main() -> None:
     name, own = stage.named(section.datasets, "attentive")
     protocol = stage.over(section.protocol, own)
     shards, minutes = Path("data/shards") / name, protocol.compute.checkpoint_minutes
-    train, val = features.labelled_splits(shards)
+    train, val = features.labeled_splits(shards)
     network, config = vit.load(PRETRAIN)
     inputs = [atomic_files.sha256(shards / "shards.json"), atomic_files.model_digest(PRETRAIN, "encoder")]
     with distributed.world(protocol.compute.device) as world:
@@ -144,7 +144,7 @@ class AttentiveProbe:
         """The logits of the chosen head, (n, classes)."""
 
         def chosen(images: torch.Tensor) -> torch.Tensor:
-            now.heed()
+            now.exit_if_stopped()
             return self.logits(images)[:, self.curve.best]
 
         return self.extract(chosen, reader)
@@ -160,7 +160,7 @@ def learn(
     """Train every bank on the same crops of a part of train, and see after each epoch how its heads do on the rest."""
     held_out = subsets.stratified_split(train.labels, share=protocol.holdout, seed=protocol.seed)
     kept, holdout = train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(held_out)
-    kept = kept.windowed(protocol.compute.window)
+    kept = kept.windowed(protocol.compute.shuffle_shards)
     views = features.RandomViews(tuple({probe.img_size for probe in probes.values()}), protocol.seed)
     state = {f"{line} {part}": owner for line, probe in probes.items() for part, owner in probe.state.items()}
 

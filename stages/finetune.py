@@ -84,7 +84,7 @@ def main() -> None:
     section = params.load(FinetuneConfig, "finetune")
     name, own = stage.named(section.datasets, "finetune")
     protocol = settled(section.protocol, own)
-    train, val = features.labelled_splits(SHARDS / name)
+    train, val = features.labeled_splits(SHARDS / name)
     encoder, config = vit.load(PRETRAIN)
     config |= {"img_size": protocol.img_size or config["img_size"]}
     with distributed.world(protocol.compute.device) as world, ExitStack() as runs:
@@ -99,7 +99,7 @@ def main() -> None:
             )  # fmt: skip
             runs.enter_context(now)  # its checkpoints stay until all is done
             how = replace(protocol, recipe=replace(protocol.recipe, **changed))
-            splits = (reader.windowed(protocol.compute.window), val)
+            splits = (reader.windowed(protocol.compute.shuffle_shards), val)
             result = trained(how, network, config, splits=splits, world=world, now=now)
             curves[what] = result.history
             return result

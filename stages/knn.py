@@ -1,4 +1,4 @@
-"""knn: weighted nearest neighbours on frozen features, beside thumbnails, an untrained encoder and the teacher.
+"""knn: weighted nearest neighbors on frozen features, beside thumbnails, an untrained encoder and the teacher.
 
     python -m stages.knn <dataset>
 
@@ -55,7 +55,7 @@ def main() -> None:
     """Score the dataset named on the command line."""
     section = params.load(KnnConfig, "knn")
     protocol, (name, _) = section.protocol, stage.named(section.datasets, "knn")
-    splits = features.labelled_splits(Path("data/shards") / name)
+    splits = features.labeled_splits(Path("data/shards") / name)
     network, config = vit.load(Path("data/pretrain"))
     device = distributed.choose_device(protocol.device)
     how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}

@@ -81,7 +81,7 @@ def main() -> None:
     name, own = stage.named(section.datasets, "linear")
     protocol = stage.over(section.protocol, own)
     shards = Path("data/shards") / name
-    train, val = features.labelled_splits(shards)
+    train, val = features.labeled_splits(shards)
     network, config = vit.load(PRETRAIN)
     device = distributed.choose_device(protocol.device)
     how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}

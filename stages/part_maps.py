@@ -69,7 +69,7 @@ def main() -> None:
     def store(name: str, labels: np.ndarray, attention: np.ndarray) -> None:
         part_maps.write(
             part_maps.store_path(digest, digests[name]), keys=[reader.keys[row] for row in rows[name]],
-            part_maps=labels, attention=part_maps.quantise_attention(attention) if section.attention else None,
+            part_maps=labels, attention=part_maps.quantize_attention(attention) if section.attention else None,
             metadata=made | {"shard": digests[name]},
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from semmae.core.config import STRICT
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader, batches
 from semmae.evaluation import baselines, features, part_baselines
-from semmae.evaluation.part_baselines import Batch, CentreMask, Line
+from semmae.evaluation.part_baselines import Batch, CenterMask, Line
 from semmae.models import teacher, vit
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts import part_learner
@@ -36,7 +36,7 @@ SHARDS, TEACHER, PARTS, RESULTS = (
 class PartScoresProtocol:
     """How every dataset is scored."""
 
-    sample: PositiveInt  # images of train on whose patches clusters and the read-out are fitted
+    num_images: PositiveInt  # images of train on whose patches clusters and the read-out are fitted
     baselines: bool  # the lines beside the parts; without them a sweep over part learners is twice as fast
     seed: int  # of that sample, the clusters and the untrained teacher
     batch_size: PositiveInt
@@ -85,14 +85,14 @@ def main() -> None:
     train_counts = reduce(np.add, (view.counts(train, index) for index in range(len(train))))
     lines = {}
     if protocol.baselines:
-        sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]
+        sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.num_images]
         lines = part_baselines.lines(
             list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
             untrained=lambda images: encode(untrained, images)[0], seed=protocol.seed,
         )  # fmt: skip
     lines["parts"] = Line(learner.num_labels, labels)
     scores = part_baselines.scores(
-        lines, CentreMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"
+        lines, CenterMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"
     )
     found = scores.pop("parts")
     atomic_files.write_json(RESULTS / f"{name}.json", {"part_scores": {name: found | scores}})
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teacher, PartMethod, Teacher]:
-    """The teacher, the parts that were learnt from it, and the teacher before it learnt anything."""
+    """The teacher, the parts that were learned from it, and the teacher before it learned anything."""
     elder = teacher.load(TEACHER)
     learner = part_learner.load(PARTS, teacher=elder.digest)
     untrained = Teacher(baselines.untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")

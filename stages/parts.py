@@ -42,9 +42,9 @@ class ForegroundConfig:
 
     clusterings: PositiveInt
     clusters: Annotated[int, Field(ge=2)]
-    place: NonNegativeFloat
-    walk: NonNegativeInt
-    groups: Annotated[int, Field(ge=2)]
+    center_prior: NonNegativeFloat
+    diffusion_steps: NonNegativeInt
+    threshold_classes: Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -52,15 +52,15 @@ class PartLearnerConfig:
     """The part learner and how it is trained; weights of its losses beside the reconstruction's 1."""
 
     foreground: ForegroundConfig | None
-    geometry: NonNegativeFloat
+    position_weight: NonNegativeFloat
     temperature: PositiveFloat
     blur_sigma: NonNegativeFloat
     target: Literal["features", "pixels"]
     decoder_width: PositiveInt
     decoder_depth: PositiveInt
     diversity: NonNegativeFloat
-    usage: NonNegativeFloat
-    usage_floor: Share
+    balance: NonNegativeFloat
+    balance_floor: Share
     epochs: PositiveInt
     batch_size: PositiveInt
     base_lr: NonNegativeFloat
@@ -78,7 +78,7 @@ class PartsConfig:
     method: Literal["learned", "kmeans"]
     img_size: PositiveInt
     num_parts: Annotated[int, Field(ge=1, le=254)]  # labels are bytes: one is the background's, 255 stays unknown
-    sample: Annotated[int, Field(ge=2)]  # one image has no mean at a place to differ from
+    num_images: Annotated[int, Field(ge=2)]  # one image has no mean at a place to differ from
     kmeans: KMeansConfig
     learned: PartLearnerConfig
     compute: run.ComputeConfig
@@ -88,7 +88,7 @@ def main() -> None:
     """Learn parts by the method that parts.method names."""
     section = params.load(PartsConfig, "parts")
     verify_shards(SHARDS / section.dataset)
-    reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.window)
+    reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.shuffle_shards)
     elder = teacher.load(TEACHER)
     config = {
         "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,
@@ -118,14 +118,14 @@ def patch_sample(
     section: PartsConfig, reader: Reader, elder: teacher.Teacher, device: torch.device, now: run.Run
 ) -> torch.Tensor:
     """The patch tokens of `sample` training images, (images, n, d): enough for statistics and for k-means."""
-    ids = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.sample]
+    ids = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.num_images]
     loader = batches(
         reader, np.sort(ids), Whole(section.img_size, section.seed, 0.0), batch_size=64, workers=section.compute.workers
     )
     found = []
     for batch in loader:
         found.append(elder.encode(batch["image"].to(device)).patch.cpu())
-        now.heed("before its first step", together=True)
+        now.exit_if_stopped("before its first step", together=True)
     return torch.cat(found)
 
 
@@ -172,14 +172,14 @@ def learned(
         maps, rebuilt = parallel(tokens)
         reconstruction = (rebuilt - target).square().mean()
         diversity = part_learner.diversity(maps)
-        usage = part_learner.usage(distributed.mean(maps.mean((0, 2)), world), recipe.usage_floor)
-        loss = reconstruction + recipe.diversity * diversity + recipe.usage * usage
+        balance = part_learner.balance(distributed.mean(maps.mean((0, 2)), world), recipe.balance_floor)
+        loss = reconstruction + recipe.diversity * diversity + recipe.balance * balance
         warmup = recipe.warmup_epochs * step.per_epoch
         optim.set_rate(optimizer, optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=0.0))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        now.record(loss=loss, reconstruction=reconstruction, diversity=diversity, usage=usage)
+        now.record(loss=loss, reconstruction=reconstruction, diversity=diversity, balance=balance)
     return model, {name: value for name, value in now.history[-1].items() if name != "epoch"}
 
 

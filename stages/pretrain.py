@@ -4,7 +4,7 @@ parts.
     python -m stages.pretrain
 
 Reads  data/shards/<pretrain.dataset>, data/part_maps/<pretrain.dataset>, data/teacher and data/parts (their
-digests), and data/shards/<pretrain.online_knn.dataset> to watch the encoder
+digests), and data/shards/<pretrain.online_eval.dataset> to watch the encoder
 Calls  pretraining.pretrain
 Writes data/pretrain/: encoder.safetensors, encoder.json, decoder.safetensors, decoder.json, history.json;
        results/pretrain/: metrics.json and the curves
@@ -41,7 +41,7 @@ class PretrainConfig:
     encoder: mae_loop.ViTConfig
     masking: mae_loop.MaskingConfig
     recipe: mae_loop.MAERecipe
-    online_knn: OnlineEvalConfig
+    online_eval: OnlineEvalConfig
     compute: run.ComputeConfig
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     section = params.load(PretrainConfig, "pretrain")
     shards = SHARDS / section.dataset
     verify_shards(shards)
-    reader = Reader(shards, "train").windowed(section.compute.window)
+    reader = Reader(shards, "train").windowed(section.compute.shuffle_shards)
     made_by = {
         "teacher": atomic_files.model_digest(TEACHER, "teacher"),
         "parts": atomic_files.model_digest(PARTS, "parts"),
@@ -64,7 +64,7 @@ def main() -> None:
         run.Run("pretrain", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
         watch = OnlineEvaluator(
-            section.online_knn, SHARDS / section.online_knn.dataset, pool="patch_mean", img_size=section.img_size,
+            section.online_eval, SHARDS / section.online_eval.dataset, pool="patch_mean", img_size=section.img_size,
             device=world.device, shown=world.leads,
         )  # fmt: skip
         config = {"img_size": section.img_size, **vars(section.encoder)}

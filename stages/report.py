@@ -34,14 +34,14 @@ from semmae.report.palettes import GRAY, palette
 
 OUT, RESULTS, SHARDS, PART_MAPS = Path("results/report"), Path("results"), Path("data/shards"), Path("data/part_maps")
 TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
-SPLITS = ("val", "test", "train")  # images come from the first that exists: rather not those that were learnt from
+SPLITS = ("val", "test", "train")  # images come from the first that exists: rather not those that were learned from
 PROTOCOLS = {
     "knn": "kNN", "linear": "linear probe", "attentive": "attentive probe", "finetune": "fine-tuning",
 }  # fmt: skip
 EVALUATIONS = (*PROTOCOLS, "segment", "part_scores")
 ANSWERS = ("attentive", "linear", "finetune", "knn")  # whose mistakes are shown: the first that a dataset has
 CURVES = {  # titles of the columns of a history
-    "lr": "learning rate", "inter_part": "weight of whole parts", "knn_top1": "kNN top-1",
+    "lr": "learning rate", "curriculum_weight": "weight of whole parts", "knn_top1": "kNN top-1",
     "readout_iou": "supervised read-out, foreground IoU",
 }  # fmt: skip
 SHARES = ("knn_top1", "readout_iou")  # columns in percent
@@ -52,11 +52,11 @@ CROP, TYPICAL = 168, 9  # pixels of a region, and how many per part
 class ReportConfig:
     """The section `report` of params.yaml."""
 
-    colours: str
+    colors: str
     overlays: PositiveInt
     film: PositiveInt
     reconstructions: PositiveInt
-    sample: PositiveInt
+    num_images: PositiveInt
     seed: int
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     split = next(name for name in SPLITS if name in meta["samples"])
     reader = Reader(SHARDS / dataset, split)
     maps = part_maps.join(PART_MAPS / dataset, reader, teacher=elder.digest, parts=learner.digest)
-    tones = palette(section.colours, learner.num_parts)
+    tones = palette(section.colors, learner.num_parts)
     digests = {
         "teacher": elder.digest,
         "parts": learner.digest,
@@ -82,10 +82,10 @@ def main() -> None:
     }
     content = {
         "run": encoder["params"], "teacher": elder.config, "parts": learner.config, "shards": meta, "split": split,
-        "scores": list(scores()), "part_scores": list(part_scores()), "curves": [*histories(), *learnt()],
-        "answers": list(answers()), "segmentations": list(segmentations(section.colours)),
+        "scores": list(scores()), "part_scores": list(part_scores()), "curves": [*histories(), *learned()],
+        "answers": list(answers()), "segmentations": list(segmentations(section.colors)),
         "overlays": [
-            [uri(picture) for picture in figures.pair(reader, maps, index, colours=tones)]
+            [uri(picture) for picture in figures.pair(reader, maps, index, colors=tones)]
             for index in figures.choose(len(reader), count=section.overlays, seed=section.seed)
         ],
         "gallery": gallery(section, reader, elder, learner, tones),
@@ -132,16 +132,16 @@ def answers() -> Iterator[dict[str, Any]]:
             yield found | {"protocol": PROTOCOLS[evaluation], "dataset": dataset, "mistakes": tiles}
 
 
-def segmentations(colours: str) -> Iterator[dict[str, Any]]:
+def segmentations(colors: str) -> Iterator[dict[str, Any]]:
     """Every segmentation: its scores, and some images beside their true and their predicted masks."""
     for dataset, found in listed("segment"):
         table = tables.segmentation(found)
         folder = RESULTS / "segment/examples" / dataset
-        rows, legend = evaluations.segmented(folder, SHARDS / dataset, table["protocols"], colours=colours)
+        rows, legend = evaluations.segmented(folder, SHARDS / dataset, table["protocols"], colors=colors)
         yield {"dataset": dataset, **table, "legend": legend, "examples": [[uri(x) for x in row] for row in rows]}
 
 
-def learnt() -> Iterator[dict[str, Any]]:
+def learned() -> Iterator[dict[str, Any]]:
     """The curves of every evaluation that learns."""
     for evaluation in (*PROTOCOLS, "segment"):
         for dataset, found in listed(evaluation):
@@ -198,19 +198,19 @@ def gallery(
     section: ReportConfig, reader: Reader, elder: teacher.Teacher, learner: part_learner.PartMethod, tones: np.ndarray
 ) -> list[dict[str, Any]]:
     """For every label its share and its most typical regions among `sample` images; the background last."""
-    ids = numpy_generator(section.seed, "gallery").permutation(len(reader))[: section.sample]
+    ids = numpy_generator(section.seed, "gallery").permutation(len(reader))[: section.num_images]
     shares = heat_maps.shares(reader, ids, elder, learner)
     labels = shares.argmax(1).reshape(-1, *learner.config["grid"])
     best = overlays.typical(shares, count=TYPICAL)
     summary = atomic_files.read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
-    colours = np.vstack([tones, GRAY]).astype(np.uint8)  # gray: the background, the label after the parts
+    colors = np.vstack([tones, GRAY]).astype(np.uint8)  # gray: the background, the label after the parts
     return [
         {
             "name": name if label == learner.background else f"part {name}",
-            "colour": colours[label].tolist(),
+            "color": colors[label].tolist(),
             "share": share,
             "regions": [
-                uri(overlays.region(reader.image(ids[i]), labels[i] == label, size=CROP, colour=colours[label]))
+                uri(overlays.region(reader.image(ids[i]), labels[i] == label, size=CROP, color=colors[label]))
                 for i in best[label]
             ],
         }
@@ -225,7 +225,7 @@ def strips(
     model, decoder = mae.load(PRETRAIN)
     size = {"img_size": model.encoder.patch_embed.img_size[0], "patch_size": model.patch_size}
     shown = figures.samples(reader, maps, figures.choose(len(reader), count=section.film, seed=section.seed), **size)
-    film = figures.strip(shown, masking=masking, seed=section.seed, colours=tones)
+    film = figures.strip(shown, masking=masking, seed=section.seed, colors=tones)
     rebuilt = figures.rebuilt(
         reader, maps, figures.choose(len(reader), count=section.reconstructions, seed=section.seed), model=model,
         masking=masking, norm_pix_loss=decoder["norm_pix_loss"], seed=section.seed,

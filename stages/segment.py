@@ -1,4 +1,4 @@
-"""segment: semantic segmentation by the encoder, frozen (a linear head, neighbours) and fine-tuned (UPerNet), beside an
+"""segment: semantic segmentation by the encoder, frozen (a linear head, neighbors) and fine-tuned (UPerNet), beside an
 untrained encoder, the teacher, and what needs no image at all.
 
     python -m stages.segment <dataset>
@@ -49,12 +49,12 @@ Names = Annotated[list[Name], Field(min_length=1)]
 class SegmentProtocol:
     """How every dataset is scored."""
 
-    protocols: Names
+    heads: Names
     short_side: PositiveInt  # pixels of a resized image
     crop: PositiveInt | None  # pixels, side of a window and of a training crop; null: img_size of the encoder
     stride: PositiveInt  # pixels from one window to the next
     training_crops: transforms.Crops
-    sample: PositiveInt | None  # images of train that teach; null: all
+    num_images: PositiveInt | None  # images of train that teach; null: all
     holdout: Share  # of those, to choose the settings of frozen protocols
     linear: segmentation_linear.LinearSegmentationConfig
     knn: segmentation_knn.KnnSegmentationConfig
@@ -70,7 +70,7 @@ class SegmentProtocol:
 class SegmentOverrides:
     """What a dataset sets for itself; null or absent: as in the protocol."""
 
-    protocols: Names | None = None
+    heads: Names | None = None
     short_side: PositiveInt | None = None
     stride: PositiveInt | None = None
 
@@ -125,7 +125,7 @@ def main() -> None:
     verify_shards(SHARDS / name)
     with distributed.world(protocol.compute.device) as world, ExitStack() as runs:
         task = prepared(protocol, train, val, world, partial(begun, name, protocol, world, runs))
-        scored = {which: PROTOCOLS[which](task) for which in dict.fromkeys(protocol.protocols)}
+        scored = {which: PROTOCOLS[which](task) for which in dict.fromkeys(protocol.heads)}
         if world.leads:
             write_examples(OUT / name, task, scored)
             scores: dict[str, Any] = {which: found.scores for which, found in scored.items()}
@@ -166,8 +166,10 @@ def prepared(
     """The settings that follow from each other."""
     side = protocol.crop or atomic_files.read_json(PRETRAIN / "encoder.json")["img_size"]
     windows = sliding_window.Windows(protocol.short_side, side, protocol.stride)
-    taught = train.select(np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.sample]))
-    taught = taught.windowed(protocol.compute.window)
+    taught = train.select(
+        np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.num_images])
+    )
+    taught = taught.windowed(protocol.compute.shuffle_shards)
     return SegmentationTask(
         protocol,
         heads.hold_out(taught, share=protocol.holdout, seed=protocol.seed),
@@ -201,7 +203,7 @@ def probed(
 ) -> tuple[heads.TrainedHead, sliding_window.SlidingWindowOptions]:
     """The linear probe of a frozen network."""
     now = task.begin("linear", line, digest)
-    how = replace(task.how, heed=now.heed)
+    how = replace(task.how, exit_if_stopped=now.exit_if_stopped)
     encode = token_maps(task, network)
     probe = segmentation_linear.linear(
         task.protocol.linear, encode, task.train, width=network.embed_dim, crops=task.crops, how=how, run=now
@@ -212,7 +214,7 @@ def probed(
 def knn(task: SegmentationTask) -> Scored:
     """The vote of the frozen encoder's nearest patches."""
     network, _, digest = encoder(task)
-    how = replace(task.how, heed=task.begin("knn", "encoder", digest).heed)
+    how = replace(task.how, exit_if_stopped=task.begin("knn", "encoder", digest).exit_if_stopped)
     encode = token_maps(task, network)
     probe = segmentation_knn.knn(task.protocol.knn, encode, task.train, how=how, seed=task.protocol.seed)
     return Scored(task.score(probe.predict, how) | probe.chosen, {}, probe.predict, how)
@@ -222,7 +224,7 @@ def finetuned(task: SegmentationTask) -> Scored:
     """The encoder under a UPerNet, fine-tuned on all of train."""
     network, config, digest = encoder(task)
     protocol, now = task.protocol, task.begin("upernet", "encoder", digest)
-    how = replace(task.how, heed=now.heed)
+    how = replace(task.how, exit_if_stopped=now.exit_if_stopped)
     model = segmentation_upernet.build(
         protocol.upernet, network, config, num_classes=task.train.num_classes, seed=protocol.seed
     )

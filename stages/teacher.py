@@ -1,8 +1,8 @@
-"""teacher: a frozen self-supervised ViT, learnt on your own shards, an encoder of an earlier run, or taken from timm.
+"""teacher: a frozen self-supervised ViT, learned on your own shards, an encoder of an earlier run, or taken from timm.
 
     python -m stages.teacher
 
-Reads  data/shards/<teacher.dataset>, and data/shards/<teacher.health.dataset> to watch the quality of the tokens
+Reads  data/shards/<teacher.dataset>, and data/shards/<teacher.online_eval.dataset> to watch the quality of the tokens
 Calls  pretraining.pretrain (mae), distillation.distil (ibot), teacher.from_timm or teacher.from_encoder (semmae)
 Writes data/teacher/: teacher.safetensors, teacher.json, history.json; results/teacher/: metrics.json and the curves
 """
@@ -57,7 +57,7 @@ class TeacherConfig:
     ibot: ibot_loop.IBOTRecipe
     model: str
     checkpoint: CheckpointFile | None
-    health: OnlineEvalConfig
+    online_eval: OnlineEvalConfig
     compute: run.ComputeConfig
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     """Freeze a teacher from the source that teacher.source names."""
     section = params.load(TeacherConfig, "teacher")
     verify_shards(SHARDS / section.dataset)
-    reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.window)
+    reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.shuffle_shards)
     inputs = [atomic_files.sha256(SHARDS / section.dataset / "shards.json")]
     minutes = section.compute.checkpoint_minutes
     with (
@@ -73,7 +73,7 @@ def main() -> None:
         run.Run("teacher", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
     ):
         watch = OnlineEvaluator(
-            section.health, SHARDS / section.health.dataset, img_size=section.img_size, device=world.device,
+            section.online_eval, SHARDS / section.online_eval.dataset, img_size=section.img_size, device=world.device,
             pool="class" if section.source == "ibot" else "patch_mean", shown=world.leads,
         )  # fmt: skip
         source = {"mae": from_mae, "ibot": from_ibot, "timm": from_timm, "semmae": from_semmae}[section.source]
@@ -98,7 +98,7 @@ def from_mae(
     unused = mae_loop.CurriculumConfig(start=0.0, end=0.0, power=1.0)
     model = mae_loop.pretrain(
         section.mae.recipe,
-        mae_loop.MaskingConfig(strategy="random", mask_ratio=section.mae.mask_ratio, inter_part=unused),
+        mae_loop.MaskingConfig(strategy="random", mask_ratio=section.mae.mask_ratio, curriculum=unused),
         vit.build(config), reader=reader, maps=None, seed=section.seed, compute=section.compute, world=world, run=now,
         measure=watch.after_epoch,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from semmae.core import atomic_files
 from tests.project import Project
 
 # `python -m stages.pretrain`, or another stage, but at the given step the process sends itself a signal.
-SIGNALLED = """
+SIGNALED = """
 import os, runpy, sys
 from semmae import run
 step, number, record, seen = int(sys.argv[1]), int(sys.argv[2]), run.Run.record, 0
@@ -26,7 +26,7 @@ runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 
 # A stage that sends itself a signal as soon as a function, named as `module:function` or `module:Class.method`, has
 # returned for the n-th time: <module:function> <n> <signal> <stage> <its arguments>.
-SIGNALLED_AFTER = """
+SIGNALED_AFTER = """
 import importlib, os, runpy, sys
 (module, _, name), last, number, stage, seen = sys.argv[1].partition(":"), *map(int, sys.argv[2:4]), sys.argv[4], 0
 owner = importlib.import_module(module)
@@ -60,7 +60,7 @@ def epochs(said: str) -> list[int]:
 
 
 def weights(project: Project) -> list[str]:
-    """The digests of what pretrain has learnt."""
+    """The digests of what pretrain has learned."""
     return [
         atomic_files.sha256(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")
     ]

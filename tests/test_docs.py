@@ -181,4 +181,4 @@ def test_the_site_is_whole(tmp_path: Path):
     for name in ("docs", "semmae"):
         shutil.copytree(ROOT / name, tmp_path / name)  # a link leads out of the project's root, which is refused
     subprocess.run([Path(sys.executable).parent / "zensical", "build", "--strict"], cwd=tmp_path, check=True)
-    assert "inter_part" in (tmp_path / "site/reference/masking/index.html").read_text()
+    assert "curriculum_weight" in (tmp_path / "site/reference/masking/index.html").read_text()

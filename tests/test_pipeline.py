@@ -45,8 +45,8 @@ def test_everything_runs_without_a_git_identity_and_a_second_time_nothing(finish
 @pytest.mark.parametrize(
     ("key", "value", "stage"),
     [
-        ("pretrain.masking.inter_part.power", 3.0, "pretrain"),
-        ("report.colours", "tol_bright", "report"),
+        ("pretrain.masking.curriculum.power", 3.0, "pretrain"),
+        ("report.colors", "tol_bright", "report"),
         ("knn.protocol.k", 4, "knn@toy"),
         ("parts.num_parts", 4, "parts"),
     ],
@@ -61,7 +61,7 @@ CHANGED = {  # a parameter of every stage, and another value
     "shards.writing.seed": 1,
     "teacher.mae.recipe.epochs": 3,
     "parts.learned.temperature": 0.2,
-    "part_scores.protocol.sample": 16,
+    "part_scores.protocol.num_images": 16,
     "part_maps.attention": False,
     "pretrain.masking.mask_ratio": 0.5,
     "knn.protocol.k": 4,
@@ -96,7 +96,7 @@ def dependent(key: str) -> set[str]:
 def test_every_stage_has_a_parameter_to_change():
     assert {key.partition(".")[0] for key in CHANGED} == set(STAGES)
     assert dependent("shards.writing.seed") > dependent("pretrain.masking.mask_ratio") > dependent("report.film")
-    assert dependent("part_scores.protocol.sample") == {"part_scores@toy", "report"}
+    assert dependent("part_scores.protocol.num_images") == {"part_scores@toy", "report"}
 
 
 @pytest.mark.parametrize("key", CHANGED)

@@ -80,8 +80,8 @@ def jpeg(width: int, height: int, scans: int) -> bytes:
     tables = [segment(0xC4, bytes([kind, 1]) + bytes(15) + value) for kind, value in ((0, b"\0"), (16, b"\xe0"))]
     frame = segment(0xC2, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0")
     first, more = (segment(0xDA, b"\1\1\0" + spectrum + b"\0") + b"\0" for spectrum in (b"\0\0", b"\1\x3f"))
-    quantisation = segment(0xDB, b"\0" + b"\1" * 64)
-    return b"\xff\xd8" + quantisation + frame + b"".join(tables) + first + more * (scans - 1) + b"\xff\xd9"
+    quantization = segment(0xDB, b"\0" + b"\1" * 64)
+    return b"\xff\xd8" + quantization + frame + b"".join(tables) + first + more * (scans - 1) + b"\xff\xd9"
 
 
 def tiff(width: int, height: int, tile: tuple[int, int]) -> bytes:
@@ -126,7 +126,7 @@ IMAGES: dict[str, tuple[bytes, Fate]] = {
     "JPEG, lossless": (JPEG.replace(b"\xff\xc0", b"\xff\xc3"), UNDECODED),
     "JPEG, of several pictures": (encoded(RGB, "MPO", save_all=True, append_images=[TURNED]), WIDE),
     "JPEG, with a film behind it": (JPEG + RNG.bytes(1000), WIDE),
-    "JPEG, odd colour profile": (encoded(RGB, "JPEG", icc_profile=b"\xff" * 500), WIDE),
+    "JPEG, odd color profile": (encoded(RGB, "JPEG", icc_profile=b"\xff" * 500), WIDE),
     "JPEG, cut": (JPEG[:-200], TRUNCATED),
     "JPEG, cut in its header": (JPEG[:100], NO_IMAGE),
     "JPEG, cut before its last two bytes": (JPEG[:-2], TRUNCATED),
@@ -151,7 +151,7 @@ IMAGES: dict[str, tuple[bytes, Fate]] = {
     "PNG, 1-bit": (encoded(RGB.convert("1")), WIDE),
     "PNG, palette": (encoded(RGB.convert("P")), WIDE),
     "PNG, palette with transparency": (encoded(RGB.convert("P"), transparency=3), WIDE),
-    "PNG, one transparent colour": (encoded(RGB, transparency=(1, 2, 3)), WIDE),
+    "PNG, one transparent color": (encoded(RGB, transparency=(1, 2, 3)), WIDE),
     "PNG, 16-bit gray": (encoded(DEEP[..., 0].copy()), WIDE),
     "PNG, 16-bit RGB": (cv2.imencode(".png", DEEP[..., :3])[1].tobytes(), WIDE),
     "PNG, 16-bit RGBA": (cv2.imencode(".png", DEEP)[1].tobytes(), WIDE),
@@ -400,17 +400,17 @@ def shard(key: str, **members: bytes) -> bytes:
     return b"".join(member(f"{key}.{extension}", data) for extension, data in members.items())
 
 
-def labelled(value: object) -> bytes:
+def labeled(value: object) -> bytes:
     return shard("x", png=PNG, json=json.dumps({"label": value}).encode())
 
 
 SAMPLES: dict[str, tuple[bytes, dict[str, Fate]]] = {
-    "image": (labelled("cat"), {"x.png": WIDE}),
+    "image": (labeled("cat"), {"x.png": WIDE}),
     "no image": (shard("x", json=b"{}"), {"x": "the sample has no image: its members are json"}),
     "two images": (shard("x", png=PNG, jpg=JPEG, json=b"{}"), {"x": "the sample has several images: png, jpg"}),
     "two of one name": (shard("x", png=PNG, txt=b"", TXT=b""), {"x.png": "the sample has two members of one name"}),
     "key twice": (
-        labelled(1) + shard("y", png=PNG) + labelled(1),
+        labeled(1) + shard("y", png=PNG) + labeled(1),
         {"x.png": WIDE, "y.png": WIDE, "x.png#2": "the key comes twice in its shard: x"},
     ),
     "image that is a link": (member("x.png", b"", tarfile.SYMTYPE, linkname="/etc/passwd"), {"x.png": NO_FILE}),
@@ -423,9 +423,9 @@ SAMPLES: dict[str, tuple[bytes, dict[str, Fate]]] = {
     "json of bytes": (shard("x", png=PNG, json=b"\xff"), {"x.png": "its json is broken: "}),
     "json of digits": (shard("x", png=PNG, json=b'{"label": ' + b"9" * 5000 + b"}"), {"x.png": "its json is broken: "}),
     "json that is a list": (shard("x", png=PNG, json=b"[]"), {"x.png": "its json is no object with fields"}),
-    "label that is a list": (labelled(["cat"]), {"x.png": "the label is neither a number nor a text: ['cat']"}),
-    "label that is not finite": (labelled(float("inf")), {"x.png": "the label is neither a number nor a text: inf"}),
-    "label of a megabyte": (labelled("9" * 10**6), {"x.png": "the label is too long: 1000000 characters"}),
-    "label that no text holds": (labelled("\ud800"), {"x.png": WIDE}),
-    "no label": (labelled(None), {"x.png": WIDE}),
+    "label that is a list": (labeled(["cat"]), {"x.png": "the label is neither a number nor a text: ['cat']"}),
+    "label that is not finite": (labeled(float("inf")), {"x.png": "the label is neither a number nor a text: inf"}),
+    "label of a megabyte": (labeled("9" * 10**6), {"x.png": "the label is too long: 1000000 characters"}),
+    "label that no text holds": (labeled("\ud800"), {"x.png": WIDE}),
+    "no label": (labeled(None), {"x.png": WIDE}),
 }

@@ -127,7 +127,7 @@ def pipeline(jobs: int, timeout: float | None) -> State:
             task = Task(stages.reproduce, name=stage, task_run_name=stage, cache_policy=NO_CACHE)
             futures[stage] = task.submit(stage, return_state=False, wait_for=[futures[other] for other in depends])
         wait(list(futures.values()))
-    except BaseException:  # Ctrl-C, SIGTERM, a flow cancelled in Prefect
+    except BaseException:  # Ctrl-C, SIGTERM, a flow canceled in Prefect
         stages.stop()
         raise
     outcomes = [stages.outcomes.get(stage, Outcome(stage, "skipped", 0.0)) for stage in futures]

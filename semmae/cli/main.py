@@ -33,7 +33,7 @@ SHARDS, PART_MAPS, PRETRAIN = Path("data/shards"), Path("data/part_maps"), Path(
 TEACHER, PARTS, ENCODERS = Path("data/teacher"), Path("data/parts"), Path("data/encoders")
 RECIPES, PARAMS = Path("recipes"), Path("params.yaml")
 IMPORTED = {"encoder.json", "encoder.safetensors", "decoder.json", "decoder.safetensors", "history.json"}
-NUMBERS = {"shards", "samples", "labelled", "with mask", "MB", "train", "val", "test", "inputs", "step", "seconds"}
+NUMBERS = {"shards", "samples", "labeled", "with mask", "MB", "train", "val", "test", "inputs", "step", "seconds"}
 
 app = typer.Typer(
     help="Semantic-guided masked autoencoders: look at part maps, masks and data; run the pipeline.",
@@ -52,7 +52,7 @@ def show(
     split: Annotated[str, typer.Option(help="The split to take images from.")] = "val",
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 8,
     seed: Annotated[int, typer.Option(help="Which images, and the noise of masks.")] = 0,
-    colours: Annotated[str, typer.Option(help="Palette of the parts.")] = "okabe_ito",
+    colors: Annotated[str, typer.Option(help="Palette of the parts.")] = "okabe_ito",
 ) -> None:
     """Draw a grid of images with their parts, the heat map of each part, masks or reconstructions."""
     from semmae.core import atomic_files
@@ -70,16 +70,16 @@ def show(
     chosen = {"count": count, "seed": seed}
     if what == "parts":
         assert maps is not None
-        image = figures.parts_grid(reader, maps, colours=colours, **chosen)
+        image = figures.parts_grid(reader, maps, colors=colors, **chosen)
     elif what == "heat":
         elder = teacher.load(TEACHER)
         learner = part_learner.load(PARTS, teacher=elder.digest)
-        image = heat_maps.heat_grid(reader, elder, learner, colours=colours, **chosen)
+        image = heat_maps.heat_grid(reader, elder, learner, colors=colors, **chosen)
     elif what == "masks":
         section = params.load(PretrainConfig, "pretrain")
         size = {"img_size": section.img_size, "patch_size": section.encoder.patch_size}
         masking = params.read()["pretrain"]["masking"]
-        image = figures.masks_grid(reader, maps, masking=masking, **size, colours=colours, **chosen)
+        image = figures.masks_grid(reader, maps, masking=masking, **size, colors=colors, **chosen)
     else:
         model, decoder = mae.load(PRETRAIN)
         masking = atomic_files.read_json(PRETRAIN / "encoder.json")["params"]["masking"]
@@ -105,7 +105,7 @@ def index(
     samples = pq.read_table(
         folder / "index.parquet", columns=["split", "shard", "class_name", "mask_offset"]
     ).to_pandas()
-    columns = ("split", "shards", "samples", "labelled", "with mask", "MB")
+    columns = ("split", "shards", "samples", "labeled", "with mask", "MB")
     table = _table(f"{folder}  masks: {meta['mask_kind'] or 'none'}", *columns)
     for split, rows in samples.groupby("split", sort=False):
         names = set(rows["shard"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of `model`; biases, norms and single tokens are not decayed.
 
-    Learning rate and decay are set at every step (`set_rate`), so the optimiser starts at zero.
+    Learning rate and decay are set at every step (`set_rate`), so the optimizer starts at zero.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrix = [p for name, p in trainable if p.squeeze().ndim > 1]
@@ -48,7 +48,7 @@ def clip(model: nn.Module, max_norm: float | None) -> Tensor:
 
 def step_if(allowed: Bool[Tensor, ""], optimizer: torch.optim.AdamW) -> None:
     """One update, unless the flag on the device forbids it: then neither weights nor moments move. Nobody waits to
-    know: it is the switch that torch's fused optimisers have for gradients that were scaled.
+    know: it is the switch that torch's fused optimizers have for gradients that were scaled.
     """
     vars(optimizer)["found_inf"] = (~allowed).float()
     optimizer.step()

@@ -127,7 +127,7 @@ def resample_box(
 def crop_part_map(
     part_map: UInt8[np.ndarray, "h w"], box: Box, grid: tuple[int, int]
 ) -> UInt8[np.ndarray, "{grid[0]} {grid[1]}"]:
-    """The label nearest to the centre of each of the encoder's patches, when its grid covers the box."""
+    """The label nearest to the center of each of the encoder's patches, when its grid covers the box."""
     rows = _cells(box.top, box.height, grid[0], part_map.shape[0])
     columns = _cells(box.left, box.width, grid[1], part_map.shape[1])
     return part_map[np.ix_(rows, columns[::-1] if box.flip else columns)]
@@ -141,7 +141,7 @@ def crop_part_maps(
     calls for a batch of any size: between two steps all code is cold, and each costs as much as its work.
     """
     _, h, w = part_maps.shape
-    places = np.dot(spans, _centres(grid, (h, w)))
+    places = np.dot(spans, _centers(grid, (h, w)))
     places += BORDER
     cells = places.astype(np.intp)
     y, x = cells[:, : grid[0]], cells[:, grid[0] :]
@@ -160,14 +160,14 @@ def _pixels(start: float, extent: float, pixels: int) -> tuple[int, int]:
 
 
 def _cells(start: float, extent: float, patches: int, cells: int) -> np.ndarray:
-    """Along one axis, the cell where each patch's centre lies; on the border of two cells, the later one."""
-    centres = start + extent * (np.arange(patches) + 0.5) / patches
-    return np.minimum(np.floor(centres * cells + BORDER).astype(int), cells - 1)
+    """Along one axis, the cell where each patch's center lies; on the border of two cells, the later one."""
+    centers = start + extent * (np.arange(patches) + 0.5) / patches
+    return np.minimum(np.floor(centers * cells + BORDER).astype(int), cells - 1)
 
 
 @cache
-def _centres(grid: tuple[int, int], cells: tuple[int, int]) -> Float64[np.ndarray, "4 m"]:
-    """What makes of a `Box.span` where the centres of a grid's rows and columns lie, counted in cells."""
+def _centers(grid: tuple[int, int], cells: tuple[int, int]) -> Float64[np.ndarray, "4 m"]:
+    """What makes of a `Box.span` where the centers of a grid's rows and columns lie, counted in cells."""
     found = np.zeros((4, sum(grid)))
     for axis, at in enumerate((slice(grid[0]), slice(grid[0], None))):
         found[axis, at] = cells[axis]

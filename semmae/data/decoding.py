@@ -94,7 +94,7 @@ def as_it_is(data: bytes) -> Stored:
 
 
 def mask_indices(data: bytes, *, num_names: int = IGNORE) -> UInt8[np.ndarray, "h w"]:
-    """The indices of a mask: an 8-bit PNG with one channel (gray, or a palette whose colours mean nothing).
+    """The indices of a mask: an 8-bit PNG with one channel (gray, or a palette whose colors mean nothing).
 
     ValueError: it is none, or an index has no name.
     """
@@ -194,7 +194,7 @@ def _plain(image: Image.Image) -> Image.Image:
             return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
         return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
     except ValueError as error:
-        raise ValueError(f"the image's colours cannot be converted: mode {image.mode}") from error
+        raise ValueError(f"the image's colors cannot be converted: mode {image.mode}") from error
 
 
 def _eight_bits(values: Num[np.ndarray, "h w"], *, full_range: bool) -> UInt8[np.ndarray, "h w"]:
@@ -217,7 +217,7 @@ def _reduced(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 
 def _encode(image: Image.Image, extension: str) -> bytes:
-    """Pixels only: what else the file said (EXIF, colour profile) stays behind."""
+    """Pixels only: what else the file said (EXIF, color profile) stays behind."""
     buffer = io.BytesIO()
     pixels = Image.fromarray(np.asarray(image))
     pixels.save(buffer, "JPEG" if extension == "jpg" else "PNG", quality=JPEG_QUALITY)

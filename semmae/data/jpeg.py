@@ -10,7 +10,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from numpy import ndarray
 
-COLOURS = ("YCbCr", "RGB", "Gray")
+COLORS = ("YCbCr", "RGB", "Gray")
 TURNED = (b"Exif\0\0", b"Orientation")  # may say that the image lies on its side: EXIF, or XMP's tiff:Orientation
 SCAN = b"\xff\xda"
 SEQUENTIAL, APPLICATION, START = (b"\xc0", b"\xc1"), b"\xe1", SCAN[1:]  # segments: a frame, EXIF or XMP, a scan
@@ -27,8 +27,8 @@ def decode(
     if not data.startswith(b"\xff\xd8") or not _is_plain(data, max_scans):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if height * width > max_pixels or colours not in COLOURS:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > max_pixels or colors not in COLORS:
             return None
         return simplejpeg.decode_jpeg(data, "RGB", min_height=at_least[0], min_width=at_least[1], min_factor=2)
     except ValueError:

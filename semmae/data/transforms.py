@@ -1,7 +1,7 @@
 """What a training step sees of a sample: crops sampled by name, so that a resumed run sees the same ones.
 
-Every box and colour is drawn from (seed, epoch, key). The loaders are called by `run.Run.steps`, in worker processes
-too, as `load(reader, index, epoch)`; they return uint8 arrays, which the device normalises.
+Every box and color is drawn from (seed, epoch, key). The loaders are called by `run.Run.steps`, in worker processes
+too, as `load(reader, index, epoch)`; they return uint8 arrays, which the device normalizes.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ class Crop:
 
 
 @params(frozen=True, config=STRICT)
-class Colour:
-    """How far colours are moved: each factor is drawn from 1 - x ... 1 + x, the hue's turn from -x ... x circles."""
+class Color:
+    """How far colors are moved: each factor is drawn from 1 - x ... 1 + x, the hue's turn from -x ... x circles."""
 
     brightness: NonNegativeFloat
     contrast: NonNegativeFloat
     saturation: NonNegativeFloat
     hue: UpTo1
-    gray: UpTo1  # of no colour at all
+    gray: UpTo1  # of no color at all
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class MultiCrop:
-    """DINO's crops: two global ones and `local_crops` small ones, each with the colours of its own."""
+    """DINO's crops: two global ones and `local_crops` small ones, each with the colors of its own."""
 
     seed: int
     global_crop: Crop
@@ -84,7 +84,7 @@ class MultiCrop:
     local_crops: int
     global_size: int
     local_size: int
-    colour: Colour
+    color: Color
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
         rng, whole = numpy_generator(self.seed, "crops", epoch, reader.keys[index]), reader.size(index)
@@ -95,7 +95,7 @@ class MultiCrop:
         sample = {"key": reader.keys[index], "global": np.stack(crops[:2])}
         if self.local_crops:
             sample["local"] = np.stack(crops[2:])
-        sample["colour"] = np.stack([colour_matrix(rng, self.colour) for _ in crops])
+        sample["color"] = np.stack([color_matrix(rng, self.color) for _ in crops])
         return sample
 
 
@@ -113,7 +113,7 @@ def load_crop(reader: Reader, index: int, box: Box, size: int) -> UInt8[np.ndarr
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def colour_matrix(rng: np.random.Generator, colour: Colour) -> Float[np.ndarray, "3 4"]:
+def color_matrix(rng: np.random.Generator, color: Color) -> Float[np.ndarray, "3 4"]:
     """Brightness, contrast, saturation and hue in one affine map of RGB in [0, 1]: cheap, and done on the device.
 
     Contrast turns about middle gray, saturation about luma, hue about the gray axis.
@@ -122,9 +122,9 @@ def colour_matrix(rng: np.random.Generator, colour: Colour) -> Float[np.ndarray,
     def factor(spread: float) -> float:
         return rng.uniform(max(0.0, 1 - spread), 1 + spread)
 
-    gain, contrast, saturation = factor(colour.brightness), factor(colour.contrast), factor(colour.saturation)
-    turn = rng.uniform(-colour.hue, colour.hue) * 2 * np.pi
-    if rng.uniform() < colour.gray:
+    gain, contrast, saturation = factor(color.brightness), factor(color.contrast), factor(color.saturation)
+    turn = rng.uniform(-color.hue, color.hue) * 2 * np.pi
+    if rng.uniform() < color.gray:
         saturation = 0.0
     axis = np.full((3, 3), 1 / 3)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
@@ -134,7 +134,7 @@ def colour_matrix(rng: np.random.Generator, colour: Colour) -> Float[np.ndarray,
     return np.hstack([matrix, shift]).astype(np.float32)
 
 
-def recolour(images: UInt8[Tensor, "b 3 H W"], matrix: Float[Tensor, "b 3 4"]) -> UInt8[Tensor, "b 3 H W"]:
-    """Images under their colour matrices, clipped."""
+def recolor(images: UInt8[Tensor, "b 3 H W"], matrix: Float[Tensor, "b 3 4"]) -> UInt8[Tensor, "b 3 H W"]:
+    """Images under their color matrices, clipped."""
     x = torch.einsum("bij,bjhw->bihw", matrix[:, :, :3], images.float()) + 255 * matrix[:, :, 3, None, None]
     return x.round().clamp(0, 255).to(torch.uint8)

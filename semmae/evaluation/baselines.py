@@ -22,8 +22,8 @@ THUMBNAIL = 16  # pixels on a side
 
 
 def thumbnail(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-    """The pixels themselves, normalised as an encoder gets them: for a cosine a harder line than pixels in [0, 1]."""
-    return vit.normalise(images).flatten(1)
+    """The pixels themselves, normalized as an encoder gets them: for a cosine a harder line than pixels in [0, 1]."""
+    return vit.normalize(images).flatten(1)
 
 
 def untrained(config: dict[str, Any], *, seed: int) -> vit.Network:

@@ -2,7 +2,7 @@
 
 - `topk_accuracy`, `per_class_accuracy`, `standard_error`: fractions in [0, 1].
 - `classification`: all of them at once, as the evaluation stages report them; `brief`: what a line beside them keeps.
-- `knn_votes`: a neighbour votes for its class with the weight exp(cosine / temperature) (Wu et al. 2018; DINO).
+- `knn_votes`: a neighbor votes for its class with the weight exp(cosine / temperature) (Wu et al. 2018; DINO).
 """
 
 import math

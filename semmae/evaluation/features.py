@@ -2,9 +2,9 @@
 
 - `extract`: stream a reader through a function images -> vectors, in the evaluation view or in seeded random views,
   into a file.
-- `CentreView`, `RandomView`: the two views of classification; `WholeView`: what part scores see, and its mask's counts.
+- `CenterView`, `RandomView`: the two views of classification; `WholeView`: what part scores see, and its mask's counts.
 - `seen`: images -> class token and patch tokens, for a ViT; `pooled`: one of them, the mean of the patches, or both.
-- `labelled_splits`, `masked_splits`: train and val of a dataset, its shards verified, or one sentence on why it cannot
+- `labeled_splits`, `masked_splits`: train and val of a dataset, its shards verified, or one sentence on why it cannot
   be scored.
 """
 
@@ -38,8 +38,8 @@ See = Callable[[UInt8[Tensor, "b 3 s s"]], tuple[Float[Tensor, "b d"], Float[Ten
 
 
 @dataclass(frozen=True)
-class CentreView:
-    """The short side resized to img_size * 256 / 224, then the centre; one resampling instead of two."""
+class CenterView:
+    """The short side resized to img_size * 256 / 224, then the center; one resampling instead of two."""
 
     img_size: int
 
@@ -110,7 +110,7 @@ def extract(
     Random views come stacked before the samples, (v, n, d). The result lies in a file, memory holds one batch. A named
     `file` is kept, and what a killed process has put there is taken as it is.
     """
-    loads: list[Load] = [RandomView(img_size, seed, view) for view in range(views or 0)] or [CentreView(img_size)]
+    loads: list[Load] = [RandomView(img_size, seed, view) for view in range(views or 0)] or [CenterView(img_size)]
     n = len(reader)
     with torch.inference_mode():
         rows = Rows(encode(torch.zeros(1, 3, img_size, img_size, dtype=torch.uint8)).shape[1], file)
@@ -155,14 +155,14 @@ def seen(network: vit.Network, *, device: torch.device, precision: distributed.P
     @torch.no_grad()
     def see(images: UInt8[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
         with distributed.autocast(device, precision):
-            tokens = vit.tokens(network, vit.normalise(to_device(device, images))).float()
+            tokens = vit.tokens(network, vit.normalize(to_device(device, images))).float()
         return tokens[:, 0], tokens[:, network.num_prefix_tokens :]
 
     return see
 
 
-def labelled_splits(dataset: Path) -> tuple[Reader, Reader]:
-    """The labelled samples of train and of val; ValueError if there are none, a label has no name, or val shows a class
+def labeled_splits(dataset: Path) -> tuple[Reader, Reader]:
+    """The labeled samples of train and of val; ValueError if there are none, a label has no name, or val shows a class
     that train lacks.
     """
     train, val = (_kept(dataset, split, lambda reader: reader.labels >= 0, "labels") for split in ("train", "val"))

@@ -84,7 +84,7 @@ class Choice(NamedTuple):
 
 
 class Heads:
-    """Linear classifiers on the same normalised features, one per learning rate: equal at first, then independent."""
+    """Linear classifiers on the same normalized features, one per learning rate: equal at first, then independent."""
 
     def __init__(self, width: int, num_classes: int, num_heads: int, recipe: LinearHeadsRecipe) -> None:
         weight = torch.randn(width, 1, num_classes, generator=torch_generator(recipe.seed, "head")) * INIT_STD
@@ -178,7 +178,7 @@ def choose_rate(
 def probe(
     train: FeatureSet, val: FeatureSet, *, num_classes: int, base_lr: float, recipe: LinearHeadsRecipe
 ) -> Float[Tensor, "m c"]:
-    """The logits of val, in a file, by a head that learnt from all of train."""
+    """The logits of val, in a file, by a head that learned from all of train."""
     heads, _ = train_heads(train, num_classes=num_classes, base_lrs=[base_lr], recipe=recipe)
     rows = Rows(num_classes)
     for features, _ in val.chunks():

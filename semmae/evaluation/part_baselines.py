@@ -1,7 +1,7 @@
 """What a part score is worth: labels per patch from no learning at all, and from the ground truth itself.
 
 `lines` fits them on a sample of train and returns a function per line, batch -> labels:
-- `colour_kmeans`: k-means of each patch's mean and deviation of R, G and B.
+- `color_kmeans`: k-means of each patch's mean and deviation of R, G and B.
 - `untrained_kmeans`, `teacher_kmeans`: k-means of the patch tokens of an untrained teacher, and of the teacher.
 - `attention_heads`: the heads of the teacher's class token as parts, as the paper's "raw attention" (table 4).
 - `grid`: the image cut into as many equal rectangles as there are labels.
@@ -9,7 +9,7 @@
 - `readout`: a supervised linear read-out of the teacher's tokens, the ceiling of any part method on them.
 - `silhouette`: the true foreground as a single part. `perfect`: the true labels, the ceiling of any map of patches.
 
-`CentreMask` is the one foreground mask that fits train best; it has no labels to assign, only a foreground IoU.
+`CenterMask` is the one foreground mask that fits train best; it has no labels to assign, only a foreground IoU.
 """
 
 from collections.abc import Callable, Iterable
@@ -71,7 +71,7 @@ def lines(
         return untrained(batch.images).patch
 
     return {
-        "colour_kmeans": _colour_kmeans(sample, grid, num_labels, fold(seed, "colour")),
+        "color_kmeans": _color_kmeans(sample, grid, num_labels, fold(seed, "colour")),
         "untrained_kmeans": _token_kmeans(sample, fresh, grid, num_labels, fold(seed, "untrained")),
         "teacher_kmeans": _token_kmeans(
             sample, lambda batch: batch.tokens.patch, grid, num_labels, fold(seed, "teacher")
@@ -104,23 +104,21 @@ def grid_labels(grid: tuple[int, int], count: int) -> Integer[np.ndarray, " n"]:
     return (i * rows // grid[0] * columns + j * columns // grid[1]).ravel()
 
 
-def patch_colours(images: UInt8[Tensor, "b 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "b n 6"]:
+def patch_colors(images: UInt8[Tensor, "b 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "b n 6"]:
     """Mean and standard deviation of R, G and B in every patch, in [0, 1]."""
     pixels = rearrange(images.float() / 255, "b c (h p) (w q) -> b (h w) (p q) c", h=grid[0], w=grid[1])
     return torch.cat([pixels.mean(2), pixels.std(2, correction=0)], dim=2)
 
 
-def _colour_kmeans(sample: list[Batch], grid: tuple[int, int], num_labels: int, seed: int) -> Line:
-    def colours(batch: Batch) -> np.ndarray:
-        return patch_colours(batch.images, grid).cpu().numpy()
+def _color_kmeans(sample: list[Batch], grid: tuple[int, int], num_labels: int, seed: int) -> Line:
+    def colors(batch: Batch) -> np.ndarray:
+        return patch_colors(batch.images, grid).cpu().numpy()
 
     from sklearn.cluster import KMeans  # here, for it takes as long to load as a small stage to run
 
-    points = np.concatenate([colours(batch).reshape(-1, 6) for batch in sample])
+    points = np.concatenate([colors(batch).reshape(-1, 6) for batch in sample])
     clusters = KMeans(num_labels, n_init=4, random_state=seed % 2**32).fit(points)
-    return Line(
-        num_labels, lambda batch: clusters.predict(colours(batch).reshape(-1, 6)).reshape(len(batch.images), -1)
-    )
+    return Line(num_labels, lambda batch: clusters.predict(colors(batch).reshape(-1, 6)).reshape(len(batch.images), -1))
 
 
 def _token_kmeans(
@@ -159,9 +157,9 @@ def _readout(sample: list[Batch], num_classes: int) -> Line:
 
 
 def scores(
-    lines: dict[str, Line], centre: "CentreMask", train: Iterable[Batch], val: Iterable[Batch], *, parts: bool
+    lines: dict[str, Line], center: "CenterMask", train: Iterable[Batch], val: Iterable[Batch], *, parts: bool
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Every line's scores by level, and the centre mask's: one pass over train, then one over val."""
+    """Every line's scores by level, and the center mask's: one pass over train, then one over val."""
     tallies: dict[str, PartScore] = {}
     for batch in train:
         for name, line in lines.items():
@@ -170,20 +168,20 @@ def scores(
             for labels, counts in zip(line.label(batch), batch.counts, strict=True):
                 tally.add_train(labels, counts)
         for counts in batch.counts:
-            centre.add("train", counts)
+            center.add("train", counts)
     for batch in val:
         for name, line in lines.items():
             for labels, counts in zip(line.label(batch), batch.counts, strict=True):
                 tallies[name].add_val(labels, counts)
         for counts in batch.counts:
-            centre.add("val", counts)
+            center.add("val", counts)
     found = {name: tally.scores() for name, tally in tallies.items()}
     found.get("perfect", {}).pop("patch", None)  # 1 by definition
-    return found | {"centre_mask": centre.scores()}
+    return found | {"center_mask": center.scores()}
 
 
-class CentreMask:
-    """One mask for every image: cells of train whose labelled pixels are foreground more often than some threshold.
+class CenterMask:
+    """One mask for every image: cells of train whose labeled pixels are foreground more often than some threshold.
 
     Show it train, then val, as counts of pixels per cell and true label.
     """

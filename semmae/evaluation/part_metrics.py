@@ -4,7 +4,7 @@ A mask is first reduced to `cell_counts`: how many pixels of each true label lie
 of 255 count nowhere. All else is contingency tables, labels x true labels, so memory does not grow with the data:
 
 - pixel level: every pixel takes the label of its cell (nearest upsampling), so the table adds up cell counts.
-- patch level: every cell counts once, for its `majority` label; a cell without labelled pixels counts nowhere.
+- patch level: every cell counts once, for its `majority` label; a cell without labeled pixels counts nowhere.
 
 The train tables decide what a label means, the val tables what that is worth (`PartScore`):
 
@@ -32,25 +32,25 @@ LEVELS: tuple[Level, ...] = ("patch", "pixel")
 def cell_counts(
     mask: UInt8[np.ndarray, "H W"], *, grid: tuple[int, int], num_classes: int
 ) -> Integer[np.ndarray, "n g"]:
-    """Pixels of each true label 0...num_classes-1 in each cell, row-major; a pixel is where its centre is."""
+    """Pixels of each true label 0...num_classes-1 in each cell, row-major; a pixel is where its center is."""
     height, width = mask.shape
     rows = (2 * np.arange(height) + 1) * grid[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * grid[1] // (2 * width)
-    labelled = mask != IGNORE
-    if (strange := mask[labelled & (mask >= num_classes)]).size:
+    labeled = mask != IGNORE
+    if (strange := mask[labeled & (mask >= num_classes)]).size:
         raise ValueError(
             f"a mask holds the label {strange[0]}; its dataset names 0 to {num_classes - 1}, and 255 to ignore"
         )
     cells = rows[:, None] * grid[1] + columns
-    flat = np.bincount((cells * num_classes + mask)[labelled], minlength=grid[0] * grid[1] * num_classes)
+    flat = np.bincount((cells * num_classes + mask)[labeled], minlength=grid[0] * grid[1] * num_classes)
     return flat.reshape(-1, num_classes)
 
 
 def majority(counts: Num[np.ndarray, "n g"]) -> Integer[np.ndarray, " n"]:
-    """The true label of each cell: foreground if most of its labelled pixels are, then its largest part.
+    """The true label of each cell: foreground if most of its labeled pixels are, then its largest part.
 
     In two steps, so that what is foreground does not depend on how many parts the masks tell apart. Of two equals the
-    lower label wins; a cell without labelled pixels is 255.
+    lower label wins; a cell without labeled pixels is 255.
     """
     foreground = counts[:, 1:].sum(1) > counts[:, 0]
     return np.where(counts.any(1), np.where(foreground, 1 + counts[:, 1:].argmax(1), 0), IGNORE)
@@ -69,7 +69,7 @@ def foreground_labels(train: Integer[np.ndarray, "l g"]) -> Bool[np.ndarray, " l
     """The set of labels whose union has the highest IoU with the foreground of train, all images pooled.
 
     In the order of their share of foreground the best set is a prefix: at its IoU x, adding a label of share above
-    x / (1 + x) helps and any other hurts. The centre mask picks its threshold on train likewise. Unused labels are out.
+    x / (1 + x) helps and any other hurts. The center mask picks its threshold on train likewise. Unused labels are out.
     """
     true, size = train[:, 1:].sum(1), train.sum(1)
     order = np.argsort(-true / np.maximum(size, 1), kind="stable")
@@ -94,7 +94,7 @@ def merge_background(
 
 
 def nmi(table: Integer[np.ndarray, "l g"]) -> float:
-    """Normalised mutual information, I / mean(H, H'); 1 where both sides are a single cluster."""
+    """Normalized mutual information, I / mean(H, H'); 1 where both sides are a single cluster."""
     joint = table / table.sum()
     rows, columns = joint.sum(1), joint.sum(0)
     entropy = _entropy(rows) + _entropy(columns)

@@ -15,7 +15,7 @@ STEPS = 100  # of L-BFGS: enough to be within a few tenths of a point of converg
 def fit(tokens: Float[np.ndarray, "n d"], labels: Integer[np.ndarray, " n"], *, num_classes: int) -> "Pipeline":
     """Standardise the channels, then regress; labels from num_classes up (255 = ignore) are left out.
 
-    Logistic rather than ridge on one-hot labels: where most patches are background, ridge favours it (0.85 against 0.91
+    Logistic rather than ridge on one-hot labels: where most patches are background, ridge favors it (0.85 against 0.91
     on synthetic tokens with known classes), and 100,000 tokens of 128 channels take under a second of L-BFGS.
     ValueError where the labels show fewer than two classes.
     """

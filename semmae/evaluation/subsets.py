@@ -1,4 +1,4 @@
-"""Seeded subsets of labelled samples: a part of train held out to choose settings on, and the few of a low-shot score.
+"""Seeded subsets of labeled samples: a part of train held out to choose settings on, and the few of a low-shot score.
 
 Each class is drawn from by itself, in an order that is a function of (seed, class), so a larger subset contains the
 smaller ones.

@@ -1,7 +1,7 @@
 """Features whose every direction counts alike: PCA whitening, fitted on train.
 
-A few directions (brightness, colour) carry nearly all the variance of a masked autoencoder's features, and so nearly
-all of a cosine between them. Whitened, a nearest neighbour no longer depends on how the features are scaled, turned or
+A few directions (brightness, color) carry nearly all the variance of a masked autoencoder's features, and so nearly
+all of a cosine between them. Whitened, a nearest neighbor no longer depends on how the features are scaled, turned or
 sheared (Jegou and Chum 2012, section 3).
 """
 
@@ -20,8 +20,8 @@ def fit(train: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor,
     vary. Two passes over train, chunk by chunk.
     """
     mean = sum((part.double().sum(0) for part in train.split(CHUNK)), torch.zeros(1)) / len(train)
-    centred = (part.double() - mean for part in train.split(CHUNK))
-    covariance = sum((part.T @ part for part in centred), torch.zeros(1)) / len(train)
+    centered = (part.double() - mean for part in train.split(CHUNK))
+    covariance = sum((part.T @ part for part in centered), torch.zeros(1)) / len(train)
     variances, directions = torch.linalg.eigh(covariance)
     kept = variances > NEGLIGIBLE * variances[-1]
     return mean.float(), (directions[:, kept] / variances[kept].sqrt()).float()

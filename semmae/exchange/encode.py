@@ -25,7 +25,7 @@ from torch import Tensor
 from semmae.core import atomic_files, distributed
 from semmae.data import decoding
 from semmae.data.dataset import Reader, batches
-from semmae.evaluation.features import CentreView
+from semmae.evaluation.features import CenterView
 from semmae.models import vit
 from semmae.models.frozen_encoder import Encoder
 from semmae.sharding import worker_pool
@@ -71,15 +71,15 @@ class Folder(Reader):
 class View:
     """The evaluation view. A file that is no image is a `reason` and no pixels; a damaged dataset is to be mended."""
 
-    centre: CentreView
+    center: CenterView
 
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
         try:
-            return {**self.centre(reader, index), "index": index, "reason": ""}
+            return {**self.center(reader, index), "index": index, "reason": ""}
         except (ValueError, OSError) as error:
             if not isinstance(reader, Folder):
                 raise
-            size, reason = self.centre.img_size, getattr(error, "strerror", None) or str(error)
+            size, reason = self.center.img_size, getattr(error, "strerror", None) or str(error)
             return {"image": np.zeros((3, size, size), np.uint8), "index": index, "reason": reason}
 
 
@@ -133,7 +133,7 @@ def pair(encoder: Encoder, images: UInt8[Tensor, "b 3 s s"], compute: EncodeOpti
     """Class token and mean of the patch tokens, in float32 on the CPU."""
     network, mean, std = encoder.network, tuple(encoder.config["mean"]), tuple(encoder.config["std"])
     with distributed.autocast(compute.device, compute.precision):
-        tokens = vit.tokens(network, vit.normalise(images.to(compute.device), mean, std)).float()
+        tokens = vit.tokens(network, vit.normalize(images.to(compute.device), mean, std)).float()
     return torch.stack([tokens[:, 0], tokens[:, network.num_prefix_tokens :].mean(1)]).cpu()
 
 
@@ -146,7 +146,7 @@ def _groups(
     """
     b, network = compute.batch_size, encoder.network.to(compute.device)
     vit.use_fastest_attention(network, compute.device)
-    view = View(CentreView(encoder.config["img_size"]))
+    view = View(CenterView(encoder.config["img_size"]))
     loaded = batches(reader, np.arange(len(reader)), view, batch_size=b, workers=compute.workers)
     buffer, ids = torch.empty(2, max(ROWS, b), network.embed_dim), list[int]()
     for batch in worker_pool.watched(loaded, -(-len(reader) // b), f"encode, batches of {b}"):

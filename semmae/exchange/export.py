@@ -188,7 +188,7 @@ def _decoder_sizes(model: mae.MAE, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _processor(transformers: ModuleType, encoder: Encoder) -> Any:  # not ViT's own processor, which cannot crop
-    """The evaluation view (features.CentreView): resize of the short side, then a centre crop."""
+    """The evaluation view (features.CenterView): resize of the short side, then a center crop."""
     size = encoder.config["img_size"]
     return transformers.BitImageProcessor(
         size={"shortest_edge": round(size / CROP)}, crop_size={"height": size, "width": size},

@@ -1,6 +1,6 @@
 """Encoders kept for later: as the teacher of another run, whatever becomes of the run that they come from.
 
-`promote` copies an encoder, or a teacher that was learnt here, from the workspace, or from any experiment or commit
+`promote` copies an encoder, or a teacher that was learned here, from the workspace, or from any experiment or commit
 that DVC has cached, to data/encoders/<sha256 of its weights>. Git and DVC leave that folder alone, so a queued
 experiment finds it in the main repository as it finds data/raw.
 """

@@ -62,7 +62,7 @@ def save(folder: Path, model: VisionTransformer, config: dict[str, Any]) -> None
 
 
 def load(folder: Path) -> tuple[VisionTransformer, dict[str, Any]]:
-    """The classifier in `folder`, in evaluation mode and frozen, and its config; `vit.normalise` its images."""
+    """The classifier in `folder`, in evaluation mode and frozen, and its config; `vit.normalize` its images."""
     state, config = atomic_files.read_model(folder, "classifier")
     model = build(config, num_classes=len(config["class_names"]), pool=config["pool"])
     model.load_state_dict(state, strict=True)

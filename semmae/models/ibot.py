@@ -60,7 +60,7 @@ class IBOTNetwork(nn.Module):
 
 
 def targets(logits: Float[Tensor, "... m"], center: Float[Tensor, " m"], temperature: float) -> Float[Tensor, "... m"]:
-    """The teacher's distributions: centred, sharpened, without gradient."""
+    """The teacher's distributions: centered, sharpened, without gradient."""
     return ((logits.detach().float() - center) / temperature).softmax(-1)
 
 
@@ -131,7 +131,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
 
 class SelfDistillation(nn.Module):
-    """Student, teacher and centres as one module, so that a checkpoint or a process group handles them together.
+    """Student, teacher and centers as one module, so that a checkpoint or a process group handles them together.
 
     What the teacher's targets depend on is the batch of all ranks: two see what one would.
     """
@@ -187,7 +187,7 @@ class SelfDistillation(nn.Module):
 
     @torch.no_grad()
     def update(self, class_logits: Tensor, patch_logits: Tensor, momentum: float) -> None:
-        """After the student's step: the teacher and its centres move."""
+        """After the student's step: the teacher and its centers move."""
         update_teacher(self.teacher, self.student, momentum)
         for center, logits in ((self.class_center, class_logits), (self.patch_center, patch_logits)):
             mean = distributed.mean(logits.float().flatten(0, -2).mean(0), self.world)

@@ -1,7 +1,7 @@
 """The masked autoencoder (He et al. 2022): encode the visible patches, regress the pixels of the masked ones.
 
 The encoder is a ViT that never sees a masked patch; the decoder is a few narrow blocks over the encoder's tokens and
-a shared mask token; the loss is the squared error on masked patches, each patch optionally normalised by its own
+a shared mask token; the loss is the squared error on masked patches, each patch optionally normalized by its own
 mean and deviation. MAE also predicts the visible patches, of which no loss asks; what only they need is left out here.
 """
 
@@ -20,7 +20,7 @@ from semmae.core import atomic_files
 from semmae.models import masking, vit
 from semmae.models.vit import sincos_positions, tokens
 
-EPSILON = 1e-6  # added to a patch's variance: a patch of one colour becomes zeros, not NaN
+EPSILON = 1e-6  # added to a patch's variance: a patch of one color becomes zeros, not NaN
 
 
 class MAE(nn.Module):
@@ -50,23 +50,23 @@ class MAE(nn.Module):
         self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"], num_masked: int
     ) -> Float[Tensor, "b t d"]:
         """The latent: class token and visible patches, in the order of their places."""
-        ids_keep, _, _ = masking.ids(mask, num_masked)
+        ids_keep, _, _ = masking.split_indices(mask, num_masked)
         return tokens(self.encoder, images, ids_keep)
 
     def decode(
         self, latent: Float[Tensor, "b t d"], mask: Bool[Tensor, "b n"], num_masked: int,
-        some: Bool[Tensor, "b n"] | None = None, num_some: int = 0,
+        some: Bool[Tensor, "b n"] | None = None, num_decode: int = 0,
     ) -> Float[Tensor, "b n v"]:  # fmt: skip
-        """The predicted pixels of the masked patches, v = p * p * 3 values each, or of `some` of them, `num_some` per
+        """The predicted pixels of the masked patches, v = p * p * 3 values each, or of `some` of them, `num_decode` per
         sample: the decoder is not told of the others. 0 where nothing is predicted.
         """
         if some is None:
-            some, num_some = mask, num_masked
-        (ids_keep, _, _), (_, ids_some, _) = masking.ids(mask, num_masked), masking.ids(some, num_some)
+            some, num_decode = mask, num_masked
+        (ids_keep, _, _), (_, ids_some, _) = masking.split_indices(mask, num_masked), masking.split_indices(some, num_decode)
         x = self.decoder["embed"](latent)
-        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_some, -1)], dim=1)
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_decode, -1)], dim=1)
         places = torch.cat([torch.zeros_like(ids_keep[:, :1]), torch.cat([ids_keep, ids_some], dim=1) + 1], dim=1)
-        pred = self._predict(x + self._places(mask.shape[1])[0, places], num_some)
+        pred = self._predict(x + self._places(mask.shape[1])[0, places], num_decode)
         b, _, v = pred.shape
         return pred.new_zeros(b, mask.shape[1], v).scatter(1, _columns(ids_some, v), pred)
 
@@ -85,10 +85,10 @@ class MAE(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"], num_masked: int,
-        some: Bool[Tensor, "b n"] | None = None, num_some: int = 0,
+        some: Bool[Tensor, "b n"] | None = None, num_decode: int = 0,
     ) -> Float[Tensor, "b n v"]:  # fmt: skip
         """`decode` of the patches that `mask` leaves; each row of a mask has as many True as its number says."""
-        return self.decode(self.encode(images, mask, num_masked), mask, num_masked, some, num_some)
+        return self.decode(self.encode(images, mask, num_masked), mask, num_masked, some, num_decode)
 
 
 def _columns(ids: Integer[Tensor, "b k"], width: int) -> Integer[Tensor, "b k {width}"]:

@@ -3,8 +3,8 @@
 - `num_masked(n, mask_ratio)`: how many patches every sample loses, exactly.
 - `random`, `block`, `green_noise`, `attention`, `semantic`: the strategies. Each draws its noise and calls a pure core.
 - `STRATEGIES`: the same five by name, for callers that need the noise of the *global* batch: draw it, slice, call.
-- `inter_part`: the curriculum from easy (a share of every part) to hard (whole parts).
-- `part_of`: some of a mask's patches. `ids`: a mask as MAE's index vectors.
+- `curriculum_weight`: the curriculum from easy (a share of every part) to hard (whole parts).
+- `subsample_mask`: some of a mask's patches. `split_indices`: a mask as MAE's index vectors.
 
 A core takes its noise as an argument: uniform float32 numbers in [0, 1), first axis the batch, so that sample i depends
 on row i alone. Its shapes are static, it loops over neither samples nor parts and never waits for the device: it
@@ -47,7 +47,7 @@ def random_core(noise: Float32[Tensor, "b n"], mask_ratio: Number) -> Mask:
     return _top(noise, num_masked(noise.shape[1], mask_ratio))
 
 
-def part_of(mask: Mask, noise: Float32[Tensor, "b n"], count: int) -> Mask:
+def subsample_mask(mask: Mask, noise: Float32[Tensor, "b n"], count: int) -> Mask:
     """`count` of the removed patches of every sample, each as likely as another."""
     return _top(torch.where(mask, noise, noise - 1), count)
 
@@ -137,10 +137,10 @@ def attention_core(noise: Float32[Tensor, "b n"], mask_ratio: Number, *, attenti
 
 
 def semantic(
-    part_map: Tensor, mask_ratio: Number, inter_part: Number | Float[Tensor, ""], *,
+    part_map: Tensor, mask_ratio: Number, curriculum_weight: Number | Float[Tensor, ""], *,
     generator: torch.Generator,
 ) -> Mask:  # fmt: skip
-    """A share `mask_ratio` of every part (inter_part 0), or whole parts in random order (1), or between the two.
+    """A share `mask_ratio` of every part (curriculum_weight 0), or whole parts in random order (1), or between the two.
 
     `part_map` (b, n) holds a label 0...255 per patch of the encoder's grid; background is a label like any other.
     """
@@ -149,23 +149,23 @@ def semantic(
         raise ValueError(f"part_map is {given}; expected integer labels of shape (batch, patches)")
     if part_map.dtype != torch.uint8 and ((part_map < 0) | (part_map >= NUM_LABELS)).any():
         raise ValueError(f"part_map holds labels outside 0...{NUM_LABELS - 1}")
-    if not isinstance(inter_part, Tensor) and not 0 <= inter_part <= 1:
-        raise ValueError(f"inter_part is {inter_part}; expected a number from 0 to 1")
+    if not isinstance(curriculum_weight, Tensor) and not 0 <= curriculum_weight <= 1:
+        raise ValueError(f"curriculum_weight is {curriculum_weight}; expected a number from 0 to 1")
     b, n = part_map.shape
     noise = _uniform((b, 2 * n + NUM_LABELS), generator).to(part_map.device)
     return semantic_core(
-        noise, mask_ratio, part_map=part_map, inter_part=torch.as_tensor(inter_part, dtype=torch.float64)
+        noise, mask_ratio, part_map=part_map, curriculum_weight=torch.as_tensor(curriculum_weight, dtype=torch.float64)
     )
 
 
 def semantic_core(
     noise: Float32[Tensor, "b m"], mask_ratio: Number, *,
-    part_map: Integer[Tensor, "b n"], inter_part: Float[Tensor, ""],
+    part_map: Integer[Tensor, "b n"], curriculum_weight: Float[Tensor, ""],
 ) -> Mask:  # fmt: skip
     """Priority: inside its label's quota before outside it, then noise.
 
     With n_k patches of label k: intra quota a_k = round(mask_ratio n_k); inter quota b_k: labels in random order are
-    masked wholly until the budget mask_ratio n is spent; quota q_k = round((1 - inter_part) a_k + inter_part b_k).
+    masked wholly until the budget mask_ratio n is spent; quota q_k = round((1 - curriculum_weight) a_k + curriculum_weight b_k).
     Rounding is half to even. What the quotas miss of `num_masked` is trimmed or filled uniformly at random.
     """
     n = part_map.shape[1]
@@ -184,8 +184,8 @@ def semantic_core(
 
     intra = torch.round(mask_ratio * size)
     inter = torch.minimum((mask_ratio * n - start).clamp(min=0), size)  # what the walk has left on reaching the label
-    inter_part = inter_part.double()
-    quota = torch.round((1 - inter_part) * intra + inter_part * inter)
+    curriculum_weight = curriculum_weight.double()
+    quota = torch.round((1 - curriculum_weight) * intra + curriculum_weight * inter)
     inside = torch.zeros_like(fill).scatter(1, order, (place - start < quota).float())
     return _top(inside + fill, num_masked(n, mask_ratio))
 
@@ -194,7 +194,7 @@ class Strategy(NamedTuple):
     """A strategy that any caller can use without knowing which it is.
 
     `noise = strategy.draw(batch_size, grid, generator=...)` for the global batch, the same on every rank; then each
-    rank calls `strategy(noise[its rows].to(device), mask_ratio, grid=..., part_map=..., attention=..., inter_part=...)`
+    rank calls `strategy(noise[its rows].to(device), mask_ratio, grid=..., part_map=..., attention=..., curriculum_weight=...)`
     with what it has for those rows; `strategy.evidence` names what the strategy looks at.
     """
 
@@ -214,20 +214,20 @@ STRATEGIES = {
     "block": Strategy(lambda h, w: (NUM_BLOCKS + 1, 3), block_core, ("grid",)),
     "green_noise": Strategy(lambda h, w: (h, w), green_noise_core, ()),
     "attention": Strategy(lambda h, w: (h * w,), attention_core, ("attention",)),
-    "semantic": Strategy(lambda h, w: (2 * h * w + NUM_LABELS,), semantic_core, ("part_map", "inter_part")),
+    "semantic": Strategy(lambda h, w: (2 * h * w + NUM_LABELS,), semantic_core, ("part_map", "curriculum_weight")),
 }
 
 
-def inter_part(progress: Number, *, start: Number, end: Number, power: Number) -> float:
+def curriculum_weight(progress: Number, *, start: Number, end: Number, power: Number) -> float:
     """The curriculum's value, from `start` to `end`, at `progress` = step / (steps - 1) of the whole run."""
     if not (0 <= start <= 1 and 0 <= end <= 1 and power > 0):
-        given = f"inter_part is {{start: {start}, end: {end}, power: {power}}}"
+        given = f"curriculum_weight is {{start: {start}, end: {end}, power: {power}}}"
         raise ValueError(f"{given}; expected start and end from 0 to 1, power above 0")
     assert 0 <= progress <= 1, progress
     return float(start + (end - start) * progress**power)
 
 
-def ids(mask: Mask, num_masked: int) -> tuple[Integer[Tensor, "b k"], Integer[Tensor, "b m"], Integer[Tensor, "b n"]]:
+def split_indices(mask: Mask, num_masked: int) -> tuple[Integer[Tensor, "b k"], Integer[Tensor, "b m"], Integer[Tensor, "b n"]]:
     """ids_keep and ids_masked, each ascending, and ids_restore, which sorts their concatenation back into place."""
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)
     ids_keep, ids_masked = order.split([mask.shape[1] - num_masked, num_masked], dim=1)

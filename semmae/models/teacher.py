@@ -52,7 +52,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def encode_with_heads(self, images: UInt8[Tensor, "b 3 H W"]) -> tuple[Tokens, Float[Tensor, "b a n"]]:
         """Tokens, and the class token's attention in the last block by head, each head's sum over the patches 1."""
-        pixels = vit.normalise(images, tuple(self.config["mean"]), tuple(self.config["std"]))
+        pixels = vit.normalize(images, tuple(self.config["mean"]), tuple(self.config["std"]))
         out, heads = vit.class_attention(self.network, pixels)
         patch, attention = out[:, self.network.num_prefix_tokens :].float(), heads.mean(1)
         cls = out[:, 0].float() if self.class_token else patch.mean(1)

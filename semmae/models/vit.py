@@ -56,12 +56,12 @@ def sincos_positions(side: int, width: int) -> Float[Tensor, "1 n d"]:
     return torch.cat([torch.zeros(1, width), patches])[None]
 
 
-def normalise(
+def normalize(
     images: UInt8[Tensor, "b 3 H W"], mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
 ) -> Float[Tensor, "b 3 H W"]:
     """Pixels 0...255 to zero mean and unit variance over a large set (ImageNet), on whatever device they are."""
-    centre, scale = (_filled(values, images.device) for values in (mean, std))
-    return (images.float() / 255 - centre) / scale
+    center, scale = (_filled(values, images.device) for values in (mean, std))
+    return (images.float() / 255 - center) / scale
 
 
 def _filled(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
@@ -84,7 +84,7 @@ def embed(
 def tokens(
     vit: Network, images: Float[Tensor, "b 3 H W"], ids_keep: Integer[Tensor, "b k"] | None = None
 ) -> Float[Tensor, "b t d"]:
-    """The normalised output tokens: `vit.num_prefix_tokens` first (the class token leads), then the patches.
+    """The normalized output tokens: `vit.num_prefix_tokens` first (the class token leads), then the patches.
 
     Patches can be left out (`ids_keep`) of a VisionTransformer only.
     """

@@ -47,13 +47,13 @@ class Foreground(nn.Module):
 
     def __init__(self, config: dict[str, Any], *, grid: tuple[int, int], width: int) -> None:
         super().__init__()
-        self.place: float = config["place"]
-        self.steps: int = config["walk"]
-        self.groups: int = config["groups"]
+        self.center_prior: float = config["center_prior"]
+        self.steps: int = config["diffusion_steps"]
+        self.threshold_classes: int = config["threshold_classes"]
         count, size = config["clusterings"], config["clusters"]
         self.register_buffer("codebooks", torch.zeros(count, size, width))
         self.register_buffer("central", torch.ones(count, size))
-        self.register_buffer("prior", centredness(grid))
+        self.register_buffer("prior", centeredness(grid))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
@@ -67,7 +67,7 @@ class Foreground(nn.Module):
         if patches < wanted:
             raise ValueError(
                 f"parts.learned.foreground.clusters is {wanted}, but {len(unit)} images have {patches} patches; lower "
-                "it, or raise parts.sample"
+                "it, or raise parts.num_images"
             )
         for i, centroids in enumerate(self.codebooks):
             once = fold(seed, i) % 2**32
@@ -88,7 +88,11 @@ class Foreground(nn.Module):
             )
         evidence = torch.cat([self.evidence(*some) for some in zip(unit.split(CHUNK), patch.split(CHUNK), strict=True)])
         # means of one number, as Otsu (1979) has two groups, and in section III more of them
-        means = KMeans(self.groups, n_init=4, random_state=0).fit(evidence.reshape(-1, 1).numpy()).cluster_centers_
+        means = (
+            KMeans(self.threshold_classes, n_init=4, random_state=0)
+            .fit(evidence.reshape(-1, 1).numpy())
+            .cluster_centers_
+        )
         self.threshold.fill_(float(np.sort(means.ravel())[-2:].mean()))
 
     def nearest(self, unit: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n r"]:
@@ -101,7 +105,7 @@ class Foreground(nn.Module):
 
     def evidence(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         """That and, as far as `place` lets it count, the patch's own place; shared among patches that look alike."""
-        place = self.place * self.spread / self.prior.std() * (self.prior - 1)
+        place = self.center_prior * self.spread / self.prior.std() * (self.prior - 1)
         return walk(self.content(self.nearest(unit)) + place, alike(patch), steps=self.steps)
 
     def forward(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
@@ -128,7 +132,7 @@ def otsu(values: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
 def alike(patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
     """How much each patch of an image resembles the others of that image: softmax of cosines, rows sum to 1.
 
-    Of the teacher's tokens less the image's mean: in one image, unlike between images, its colours and textures tell.
+    Of the teacher's tokens less the image's mean: in one image, unlike between images, its colors and textures tell.
     """
     unit = functional.normalize(patch - patch.mean(1, keepdim=True), dim=-1)
     return ((unit @ unit.transpose(1, 2)).float() / ALIKE).softmax(-1)
@@ -144,13 +148,13 @@ def walk(evidence: Float[Tensor, "b n"], weights: Float[Tensor, "b n n"], *, ste
 
 
 def places(grid: tuple[int, int], *, device: torch.device | str = "cpu") -> Float[Tensor, "n 2"]:
-    """Row and column of every patch's centre, -1...1 from edge to edge."""
+    """Row and column of every patch's center, -1...1 from edge to edge."""
     rows, columns = ((torch.arange(side, device=device) + 0.5) / side * 2 - 1 for side in grid)
     return torch.cartesian_prod(rows, columns)
 
 
-def centredness(grid: tuple[int, int]) -> Float[Tensor, " n"]:
-    """A Gaussian around the image's centre, mean 1."""
+def centeredness(grid: tuple[int, int]) -> Float[Tensor, " n"]:
+    """A Gaussian around the image's center, mean 1."""
     weights = torch.exp(-places(grid).square().sum(1) / (2 * WIDTH**2))
     return weights / weights.mean()
 
@@ -165,9 +169,9 @@ def object_code(foreground: Float[Tensor, "b n"], grid: tuple[int, int]) -> Floa
     place = places(grid, device=foreground.device)
     weights = (2 * foreground - 1).clamp(min=0) + 1e-9
     weights = (weights / weights.sum(1, keepdim=True))[:, :, None]
-    centre = (weights * place).sum(1, keepdim=True)
-    extent = (weights * (place - centre).square()).sum(1, keepdim=True).sqrt()
+    center = (weights * place).sum(1, keepdim=True)
+    extent = (weights * (place - center).square()).sum(1, keepdim=True).sqrt()
     least = 2 * (1 - place[-1])  # one patch
-    height, across = (PITCH * (place - centre) / extent.maximum(least)).unbind(-1)
+    height, across = (PITCH * (place - center) / extent.maximum(least)).unbind(-1)
     across = across.abs()
     return torch.stack([height.sin(), height.cos(), across.sin(), across.cos()], dim=-1) / 2**0.5

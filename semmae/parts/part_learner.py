@@ -25,7 +25,7 @@ from semmae.core import atomic_files
 from semmae.core.rng import fold
 from semmae.models.mae import patchify
 from semmae.models.teacher import Tokens
-from semmae.models.vit import normalise
+from semmae.models.vit import normalize
 from semmae.parts.foreground import CHUNK, Foreground, object_code
 
 OBJECT_CODE = 4  # numbers of `foreground.object_code`
@@ -37,10 +37,10 @@ class PartMethod(nn.Module):
 
     Raw tokens of a small teacher say first of all where a patch is and how bright, and k-means follows the loudest
     channels. So tokens are taken relative to the mean at their place, whitened, and joined by the mean of their
-    neighbourhood.
+    neighborhood.
     """
 
-    place: Tensor
+    position_mean: Tensor
     whiten: Tensor
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -50,19 +50,19 @@ class PartMethod(nn.Module):
         self.num_parts: int = config["num_parts"]
         self.background: int | None = config["num_parts"] if config["background"] else None
         self.num_labels = self.num_parts + (self.background is not None)
-        self.register_buffer("place", torch.zeros(self.grid[0] * self.grid[1], config["width"]))
+        self.register_buffer("position_mean", torch.zeros(self.grid[0] * self.grid[1], config["width"]))
         self.register_buffer("whiten", torch.eye(config["width"]))
 
     def prepare(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Whitened tokens without what their place alone says, each plus the mean of the 3 x 3 patches around it."""
-        x = ((patch - self.place) @ self.whiten).float()
+        x = ((patch - self.position_mean) @ self.whiten).float()
         around = F.pad(x.transpose(1, 2).unflatten(2, self.grid), [1] * 4, mode="replicate")
         return x + F.avg_pool2d(around, 3, stride=1).flatten(2).transpose(1, 2)
 
     def fit_scale(self, patch: Float[Tensor, "s n d"]) -> None:
         """Set mean and whitening from the tokens of a sample of training images."""
-        self.place.copy_(patch.mean(0))
-        x = (patch - self.place).flatten(0, 1).double()
+        self.position_mean.copy_(patch.mean(0))
+        x = (patch - self.position_mean).flatten(0, 1).double()
         variance, axes = torch.linalg.eigh(x.T @ x / len(x))
         self.whiten.copy_(axes / (variance + SHRINK * variance.mean()).sqrt())
 
@@ -96,7 +96,7 @@ def directions(unit: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Te
     """Spherical k-means: `count` unit vectors near which the rows of `unit` lie; ValueError for fewer rows."""
     if len(unit) < count:
         raise ValueError(
-            f"parts.num_parts is {count}, but there are {len(unit)} patches; lower it, or raise parts.sample"
+            f"parts.num_parts is {count}, but there are {len(unit)} patches; lower it, or raise parts.num_images"
         )
     from sklearn.cluster import KMeans  # here, for it takes as long to load as a small stage to run
 
@@ -138,12 +138,12 @@ class PartLearner(PartMethod):
         if (count := int((share > 0.5).sum())) < self.num_parts:
             raise ValueError(
                 f"parts.num_parts is {self.num_parts}, but {count} patches of {len(patch)} images are foreground; "
-                "lower it, or raise parts.sample"
+                "lower it, or raise parts.num_images"
             )
         self.queries.data.copy_(directions(keys[share > 0.5], self.num_parts, seed=seed))
 
     def keys(self, patch: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n"]]:
-        """Unit vectors of what a patch shows and, with the weight `geometry`, where on the object it lies; and its
+        """Unit vectors of what a patch shows and, with the weight `position_weight`, where on the object it lies; and its
         share of foreground.
         """
         prepared = self.prepare(patch)
@@ -151,7 +151,7 @@ class PartLearner(PartMethod):
             share = prepared.new_ones(prepared.shape[:2])
         else:
             share = self.foreground(F.normalize(prepared, dim=-1), patch)
-        where = self.config["geometry"] * object_code(share, self.grid)
+        where = self.config["position_weight"] * object_code(share, self.grid)
         keys = torch.cat([F.normalize(self.embed_patch(prepared).float(), dim=-1), where], dim=-1)
         return F.normalize(keys, dim=-1), share
 
@@ -172,7 +172,7 @@ class PartLearner(PartMethod):
 
 
 class PartDecoder(nn.Module):
-    """Convolutions over the maps, each instance-normalised and restyled by the class token (AdaIN, Huang & Belongie
+    """Convolutions over the maps, each instance-normalized and restyled by the class token (AdaIN, Huang & Belongie
     2017).
     """
 
@@ -214,7 +214,7 @@ def diversity(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
     return (1 - maps.square().sum(1)).mean()
 
 
-def usage(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
+def balance(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
     """How far the labels' shares of a batch's patches fall below `floor`, relative to it, mean over labels; 0 when all
     are used.
 
@@ -225,7 +225,7 @@ def usage(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
 
 def pixel_target(images: UInt8[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor, "b n v"]:
     """Pixels as the decoder's target, row by row of patches, in the teacher's zero-mean, unit-variance units."""
-    return patchify(normalise(images), patch_size)
+    return patchify(normalize(images), patch_size)
 
 
 METHODS = {"learned": PartLearner, "kmeans": KMeansParts}
@@ -237,10 +237,10 @@ def save(folder: Path, parts: PartMethod) -> None:
 
 
 def load(folder: Path, *, teacher: str | None = None) -> PartMethod:
-    """The part method in `folder`, frozen; ValueError if it was learnt from a teacher with another digest."""
+    """The part method in `folder`, frozen; ValueError if it was learned from a teacher with another digest."""
     state, config = atomic_files.read_model(folder, "parts")
     if teacher is not None and teacher != config["teacher"]:
-        raise ValueError(f"{folder} was learnt from another teacher than the one beside it; run dvc repro parts")
+        raise ValueError(f"{folder} was learned from another teacher than the one beside it; run dvc repro parts")
     parts = METHODS[config["method"]](config)
     parts.load_state_dict(state, strict=True)
     parts.digest = atomic_files.model_digest(folder, "parts")

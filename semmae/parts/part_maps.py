@@ -1,7 +1,7 @@
 """The part-map cache: one label per cell of a coarse grid for every image, kept apart from the images.
 
 - `write` / `read`: one Parquet file per shard, row i for sample i; the metadata says what it was made from.
-- `quantise_attention`: class-token attention in 16 levels, the file's second column.
+- `quantize_attention`: class-token attention in 16 levels, the file's second column.
 - `join`: the maps of a dataset in the order of a reader's samples; what does not belong to them is refused by name.
 - the store: DVC deletes an output before it is made anew, so files live in a content-addressed store under the state
   root (`store_path`, `stored`), from which the output is assembled (`assemble`); `listing` and `prune` keep house.
@@ -92,7 +92,7 @@ def read(path: Path) -> PartMaps:
     )
 
 
-def quantise_attention(attention: Float[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b n"]:
+def quantize_attention(attention: Float[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b n"]:
     """Attention in levels 0...15, proportional to it, each image's highest at 15; only 0 itself gets level 0.
 
     So a mask that draws patches in proportion can still draw every patch that the class token looks at.

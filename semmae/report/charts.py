@@ -1,7 +1,7 @@
-"""Line charts as inline SVG: colours come from the page's style sheet, so they suit light and dark; no script, no font.
+"""Line charts as inline SVG: colors come from the page's style sheet, so they suit light and dark; no script, no font.
 
 - `columns`: the curves in a run's history, the values that some epochs lack left out.
-- `chart`: one curve over epochs, labelled axes, its last value beside its end.
+- `chart`: one curve over epochs, labeled axes, its last value beside its end.
 - `ticks`: round numbers that span a range.
 """
 
@@ -67,7 +67,7 @@ def _range(values: list[float]) -> tuple[float, float]:
 
 
 def _digits(rows: list[float]) -> int:
-    """Decimal places that tell neighbouring ticks apart."""
+    """Decimal places that tell neighboring ticks apart."""
     return max(0, -math.floor(math.log10(rows[1] - rows[0]) + 1e-9))
 
 

@@ -3,7 +3,7 @@
 - `read`: the table that `predictions.write` leaves.
 - `matrix`: shares of each class, row by row; `confused`: the commonest pairs, where there are too many classes to draw.
 - `worst`: the mistakes that the classifier was surest of.
-- `heatmap`: the matrix as inline SVG, in the colours of the page.
+- `heatmap`: the matrix as inline SVG, in the colors of the page.
 """
 
 from pathlib import Path

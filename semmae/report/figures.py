@@ -23,7 +23,7 @@ from semmae.core.rng import numpy_generator, torch_generator
 from semmae.data.crops import Box, crop_image, crop_part_map
 from semmae.data.dataset import Reader
 from semmae.models import mae, vit
-from semmae.models.masking import STRATEGIES, inter_part
+from semmae.models.masking import STRATEGIES, curriculum_weight
 from semmae.parts.part_maps import PartMaps
 from semmae.report.overlays import masked, overlay, tints
 from semmae.report.palettes import palette
@@ -86,9 +86,9 @@ def masks(samples: FigureSamples, *, masking: Mapping[str, Any], progress: float
             f"masks of the strategy {masking['strategy']} need {' and '.join(missing)}, which the part maps do not "
             "hold; see part_maps.attention in params.yaml and run dvc repro part_maps"
         )
-    hardness = torch.tensor(inter_part(progress, **masking["inter_part"]))
+    hardness = torch.tensor(curriculum_weight(progress, **masking["curriculum"]))
     noise = strategy.draw(len(samples.images), samples.grid, generator=torch_generator(seed, "figures"))
-    return strategy(noise, masking["mask_ratio"], grid=samples.grid, inter_part=hardness, **samples.evidence)
+    return strategy(noise, masking["mask_ratio"], grid=samples.grid, curriculum_weight=hardness, **samples.evidence)
 
 
 def film(samples: FigureSamples, *, masking: Mapping[str, Any], seed: int) -> list[Bool[Tensor, "b n"]]:
@@ -102,66 +102,66 @@ def film(samples: FigureSamples, *, masking: Mapping[str, Any], seed: int) -> li
 
 def has_curriculum(masking: Mapping[str, Any]) -> bool:
     """Whether masks depend on when they are drawn."""
-    return "inter_part" in STRATEGIES[masking["strategy"]].evidence
+    return "curriculum_weight" in STRATEGIES[masking["strategy"]].evidence
 
 
 def captions(masking: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What to write over and under each frame of a film strip: the moment, and the weight of whole parts there."""
     if not has_curriculum(masking):
         return [(f"draw {number}", "") for number, _ in enumerate(FRAMES, 1)]
-    return [(f"{frame:.0%}", f"{inter_part(frame, **masking['inter_part']):.2f}") for frame in FRAMES]
+    return [(f"{frame:.0%}", f"{curriculum_weight(frame, **masking['curriculum']):.2f}") for frame in FRAMES]
 
 
 def reconstructions(
     model: mae.MAE, images: UInt8[Tensor, "b 3 s s"], mask: Bool[Tensor, "b n"], *, norm_pix_loss: bool
 ) -> UInt8[np.ndarray, "b s s 3"]:
     """Masked patches as predicted, the others as they are."""
-    units = vit.normalise(images)
+    units = vit.normalize(images)
     with torch.no_grad():
         pred = model(units, mask, int(mask[0].sum()))
     return _pixels(mae.reconstruct(pred, units, mask, patch_size=model.patch_size, norm_pix_loss=norm_pix_loss))
 
 
-def parts_grid(reader: Reader, maps: PartMaps, *, count: int, seed: int, colours: str) -> Image.Image:
+def parts_grid(reader: Reader, maps: PartMaps, *, count: int, seed: int, colors: str) -> Image.Image:
     """Images beside their parts, two pairs to a row, over a legend."""
-    tones = palette(colours, maps.metadata["num_parts"])
+    tones = palette(colors, maps.metadata["num_parts"])
     ids = choose(len(reader), count=count, seed=seed)
-    tiles = [tile for i in ids for tile in pair(reader, maps, i, colours=tones)]
+    tiles = [tile for i in ids for tile in pair(reader, maps, i, colors=tones)]
     return sheet(
         [tiles[i : i + 4] for i in range(0, len(tiles), 4)], ["image", "parts"] * min(2, len(ids)), legend=tones
     )
 
 
 def pair(
-    reader: Reader, maps: PartMaps, index: SupportsIndex, *, colours: UInt8[np.ndarray, "p 3"]
+    reader: Reader, maps: PartMaps, index: SupportsIndex, *, colors: UInt8[np.ndarray, "p 3"]
 ) -> tuple[UInt8[np.ndarray, "t t 3"], UInt8[np.ndarray, "t t 3"]]:
     """An image and its overlay."""
     image = reader.image(index)
     box = central(*image.shape[:2])
     picture = crop_image(image, box, TILE)
     labels = crop_part_map(maps.part_map[index].reshape(maps.grid), box, (TILE, TILE))
-    return picture, overlay(picture, labels, colours=colours)
+    return picture, overlay(picture, labels, colors=colors)
 
 
 def masks_grid(
     reader: Reader, maps: PartMaps | None, *, masking: Mapping[str, Any], img_size: int, patch_size: int, count: int,
-    seed: int, colours: str,
+    seed: int, colors: str,
 ) -> Image.Image:  # fmt: skip
     """The film strip of the curriculum: an image to a row, masked as at 0, 25, 50, 75 and 100 % of the run."""
     shown = samples(reader, maps, choose(len(reader), count=count, seed=seed), img_size=img_size, patch_size=patch_size)
-    tones = None if maps is None else palette(colours, maps.metadata["num_parts"])
+    tones = None if maps is None else palette(colors, maps.metadata["num_parts"])
     titles = ["image", *(title for title, _ in captions(masking))]
-    return sheet(strip(shown, masking=masking, seed=seed, colours=tones), titles)
+    return sheet(strip(shown, masking=masking, seed=seed, colors=tones), titles)
 
 
 def strip(
-    samples: FigureSamples, *, masking: Mapping[str, Any], seed: int, colours: UInt8[np.ndarray, "p 3"] | None
+    samples: FigureSamples, *, masking: Mapping[str, Any], seed: int, colors: UInt8[np.ndarray, "p 3"] | None
 ) -> list[list[np.ndarray]]:
     """Per sample its picture and its frames; masked patches keep a breath of their part where parts guide the masks."""
     frames = film(samples, masking=masking, seed=seed)
     tint = [None] * len(samples.pictures)
-    if colours is not None and has_curriculum(masking):
-        tint = list(tints(samples.evidence["part_map"].numpy(), grid=samples.grid, colours=colours))
+    if colors is not None and has_curriculum(masking):
+        tint = list(tints(samples.evidence["part_map"].numpy(), grid=samples.grid, colors=colors))
     return [
         [picture, *(masked(picture, mask[i].view(samples.grid).numpy(), tint=tint[i]) for mask in frames)]
         for i, picture in enumerate(samples.pictures)
@@ -196,7 +196,7 @@ def rebuilt(
 
 
 def _pixels(units: Float[Tensor, "b 3 s s"]) -> UInt8[np.ndarray, "b s s 3"]:
-    """The inverse of `vit.normalise`, clipped."""
+    """The inverse of `vit.normalize`, clipped."""
     share = units * torch.tensor(vit.STD).view(3, 1, 1) + torch.tensor(vit.MEAN).view(3, 1, 1)
     return (share * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
@@ -208,7 +208,7 @@ def _enlarged(picture: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "t t 3"]
 def sheet(
     rows: list[list[np.ndarray]], titles: list[str], *, legend: UInt8[np.ndarray, "p 3"] | None = None
 ) -> Image.Image:
-    """Rows of pictures on white under their titles, over the colours of the parts."""
+    """Rows of pictures on white under their titles, over the colors of the parts."""
     gap, head = 12, 36
     foot = head if legend is not None else 0
     size = (gap + len(titles) * (TILE + gap), head + len(rows) * (TILE + gap) + foot)
@@ -221,8 +221,8 @@ def sheet(
             tile = Image.fromarray(picture)
             place = (gap + column * (TILE + gap), head + r * (TILE + gap))
             sheet.paste(tile, place, tile if tile.mode == "RGBA" else None)
-    for part, colour in enumerate(() if legend is None else legend.tolist()):
+    for part, color in enumerate(() if legend is None else legend.tolist()):
         x, y = gap + part * 64, size[1] - head
-        draw.rounded_rectangle((x, y + 4, x + 22, y + 26), radius=4, fill=tuple(colour))
+        draw.rounded_rectangle((x, y + 4, x + 22, y + 26), radius=4, fill=tuple(color))
         draw.text((x + 30, y + 4), str(part), fill="#333333", font=font)
     return sheet

@@ -61,7 +61,7 @@ def answered(table: Path, dataset: Path) -> dict[str, Any] | None:
 
 
 def segmented(
-    examples: Path, dataset: Path, protocols: Collection[str], *, colours: str
+    examples: Path, dataset: Path, protocols: Collection[str], *, colors: str
 ) -> tuple[list[list[UInt8[np.ndarray, "t t 3"]]], list[tuple[str, list[int]]]]:
     """Rows of image, true mask and the mask that each protocol predicts, in the central square, and the legend: the
     classes seen there and their RGB. The background of parts is gray in the legend, and in the pictures only paler.
@@ -71,7 +71,7 @@ def segmented(
     reader, rows = Reader(dataset, "val"), []
     seen: set[int] = set()
     first = int(reader.mask_kind != "classes")  # the label that comes after the background
-    tones = palette(colours, len(reader.mask_names) - first)
+    tones = palette(colors, len(reader.mask_names) - first)
     for index, key in enumerate(reader.keys):
         files = [examples / protocol / f"{key}.png" for protocol in protocols]
         if all(file.exists() for file in files):
@@ -80,24 +80,24 @@ def segmented(
             masks = (truth, *(decoding.mask_indices(file.read_bytes()) for file in files))
             rows.append([square(image), *(laid_over(image, mask - first, tones) for mask in masks)])  # 0 becomes 255
             seen.update(*(np.unique(mask).tolist() for mask in masks))
-    coloured = zip(reader.mask_names, [list(GRAY)] * first + tones.tolist(), strict=True)
-    return rows, [entry for label, entry in enumerate(coloured) if label in seen]
+    colored = zip(reader.mask_names, [list(GRAY)] * first + tones.tolist(), strict=True)
+    return rows, [entry for label, entry in enumerate(colored) if label in seen]
 
 
 def square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:
     """The central square of an image."""
-    return crop_image(image, _centre(image), TILE)
+    return crop_image(image, _center(image), TILE)
 
 
 def laid_over(
-    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colours: UInt8[np.ndarray, "p 3"]
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colors: UInt8[np.ndarray, "p 3"]
 ) -> UInt8[np.ndarray, "t t 3"]:
     """The central square of an image under its mask; what is 255 (ignore) is only paler."""
-    labels = crop_part_map(mask, _centre(image), (TILE, TILE))
-    return overlays.overlay(square(image), labels, colours=colours)
+    labels = crop_part_map(mask, _center(image), (TILE, TILE))
+    return overlays.overlay(square(image), labels, colors=colors)
 
 
-def _centre(image: np.ndarray) -> Box:
+def _center(image: np.ndarray) -> Box:
     side = min(image.shape[:2])
     height, width = side / image.shape[0], side / image.shape[1]
     return Box((1 - height) / 2, (1 - width) / 2, height, width, flip=False)

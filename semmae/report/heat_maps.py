@@ -31,25 +31,25 @@ def shares(
 
 
 def heat(
-    picture: UInt8[np.ndarray, "H W 3"], share: Float[np.ndarray, "h w"], *, colour: UInt8[np.ndarray, "3"]
+    picture: UInt8[np.ndarray, "H W 3"], share: Float[np.ndarray, "h w"], *, color: UInt8[np.ndarray, "3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture in dark gray, towards `colour` as far as the share goes, smoothly from patch to patch."""
+    """The picture in dark gray, towards `color` as far as the share goes, smoothly from patch to patch."""
     luma = (picture @ overlays.LUMA)[:, :, None]
     weight = cv2.resize(share.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)[:, :, None]
-    return ((0.4 + 0.1 * weight) * luma + 0.5 * weight * colour).round().astype(np.uint8)
+    return ((0.4 + 0.1 * weight) * luma + 0.5 * weight * color).round().astype(np.uint8)
 
 
 def heat_grid(
-    reader: Reader, elder: Teacher, learner: PartMethod, *, count: int, seed: int, colours: str
+    reader: Reader, elder: Teacher, learner: PartMethod, *, count: int, seed: int, colors: str
 ) -> Image.Image:
     """An image to a row: its central square, then the heat map of every label."""
     ids = figures.choose(len(reader), count=count, seed=seed)
-    tones = np.vstack([palette(colours, learner.num_parts), GRAY]).astype(np.uint8)
+    tones = np.vstack([palette(colors, learner.num_parts), GRAY]).astype(np.uint8)
     names = [f"part {part}" for part in range(learner.num_parts)] + ["background"] * (learner.background is not None)
     rows = []
     for i, found in zip(ids, shares(reader, ids, elder, learner), strict=True):
         image, maps = reader.image(i), found.reshape(len(names), *learner.grid)
-        pictures = [image, *(heat(image, share, colour=tone) for share, tone in zip(maps, tones, strict=False))]
+        pictures = [image, *(heat(image, share, color=tone) for share, tone in zip(maps, tones, strict=False))]
         box = figures.central(*image.shape[:2])
         rows.append([crop_image(picture, box, figures.TILE) for picture in pictures])
     return figures.sheet(rows, ["image", *names])

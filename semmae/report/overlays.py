@@ -1,6 +1,6 @@
-"""What is laid over an image to show its patches: parts in colour, masks, the region where a part is found best.
+"""What is laid over an image to show its patches: parts in color, masks, the region where a part is found best.
 
-- `overlay`: the parts in colour. `masked`: an image without its masked patches; `tints`: what these leave behind.
+- `overlay`: the parts in color. `masked`: an image without its masked patches; `tints`: what these leave behind.
 - `typical`, `region`: where a part is found best, cut out of its image.
 
 Pictures with something left out are RGBA, so that they lie well on light and dark pages.
@@ -17,13 +17,13 @@ HIDDEN = (128, 128, 128, 46)  # RGBA of a masked patch whose part is not told
 
 
 def overlay(
-    picture: UInt8[np.ndarray, "t t 3"], labels: UInt8[np.ndarray, "t t"], *, colours: UInt8[np.ndarray, "p 3"]
+    picture: UInt8[np.ndarray, "t t 3"], labels: UInt8[np.ndarray, "t t"], *, colors: UInt8[np.ndarray, "p 3"]
 ) -> UInt8[np.ndarray, "t t 3"]:
-    """Label k in colours[k], labels beyond them (the background) only paler; thin white lines between labels."""
+    """Label k in colors[k], labels beyond them (the background) only paler; thin white lines between labels."""
     luma = (picture @ LUMA)[:, :, None]
-    coloured = 0.42 * luma + 0.58 * colours[np.minimum(labels, len(colours) - 1)]
+    colored = 0.42 * luma + 0.58 * colors[np.minimum(labels, len(colors) - 1)]
     paler = 0.5 * picture + 0.2 * luma + 0.3 * 255  # the same hue
-    out = np.where((labels < len(colours))[:, :, None], coloured, paler)
+    out = np.where((labels < len(colors))[:, :, None], colored, paler)
     out[_borders(labels)] = 255
     return out.round().clip(0, 255).astype(np.uint8)
 
@@ -34,7 +34,7 @@ def masked(
     *,
     tint: UInt8[np.ndarray, "h w 4"] | None = None,
 ) -> UInt8[np.ndarray, "t t 4"]:
-    """The picture with masked patches all but transparent, in the colours of `tint` where it is given."""
+    """The picture with masked patches all but transparent, in the colors of `tint` where it is given."""
     fill = np.broadcast_to(np.array(HIDDEN, np.uint8), (*mask.shape, 4)) if tint is None else tint
     size = picture.shape[:2][::-1]
     hidden = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)[:, :, None]
@@ -43,11 +43,11 @@ def masked(
 
 
 def tints(
-    part_map: UInt8[np.ndarray, "b n"], *, grid: tuple[int, int], colours: UInt8[np.ndarray, "p 3"]
+    part_map: UInt8[np.ndarray, "b n"], *, grid: tuple[int, int], colors: UInt8[np.ndarray, "p 3"]
 ) -> UInt8[np.ndarray, "b h w 4"]:
-    """What masked patches leave behind: a breath of the colour of their part."""
-    rgba = np.vstack([np.pad(colours, ((0, 0), (0, 1)), constant_values=92), [HIDDEN]]).astype(np.uint8)
-    return rgba[np.minimum(part_map, len(colours))].reshape(-1, *grid, 4)
+    """What masked patches leave behind: a breath of the color of their part."""
+    rgba = np.vstack([np.pad(colors, ((0, 0), (0, 1)), constant_values=92), [HIDDEN]]).astype(np.uint8)
+    return rgba[np.minimum(part_map, len(colors))].reshape(-1, *grid, 4)
 
 
 def typical(shares: Float[np.ndarray, "b p n"], *, count: int) -> list[list[int]]:
@@ -67,7 +67,7 @@ def typical(shares: Float[np.ndarray, "b p n"], *, count: int) -> list[list[int]
 
 
 def region(
-    image: UInt8[np.ndarray, "H W 3"], found: Bool[np.ndarray, "h w"], *, size: int, colour: UInt8[np.ndarray, "3"]
+    image: UInt8[np.ndarray, "H W 3"], found: Bool[np.ndarray, "h w"], *, size: int, color: UInt8[np.ndarray, "3"]
 ) -> UInt8[np.ndarray, "{size} {size} 4"]:
     """A square around the largest connected piece of `found`, outlined, its surroundings pale."""
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(found.astype(np.uint8), connectivity=4)
@@ -79,7 +79,7 @@ def region(
     luma = (pixels @ LUMA).round().astype(np.uint8)
     outside = np.dstack([luma, luma, luma, np.full_like(luma, 90)])
     out = np.where(inside[:, :, None] > 0, np.dstack([pixels, np.full_like(luma, 255)]), outside)
-    out[_borders(inside, width=max(2, size // 42))] = (*colour, 255)
+    out[_borders(inside, width=max(2, size // 42))] = (*color, 255)
     return out
 
 

@@ -16,10 +16,10 @@ LINES = {
     "teacher": "teacher",
     "untrained": "untrained encoder",
     "thumbnails": "16 × 16 thumbnails",
-    "centre_mask": "one mask for all images",
+    "center_mask": "one mask for all images",
     "position": "commonest label at each place",
     "grid": "equal rectangles",
-    "colour_kmeans": "k-means of patch colours",
+    "color_kmeans": "k-means of patch colors",
     "untrained_kmeans": "k-means, untrained ViT",
     "teacher_kmeans": "k-means, the teacher’s tokens",
     "attention_heads": "the teacher’s attention heads",
@@ -30,7 +30,7 @@ LINES = {
 }
 PROTOCOLS = {"linear": "linear head, frozen", "knn": "nearest patches, frozen", "upernet": "UPerNet, fine-tuned"}
 GROUPS = {
-    "trivial lines": ("centre_mask", "position", "grid", "colour_kmeans", "untrained_kmeans"),
+    "trivial lines": ("center_mask", "position", "grid", "color_kmeans", "untrained_kmeans"),
     "the same teacher": ("teacher_kmeans", "attention_heads"),
     "ceilings": ("readout", "silhouette", "perfect"),
 }

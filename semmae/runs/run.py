@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, config=STRICT)
 class InferenceConfig:
-    """Where and how fast a stage computes; of these only `precision` (and `window`, where it trains) is meant to move a
+    """Where and how fast a stage computes; of these only `precision` (and `shuffle_shards`, where it trains) is meant to move a
     result.
     """
 
@@ -59,7 +59,7 @@ class ComputeConfig(InferenceConfig):
     """The same of a stage that trains."""
 
     compile: Literal[False, True, "reduce-overhead"]  # type: ignore[assignment]  # what learns may be CUDA graphs too
-    window: PositiveInt | None  # shards whose samples are mixed at a time; null: all of them
+    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all of them
     checkpoint_minutes: NonNegativeFloat
 
     def compile_in_place(self, module: nn.Module) -> None:
@@ -69,7 +69,7 @@ class ComputeConfig(InferenceConfig):
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps: a module or an optimiser."""
+    """What a checkpoint keeps: a module or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
@@ -129,7 +129,7 @@ class Run:
             for lock in reversed(self._locks):
                 lock.__exit__(None, None, None)
         if kind is None and not done:  # nothing has heeded it: who is stopped has not finished
-            self.heed("when its work was done")
+            self.exit_if_stopped("when its work was done")
 
     def _on_signal(self, number: int, _: Any) -> None:
         self._signal = number
@@ -145,14 +145,14 @@ class Run:
         workers: int,
         state: dict[str, Stateful],
         retry: bool = False,
-        max_skips: int = 0,
+        max_skipped_steps: int = 0,
     ) -> Iterator[Step]:
         """Every step of `epochs`, from where the last run with this fingerprint stopped; `load(reader, index, epoch)`.
 
         Step s of an epoch takes the samples s * batch_size ... of the epoch's permutation, each rank its slice, so
         the order is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs. A step that
         is not finite comes `again` with `retry` (on a GPU after the step that was told meanwhile, if one was), and
-        `max_skips` are left out; the loop sees to it that such a step moves nothing (`finite`).
+        `max_skipped_steps` are left out; the loop sees to it that such a step moves nothing (`finite`).
         """
         per_epoch = (size := epoch_size(len(reader), reader.weights)) // batch_size
         if per_epoch == 0:
@@ -169,7 +169,7 @@ class Run:
             book.close(step, stop=self._signal != 0, due=late)
 
         def settle(left: int) -> Iterator[Step]:
-            for step in book.settle(left, retry=retry, max_skips=max_skips):
+            for step in book.settle(left, retry=retry, max_skipped_steps=max_skipped_steps):
                 yield step
                 close(step)
 
@@ -203,7 +203,7 @@ class Run:
                         where = f"saved under {self.folder}; run the same command again to go on from there"
                         self._stop(f"after step {number} of {steps}, {where}")
 
-    def heed(self, where: str = "after its last step", *, together: bool = False) -> None:
+    def exit_if_stopped(self, where: str = "after its last step", *, together: bool = False) -> None:
         """Stop here if a signal has asked for it: for long work that has no step to finish. `together`: if any rank's
         has, where all of them come by equally often.
         """
@@ -314,4 +314,4 @@ def described(section: Any) -> dict[str, Any]:
     computed.
     """
     told = {name: value for name, value in dataclasses.asdict(section).items() if name != "compute"}
-    return told | ({} if section.compute.window is None else {"window": section.compute.window})
+    return told | ({} if section.compute.shuffle_shards is None else {"shuffle_shards": section.compute.shuffle_shards})

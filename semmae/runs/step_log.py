@@ -23,7 +23,7 @@ from semmae.runs.loss_spikes import LossSpikes
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One optimiser update of a run: its epoch, this process's share of the batch, whether the epoch ends with it;
+    """One optimizer update of a run: its epoch, this process's share of the batch, whether the epoch ends with it;
     `again` if what it computed before was not finite, so that it should take more care.
     """
 
@@ -93,9 +93,9 @@ class StepLog:
         self._open.append(Closed(step, PendingScalars(numbers, self.world.device), known))
         self._computed, self._recorded, self._bad = {}, {}, None
 
-    def settle(self, left: int, *, retry: bool, max_skips: int) -> Iterator[Step]:
+    def settle(self, left: int, *, retry: bool, max_skipped_steps: int) -> Iterator[Step]:
         """Read the numbers of all closed steps but the last `left`. With `retry`, a step that is not finite is handed
-        out to be computed again, and closed again; one that was is left out, `max_skips` of a run, one more raises
+        out to be computed again, and closed again; one that was is left out, `max_skipped_steps` of a run, one more raises
         FloatingPointError.
         """
         while len(self._open) > left:
@@ -110,7 +110,7 @@ class StepLog:
                 self._tell(f"{wrong or 'another rank is not finite'} at step {step.number}, which comes again in fp32")
                 yield dataclasses.replace(step, again=True)
             else:
-                self._leave_out(step, wrong, max_skips)
+                self._leave_out(step, wrong, max_skipped_steps)
 
     def close_epoch(self) -> dict[str, float]:
         """The means of the epoch over its steps and the ranks."""
@@ -142,11 +142,11 @@ class StepLog:
                 f"spike at step {step.number}: the loss is {loss:.4g}, lately {mean:.4g}; its samples: {_some(step)}"
             )
 
-    def _leave_out(self, step: Step, wrong: str | None, max_skips: int) -> None:
+    def _leave_out(self, step: Step, wrong: str | None, max_skipped_steps: int) -> None:
         """Told by the ranks that are to blame, with their samples."""
         self.skipped += 1
         blamed = f"{self.stage}: {wrong} at step {step.number} on rank {self.world.rank}; its samples: {_some(step)}"
-        if self.skipped <= max_skips:
+        if self.skipped <= max_skipped_steps:
             if wrong:
                 print(f"{blamed}; the step is left out", file=sys.stderr)
         elif wrong:

@@ -1,6 +1,6 @@
 """Where every input goes: its key and its shard.
 
-A global shuffle by hash: an entry's place depends on its key and the number of shards, not on its neighbours, so one
+A global shuffle by hash: an entry's place depends on its key and the number of shards, not on its neighbors, so one
 image more changes one shard. What is indexed in place keeps its tar, and its order there.
 """
 

@@ -25,7 +25,7 @@ from semmae.data.epoch_order import epoch_size
 from semmae.data.rand_augment import Augmented, RandAugment
 from semmae.data.transforms import Crop
 from semmae.evaluation import classification_metrics
-from semmae.evaluation.features import CentreView
+from semmae.evaluation.features import CenterView
 from semmae.models import vit
 from semmae.runs.run import ComputeConfig, Run, Stateful
 
@@ -70,7 +70,7 @@ class Validation:
         world: distributed.World,
     ) -> None:
         self.reader, self.every_epochs, self.compute, self.world = reader, every_epochs, compute, world
-        self.view, self.batch_size = CentreView(img_size), batch_size
+        self.view, self.batch_size = CenterView(img_size), batch_size
         self.labels = torch.from_numpy(reader.labels)
         self.last: Tensor | None = None  # scores after the last epoch
 
@@ -84,14 +84,14 @@ class Validation:
 
     @torch.inference_mode()
     def scores(self, model: VisionTransformer) -> Float[Tensor, "n c"]:
-        """The softmax of the model's logits for the centre of every image, on the CPU of every rank."""
+        """The softmax of the model's logits for the center of every image, on the CPU of every rank."""
         n, size, training = len(self.reader), self.world.size, model.training
         mine = np.minimum(np.arange(-(-n // size)) * size + self.world.rank, n - 1)  # equally many on every rank
         model.eval()
         found = []
         for batch in batches(self.reader, mine, self.view, batch_size=self.batch_size, workers=self.compute.workers):
             with distributed.autocast(self.world.device, self.compute.precision):
-                logits = model(vit.normalise(batch["image"].to(self.world.device)))
+                logits = model(vit.normalize(batch["image"].to(self.world.device)))
             found.append(logits.float().softmax(1))
         model.train(training)
         by_rank = distributed.gather(torch.cat(found), self.world).unflatten(
@@ -118,7 +118,7 @@ def finetune(
     state: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
     if average is not None:
         state["average"] = average
-    learnt = model if average is None else average.module
+    learned = model if average is None else average.module
     rate = recipe.base_lr * b / 256
 
     for step in run.steps(
@@ -143,16 +143,16 @@ def finetune(
             average.update(model)
         run.record(loss=loss, lr=lr)
         if step.ends_epoch:
-            run.log(**validation.after_epoch(learnt, step.epoch + 1, step.ends_run))
-    return learnt.eval()
+            run.log(**validation.after_epoch(learned, step.epoch + 1, step.ends_run))
+    return learned.eval()
 
 
 def mixed(
     recipe: FinetuneRecipe, pixels: UInt8[Tensor, "b 3 s s"], labels: Int64[Tensor, " b"], num_classes: int,
     *, seed: int, step: int, rank: int,
 ) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b c"]]:  # fmt: skip
-    """Normalised images, erased and mixed in pairs as the recipe says; their targets are distributions over classes."""
-    images, device = vit.normalise(pixels), pixels.device
+    """Normalized images, erased and mixed in pairs as the recipe says; their targets are distributions over classes."""
+    images, device = vit.normalize(pixels), pixels.device
     if recipe.erasing:
         with seeded(seed, "erasing", step, rank, device=device):
             images = RandomErasing(recipe.erasing, mode="pixel", device=str(device))(images)

@@ -18,7 +18,7 @@ from semmae.core import async_copy, distributed, optim
 from semmae.core.config import STRICT, Below1, Range, Share, UpTo1
 from semmae.core.rng import fold, numpy_generator, torch_generator
 from semmae.data.dataset import Reader
-from semmae.data.transforms import Colour, Crop, MultiCrop, recolour
+from semmae.data.transforms import Color, Crop, MultiCrop, recolor
 from semmae.models import ibot, masking, vit
 from semmae.runs.run import ComputeConfig, Run
 from semmae.runs.step_log import Step
@@ -53,7 +53,7 @@ class IBOTRecipe:
     local_crop: Crop
     local_crops: NonNegativeInt
     local_size: PositiveInt
-    colour: Colour
+    color: Color
 
 
 def distil(
@@ -70,7 +70,7 @@ def distil(
             f"ibot.local_size is {recipe.local_size}; it must be a multiple of network.patch_size, {network.patch_size}"
         )
     crops = MultiCrop(
-        seed, recipe.global_crop, recipe.local_crop, recipe.local_crops, img_size, recipe.local_size, recipe.colour
+        seed, recipe.global_crop, recipe.local_crop, recipe.local_crops, img_size, recipe.local_size, recipe.color
     )
     torch.manual_seed(fold(seed, "init"))
     student, teacher = (_network(recipe, network, img_size, drop_path) for drop_path in (recipe.drop_path, 0.0))
@@ -146,11 +146,11 @@ def _mask(recipe: IBOTRecipe, grid: tuple[int, int], world: distributed.World, s
 
 
 def _crops(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The coloured, normalised crops on the device, crop-major: all first crops, then all second ones."""
-    colour = async_copy.to_device(device, batch["colour"]).transpose(0, 1)  # (crops, b, 3, 4)
+    """The colored, normalized crops on the device, crop-major: all first crops, then all second ones."""
+    color = async_copy.to_device(device, batch["color"]).transpose(0, 1)  # (crops, b, 3, 4)
 
-    def view(name: str, colour: Tensor) -> Tensor:
+    def view(name: str, color: Tensor) -> Tensor:
         crops = async_copy.to_device(device, batch[name]).transpose(0, 1)
-        return vit.normalise(recolour(crops.flatten(0, 1), colour.flatten(0, 1)))
+        return vit.normalize(recolor(crops.flatten(0, 1), color.flatten(0, 1)))
 
-    return view("global", colour[:2]), view("local", colour[2:]) if "local" in batch else None
+    return view("global", color[:2]), view("local", color[2:]) if "local" in batch else None

@@ -61,9 +61,9 @@ class MAERecipe:
     weight_decay: NonNegativeFloat
     betas: Betas
     clip_grad: PositiveFloat | None  # largest norm of the gradient
-    max_skips: NonNegativeInt  # steps that may be left out because their loss is not finite
+    max_skipped_steps: NonNegativeInt  # steps that may be left out because their loss is not finite
     norm_pix_loss: bool
-    reconstruct: Portion  # share of the masked patches that is decoded, drawn per step; the others cost nothing
+    decode_fraction: Portion  # share of the masked patches that is decoded, drawn per step; the others cost nothing
     decoder: DecoderConfig
     crop: Crop
     resolution: Resolution | None  # of smaller images at first
@@ -80,19 +80,19 @@ class CurriculumConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class MaskingConfig:
-    """Which patches go; `inter_part` matters to the semantic strategy alone."""
+    """Which patches go; `curriculum` matters to the semantic strategy alone."""
 
     strategy: Literal["random", "block", "green_noise", "attention", "semantic"]
     mask_ratio: Share
-    inter_part: CurriculumConfig
+    curriculum: CurriculumConfig
 
 
-def budget(patches: int, mask_ratio: float, reconstruct: float) -> tuple[int, int]:
+def budget(patches: int, mask_ratio: float, decode_fraction: float) -> tuple[int, int]:
     """How many of an image's patches are masked, and how many of those are decoded; ValueError if no patch is left."""
     num_masked = masking.num_masked(patches, mask_ratio)
     if num_masked == patches:
         raise ValueError(f"mask_ratio is {mask_ratio}, which leaves none of {patches} patches; lower it")
-    return num_masked, max(1, round(reconstruct * num_masked))
+    return num_masked, max(1, round(decode_fraction * num_masked))
 
 
 def pretrain(
@@ -106,7 +106,7 @@ def pretrain(
     strategy, (full, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
     (patch_size, _), b = encoder.patch_embed.patch_size, recipe.batch_size
     sizes = by_epoch(recipe.resolution, img_size=full, epochs=recipe.epochs, patch_size=patch_size)
-    budgets = {size: budget((size // patch_size) ** 2, masks.mask_ratio, recipe.reconstruct) for size in set(sizes)}
+    budgets = {size: budget((size // patch_size) ** 2, masks.mask_ratio, recipe.decode_fraction) for size in set(sizes)}
     evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
     if evidence and getattr(maps, evidence) is None:
         raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")
@@ -123,11 +123,11 @@ def pretrain(
     for step in run.steps(
         reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers,
         state={"model": model, "optimizer": optimizer},
-        retry=compute.precision != "fp32", max_skips=recipe.max_skips,
+        retry=compute.precision != "fp32", max_skipped_steps=recipe.max_skipped_steps,
     ):  # fmt: skip
         warmup = recipe.warmup_epochs * step.per_epoch
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
-        inter_part = masking.inter_part(step.progress, **vars(masks.inter_part))
+        curriculum_weight = masking.curriculum_weight(step.progress, **vars(masks.curriculum))
         side, (num_masked, num_decoded) = sizes[step.epoch] // patch_size, budgets[sizes[step.epoch]]
         grid = (side, side)
         noise = strategy.draw(b, grid, generator=torch_generator(seed, "mask", step.number))
@@ -135,13 +135,17 @@ def pretrain(
         if maps and evidence:
             seen[evidence] = onto(maps.crops(evidence, step.batch["index"], step.batch["span"], grid))
         mask = strategy(
-            onto(world.slice(noise)), masks.mask_ratio, grid=grid, inter_part=torch.tensor(inter_part), **seen
+            onto(world.slice(noise)),
+            masks.mask_ratio,
+            grid=grid,
+            curriculum_weight=torch.tensor(curriculum_weight),
+            **seen,
         )
         decoded = None
         if num_decoded < num_masked:
             noise = torch.rand(b, mask.shape[1], generator=torch_generator(seed, "reconstruct", step.number))
-            decoded = masking.part_of(mask, onto(world.slice(noise)), num_decoded)
-        images = vit.normalise(onto(step.batch["image"]))
+            decoded = masking.subsample_mask(mask, onto(world.slice(noise)), num_decoded)
+        images = vit.normalize(onto(step.batch["image"]))
         with distributed.autocast(world.device, "fp32" if step.again else compute.precision):  # what bf16 cannot say
             pred = parallel(images, mask, num_masked, decoded, num_decoded)
         scored = mask if decoded is None else decoded
@@ -151,7 +155,7 @@ def pretrain(
         finite = run.finite(loss=loss, gradient=optim.clip(model, recipe.clip_grad))
         optim.set_rate(optimizer, lr)
         optim.step_if(finite, optimizer)
-        hardness = {"inter_part": inter_part} if "inter_part" in strategy.evidence else {}
+        hardness = {"curriculum_weight": curriculum_weight} if "curriculum_weight" in strategy.evidence else {}
         run.record(loss=loss, lr=lr, **hardness)
         if step.ends_epoch:
             run.log(**measure(encoder, step.epoch + 1, step.ends_run))

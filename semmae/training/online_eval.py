@@ -1,4 +1,4 @@
-"""How good tokens are while they are learnt: kNN where there are labels, a supervised read-out where there are masks.
+"""How good tokens are while they are learned: kNN where there are labels, a supervised read-out where there are masks.
 
 The read-out is a linear map from patch tokens to the true foreground: the ceiling of any part method on these tokens.
 """
@@ -18,7 +18,7 @@ from semmae.evaluation import classification_metrics, features, part_metrics, pa
 from semmae.models import vit
 
 Find = Callable[[Path], tuple[Reader, Reader]]
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # of DINO's kNN
+NEIGHBORS, TEMPERATURE = 20, 0.07  # of DINO's kNN
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -27,7 +27,7 @@ class OnlineEvalConfig:
 
     dataset: str
     every_epochs: NonNegativeInt
-    samples: PositiveInt
+    num_images: PositiveInt
 
 
 class OnlineEvaluator:
@@ -35,7 +35,7 @@ class OnlineEvaluator:
 
     def __init__(
         self,
-        health: OnlineEvalConfig,
+        config: OnlineEvalConfig,
         folder: Path,
         *,
         pool: features.Pool,
@@ -43,14 +43,14 @@ class OnlineEvaluator:
         device: torch.device,
         shown: bool,
     ) -> None:
-        self.health, self.pool, self.img_size, self.device, self.shown = health, pool, img_size, device, shown
-        self.labelled = self._splits(features.labelled_splits, folder, "kNN")
+        self.config, self.pool, self.img_size, self.device, self.shown = config, pool, img_size, device, shown
+        self.labeled = self._splits(features.labeled_splits, folder, "kNN")
         self.masked = self._splits(features.masked_splits, folder, "patch read-out")
 
     def _splits(self, find: Find, folder: Path, what: str) -> tuple[Reader, Reader] | None:
         try:
             train, val = find(folder)
-            return _some(train, self.health.samples), _some(val, self.health.samples)
+            return _some(train, self.config.num_images), _some(val, self.config.num_images)
         except ValueError as error:
             if self.shown:
                 print(f"no {what} while training: {error}")
@@ -58,7 +58,7 @@ class OnlineEvaluator:
 
     def after_epoch(self, encoder: vit.Network, epoch: int, last: bool) -> dict[str, float]:
         """`measure` after the first, the last and every `every_epochs`-th epoch (0: never), counted from 1."""
-        every = self.health.every_epochs
+        every = self.config.every_epochs
         due = every and (epoch == 1 or last or epoch % every == 0)
         return self.measure(encoder) if due else {}
 
@@ -67,8 +67,8 @@ class OnlineEvaluator:
         training = encoder.training
         encoder.eval()
         found = {}
-        if self.labelled is not None:
-            found["knn_top1"] = self._knn(encoder, *self.labelled)
+        if self.labeled is not None:
+            found["knn_top1"] = self._knn(encoder, *self.labeled)
         if self.masked is not None and (iou := self._readout(encoder, *self.masked)) is not None:
             found["readout_iou"] = iou
         encoder.train(training)
@@ -82,7 +82,7 @@ class OnlineEvaluator:
         )
         votes = classification_metrics.knn_votes(
             train_features, torch.from_numpy(train.labels), val_features,
-            num_classes=train.num_classes, k=NEIGHBOURS, temperature=TEMPERATURE, device=self.device,
+            num_classes=train.num_classes, k=NEIGHBORS, temperature=TEMPERATURE, device=self.device,
         )  # fmt: skip
         return classification_metrics.topk_accuracy(votes, torch.from_numpy(val.labels), k=1)
 
@@ -92,7 +92,7 @@ class OnlineEvaluator:
         if not ({0, 1} <= set(np.unique(truth)) and (val_truth == 1).any()):
             self.masked = None
             if self.shown:
-                print(f"no patch read-out while training: {self.health.dataset} lacks patches of object or background")
+                print(f"no patch read-out while training: {self.config.dataset} lacks patches of object or background")
             return None
         width = tokens.shape[-1]
         fitted = patch_probe.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
@@ -110,7 +110,7 @@ class OnlineEvaluator:
         view = features.WholeView(self.img_size, (side, side), len(reader.mask_names))
         tokens, truth = [], []
         for batch in batches(reader, np.arange(len(reader)), view, batch_size=64, workers=0):
-            out = vit.tokens(encoder, vit.normalise(batch["image"].to(self.device)))
+            out = vit.tokens(encoder, vit.normalize(batch["image"].to(self.device)))
             tokens.append(out[:, encoder.num_prefix_tokens :].float().cpu().numpy())
             counts = batch["counts"].numpy()
             either = np.stack([counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)

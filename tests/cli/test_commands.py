@@ -87,7 +87,7 @@ def test_state_lists_and_prunes_what_nobody_uses(inside: Project):
         (("index", "nothing"), "error: data/shards/nothing"),
         (("show", "parts", "--dataset", "nothing", "--out", "x.png"), "error: data/shards/nothing is no dataset"),
         (("show", "parts", "--dataset", "toy", "--split", "test", "--out", "x.png"), "has no split 'test'"),
-        (("show", "parts", "--dataset", "toy", "--colours", "grey", "--out", "x.png"), "'grey'"),
+        (("show", "parts", "--dataset", "toy", "--colors", "gray", "--out", "x.png"), "'gray'"),
     ],
 )
 def test_a_mistake_is_one_sentence(finished: Project, arguments: tuple[str, ...], sentence: str):

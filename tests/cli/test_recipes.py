@@ -242,8 +242,10 @@ def test_the_imagenet_recipes_train_as_published(name: str):
     schedule = {"steps": steps, "warmup": warmup, "peak": rate, "end": recipe.min_lr}
     assert optim.warmup_cosine(warmup - 1, **schedule) == pytest.approx(2.4e-3)
     assert optim.warmup_cosine(steps - 1, **schedule) == pytest.approx(0)
-    curriculum = vars(section.masking.inter_part)
-    assert [masking.inter_part(progress, **curriculum) for progress in (0, 0.5, 1)] == pytest.approx([0, 0.25, 1])
+    curriculum = vars(section.masking.curriculum)
+    assert [masking.curriculum_weight(progress, **curriculum) for progress in (0, 0.5, 1)] == pytest.approx(
+        [0, 0.25, 1]
+    )
 
 
 @pytest.mark.parametrize("name", VITS)

@@ -28,7 +28,7 @@ def boxes(count: int, aspect: float = 1.0, scale=SCALE, ratio=RATIO, flip: float
 
 
 def painted(part_map: np.ndarray, patch: int) -> np.ndarray:
-    """The part map as an image: every cell `patch` x `patch` pixels of a grey of its own."""
+    """The part map as an image: every cell `patch` x `patch` pixels of a gray of its own."""
     return np.repeat(np.kron(part_map, np.ones((patch, patch), np.uint8))[..., None], 3, axis=2)
 
 
@@ -52,7 +52,7 @@ def test_a_part_map_is_cropped_as_its_painting_is(cells, grid):
 @pytest.mark.parametrize("cells", [(14, 14), (7, 12)])
 @pytest.mark.parametrize("grid", [(7, 7), (5, 9)])
 def test_a_batch_of_part_maps_is_cropped_as_each_is(cells, grid):
-    """Centres on borders included, which half the resolution makes."""
+    """Centers on borders included, which half the resolution makes."""
     part_maps = np.random.default_rng(1).integers(0, 256, (42, *cells), dtype=np.uint8)
     crops = [*boxes(40, aspect=cells[1] / cells[0]), WHOLE, WHOLE._replace(flip=True)]
     rows = np.random.default_rng(2).permutation(42)
@@ -63,16 +63,16 @@ def test_a_batch_of_part_maps_is_cropped_as_each_is(cells, grid):
 
 @pytest.mark.parametrize("cells", [(8, 8), (6, 9)])
 def test_the_real_crop_shows_the_label_that_the_part_map_names(cells):
-    """Bicubic sampling mixes colours at borders only: deep inside a cell the pixel is the label exactly."""
+    """Bicubic sampling mixes colors at borders only: deep inside a cell the pixel is the label exactly."""
     part_map = np.random.default_rng(2).integers(0, 256, cells, dtype=np.uint8)
     image, grid, size = painted(part_map, 32), 7, 7 * 15
     agree = total = 0
     for box in boxes(60, aspect=cells[1] / cells[0], scale=(0.1, 0.5)):
         cropped = crop_image(image, box, size)[7::15, 7::15, 0]
         labels = crop_part_map(part_map, box, (grid, grid))
-        centres = (np.arange(grid) + 0.5) / grid
-        depth_y = np.abs((box.top + box.height * centres) * cells[0] % 1 - 0.5) < 0.3
-        columns = centres[::-1] if box.flip else centres
+        centers = (np.arange(grid) + 0.5) / grid
+        depth_y = np.abs((box.top + box.height * centers) * cells[0] % 1 - 0.5) < 0.3
+        columns = centers[::-1] if box.flip else centers
         depth_x = np.abs((box.left + box.width * columns) * cells[1] % 1 - 0.5) < 0.3
         inside = depth_y[:, None] & depth_x
         agree += (np.abs(cropped.astype(int) - labels)[inside] <= 1).sum()
@@ -99,8 +99,8 @@ def test_a_flip_mirrors_image_and_map():
         np.testing.assert_array_equal(crop_part_map(part_map, mirrored, (6, 6)), labels[:, ::-1])
 
 
-def test_a_centre_on_a_border_belongs_to_the_later_cell():
-    """Half the resolution puts every centre on a border, where rounding must not decide."""
+def test_a_center_on_a_border_belongs_to_the_later_cell():
+    """Half the resolution puts every center on a border, where rounding must not decide."""
     part_map = np.arange(60, dtype=np.uint8).reshape(6, 10)
     np.testing.assert_array_equal(crop_part_map(part_map, WHOLE, (3, 5)), part_map[1::2, 1::2])
 

@@ -19,21 +19,21 @@ def gray3(values: np.ndarray) -> np.ndarray:
     return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
 
 
-def over_white(alpha: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def over_white(alpha: np.ndarray, colors: np.ndarray) -> np.ndarray:
     alpha = alpha[..., None] / 255
-    return alpha * colours + (1 - alpha) * 255
+    return alpha * colors + (1 - alpha) * 255
 
 
 def palette(transparent: int | None) -> tuple[bytes, np.ndarray]:
-    """A four-colour picture and what it shows."""
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
+    """A four-color picture and what it shows."""
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
     indices = (GRAY % 4).astype(np.uint8)
     image = Image.fromarray(indices)
-    image.putpalette(colours.ravel().tolist())
+    image.putpalette(colors.ravel().tolist())
     if transparent is None:
-        return encoded(image), colours[indices]
-    colours[transparent] = 255
-    return encoded(image, transparency=transparent), colours[indices]
+        return encoded(image), colors[indices]
+    colors[transparent] = 255
+    return encoded(image, transparency=transparent), colors[indices]
 
 
 DEEP = RNG.integers(0, 65536, (6, 9)).astype(np.uint16)

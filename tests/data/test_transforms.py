@@ -1,4 +1,4 @@
-"""What a step sees: drawn by name, joined to its part map, coloured as promised."""
+"""What a step sees: drawn by name, joined to its part map, colored as promised."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ import torch
 
 from semmae.data import transforms
 from semmae.data.dataset import Reader, batches
-from semmae.data.transforms import Colour, Crop, MultiCrop, OneCrop, Whole
+from semmae.data.transforms import Color, Crop, MultiCrop, OneCrop, Whole
 from semmae.parts.part_maps import PartMaps
 
 CROP = Crop(scale=(0.3, 1.0), ratio=(0.75, 1.3333), flip=0.5)
-STILL = Colour(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, gray=0.0)
+STILL = Color(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, gray=0.0)
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def reader(toy_dataset) -> Reader:
 
 
 def painted(reader: Reader) -> PartMaps:
-    """Part maps that say what colour a patch is: 1 where its red is above the median."""
+    """Part maps that say what color a patch is: 1 where its red is above the median."""
     cells = np.stack([reader.image(i)[..., 0].reshape(4, 8, 4, 8).mean((1, 3)).reshape(-1) for i in range(len(reader))])
     labels = (cells > np.median(cells)).astype(np.uint8)
     return PartMaps(reader.keys, labels, None, {"grid": [4, 4], "num_parts": 2, "background": None}, 0)
@@ -51,30 +51,30 @@ def test_whole_images_are_resized_not_cropped(reader):
     assert 5 < sum(kept) < 25
 
 
-def test_multi_crop_has_two_global_views_and_colours_of_their_own(reader):
+def test_multi_crop_has_two_global_views_and_colors_of_their_own(reader):
     load = MultiCrop(
-        0, CROP, Crop(scale=(0.05, 0.2), ratio=(1.0, 1.0), flip=0.5), 3, 32, 16, Colour(0.4, 0.4, 0.2, 0.1, 0.2)
+        0, CROP, Crop(scale=(0.05, 0.2), ratio=(1.0, 1.0), flip=0.5), 3, 32, 16, Color(0.4, 0.4, 0.2, 0.1, 0.2)
     )
     sample = load(reader, 0, 0)
     assert sample["global"].shape == (2, 3, 32, 32)
     assert sample["local"].shape == (3, 3, 16, 16)
-    assert len(np.unique(sample["colour"].reshape(5, -1), axis=0)) == 5
+    assert len(np.unique(sample["color"].reshape(5, -1), axis=0)) == 5
     assert "local" not in MultiCrop(0, CROP, CROP, 0, 32, 16, STILL)(reader, 0, 0)
 
 
-def test_no_change_of_colour_is_the_identity():
+def test_no_change_of_color_is_the_identity():
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    matrix = torch.from_numpy(transforms.colour_matrix(np.random.default_rng(0), STILL)).expand(2, 3, 4)
-    assert torch.equal(transforms.recolour(images, matrix), images)
+    matrix = torch.from_numpy(transforms.color_matrix(np.random.default_rng(0), STILL)).expand(2, 3, 4)
+    assert torch.equal(transforms.recolor(images, matrix), images)
 
 
-def test_without_colour_the_channels_are_equal_and_gray_stays_gray():
+def test_without_color_the_channels_are_equal_and_gray_stays_gray():
     images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
-    gray = torch.from_numpy(transforms.colour_matrix(np.random.default_rng(0), Colour(0.0, 0.0, 0.0, 0.0, 1.0)))
-    out = transforms.recolour(images, gray[None]).int()
+    gray = torch.from_numpy(transforms.color_matrix(np.random.default_rng(0), Color(0.0, 0.0, 0.0, 0.0, 1.0)))
+    out = transforms.recolor(images, gray[None]).int()
     assert (out.amax(1) - out.amin(1)).max() == 0
     luma = (images.double() * torch.tensor(transforms.LUMA).view(3, 1, 1)).sum(1).round().int()
     assert (out[:, 0] - luma).abs().max() <= 1
-    turned = torch.from_numpy(transforms.colour_matrix(np.random.default_rng(0), Colour(0.0, 0.0, 0.5, 0.5, 0.0)))
+    turned = torch.from_numpy(transforms.color_matrix(np.random.default_rng(0), Color(0.0, 0.0, 0.5, 0.5, 0.0)))
     flat = torch.full((1, 3, 4, 4), 90, dtype=torch.uint8)
-    assert (transforms.recolour(flat, turned[None]).int() - 90).abs().max() <= 1
+    assert (transforms.recolor(flat, turned[None]).int() - 90).abs().max() <= 1

@@ -1,4 +1,4 @@
-"""Every sample once and in order, the evaluation view against resize and centre crop, seeded random views, refusals."""
+"""Every sample once and in order, the evaluation view against resize and center crop, seeded random views, refusals."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from semmae.data.dataset import Reader
 from semmae.evaluation import features
-from semmae.evaluation.features import CentreView, RandomView, WholeView
+from semmae.evaluation.features import CenterView, RandomView, WholeView
 from semmae.models import vit
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ class Pictures(Reader):
         return np.array(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def mean_colours(images: torch.Tensor) -> torch.Tensor:
+def mean_colors(images: torch.Tensor) -> torch.Tensor:
     return images.float().mean((2, 3))
 
 
@@ -40,25 +40,25 @@ def mean_colours(images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_extract_sees_every_sample_once_in_order(toy_dataset, batch_size, workers):
     reader = Reader(toy_dataset, "train")
-    found = features.extract(mean_colours, reader, img_size=16, batch_size=batch_size, workers=workers)
-    view = CentreView(16)
+    found = features.extract(mean_colors, reader, img_size=16, batch_size=batch_size, workers=workers)
+    view = CenterView(16)
     expected = [view(reader, i)["image"].reshape(3, -1).mean(1) for i in range(len(reader))]
     np.testing.assert_allclose(found.numpy(), np.stack(expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 96), (120, 48)])
-def test_the_evaluation_view_is_a_resize_of_the_short_side_and_a_centre_crop(shape):
+def test_the_evaluation_view_is_a_resize_of_the_short_side_and_a_center_crop(shape):
     reader = Pictures([shape])
     size = shape[1] * 256 // min(shape), shape[0] * 256 // min(shape)
     left, top = (size[0] - 224) // 2, (size[1] - 224) // 2
     resized = Image.fromarray(reader.image(0)).resize(size, Image.Resampling.BICUBIC)
     expected = np.array(resized.crop((left, top, left + 224, top + 224)))
-    found = CentreView(224)(reader, 0)["image"].transpose(1, 2, 0)
-    assert np.abs(found.astype(int) - expected)[4:-4, 4:-4].max() <= 1  # at its edges a crop sees no neighbours
+    found = CenterView(224)(reader, 0)["image"].transpose(1, 2, 0)
+    assert np.abs(found.astype(int) - expected)[4:-4, 4:-4].max() <= 1  # at its edges a crop sees no neighbors
 
 
 def test_features_lie_in_a_file_and_not_in_memory(toy_dataset, state_root):
-    found = features.extract(mean_colours, Reader(toy_dataset, "val"), img_size=16, batch_size=5, workers=0)
+    found = features.extract(mean_colors, Reader(toy_dataset, "val"), img_size=16, batch_size=5, workers=0)
     assert mapped(found).startswith(f"{state_root}/scratch/")
     assert not list((state_root / "scratch").iterdir())  # it has no name that could outlive its reader
 
@@ -80,7 +80,7 @@ def test_a_killed_extraction_goes_on_with_the_same_batches_and_ends_with_the_sam
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         sizes.append(len(images))
-        return mean_colours(images) + len(images)  # as if a batch of another size rounded differently
+        return mean_colors(images) + len(images)  # as if a batch of another size rounded differently
 
     sight = {"img_size": 8, "batch_size": 3, "workers": 0, "views": 2, "seed": 1}
     whole = features.extract(encode, reader, **sight, file=tmp_path / "whole")
@@ -95,13 +95,13 @@ def test_a_killed_extraction_goes_on_with_the_same_batches_and_ends_with_the_sam
 def test_random_views_depend_on_seed_view_and_key_alone():
     reader = Pictures([(40, 60), (50, 50), (40, 60)])
     sight = {"img_size": 16, "workers": 0, "views": 2}
-    found = features.extract(mean_colours, reader, batch_size=2, seed=1, **sight)
+    found = features.extract(mean_colors, reader, batch_size=2, seed=1, **sight)
     assert found.shape == (2, 3, 3)
-    assert torch.equal(found, features.extract(mean_colours, reader, batch_size=3, seed=1, **sight))
-    more = features.extract(mean_colours, reader, batch_size=2, seed=1, **sight | {"views": 3})
+    assert torch.equal(found, features.extract(mean_colors, reader, batch_size=3, seed=1, **sight))
+    more = features.extract(mean_colors, reader, batch_size=2, seed=1, **sight | {"views": 3})
     assert torch.equal(found, more[:2])  # a view does not depend on how many there are
     assert not torch.isclose(found[0], found[1]).any()
-    other = features.extract(mean_colours, reader, batch_size=2, seed=2, **sight)
+    other = features.extract(mean_colors, reader, batch_size=2, seed=2, **sight)
     assert not torch.isclose(found, other).any()
 
 
@@ -131,7 +131,7 @@ def test_pooling(pool, width):
     images = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
         found = features.pooled(network, pool=pool, device=CPU)(images)
-        tokens = network.forward_features(vit.normalise(images))
+        tokens = network.forward_features(vit.normalize(images))
     parts = {"class": [tokens[:, 0]], "patch_mean": [tokens[:, 1:].mean(1)]}
     expected = parts["class"] + parts["patch_mean"] if pool == "both" else parts[pool]
     assert found.shape == (3, width)
@@ -142,7 +142,7 @@ def test_a_broken_encoder_is_named_with_the_image_it_broke_on():
     reader = Pictures([(20, 20)] * 5)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        found = mean_colours(images)
+        found = mean_colors(images)
         found[-1, 0] = float("nan")
         return found
 
@@ -180,9 +180,9 @@ def splits(monkeypatch):
     return use
 
 
-def test_labelled_splits_leave_out_what_has_no_label(splits, tmp_path):
+def test_labeled_splits_leave_out_what_has_no_label(splits, tmp_path):
     splits(train=Split([0, -1, 1], [False] * 3), val=Split([1, -1], [False] * 2))
-    train, val = features.labelled_splits(tmp_path)
+    train, val = features.labeled_splits(tmp_path)
     assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
 
 
@@ -190,7 +190,7 @@ def test_labelled_splits_leave_out_what_has_no_label(splits, tmp_path):
 def test_a_label_without_a_name_is_refused(splits, tmp_path, train: list[int], val: list[int], split: str):
     splits(train=Split(train, [False] * len(train)), val=Split(val, [False] * len(val)))
     with pytest.raises(ValueError, match=rf"{split} has the label 7, but shards\.json names 3 classes"):
-        features.labelled_splits(tmp_path)
+        features.labeled_splits(tmp_path)
 
 
 def test_masked_splits_leave_out_what_has_no_mask(splits, tmp_path):
@@ -201,13 +201,13 @@ def test_masked_splits_leave_out_what_has_no_mask(splits, tmp_path):
 def test_a_class_of_val_that_train_lacks_is_refused_by_name(splits, tmp_path):
     splits(train=Split([0, 1], [False] * 2), val=Split([0, 2], [False] * 2))
     with pytest.raises(ValueError, match=r"train lacks \(cat\)"):
-        features.labelled_splits(tmp_path)
+        features.labeled_splits(tmp_path)
 
 
-def test_an_unlabelled_split_is_refused(splits, tmp_path):
+def test_an_unlabeled_split_is_refused(splits, tmp_path):
     splits(train=Split([0, 1], [False] * 2), val=Split([-1, -1], [False] * 2))
     with pytest.raises(ValueError, match="no sample of val has labels"):
-        features.labelled_splits(tmp_path)
+        features.labeled_splits(tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "masks", "message"), [("classes", True, "kind classes"), (None, False, "has masks")])

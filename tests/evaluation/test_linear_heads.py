@@ -17,7 +17,7 @@ RECIPE = LinearHeadsRecipe(epochs=4, warmup_epochs=1, batch_size=32, seed=3, dev
 def planted(
     n: int, *, views: int = 2, width: int = 12, classes: int = 4, spread: float = 0.7, seed: int = 0
 ) -> FeatureSet:
-    """Noisy class centres, far from zero mean and unit variance."""
+    """Noisy class centers, far from zero mean and unit variance."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % classes
     noise = torch.randn(views, n, width, generator=generator)

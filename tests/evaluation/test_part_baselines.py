@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from semmae.evaluation import baselines, part_baselines
-from semmae.evaluation.part_baselines import Batch, CentreMask
+from semmae.evaluation.part_baselines import Batch, CenterMask
 from semmae.evaluation.part_metrics import cell_counts
 from semmae.models import vit
 from semmae.models.teacher import Tokens
@@ -15,7 +15,7 @@ GRID, CLASSES = (4, 4), 3
 
 
 def scene(seed: int, images: int = 12) -> Batch:
-    """Red blocks on blue; their upper and lower halves are the parts, which tokens tell apart and colours do not."""
+    """Red blocks on blue; their upper and lower halves are the parts, which tokens tell apart and colors do not."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((images, 32, 32), np.uint8)
     for mask in masks:
@@ -31,7 +31,7 @@ def scene(seed: int, images: int = 12) -> Batch:
     patch = torch.from_numpy(np.eye(3)[truth] + 0.02 * rng.normal(size=(*truth.shape, 3))).float()
     tokens = Tokens(patch, patch.mean(1), torch.full(truth.shape, 1 / 16))
     images = torch.from_numpy(pixels)
-    red_and_blue = part_baselines.patch_colours(images, GRID)[..., [0, 2]].transpose(1, 2)
+    red_and_blue = part_baselines.patch_colors(images, GRID)[..., [0, 2]].transpose(1, 2)
     return Batch(
         images, tokens, (20 * red_and_blue).softmax(2), counts
     )  # two heads: the reddest patches, and the bluest
@@ -49,17 +49,17 @@ def found() -> dict:
         return Tokens(patch, patch.mean(1), torch.full((len(images), 16), 1 / 16))
 
     lines = part_baselines.lines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, seed=0)
-    return part_baselines.scores(lines, CentreMask(counts), train, val, parts=True)
+    return part_baselines.scores(lines, CenterMask(counts), train, val, parts=True)
 
 
-def test_colours_find_the_foreground_but_not_its_parts(found):
-    assert found["colour_kmeans"]["patch"]["fg_iou"] == 1
-    assert found["colour_kmeans"]["patch"]["nmi_fg"] < 0.5
+def test_colors_find_the_foreground_but_not_its_parts(found):
+    assert found["color_kmeans"]["patch"]["fg_iou"] == 1
+    assert found["color_kmeans"]["patch"]["nmi_fg"] < 0.5
 
 
 def test_tokens_that_tell_parts_apart_do(found):
     assert found["readout"]["patch"] == pytest.approx(dict.fromkeys(found["readout"]["patch"], 1.0))
-    assert found["teacher_kmeans"]["patch"]["fg_iou"] > 0.9  # parts one patch high are lost in their neighbourhood
+    assert found["teacher_kmeans"]["patch"]["fg_iou"] > 0.9  # parts one patch high are lost in their neighborhood
 
 
 def test_heads_that_attend_to_the_foreground_find_it(found):
@@ -83,9 +83,9 @@ def test_noise_finds_nothing(found):
 
 
 def test_what_knows_only_places_is_above_nothing_and_below_what_sees(found):
-    for line in ("position", "centre_mask"):
+    for line in ("position", "center_mask"):
         assert 0 < found[line]["patch"]["fg_iou"] < 0.9
-    assert list(found["centre_mask"]["patch"]) == ["fg_iou"]
+    assert list(found["center_mask"]["patch"]) == ["fg_iou"]
 
 
 def test_the_silhouette_knows_no_parts_and_perfection_needs_no_patch_score(found):
@@ -95,21 +95,21 @@ def test_the_silhouette_knows_no_parts_and_perfection_needs_no_patch_score(found
     assert found["perfect"]["pixel"]["fg_iou"] == 1  # these masks follow the grid
 
 
-def test_the_centre_mask_is_cut_where_train_fits_best():
+def test_the_center_mask_is_cut_where_train_fits_best():
     share = np.array([90, 60, 40, 5])  # of 100 pixels per cell
     total = np.stack([100 - share, share], axis=1)
-    centre = CentreMask(total)
-    centre.add("train", np.array([[0, 10], [0, 10], [0, 10], [10, 0]]))  # best: the first three cells
-    centre.add("val", np.array([[0, 10], [10, 0], [10, 0], [10, 0]]))
-    assert centre.scores() == {level: {"fg_iou": pytest.approx(1 / 3)} for level in ("patch", "pixel")}
+    center = CenterMask(total)
+    center.add("train", np.array([[0, 10], [0, 10], [0, 10], [10, 0]]))  # best: the first three cells
+    center.add("val", np.array([[0, 10], [10, 0], [10, 0], [10, 0]]))
+    assert center.scores() == {level: {"fg_iou": pytest.approx(1 / 3)} for level in ("patch", "pixel")}
 
 
-def test_patch_colours_are_means_and_deviations():
+def test_patch_colors_are_means_and_deviations():
     images = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
     images[0, 0, :, 4:] = 255  # the right patch is red
     images[0, 2, ::2, :4] = 255  # the left one striped in blue
     expected = torch.tensor([[[0, 0, 0.5, 0, 0, 0.5], [1, 0, 0, 0, 0, 0]]])
-    torch.testing.assert_close(part_baselines.patch_colours(images, (1, 2)), expected)
+    torch.testing.assert_close(part_baselines.patch_colors(images, (1, 2)), expected)
 
 
 def test_an_untrained_network_is_the_same_architecture_by_seed():

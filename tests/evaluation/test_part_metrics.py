@@ -22,7 +22,7 @@ def mask(seed: int, height: int = 23, width: int = 31) -> np.ndarray:
 
 
 def upsampled(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The label of the cell that holds each pixel's centre, the slow way."""
+    """The label of the cell that holds each pixel's center, the slow way."""
     rows = [int((y + 0.5) / height * GRID[0]) for y in range(height)]
     columns = [int((x + 0.5) / width * GRID[1]) for x in range(width)]
     return labels.reshape(GRID)[np.ix_(rows, columns)]
@@ -83,7 +83,7 @@ def test_cell_counts_are_the_histograms_of_the_cells():
         ([0, 0, 0, 1, 1, 2, 2, 255], 1),  # mostly foreground, though no part has as many pixels as the background
     ],
 )
-def test_a_cell_takes_the_majority_of_its_labelled_pixels(pixels, label):
+def test_a_cell_takes_the_majority_of_its_labeled_pixels(pixels, label):
     counts = part_metrics.cell_counts(np.array([pixels], np.uint8), grid=(1, 1), num_classes=CLASSES)
     assert part_metrics.majority(counts).tolist() == [label]
 

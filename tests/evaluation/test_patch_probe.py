@@ -7,7 +7,7 @@ from semmae.evaluation import patch_probe
 
 
 def planted(n: int, *, width: int = 12, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy class centres, far from zero mean and unit variance."""
+    """Noisy class centers, far from zero mean and unit variance."""
     labels = np.arange(n) % classes
     noise = np.random.default_rng(seed).normal(size=(n, width))
     return 5 + 3 * (0.7 * noise + 2 * np.eye(width)[labels]), labels

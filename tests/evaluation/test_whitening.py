@@ -26,7 +26,7 @@ def test_it_equals_scikit_learn_up_to_signs_whatever_the_chunk(features, monkeyp
     np.testing.assert_allclose((found @ found.T).numpy(), expected @ expected.T, rtol=1e-3, atol=1e-3)
 
 
-def test_neighbours_no_longer_depend_on_how_features_are_scaled_and_sheared(features):
+def test_neighbors_no_longer_depend_on_how_features_are_scaled_and_sheared(features):
     labels = torch.arange(200) % 3
     mixed = features @ torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
 

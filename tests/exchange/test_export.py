@@ -8,7 +8,7 @@ from PIL import Image
 
 from semmae.data.crops import WHOLE, crop_image
 from semmae.data.dataset import Reader
-from semmae.evaluation.features import CentreView
+from semmae.evaluation.features import CenterView
 from semmae.exchange import export
 from semmae.models import classifier, frozen_encoder, mae, teacher, vit
 
@@ -116,8 +116,8 @@ def test_the_evaluation_view_goes_with_it(folder, tmp_path):
     for to in ("timm", "transformers"):
         export.export(folder, tmp_path / to, to=to, with_decoder=False)
     size, picture = frozen_encoder.load(folder).config["img_size"], Picture()
-    ours = torch.from_numpy(CentreView(size)(picture, 0)["image"])[None]
-    expected = vit.normalise(ours, tuple(SIGHT["mean"]), tuple(SIGHT["std"]))
+    ours = torch.from_numpy(CenterView(size)(picture, 0)["image"])[None]
+    expected = vit.normalize(ours, tuple(SIGHT["mean"]), tuple(SIGHT["std"]))
     model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     by_timm = transform(picture.picture)[None]
@@ -127,10 +127,10 @@ def test_the_evaluation_view_goes_with_it(folder, tmp_path):
 
     def away(found):
         assert found.shape == expected.shape
-        return float((found - expected)[..., 4:-4, 4:-4].abs().mean())  # at its edges a crop sees no neighbours
+        return float((found - expected)[..., 4:-4, 4:-4].abs().mean())  # at its edges a crop sees no neighbors
 
     assert max(away(by_timm), away(by_transformers)) < 0.05  # half a pixel: they round the size before they crop
-    assert away(vit.normalise(uncropped, tuple(SIGHT["mean"]), tuple(SIGHT["std"]))) > 0.3
+    assert away(vit.normalize(uncropped, tuple(SIGHT["mean"]), tuple(SIGHT["std"]))) > 0.3
 
 
 def test_a_teacher_of_timms_goes_back_to_timm_and_what_a_plain_vit_lacks_is_named(tmp_path):

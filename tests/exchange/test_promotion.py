@@ -28,7 +28,7 @@ def test_a_promoted_encoder_becomes_a_teacher_with_its_features(inside: Project)
     encoder, config = vit.load(Path("data/pretrain"))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     found = teacher.load(Path("data/teacher")).encode(images)
-    expected = vit.tokens(encoder, vit.normalise(images))[:, 1:]
+    expected = vit.tokens(encoder, vit.normalize(images))[:, 1:]
     torch.testing.assert_close(found.patch, expected)
     torch.testing.assert_close(found.cls, expected.mean(1))  # MAE trains no class token
     assert checkpoint["sha256"] == config["sha256"]

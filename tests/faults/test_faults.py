@@ -33,14 +33,14 @@ def contents() -> dict[str, str]:
         ("teacher", "teacher.mae.recipe.epochs", "ten", "teacher.mae.recipe.epochs is 'ten'"),
         ("teacher", "teacher.img_size", 30, "30"),
         ("parts", "parts.method", "guess", "parts.method is 'guess'; expected one of 'learned' or 'kmeans'"),
-        ("parts", "parts.colour", 1, "unknown key parts.colour"),
+        ("parts", "parts.color", 1, "unknown key parts.color"),
         ("part_maps", "part_maps.attention", None, "part_maps.attention is None"),
         ("part_maps", "part_maps.batch_size", 0, "part_maps.batch_size is 0; Input should be greater than 0"),
         ("pretrain", "pretrain.masking.strategy", "semantc", "pretrain.masking.strategy is 'semantc'; expected one of"),
         ("pretrain", "pretrain.dataset", "photos", "data/shards/photos"),
         ("pretrain", "pretrain.recipe.batch_size", 65, "pretrain: batch_size is 65, but an epoch has 64 samples"),
         ("pretrain", "pretrain.compute.device", "cuda", "device is cuda, but torch sees no GPU here"),
-        ("report", "report.colours", "grey", "grey"),
+        ("report", "report.colors", "gray", "gray"),
     ],
 )
 def test_a_wrong_parameter_is_named_and_nothing_is_lost(
@@ -63,7 +63,7 @@ def test_a_wrong_parameter_is_named_and_nothing_is_lost(
 
 def test_a_missing_key_is_named(inside: Project, capsys: pytest.CaptureFixture[str]):
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("    mask_ratio: 0.75\n    inter_part", "    inter_part"))
+    Path("params.yaml").write_text(text.replace("    mask_ratio: 0.75\n    curriculum_weight", "    curriculum_weight"))
     with pytest.raises(SystemExit):
         call("pretrain")
     assert capsys.readouterr().err == "error: params.yaml: missing key pretrain.masking.mask_ratio; add it\n"
@@ -75,8 +75,8 @@ def test_part_maps_of_another_teacher_are_refused(inside: Project, capsys: pytes
     before = contents()
     for command, sentence in (
         ("pretrain", "was made with teacher"),
-        ("part_maps", "data/parts was learnt from another teacher than the one beside it; run dvc repro parts"),
-        ("part_scores toy", "data/parts was learnt from another teacher"),
+        ("part_maps", "data/parts was learned from another teacher than the one beside it; run dvc repro parts"),
+        ("part_scores toy", "data/parts was learned from another teacher"),
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from semmae.core import atomic_files
-from tests.killed import PER_EPOCH, SIGNALLED, SIGNALLED_AFTER, STEPS, drawn, epochs, history, weights
+from tests.killed import PER_EPOCH, SIGNALED, SIGNALED_AFTER, STEPS, drawn, epochs, history, weights
 from tests.project import Project
 
 
 def test_a_killed_run_goes_on_after_an_edit_of_the_source_that_is_said_to_be_harmless(finished: Project, toy: Project):
-    toy.run("python", "-c", SIGNALLED, "11", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
+    toy.run("python", "-c", SIGNALED, "11", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
     with open(toy.folder / "semmae/mae.py", "a") as source:
         source.write("# a harmless edit\n")
     (left,) = (toy.root / "state/runs").iterdir()
@@ -37,7 +37,7 @@ def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
     step = drawn(number.name, PER_EPOCH + 1, STEPS - 1)
     (toy.folder / "data/pretrain/encoder.safetensors").unlink()
     status = -number if number == signal.SIGKILL else 128 + number
-    said = toy.run("python", "-c", SIGNALLED, str(step), str(int(number)), expect=status)
+    said = toy.run("python", "-c", SIGNALED, str(step), str(int(number)), expect=status)
     if number != signal.SIGKILL:
         assert f"pretrain: stopped by {number.name} after step {step} of {STEPS}" in said
         assert "run the same command again to go on from there" in said
@@ -50,7 +50,7 @@ def test_a_killed_or_stopped_run_goes_on_and_ends_with_the_same_bits(
 
 def test_a_run_killed_over_a_checkpoint_goes_on_from_the_one_before(finished: Project, toy: Project):
     toy.run(
-        "python", "-c", SIGNALLED_AFTER, "torch:save", "2", str(int(signal.SIGKILL)), "pretrain", expect=-signal.SIGKILL
+        "python", "-c", SIGNALED_AFTER, "torch:save", "2", str(int(signal.SIGKILL)), "pretrain", expect=-signal.SIGKILL
     )
     (left,) = (toy.root / "state/runs").iterdir()
     (whole,), (half,) = left.glob("step-*"), left.glob(".step-*.tmp")
@@ -90,7 +90,7 @@ def test_a_killed_teacher_or_part_learner_goes_on_and_ends_with_the_same_bits(
     model = f"data/{stage}/{stage}.safetensors"
     (toy.folder / model).unlink()
     step = drawn(stage, PER_EPOCH + 1, 2 * PER_EPOCH)
-    toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), stage, expect=-signal.SIGKILL)
+    toy.run("python", "-c", SIGNALED, str(step), str(int(signal.SIGKILL)), stage, expect=-signal.SIGKILL)
     assert epochs(toy.stage(stage))[0] == 2
     assert atomic_files.sha256(toy.folder / model) == atomic_files.sha256(finished.folder / model)
     assert history(toy, stage) == history(finished, stage)
@@ -103,13 +103,13 @@ def test_a_killed_self_distillation_goes_on_and_ends_with_the_same_bits(toy: Pro
     once = (atomic_files.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher"))
     (toy.folder / "data/teacher/teacher.safetensors").unlink()
     step = drawn("ibot", PER_EPOCH + 1, 2 * PER_EPOCH)
-    toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGKILL)), "teacher", expect=-signal.SIGKILL)
+    toy.run("python", "-c", SIGNALED, str(step), str(int(signal.SIGKILL)), "teacher", expect=-signal.SIGKILL)
     assert epochs(toy.stage("teacher"))[0] == 2
     assert (atomic_files.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
 
 
 def test_a_second_writer_is_refused_and_told_who_is_first(toy: Project):
-    first = toy.start(sys.executable, "-c", SIGNALLED, "3", str(int(signal.SIGSTOP)))
+    first = toy.start(sys.executable, "-c", SIGNALED, "3", str(int(signal.SIGSTOP)))
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
         said = toy.stage("pretrain", expect=1)

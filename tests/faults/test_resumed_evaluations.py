@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.killed import SIGNALLED, SIGNALLED_AFTER, answers, drawn, epochs, forget
+from tests.killed import SIGNALED, SIGNALED_AFTER, answers, drawn, epochs, forget
 from tests.project import Project
 
 KILL, DEAD = str(int(signal.SIGKILL)), -signal.SIGKILL
@@ -14,7 +14,7 @@ KILL, DEAD = str(int(signal.SIGKILL)), -signal.SIGKILL
 
 def killed(project: Project, step: int, stage: str) -> None:
     """Run the stage, which kills itself at that step of its trainings."""
-    project.run("python", "-c", SIGNALLED, str(step), KILL, stage, "toy", expect=DEAD)
+    project.run("python", "-c", SIGNALED, str(step), KILL, stage, "toy", expect=DEAD)
 
 
 def test_a_killed_attentive_probe_goes_on_and_says_the_same(finished: Project, toy: Project):
@@ -41,7 +41,7 @@ def test_a_killed_linear_probe_keeps_the_features_that_it_has_and_says_the_same(
     finished: Project, toy: Project, what: str, last: int, features: dict[str, int]
 ):
     forget(toy, "linear")
-    toy.run("python", "-c", SIGNALLED_AFTER, what, str(last), KILL, "linear", "toy", expect=DEAD)
+    toy.run("python", "-c", SIGNALED_AFTER, what, str(last), KILL, "linear", "toy", expect=DEAD)
     assert answers(toy, "linear") == {}
     kept = {path.name: path.stat().st_size // (4 * 32) for path in toy.root.glob("state/runs/*/encoder/*")}
     assert kept == features

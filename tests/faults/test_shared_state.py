@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.killed import SIGNALLED_AFTER, answers, forget
+from tests.killed import SIGNALED_AFTER, answers, forget
 from tests.project import PATIENCE, Project
 
 # `python -m stages.part_maps`, but nobody writes the part maps of a shard before the other one is about to.
@@ -66,7 +66,7 @@ def test_part_maps_that_were_killed_half_written_are_made_anew(finished: Project
     store = toy.root / "state/part_maps"
     shutil.rmtree(store)
     killed = ("pyarrow.parquet:write_table", "2", str(int(signal.SIGKILL)), "part_maps")
-    toy.run("python", "-c", SIGNALLED_AFTER, *killed, expect=-signal.SIGKILL)
+    toy.run("python", "-c", SIGNALED_AFTER, *killed, expect=-signal.SIGKILL)
     assert [path.split("/")[-1].startswith(".") for path in sorted(part_maps(store))].count(True) == 1
     assert "5 of 6 shards to compute" in toy.stage("part_maps")
     assert part_maps(store) == part_maps(finished.root / "state/part_maps")
@@ -79,7 +79,7 @@ def test_the_same_probe_in_another_workspace_waits_its_turn(finished: Project, t
     for project in (toy, other):
         forget(project, "linear")
     stopped = ("semmae.evaluation.mapped_rows:Rows.append", "1", str(int(signal.SIGSTOP)), "linear", "toy")
-    first = toy.start(sys.executable, "-c", SIGNALLED_AFTER, *stopped)
+    first = toy.start(sys.executable, "-c", SIGNALED_AFTER, *stopped)
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
         second = other.start("python", "-m", "stages.linear", "toy", SEMMAE_STATE=str(toy.root / "state"))
@@ -103,7 +103,7 @@ def test_a_second_writer_of_an_output_is_refused(toy: Project, stage: str):
     if stage == "part_maps":
         shutil.rmtree(toy.root / "state/part_maps")
     what = {"linear": "semmae.evaluation.mapped_rows:Rows.append", "part_maps": "semmae.parts.part_maps:write"}[stage]
-    first = toy.start(sys.executable, "-c", SIGNALLED_AFTER, what, "1", str(int(signal.SIGSTOP)), stage, *arguments)
+    first = toy.start(sys.executable, "-c", SIGNALED_AFTER, what, "1", str(int(signal.SIGSTOP)), stage, *arguments)
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
         said = toy.stage(stage, *arguments, expect=1)

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from ruamel.yaml import YAML
 
-from tests.killed import PER_EPOCH, SIGNALLED, STEPS, drawn, epochs, weights
+from tests.killed import PER_EPOCH, SIGNALED, STEPS, drawn, epochs, weights
 from tests.project import Project, call
 
 
@@ -19,17 +19,17 @@ def test_dvc_does_not_take_a_stopped_stage_for_a_finished_one(toy: Project):
     (toy.folder / "dvc.yaml").write_text(
         (toy.folder / "dvc.yaml").read_text().replace("cmd: python -m stages.pretrain", "cmd: python stopped.py 6 15")
     )
-    (toy.folder / "stopped.py").write_text(SIGNALLED)
+    (toy.folder / "stopped.py").write_text(SIGNALED)
     said = toy.dvc("repro", "--single-item", "pretrain", expect=255)
     assert "exited with 143" in said
     assert "pretrain" in json.loads(toy.dvc("status", "--json"))
 
 
-# As SIGNALLED, but the signal goes to the whole process group, DVC included; the exit status is left in a file.
+# As SIGNALED, but the signal goes to the whole process group, DVC included; the exit status is left in a file.
 GROUP = f"""
 from pathlib import Path
 try:
-    exec({SIGNALLED.replace("os.getpid()", "0")!r})
+    exec({SIGNALED.replace("os.getpid()", "0")!r})
 except SystemExit as end:
     Path("status").write_text(str(end.code))
     raise
@@ -78,11 +78,11 @@ def test_long_work_beside_the_steps_is_stopped_too(inside: Project, capsys, comm
     owner = getattr(importlib.import_module(module), name)
     done = getattr(owner, method)
 
-    def signalled(*arguments: Any, **keywords: Any) -> Any:
+    def signaled(*arguments: Any, **keywords: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return done(*arguments, **keywords)
 
-    with mock.patch.object(owner, method, signalled), pytest.raises(SystemExit) as ended:
+    with mock.patch.object(owner, method, signaled), pytest.raises(SystemExit) as ended:
         call(*command.split())
     assert ended.value.code == 143
     assert f"{command.split()[0]}: stopped by SIGTERM {where}" in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_even_at_its_last_step_a_training_that_is_stopped_has_not_finished_and_g
     stage = command.split()[0]
     for path in made(toy, stage):
         (toy.folder / path).unlink()
-    said = toy.run("python", "-c", SIGNALLED, str(step), str(int(signal.SIGTERM)), *command.split(), expect=143)
+    said = toy.run("python", "-c", SIGNALED, str(step), str(int(signal.SIGTERM)), *command.split(), expect=143)
     assert f"stopped by SIGTERM after step {step} of {step}" in said
     assert made(toy, stage) == {}
     toy.stage(*command.split())

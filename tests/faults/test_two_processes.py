@@ -10,18 +10,18 @@ import pytest
 from semmae.core import config
 from semmae.data.dataset import Reader
 from stages.pretrain import PretrainConfig
-from tests.killed import SIGNALLED, epochs, history
+from tests.killed import SIGNALED, epochs, history
 from tests.project import Project
 
 TWO = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "python"]
 
 
 def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy: Project):
-    toy.run("python", "-c", SIGNALLED, "7", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
+    toy.run("python", "-c", SIGNALED, "7", str(int(signal.SIGKILL)), expect=-signal.SIGKILL)
     assert epochs(toy.run(*TWO, "-m", "stages.pretrain"))[0] == 2
     for one, two in zip(history(finished), history(toy), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)  # gradients are summed in another order
-        assert (two["lr"], two["inter_part"]) == pytest.approx((one["lr"], one["inter_part"]))
+        assert (two["lr"], two["curriculum_weight"]) == pytest.approx((one["lr"], one["curriculum_weight"]))
 
 
 # `python -m stages.pretrain`, in which the loss of the third step is not finite, on the second process alone.
@@ -39,7 +39,7 @@ runpy.run_module("stages.pretrain", run_name="__main__", alter_sys=True)
 
 
 def test_the_process_whose_loss_is_not_finite_names_its_samples_and_both_go_on(toy: Project):
-    toy.set("pretrain.recipe.max_skips", 1)
+    toy.set("pretrain.recipe.max_skipped_steps", 1)
     said = toy.run(*TWO, "-c", LOST)
     section = config.load(PretrainConfig, "pretrain", file=toy.folder / "params.yaml")
     reader, b = Reader(toy.folder / "data/shards" / section.dataset, "train"), section.recipe.batch_size
@@ -54,8 +54,8 @@ def test_the_process_whose_loss_is_not_finite_names_its_samples_and_both_go_on(t
 @pytest.mark.parametrize(
     ("stage", "changes"),
     [
-        ("parts", {"parts.learned.usage_floor": 0.25}),  # an even share, which some labels fall below
-        ("teacher", {"teacher.source": "ibot", "teacher.health.every_epochs": 0}),
+        ("parts", {"parts.learned.balance_floor": 0.25}),  # an even share, which some labels fall below
+        ("teacher", {"teacher.source": "ibot", "teacher.online_eval.every_epochs": 0}),
     ],
     ids=["parts", "ibot"],
 )

@@ -1,4 +1,4 @@
-"""iBOT's losses against double loops, its teacher and centres by hand."""
+"""iBOT's losses against double loops, its teacher and centers by hand."""
 
 import math
 
@@ -111,7 +111,7 @@ def test_logits_are_cosines():
 
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
 def test_it_learns_to_tell_two_pictures_apart(centering):
-    """On noisy crops of two pictures the teacher comes to agree with itself, and the centre keeps both apart."""
+    """On noisy crops of two pictures the teacher comes to agree with itself, and the center keeps both apart."""
     both = model(centering)
     optimizer = torch.optim.AdamW(both.student.parameters(), lr=5e-4)
     pictures = torch.randn(2, 3, 32, 32)

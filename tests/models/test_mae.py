@@ -49,7 +49,7 @@ def test_changing_masked_pixels_does_not_change_the_latent(model, images, mask):
 
 
 def test_what_is_not_decoded_is_as_if_it_had_never_been_there(model, images, mask):
-    some = masking.part_of(mask, torch.rand(3, N, generator=torch.Generator().manual_seed(3)), 5)
+    some = masking.subsample_mask(mask, torch.rand(3, N, generator=torch.Generator().manual_seed(3)), 5)
     latent = model.encode(images, mask, MASKED)
     x = torch.cat([model.decoder["embed"](latent), model.mask_token.expand(3, 5, -1)], dim=1)
     for row in range(3):  # by hand: its places in any order
@@ -87,7 +87,7 @@ def test_patchify_round_trip(images):
     assert torch.equal(mae.unpatchify(mae.patchify(images, 8), 8), images)
 
 
-def test_one_colour_makes_no_nan(model, mask):
+def test_one_color_makes_no_nan(model, mask):
     flat = torch.full((3, 3, 32, 32), 0.3)
     loss = mae.loss(model(flat, mask, MASKED), flat, mask, patch_size=8, norm_pix_loss=True)
     assert loss.isfinite()

@@ -20,7 +20,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def evidence(b: int = B, grid: tuple[int, int] = GRID, labels: int = 7, inter_part: float = 0.4) -> dict:
+def evidence(b: int = B, grid: tuple[int, int] = GRID, labels: int = 7, curriculum_weight: float = 0.4) -> dict:
     """Something for every strategy to look at: blobs of labels, attention with zeros, a curriculum's value."""
     n = grid[0] * grid[1]
     rng = np.random.default_rng(5)
@@ -29,7 +29,7 @@ def evidence(b: int = B, grid: tuple[int, int] = GRID, labels: int = 7, inter_pa
         "grid": grid,
         "part_map": torch.from_numpy(rng.integers(0, labels, (b, n), dtype=np.uint8)),
         "attention": torch.from_numpy(attention.astype(np.float32)),
-        "inter_part": torch.tensor(inter_part),
+        "curriculum_weight": torch.tensor(curriculum_weight),
     }
 
 
@@ -51,9 +51,9 @@ def uniform(counts: np.ndarray) -> bool:
 def test_every_sample_loses_exactly_num_masked_patches(name, grid, mask_ratio):
     n = grid[0] * grid[1]
     strategy = masking.STRATEGIES[name]
-    for inter_part in (0.0, 0.4, 1.0):
+    for curriculum_weight in (0.0, 0.4, 1.0):
         noise = strategy.draw(8, grid, generator=generator())
-        mask = strategy(noise, mask_ratio, **evidence(8, grid, inter_part=inter_part))
+        mask = strategy(noise, mask_ratio, **evidence(8, grid, curriculum_weight=curriculum_weight))
         assert mask.shape == (8, n)
         assert mask.dtype == torch.bool
         assert mask.sum(1).tolist() == [n - int(n * (1 - mask_ratio))] * 8
@@ -74,7 +74,7 @@ def test_the_public_functions_are_draw_and_core():
         "block": masking.block(B, GRID, RATIO, generator=generator()),
         "green_noise": masking.green_noise(B, GRID, RATIO, generator=generator()),
         "attention": masking.attention(given["attention"], RATIO, generator=generator()),
-        "semantic": masking.semantic(given["part_map"], RATIO, given["inter_part"], generator=generator()),
+        "semantic": masking.semantic(given["part_map"], RATIO, given["curriculum_weight"], generator=generator()),
     }
     assert public.keys() == masking.STRATEGIES.keys()
     for name, strategy in masking.STRATEGIES.items():
@@ -116,9 +116,9 @@ def test_the_core_compiles_once_without_a_graph_break(name):
     spec.loader.exec_module(plain)
     strategy = plain.STRATEGIES[name]
     compiled = torch.compile(strategy.core, fullgraph=True, backend="aot_eager", dynamic=False)
-    for step, inter_part in enumerate((0.0, 0.3, 0.7, 1.0)):
+    for step, curriculum_weight in enumerate((0.0, 0.3, 0.7, 1.0)):
         noise = strategy.draw(B, GRID, generator=generator(step))
-        given = {key: evidence(inter_part=inter_part)[key] for key in strategy.evidence}
+        given = {key: evidence(curriculum_weight=curriculum_weight)[key] for key in strategy.evidence}
         with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
             mask = compiled(noise, RATIO, **given)
         assert torch.equal(mask, strategy.core(noise, RATIO, **given))
@@ -153,7 +153,7 @@ def test_a_ratio_outside_0_and_1_is_refused(mask_ratio):
 
 def test_ids_take_a_sequence_apart_and_restore_it():
     mask = masking.random(B, N, RATIO, generator=generator())
-    ids_keep, ids_masked, ids_restore = masking.ids(mask, 147)
+    ids_keep, ids_masked, ids_restore = masking.split_indices(mask, 147)
     assert not mask.gather(1, ids_keep).any()
     assert mask.gather(1, ids_masked).all()
     assert (ids_keep.diff(dim=1) > 0).all()
@@ -181,12 +181,12 @@ def test_random_gives_every_subset_the_same_chance():
 def test_a_part_of_a_mask_is_of_exact_size_inside_it_and_takes_every_patch_equally_often():
     mask = masking.random(1, 12, 0.75, generator=torch.Generator().manual_seed(0)).expand(4000, -1)
     noise = torch.rand(4000, 12, generator=torch.Generator().manual_seed(1))
-    part = masking.part_of(mask, noise, 4)
+    part = masking.subsample_mask(mask, noise, 4)
     assert (part.sum(1) == 4).all()
     assert not (part & ~mask).any()
     often = part[:, mask[0]].double().mean(0)
     assert (often - 4 / 9).abs().max() < 4 * (4 / 9 * 5 / 9 / 4000) ** 0.5
-    assert torch.equal(masking.part_of(mask, noise, 9), mask)
+    assert torch.equal(masking.subsample_mask(mask, noise, 9), mask)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 2.0, 3.0, 4.0), (1e-4, 1.0, 1.0, 50.0)])
@@ -323,7 +323,9 @@ def test_green_noise_masks_every_place_equally_often(mask_ratio):
 # ------------------------------------------------------------------------------------------------------------- semantic
 
 
-def naive_semantic(noise: np.ndarray, mask_ratio: float, labels: np.ndarray, inter_part: float) -> tuple[list, dict]:
+def naive_semantic(
+    noise: np.ndarray, mask_ratio: float, labels: np.ndarray, curriculum_weight: float
+) -> tuple[list, dict]:
     """The contract, sentence by sentence, for one sample: its mask and the quota of every label."""
     n, walk, within, fill = len(labels), noise[:256], noise[256 : -len(labels)], noise[-len(labels) :]
     spent, quota, wished = 0, {}, set()
@@ -332,27 +334,30 @@ def naive_semantic(noise: np.ndarray, mask_ratio: float, labels: np.ndarray, int
         intra = round(mask_ratio * len(members))
         inter = min(len(members), max(0.0, mask_ratio * n - spent))
         spent += len(members)
-        quota[label] = round((1 - inter_part) * intra + inter_part * inter)
+        quota[label] = round((1 - curriculum_weight) * intra + curriculum_weight * inter)
         wished |= set(members[: quota[label]])
     order = sorted(range(n), key=lambda i: (i not in wished, -fill[i]))
     masked = set(order[: n - int(n * (1 - mask_ratio))])
     return [i in masked for i in range(n)], quota
 
 
-@pytest.mark.parametrize("inter_part", [0.0, 0.25, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("curriculum_weight", [0.0, 0.25, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(
     ("n", "labels", "mask_ratio"),
     [(196, 7, 0.75), (196, 1, 0.75), (64, 3, 0.6), (256, 256, 0.5), (49, 12, 0.35), (9, 4, 0.9)],
 )
-def test_semantic_is_the_contract_read_aloud(n, labels, mask_ratio, inter_part):
+def test_semantic_is_the_contract_read_aloud(n, labels, mask_ratio, curriculum_weight):
     strategy = masking.STRATEGIES["semantic"]
     noise = strategy.draw(12, (1, n), generator=generator(3))
     values = np.random.default_rng(1).permutation(256)[:labels]  # any labels, not only the first
     part_map = values[np.random.default_rng(2).integers(0, labels, (12, n))].astype(np.uint8)
-    given = {"part_map": torch.from_numpy(part_map), "inter_part": torch.tensor(inter_part, dtype=torch.float64)}
+    given = {
+        "part_map": torch.from_numpy(part_map),
+        "curriculum_weight": torch.tensor(curriculum_weight, dtype=torch.float64),
+    }
     masks = strategy(noise, mask_ratio, **given)
     for sample in range(12):
-        mask, quota = naive_semantic(noise[sample].numpy(), mask_ratio, part_map[sample], inter_part)
+        mask, quota = naive_semantic(noise[sample].numpy(), mask_ratio, part_map[sample], curriculum_weight)
         assert masks[sample].tolist() == mask
         assert abs(sum(quota.values()) - sum(mask)) <= len(quota)
 
@@ -392,13 +397,13 @@ def test_the_order_of_the_parts_is_drawn_uniformly_for_every_sample():
     assert (counts > 0).sum() == 6
     pairs = (order[:-1] * 9 + order[1:]).unique(return_counts=True)[1]
     assert len(pairs) == 36
-    assert uniform(pairs.numpy())  # a sample's order says nothing about its neighbour's
+    assert uniform(pairs.numpy())  # a sample's order says nothing about its neighbor's
 
 
-@pytest.mark.parametrize("inter_part", [0.0, 0.3, 1.0])
-def test_inside_a_part_every_patch_is_equally_likely(inter_part):
+@pytest.mark.parametrize("curriculum_weight", [0.0, 0.3, 1.0])
+def test_inside_a_part_every_patch_is_equally_likely(curriculum_weight):
     part_map = torch.tensor([0] * 5 + [1] * 14 + [2] * 10 + [1] * 6 + [0] * 1, dtype=torch.uint8)
-    mask = masking.semantic(part_map.expand(8000, -1), 0.65, inter_part, generator=generator())
+    mask = masking.semantic(part_map.expand(8000, -1), 0.65, curriculum_weight, generator=generator())
     for label in range(3):
         counts = mask[:, part_map == label].sum(0).double().numpy()
         share = counts.mean() / 8000
@@ -406,11 +411,11 @@ def test_inside_a_part_every_patch_is_equally_likely(inter_part):
         assert ((counts - counts.mean()) ** 2).sum() / deviation**2 < stats.chi2(len(counts)).isf(1e-4)
 
 
-@pytest.mark.parametrize("inter_part", [0.0, 0.5, 1.0])
-def test_one_label_degrades_to_random(inter_part):
+@pytest.mark.parametrize("curriculum_weight", [0.0, 0.5, 1.0])
+def test_one_label_degrades_to_random(curriculum_weight):
     part_map = torch.full((20_000, 5), 255, dtype=torch.uint8)
     counts = frequencies(
-        masking.semantic(part_map, 0.55, inter_part, generator=generator()), list(combinations(range(5), 3))
+        masking.semantic(part_map, 0.55, curriculum_weight, generator=generator()), list(combinations(range(5), 3))
     )
     assert counts.sum() == 20_000
     assert uniform(counts)
@@ -422,8 +427,8 @@ def test_the_names_of_the_labels_do_not_matter():
     renamed = torch.from_numpy(np.random.default_rng(0).permutation(256))
     moved = noise.clone()
     moved[:, renamed] = noise[:, :256]  # the walk meets the same parts under their new names
-    relabelled = given | {"part_map": renamed[given["part_map"].long()].to(torch.uint8)}
-    assert torch.equal(strategy(moved, RATIO, **relabelled), strategy(noise, RATIO, **given))
+    relabeled = given | {"part_map": renamed[given["part_map"].long()].to(torch.uint8)}
+    assert torch.equal(strategy(moved, RATIO, **relabeled), strategy(noise, RATIO, **given))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
@@ -434,32 +439,32 @@ def test_labels_may_be_any_integers_from_0_to_255(dtype):
 
 
 @pytest.mark.parametrize(
-    ("part_map", "inter_part", "message"),
+    ("part_map", "curriculum_weight", "message"),
     [
         (torch.zeros(2, 16, dtype=torch.int64) - 1, 0.5, "labels outside 0...255"),
         (torch.full((2, 16), 256), 0.5, "labels outside 0...255"),
         (torch.zeros(2, 16), 0.5, "part_map is torch.float32 of shape .*; expected integer labels"),
         (torch.zeros(2, 16, dtype=torch.bool), 0.5, "part_map is torch.bool of shape .*; expected integer labels"),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), 0.5, r"of shape \(2, 4, 4\); expected integer labels"),
-        (torch.zeros(2, 16, dtype=torch.uint8), 1.5, "inter_part is 1.5; expected a number from 0 to 1"),
+        (torch.zeros(2, 16, dtype=torch.uint8), 1.5, "curriculum_weight is 1.5; expected a number from 0 to 1"),
     ],
 )
-def test_semantic_refuses_what_it_cannot_use(part_map, inter_part, message):
+def test_semantic_refuses_what_it_cannot_use(part_map, curriculum_weight, message):
     with pytest.raises(ValueError, match=message):
-        masking.semantic(part_map, RATIO, inter_part, generator=generator())
+        masking.semantic(part_map, RATIO, curriculum_weight, generator=generator())
 
 
 # ----------------------------------------------------------------------------------------------------------- curriculum
 
 
 def test_the_curriculum_runs_from_start_to_end_slowly_at_first():
-    values = [masking.inter_part(step / 10, start=0.0, end=1.0, power=2.0) for step in range(11)]
+    values = [masking.curriculum_weight(step / 10, start=0.0, end=1.0, power=2.0) for step in range(11)]
     assert values == pytest.approx([(step / 10) ** 2 for step in range(11)])
-    assert masking.inter_part(0.0, start=0.8, end=0.2, power=3.0) == 0.8
-    assert masking.inter_part(1.0, start=0.8, end=0.2, power=3.0) == pytest.approx(0.2)
+    assert masking.curriculum_weight(0.0, start=0.8, end=0.2, power=3.0) == 0.8
+    assert masking.curriculum_weight(1.0, start=0.8, end=0.2, power=3.0) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("wrong", [{"start": -0.1}, {"end": 1.1}, {"power": 0.0}, {"start": math.nan}])
 def test_a_curriculum_outside_its_limits_is_refused(wrong):
     with pytest.raises(ValueError, match="expected start and end from 0 to 1, power above 0"):
-        masking.inter_part(0.5, **({"start": 0.0, "end": 1.0, "power": 2.0} | wrong))
+        masking.curriculum_weight(0.5, **({"start": 0.0, "end": 1.0, "power": 2.0} | wrong))

@@ -78,7 +78,7 @@ def test_a_fine_tuned_file_gives_its_encoder_and_its_last_norm(tmp_path):
     assert torch.equal(network.norm.weight, norm["fc_norm.weight"])
 
 
-def test_learnt_positions_are_kept_and_told_apart(tmp_path):
+def test_learned_positions_are_kept_and_told_apart(tmp_path):
     state = mae_network().state_dict()
     state["pos_embed"] = torch.randn(1, 17, 48)
     torch.save(state, tmp_path / "own.pth")

@@ -53,7 +53,7 @@ def wrapped(state: State, prefix: str, heads: State) -> State:
 
 
 def training_file(state: State, **more: Any) -> dict[str, Any]:
-    """`checkpoint.pth` of DINO and iBOT: both networks, the optimiser (its rates NumPy's), the arguments."""
+    """`checkpoint.pth` of DINO and iBOT: both networks, the optimizer (its rates NumPy's), the arguments."""
     head = {"mlp.0.weight": torch.ones(3, 24), "last_layer.weight_g": torch.ones(8, 1)}
     other = {key: value + 1 for key, value in state.items()} | {"masked_embed": torch.ones(1, 24)}
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
@@ -134,7 +134,7 @@ def test_a_published_file_gives_its_networks_tokens_and_attention(layout, tmp_pa
     teacher.save(tmp_path / "frozen", network, config)
     elder = teacher.load(tmp_path / "frozen")
     images = nn.functional.interpolate(IMAGES, size=(size, size))
-    tokens, x = elder.encode(images), vit.normalise(images, tuple(config["mean"]), tuple(config["std"]))
+    tokens, x = elder.encode(images), vit.normalize(images, tuple(config["mean"]), tuple(config["std"]))
     expected, prefix = original.forward_features(x), original.num_prefix_tokens
     torch.testing.assert_close(tokens.cls, expected[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tokens.patch, expected[:, prefix:], rtol=1e-4, atol=1e-5)
@@ -171,7 +171,7 @@ IMAGENET, HALVES = (vit.MEAN, vit.STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         (f"{IBOT}.augreg_in21k", dict, HALVES),  # what the name says of the weights counts
     ],
 )  # fmt: skip
-def test_a_file_is_normalised_as_its_authors_do(name, write, expected, tmp_path):
+def test_a_file_is_normalized_as_its_authors_do(name, write, expected, tmp_path):
     state = {key: value.clone() for key, value in drawn(name).state_dict().items()}
     torch.save(write(state), tmp_path / "file.pth")
     _, config = teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "file.pth")
@@ -211,7 +211,7 @@ def with_decoder(state: State) -> State:
 
 
 @pytest.mark.parametrize("layout", [fixed, with_decoder])
-def test_mae_offers_no_class_token_and_is_normalised_as_its_authors_do(layout, tmp_path):
+def test_mae_offers_no_class_token_and_is_normalized_as_its_authors_do(layout, tmp_path):
     torch.save({"model": layout(drawn("vit_base_patch16_224.mae").state_dict())}, tmp_path / "mae.pth")
     _, config = teacher.from_timm("vit_base_patch16_224.mae", img_size=64, checkpoint=tmp_path / "mae.pth")
     assert not config["class_token"]
@@ -280,7 +280,7 @@ def test_a_teacher_from_an_encoder_is_that_encoder(tmp_path):
         network, config = teacher.from_encoder(file, sha256, img_size=size)
         images = nn.functional.interpolate(IMAGES, size=(size, size))
         tokens = teacher.Teacher(network, config, "").encode(images)
-        expected = encoder.forward_features(vit.normalise(images))[:, 1:]
+        expected = encoder.forward_features(vit.normalize(images))[:, 1:]
         torch.testing.assert_close(tokens.patch, expected)
         torch.testing.assert_close(tokens.cls, expected.mean(1))
     with pytest.raises(ValueError, match="img_size is 36"):

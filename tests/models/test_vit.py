@@ -60,7 +60,7 @@ def test_teacher_round_trip(network, tmp_path):
     teacher.save(tmp_path, network, config)
     loaded = teacher.load(tmp_path)
     tokens = loaded.encode(images)
-    expected = network.forward_features(vit.normalise(images))
+    expected = network.forward_features(vit.normalize(images))
     torch.testing.assert_close(tokens.cls, expected[:, 0])
     torch.testing.assert_close(tokens.patch, expected[:, 1:])
     torch.testing.assert_close(tokens.attention.sum(1), torch.ones(2))

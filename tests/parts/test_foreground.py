@@ -11,10 +11,10 @@ from semmae.parts import foreground, part_learner
 from semmae.parts.foreground import Foreground
 
 GRID, WIDTH = (8, 8), 16
-CONFIG = {"clusterings": 8, "clusters": 8, "place": 0.0, "walk": 0, "groups": 2}
+CONFIG = {"clusterings": 8, "clusters": 8, "center_prior": 0.0, "diffusion_steps": 0, "threshold_classes": 2}
 LEARNER = {
     "num_parts": 2, "grid": GRID, "width": WIDTH, "background": True, "class_token": False,
-    "foreground": CONFIG, "geometry": 2.0, "temperature": 0.1, "blur_sigma": 0.0,
+    "foreground": CONFIG, "position_weight": 2.0, "temperature": 0.1, "blur_sigma": 0.0,
     "decoder_width": 8, "decoder_depth": 1, "values": WIDTH,
 }  # fmt: skip
 
@@ -47,8 +47,8 @@ def test_kinds_of_content_that_prefer_the_middle_are_foreground():
 
 
 def test_place_alone_decides_where_content_says_nothing():
-    model = Foreground(CONFIG | {"place": 1.0}, grid=GRID, width=WIDTH)
-    model.prior.copy_(foreground.centredness(GRID))
+    model = Foreground(CONFIG | {"center_prior": 1.0}, grid=GRID, width=WIDTH)
+    model.prior.copy_(foreground.centeredness(GRID))
     tokens = functional.normalize(torch.ones(1, 64, WIDTH), dim=-1)
     share = model(tokens, tokens).reshape(GRID)
     torch.testing.assert_close(share, share.flip(0))
@@ -63,8 +63,8 @@ def test_patches_that_look_alike_share_their_evidence():
     evidence = torch.rand(1, 64, generator=torch.Generator().manual_seed(4)) + kind
     weights = foreground.alike(kinds[kind][None])
     torch.testing.assert_close(weights.sum(2), torch.ones(1, 64))
-    assert torch.equal(foreground.walk(evidence, weights, steps=0), evidence)
-    found = foreground.walk(evidence, weights, steps=60)
+    assert torch.equal(foreground.diffusion_steps(evidence, weights, steps=0), evidence)
+    found = foreground.diffusion_steps(evidence, weights, steps=60)
     restart = foreground.RESTART
     for k in (0, 1):
         mean = evidence[:, kind == k].mean()

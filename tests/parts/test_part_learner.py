@@ -14,7 +14,7 @@ GRID, WIDTH = (6, 6), 12
 def config(method: str, **changes) -> dict:
     shape = {"method": method, "num_parts": 4, "grid": GRID, "width": WIDTH, "background": False}
     learned = {
-        "foreground": {"clusterings": 4, "clusters": 6, "place": 0.2, "walk": 2, "groups": 2}, "geometry": 0.0,
+        "foreground": {"clusterings": 4, "clusters": 6, "center_prior": 0.2, "diffusion_steps": 2, "threshold_classes": 2}, "position_weight": 0.0,
         "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 16, "decoder_depth": 2, "values": WIDTH,
         "class_token": False,
     }  # fmt: skip

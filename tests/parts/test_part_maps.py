@@ -21,7 +21,7 @@ MADE_BY = {"teacher": "the teacher", "parts": "the parts"}
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """24 flat colours in a folder."""
+    """24 flat colors in a folder."""
     for i in range(24):
         path = tmp_path / "images" / "train" / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,14 +138,14 @@ def test_attention_keeps_its_proportions_in_16_levels():
     attention = np.array(
         [[0.0, 0.01, 0.2, 0.4, 0.6], [0.0, 0.0, 0.0, 0.0, 0.0], [1e-9, 1e-9, 1e-9, 1e-9, 1e-9]], np.float32
     )
-    levels = part_maps.quantise_attention(attention)
+    levels = part_maps.quantize_attention(attention)
     assert levels.tolist() == [[0, 1, 5, 10, 15], [0] * 5, [15] * 5]
     weights = np.random.default_rng(0).dirichlet(np.ones(196), size=50)
-    levels = part_maps.quantise_attention(weights)
+    levels = part_maps.quantize_attention(weights)
     error = np.abs(levels / 15 - weights / weights.max(1, keepdims=True))
     assert error[levels > 1].max() <= 0.5 / 15 + 1e-9
     with pytest.raises(ValueError, match="expected weights >= 0"):
-        part_maps.quantise_attention(-attention)
+        part_maps.quantize_attention(-attention)
 
 
 # ----------------------------------------------------------------------------------------------------- the join

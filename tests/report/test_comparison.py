@@ -98,10 +98,15 @@ def test_part_scores_are_lines_of_means(tmp_path: Path):
 
 
 def test_an_ablation_names_what_differs_from_most_runs(tmp_path: Path):
-    parameters = {"parts": {"seed": 0, "learned": {"geometry": 1.0, "foreground": {"place": 0.2, "walk": 10}}}}
+    parameters = {
+        "parts": {
+            "seed": 0,
+            "learned": {"position_weight": 1.0, "foreground": {"center_prior": 0.2, "diffusion_steps": 10}},
+        }
+    }
     parameters["part_scores"] = {"protocol": {"on": True}}  # no part of a setting
     (tmp_path / "runs.csv").write_text(
-        "parts.seed,parts.learned.geometry,parts.learned.foreground.place,parts.learned.foreground.walk,"
+        "parts.seed,parts.learned.position_weight,parts.learned.foreground.center_prior,parts.learned.foreground.diffusion_steps,"
         "part_scores.a.patch.fg_iou,part_scores.a.grid.patch.fg_iou,part_scores.a.patch.used,part_scores.protocol.on\n"
         "0,0.0,0.2,10,0.25,0.1,1,True\n0,1.0,0.2,10,0.5,0.1,1,False\n1,1.0,0.2,10,0.75,0.1,1,True\n"
         "2,1.0,0.2,10,1.0,0.1,1,True\n0,1.0,,,0.125,0.1,1,True\n0,1.0,0.2,,0.375,0.1,1,True\n"
@@ -110,15 +115,15 @@ def test_an_ablation_names_what_differs_from_most_runs(tmp_path: Path):
     assert list(table.columns) == ["setting", "fg_iou", "used"]
     assert table.to_numpy().tolist() == [
         ["as it is", "0.750 ± 0.250 (3)", "1.000"],
-        ["parts.learned.geometry=0", "0.250", "1.000"],
+        ["parts.learned.position_weight=0", "0.250", "1.000"],
         ["parts.learned.foreground=null", "0.125", "1.000"],
-        ["parts.learned.foreground.walk=null", "0.375", "1.000"],
+        ["parts.learned.foreground.diffusion_steps=null", "0.375", "1.000"],
     ]
 
 
 def test_a_section_that_is_null_in_params_still_tells_settings_apart(tmp_path: Path):
     (tmp_path / "runs.csv").write_text(
-        "parts.seed,parts.foreground.walk,part_scores.a.patch.fg_iou\n0,10,0.75\n1,10,0.5\n0,,0.25\n"
+        "parts.seed,parts.foreground.diffusion_steps,part_scores.a.patch.fg_iou\n0,10,0.75\n1,10,0.5\n0,,0.25\n"
     )
     parameters = {"parts": {"seed": 0, "foreground": None}}
     table = comparison.ablation(comparison.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)

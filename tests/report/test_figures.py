@@ -1,4 +1,4 @@
-"""What pictures promise: colours anyone can tell apart, masks as training draws them, pixels as the model sees them."""
+"""What pictures promise: colors anyone can tell apart, masks as training draws them, pixels as the model sees them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
 from semmae.report import charts, figures, heat_maps, overlays, palettes, tables
 
-MASKING = {"strategy": "semantic", "mask_ratio": 0.75, "inter_part": {"start": 0.0, "end": 1.0, "power": 2.0}}
+MASKING = {"strategy": "semantic", "mask_ratio": 0.75, "curriculum": {"start": 0.0, "end": 1.0, "power": 2.0}}
 NOTICEABLE = 0.02  # OKLab
 
 
@@ -42,10 +42,10 @@ def model():
 
 @pytest.mark.parametrize("name", palettes.PALETTES)
 @pytest.mark.parametrize("count", [3, 7, 20])
-def test_colours_are_told_apart_by_all_eyes(name, count):
-    colours = palettes.palette(name, count).astype(float)
-    distance = palettes.distance(colours, colours)
-    assert colours.shape == (count, 3)
+def test_colors_are_told_apart_by_all_eyes(name, count):
+    colors = palettes.palette(name, count).astype(float)
+    distance = palettes.distance(colors, colors)
+    assert colors.shape == (count, 3)
     assert distance[~np.eye(count, dtype=bool)].min() > 3 * NOTICEABLE
 
 
@@ -53,21 +53,21 @@ def test_eyes_see_what_is_known_of_them():
     black, white, red, green = (np.array([rgb]) for rgb in ((0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 148, 0)))
     assert palettes.distance(black, white)[0, 0] == pytest.approx(1, abs=1e-3)
     normal, protanope, deuteranope = np.linalg.norm(palettes.seen(red) - palettes.seen(green), axis=-1)[:, 0]
-    assert normal > 2 * deuteranope  # red and green of like lightness are nearly one colour to deuteranopes
+    assert normal > 2 * deuteranope  # red and green of like lightness are nearly one color to deuteranopes
     assert normal > protanope
 
 
 def test_an_unknown_palette_is_refused():
-    with pytest.raises(ValueError, match=r"no colours 'beige'; expected \(report\.colours\) one of okabe_ito"):
+    with pytest.raises(ValueError, match=r"no colors 'beige'; expected \(report\.colors\) one of okabe_ito"):
         palettes.palette("beige", 3)
 
 
-def test_overlay_colours_parts_and_leaves_the_background_its_hue():
+def test_overlay_colors_parts_and_leaves_the_background_its_hue():
     picture = np.full((24, 24, 3), (200, 80, 40), np.uint8)
     labels = np.zeros((24, 24), np.uint8)
     labels[:, 8:16], labels[:, 16:] = 1, 2  # 2 is the background
-    colours = np.array([[0, 0, 255], [0, 255, 0]], np.uint8)
-    out = overlays.overlay(picture, labels, colours=colours).astype(int)
+    colors = np.array([[0, 0, 255], [0, 255, 0]], np.uint8)
+    out = overlays.overlay(picture, labels, colors=colors).astype(int)
     assert out[12, 4].argmax() == 2
     assert out[12, 12].argmax() == 1
     assert (out[12, 8] == 255).all()  # a white line between two parts
@@ -82,7 +82,7 @@ def test_film_masks_exactly_num_masked(samples, strategy):
     wanted = masking.num_masked(64, 0.75)
     assert len(frames) == len(figures.FRAMES) == 5
     assert all((mask.sum(1) == wanted).all() for mask in frames)
-    pictures = figures.strip(samples, masking=MASKING | {"strategy": strategy}, seed=0, colours=None)
+    pictures = figures.strip(samples, masking=MASKING | {"strategy": strategy}, seed=0, colors=None)
     hidden = np.mean([picture[:, :, 3] < 255 for row in pictures for picture in row[1:]])
     assert hidden == wanted / 64  # as seen, too
 
@@ -127,11 +127,11 @@ def test_typical_is_sure_and_of_a_good_size():
     assert second[0] == 3
 
 
-def test_region_shows_the_largest_piece_in_colour():
+def test_region_shows_the_largest_piece_in_color():
     image = np.full((80, 160, 3), (180, 60, 60), np.uint8)
     found = np.zeros((4, 8), bool)
     found[0, 0], found[1:3, 5:7] = True, True
-    out = overlays.region(image, found, size=60, colour=np.array([0, 0, 255], np.uint8))
+    out = overlays.region(image, found, size=60, color=np.array([0, 0, 255], np.uint8))
     assert out.shape == (60, 60, 4)
     assert tuple(out[30, 30]) == (180, 60, 60, 255)
     assert out[2, 2, 3] < 255
@@ -142,8 +142,8 @@ def test_region_shows_the_largest_piece_in_colour():
 def test_grids_are_images(reader, maps, model):
     size = {"count": 2, "seed": 0}
     grids = [
-        figures.parts_grid(reader, maps, colours="okabe_ito", **size),
-        figures.masks_grid(reader, maps, masking=MASKING, img_size=32, patch_size=8, colours="okabe_ito", **size),
+        figures.parts_grid(reader, maps, colors="okabe_ito", **size),
+        figures.masks_grid(reader, maps, masking=MASKING, img_size=32, patch_size=8, colors="okabe_ito", **size),
         figures.reconstructions_grid(reader, maps, model=model, masking=MASKING, norm_pix_loss=True, **size),
     ]
     assert all(isinstance(grid, Image.Image) and grid.mode == "RGB" for grid in grids)
@@ -174,7 +174,7 @@ def test_a_chart_goes_through_its_points_and_escapes_its_title():
 
 def test_score_tables_keep_every_line():
     line = {"patch": {"fg_iou": 0.4, "miou": 0.2}, "pixel": {"fg_iou": 0.3, "miou": 0.1}}
-    beside = {"centre_mask": {"patch": {"fg_iou": 0.1}}, "perfect": {"pixel": {"fg_iou": 0.9}}, "mine": line}
+    beside = {"center_mask": {"patch": {"fg_iou": 0.1}}, "perfect": {"pixel": {"fg_iou": 0.9}}, "mine": line}
     scores = line | beside
     patch, pixel = tables.part_tables(scores)
     assert patch["columns"] == ["foreground IoU", "part mIoU"]
@@ -187,16 +187,20 @@ def test_score_tables_keep_every_line():
 
 
 def test_settings_have_the_names_dvc_takes():
-    section = {"masking": {"inter_part": {"power": 2.0}}, "betas": [0.9, 0.95], "none": {}}
+    section = {"masking": {"curriculum": {"power": 2.0}}, "betas": [0.9, 0.95], "none": {}}
     found = dict(tables.settings(section, "pretrain"))
-    assert found == {"pretrain.masking.inter_part.power": 2.0, "pretrain.betas": [0.9, 0.95], "pretrain.none": {}}
+    assert found == {
+        "pretrain.masking.curriculum.power": 2.0,
+        "pretrain.betas": [0.9, 0.95],
+        "pretrain.none": {},
+    }
 
 
-def test_heat_grows_from_dark_gray_to_the_colour_with_the_share():
-    picture, colour = np.full((12, 12, 3), 100, np.uint8), np.array([250, 50, 0], np.uint8)
+def test_heat_grows_from_dark_gray_to_the_color_with_the_share():
+    picture, color = np.full((12, 12, 3), 100, np.uint8), np.array([250, 50, 0], np.uint8)
     for share, expected in ((0.0, [40, 40, 40]), (1.0, [175, 75, 50]), (0.5, [108, 58, 45])):
-        shown = heat_maps.heat(picture, np.full((3, 3), share), colour=colour)
+        shown = heat_maps.heat(picture, np.full((3, 3), share), color=color)
         assert np.abs(shown.astype(int) - expected).max() <= 1
-    sides = heat_maps.heat(picture, np.array([[0.0, 1.0]]), colour=colour)[:, :, 0].astype(int)
-    assert (np.diff(sides, axis=1) >= 0).all()  # smoothly from one patch's centre to the other's
+    sides = heat_maps.heat(picture, np.array([[0.0, 1.0]]), color=color)[:, :, 0].astype(int)
+    assert (np.diff(sides, axis=1) >= 0).all()  # smoothly from one patch's center to the other's
     assert (np.diff(sides, axis=1) < 40).all()

@@ -28,7 +28,7 @@ def answers(path: Path, rows: list[tuple[str, str, str, float]]) -> Path:
 
 
 def predicted(folder: Path, reader: Reader, ids: list[int]) -> Path:
-    """Masks of samples: by the linear head the true ones, by neighbours nothing but the first class."""
+    """Masks of samples: by the linear head the true ones, by neighbors nothing but the first class."""
     for protocol in PROTOCOLS:
         (folder / protocol).mkdir(parents=True)
         for index in ids:
@@ -76,7 +76,7 @@ def test_many_classes_have_pairs_in_place_of_a_heat_map(tmp_path):
 
 
 def test_a_segmented_image_stands_beside_its_true_mask_and_those_that_are_predicted(tmp_path, toy_dataset, reader):
-    ids, how = [2, 5], {"colours": "okabe_ito"}
+    ids, how = [2, 5], {"colors": "okabe_ito"}
     folder = predicted(tmp_path / "examples", reader, ids)
     rows, _ = gallery.segmented(folder, toy_dataset, PROTOCOLS, **how)
     assert [len(row) for row in rows] == [4, 4]
@@ -91,16 +91,16 @@ def test_a_segmented_image_stands_beside_its_true_mask_and_those_that_are_predic
 
 
 @pytest.mark.parametrize("kind", ["parts", "classes"])
-def test_the_legend_has_the_classes_that_are_seen_and_a_background_has_no_colour(
+def test_the_legend_has_the_classes_that_are_seen_and_a_background_has_no_color(
     tmp_path, toy_dataset, reader, monkeypatch, kind
 ):
     monkeypatch.setitem(reader.meta, "mask_kind", kind)
     monkeypatch.setattr(gallery, "Reader", lambda *_: reader)
     folder = predicted(tmp_path / "examples", reader, [2])
-    ((image, truth, _, all_first),), legend = gallery.segmented(folder, toy_dataset, PROTOCOLS, colours="okabe_ito")
+    ((image, truth, _, all_first),), legend = gallery.segmented(folder, toy_dataset, PROTOCOLS, colors="okabe_ito")
     labels = [label for label in np.unique(reader.mask(2)) if label != decoding.IGNORE]
     assert [name for name, _ in legend] == [reader.mask_names[label] for label in labels]
-    assert len({tuple(colour) for _, colour in legend}) == len(labels)
+    assert len({tuple(color) for _, color in legend}) == len(labels)
     assert (dict(legend)["background"] == list(gallery.GRAY)) == (kind == "parts")
     paler = 0.5 * image + 0.2 * (image @ overlays.LUMA)[..., None] + 0.3 * 255
     assert np.allclose(all_first, paler, atol=0.51) == (kind == "parts")
@@ -112,8 +112,8 @@ def test_a_picture_is_the_central_square_and_what_a_mask_ignores_is_paler():
     image[:, 19:41], mask[:, :30] = (0, 200, 0), 0
     assert (gallery.square(image)[:, 10:-10] == (0, 200, 0)).all()  # its border is interpolated
     shown = gallery.laid_over(image, mask, np.array([[0, 0, 255]], np.uint8))
-    coloured, ignored = shown[80, 40], shown[80, -40]
-    assert coloured.argmax() == 2
+    colored, ignored = shown[80, 40], shown[80, -40]
+    assert colored.argmax() == 2
     assert ignored.argmax() == 1
     assert ignored.min() > 0
 

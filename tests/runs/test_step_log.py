@@ -25,7 +25,9 @@ from semmae.runs.step_log import Step
 from semmae.training import ibot_loop, mae_loop
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
+COMPUTE = ComputeConfig(
+    device="cpu", precision="fp32", compile=False, workers=0, shuffle_shards=None, checkpoint_minutes=60
+)
 TOY = Path(__file__).parents[1] / "toy/params.yaml"
 NAN = float("nan")
 
@@ -41,7 +43,7 @@ def _load(reader: Reader, index: int, epoch: int) -> dict[str, object]:
 
 def _run(
     dataset: Path, out: Path, losses: dict[tuple[int, bool], float], *, lag: int = 0, epochs: int = 1,
-    signalled_at: int | None = None, **kwargs: int,
+    signaled_at: int | None = None, **kwargs: int,
 ) -> tuple[Run, list[tuple[int, bool]], float]:  # fmt: skip
     """Epochs of 5 steps whose loss is 2, or what `losses` says of (step, again). A step moves a weight by one, if it
     may. The run, its steps in their order, the weight.
@@ -55,7 +57,7 @@ def _run(
             Reader(dataset, "train"), _load, batch_size=8, epochs=epochs, seed=0, workers=0,
             state={"model": model, "optimizer": optimizer}, **kwargs,
         ):  # fmt: skip
-            if step.number == signalled_at:
+            if step.number == signaled_at:
                 signal.raise_signal(signal.SIGTERM)
             seen.append((step.number, step.again))
             loss = torch.tensor(losses.get(seen[-1], 2.0))
@@ -93,7 +95,7 @@ def test_a_step_that_stays_so_is_left_out_if_that_is_allowed(
     toy_dataset: Path, tmp_path: Path, lag: int, retry: bool, capsys: pytest.CaptureFixture[str]
 ):
     losses = {(number, again): NAN for number in (1, 3) for again in (False, True)}
-    run, _, weight = _run(toy_dataset, tmp_path / "out", losses, lag=lag, retry=retry, max_skips=2)
+    run, _, weight = _run(toy_dataset, tmp_path / "out", losses, lag=lag, retry=retry, max_skipped_steps=2)
     assert (run.book.skipped, run.history[-1]["loss"]) == (2, 2.0)
     assert weight == pytest.approx(3, abs=1e-3)
     keys = [Reader(toy_dataset, "train").keys[i] for i in epoch_order(40, seed=0, epoch=0)]
@@ -102,7 +104,7 @@ def test_a_step_that_stays_so_is_left_out_if_that_is_allowed(
     assert said.count("; the step is left out") == 2
     said = f"toy: the loss is nan at step 3 on rank 0; its samples: {keys[24]}, .*; lower base_lr or set precision to"
     with pytest.raises(FloatingPointError, match=said):
-        _run(toy_dataset, tmp_path / "other", losses, lag=lag, retry=retry, max_skips=1)
+        _run(toy_dataset, tmp_path / "other", losses, lag=lag, retry=retry, max_skipped_steps=1)
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -111,7 +113,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(toy_dataset: Path, tmp_pa
     losses = {(number, again): 3.0 for number in (3, 7) for again in (False, True)}
     whole, steps, weight = _run(toy_dataset, tmp_path / "whole", losses, lag=lag, epochs=2)
     with pytest.raises(SystemExit, match="143"):
-        _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2, signalled_at=number)
+        _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2, signaled_at=number)
     run, rest, weight_again = _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2)
     stopped_after = number + 1 + (lag if number % 5 < 4 else 0)  # a GPU has been told the next one
     assert rest == steps[stopped_after:]
@@ -211,7 +213,7 @@ def test_self_distillation_reads_nothing_off_its_device(toy_dataset: Path, tmp_p
 
 
 class Watched(Run):
-    """A run whose loop may not wait for the GPU from its second step on: the first makes the optimiser its state."""
+    """A run whose loop may not wait for the GPU from its second step on: the first makes the optimizer its state."""
 
     def steps(self, *args: Any, **keywords: Any) -> Iterator[Step]:
         for step in super().steps(*args, **keywords):

@@ -220,7 +220,7 @@ def test_resize_reduces_image_and_mask_together(tmp_path):
     assert sizes == {"png": (32, 32), "mask.png": (32, 32)}
 
 
-def test_unlabelled_samples_have_no_cls(tmp_path):
+def test_unlabeled_samples_have_no_cls(tmp_path):
     for i in range(3):
         save(tmp_path / f"flat/{i}.jpg")
     source = Tree(kind="folder", path=str(tmp_path / "flat"), splits=None, val_fraction=None, labels=False, masks=None)

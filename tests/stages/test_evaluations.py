@@ -104,7 +104,7 @@ def test_the_predictions_are_those_that_were_scored(project, monkeypatch, name):
     assert found["confidence"].between(1 / val.num_classes, 1).all()
 
 
-def test_whitened_neighbours_are_those_of_whitened_features(project, monkeypatch):
+def test_whitened_neighbors_are_those_of_whitened_features(project, monkeypatch):
     Path("params.yaml").write_text(PARAMS.replace("whiten: false", "whiten: true"))
     start(monkeypatch, "knn", "toy")
     encode = features.pooled(vit.load(Path("data/pretrain"))[0], pool="patch_mean", device=torch.device("cpu"))
@@ -153,10 +153,10 @@ def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_th
 def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
     """The rate included, which is chosen on a part of the few; the same in every run of a seed."""
     Path("params.yaml").write_text(PARAMS.replace("[{per_class: 1}, {share: 0.5}]", "[{share: 0.1}, {share: 0.5}]"))
-    probe, choose, learnt, chosen = linear_heads.probe, linear_heads.choose_rate, [], []
+    probe, choose, learned, chosen = linear_heads.probe, linear_heads.choose_rate, [], []
 
     def told(train, *others, **how):
-        learnt.append(train.ids.tolist())
+        learned.append(train.ids.tolist())
         return probe(train, *others, **how)
 
     def told_to_choose(train, **how):
@@ -168,10 +168,10 @@ def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(proje
     labels = Reader(Path("data/shards/toy"), "train").labels
     few, half = (subsets.low_shot(labels, subsets.Shots(share=share), seed=0).tolist() for share in (0.1, 0.5))
     for _ in range(2):
-        learnt.clear()
+        learned.clear()
         chosen.clear()
         start(monkeypatch, "linear", "toy")
-        assert [ids for ids in learnt if len(ids) < len(labels)] == [few, half]
+        assert [ids for ids in learned if len(ids) < len(labels)] == [few, half]
         (ids, held_out), *others = [one for one in chosen if len(one[0]) < len(labels)]
         assert ids == half  # of the few, one of each class, nothing can be held out
         assert not others
@@ -182,9 +182,9 @@ def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch
     start(monkeypatch, "part_scores", "toy")
     scores = written("part_scores")
     names = {"fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou", "consistency", "used", "background_share"}
-    lines = {"colour_kmeans", "untrained_kmeans", "teacher_kmeans", "attention_heads", "grid", "position"}
+    lines = {"color_kmeans", "untrained_kmeans", "teacher_kmeans", "attention_heads", "grid", "position"}
     lines |= {"readout", "silhouette"}
-    assert set(scores) == lines | {"patch", "pixel", "perfect", "centre_mask"}
+    assert set(scores) == lines | {"patch", "pixel", "perfect", "center_mask"}
     assert set(scores["patch"]) == set(scores["pixel"]) == names
     assert all(set(scores[line][level]) == names for line in lines for level in ("patch", "pixel"))
     assert np.isclose(scores["silhouette"]["patch"]["fg_iou"], 1)
@@ -194,7 +194,7 @@ def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch
     bare = Path("params.yaml").read_text().replace("{sample: 20, baselines: true", "{sample: 20, baselines: false")
     Path("params.yaml").write_text(bare)
     start(monkeypatch, "part_scores", "toy")
-    assert written("part_scores") == {name: scores[name] for name in ("patch", "pixel", "centre_mask")}
+    assert written("part_scores") == {name: scores[name] for name in ("patch", "pixel", "center_mask")}
 
 
 @pytest.mark.parametrize(
@@ -220,4 +220,4 @@ def test_parts_of_another_teacher_are_refused(project, monkeypatch, capsys):
     teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
     with pytest.raises(SystemExit):
         start(monkeypatch, "part_scores", "toy")
-    assert "learnt from another teacher" in capsys.readouterr().err
+    assert "learned from another teacher" in capsys.readouterr().err

@@ -22,15 +22,15 @@ from tests.project import Project, call
 def mapped() -> part_learner.PartMethod:
     """The parts of the project in this folder, after their maps of all images have been made and read back."""
     call("part_maps")
-    learnt, elder = part_learner.load(Path("data/parts")), atomic_files.model_digest(Path("data/teacher"), "teacher")
+    learned, elder = part_learner.load(Path("data/parts")), atomic_files.model_digest(Path("data/teacher"), "teacher")
     maps = part_maps.join(
-        Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=elder, parts=learnt.digest
+        Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=elder, parts=learned.digest
     )
-    assert maps.grid == learnt.grid
+    assert maps.grid == learned.grid
     found = np.unique(maps.part_map)
     assert len(found) > 1
-    assert set(found) <= set(range(learnt.num_labels))
-    return learnt
+    assert set(found) <= set(range(learned.num_labels))
+    return learned
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,17 @@ def mapped() -> part_learner.PartMethod:
         ("parts.learned.target", "pixels", {"method": "learned", "target": "pixels", "values": 3 * 8 * 8}),
     ],
 )
-def test_parts_are_learnt_another_way(inside: Project, key: str, value: Any, config: dict[str, Any]):
+def test_parts_are_learned_another_way(inside: Project, key: str, value: Any, config: dict[str, Any]):
     inside.set(key, value)
     call("parts")
-    learnt = mapped()
-    assert learnt.config.items() >= config.items()
-    assert learnt.background == (3 if learnt.config["background"] else None)
+    learned = mapped()
+    assert learned.config.items() >= config.items()
+    assert learned.background == (3 if learned.config["background"] else None)
 
 
 def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
     whole = json.loads(Path("data/pretrain/history.json").read_text())
-    inside.set("pretrain.recipe.reconstruct", 0.5)
+    inside.set("pretrain.recipe.decode_fraction", 0.5)
     call("pretrain")
     found = json.loads(Path("data/pretrain/history.json").read_text())
     assert found[-1]["loss"] < found[0]["loss"]
@@ -66,7 +66,7 @@ def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
 def test_a_stage_that_trains_reads_as_few_shards_at_a_time_as_it_is_told(
     inside: Project, monkeypatch: pytest.MonkeyPatch, stage: str, section: str
 ):
-    inside.set(f"{section}.compute.window", 2)
+    inside.set(f"{section}.compute.shuffle_shards", 2)
     epoch_order, found = order.epoch_order, []
 
     def noted(*arguments: Any, **keywords: Any) -> np.ndarray:
@@ -80,7 +80,7 @@ def test_a_stage_that_trains_reads_as_few_shards_at_a_time_as_it_is_told(
 
 def test_images_grow_while_an_encoder_learns(inside: Project, monkeypatch: pytest.MonkeyPatch):
     inside.set("pretrain.recipe.resolution", {"start": 16, "step": 8, "until": 0.7})
-    inside.set("pretrain.online_knn.every_epochs", 0)
+    inside.set("pretrain.online_eval.every_epochs", 0)
     seen = []
     forward = mae.MAE.forward
 

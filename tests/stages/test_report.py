@@ -22,7 +22,7 @@ from stages import report
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 DECODER = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-SECTION = {"colours": "okabe_ito", "overlays": 3, "film": 2, "reconstructions": 2, "sample": 8, "seed": 0}
+SECTION = {"colors": "okabe_ito", "overlays": 3, "film": 2, "reconstructions": 2, "num_images": 8, "seed": 0}
 HISTORY = [{"epoch": 1, "loss": 2.0, "lr": 0.1, "knn_top1": 0.25}, {"epoch": 2, "loss": 1.0, "lr": 0.05}]
 EVALUATIONS = ("knn", "linear", "attentive", "finetune", "segment", "part_scores")
 KNN = {"top1": 0.5, "top5": 0.9, "per_class": 0.48, "standard_error": 0.03, "untrained": {"top1": 0.4}}
@@ -53,7 +53,16 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
 
     config = {"method": method, "num_parts": 3, "background": method == "learned", "width": 32, "grid": [4, 4]}
     config |= {"img_size": 32, "temperature": 0.1, "decoder_width": 8, "decoder_depth": 1, "values": 32}
-    config |= {"foreground": {"clusterings": 2, "clusters": 4, "place": 0.2, "walk": 1, "groups": 2}, "geometry": 1.0}
+    config |= {
+        "foreground": {
+            "clusterings": 2,
+            "clusters": 4,
+            "center_prior": 0.2,
+            "diffusion_steps": 1,
+            "threshold_classes": 2,
+        },
+        "position_weight": 1.0,
+    }
     config |= {"class_token": False, "params": {"method": method}, "teacher": elder.digest}
     learner = part_learner.METHODS[method](config)
     torch.nn.init.normal_(learner.place)
@@ -71,12 +80,12 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
         part_maps.write(
             Path("data/part_maps") / dataset / f"{Path(name).stem}.parquet", keys=rows.keys,
             part_maps=learner.assign(tokens).argmax(1).to(torch.uint8).numpy(),
-            attention=part_maps.quantise_attention(tokens.attention.numpy()), metadata=known_of | {"shard": sha256},
+            attention=part_maps.quantize_attention(tokens.attention.numpy()), metadata=known_of | {"shard": sha256},
         )  # fmt: skip
     maps = part_maps.join(Path("data/part_maps") / dataset, reader, teacher=None, parts=None)
     atomic_files.write_json(Path("results/part_maps/metrics.json"), {"part_maps": part_maps.summary(maps)})
 
-    masking = {"strategy": strategy, "mask_ratio": 0.75, "inter_part": {"start": 0.0, "end": 1.0, "power": 2.0}}
+    masking = {"strategy": strategy, "mask_ratio": 0.75, "curriculum": {"start": 0.0, "end": 1.0, "power": 2.0}}
     run = {"dataset": dataset, "seed": 7, "img_size": 32, "masking": masking}
     run |= {"encoder": {name: SIZE[name] for name in SIZE if name != "img_size"}}
     run |= {"recipe": {"epochs": 2, "batch_size": 8, "norm_pix_loss": True, "decoder": DECODER}}
@@ -166,7 +175,7 @@ def test_scores_are_those_that_params_list(folder):
     for name in ("toy", "gone"):
         atomic_files.write_json(Path(f"results/knn/{name}.json"), {"knn": {name: KNN}})
     levels = {"patch": {"fg_iou": 0.512}, "pixel": {"fg_iou": 0.498}}
-    scored = levels | {"centre_mask": {"patch": {"fg_iou": 0.25}, "pixel": {"fg_iou": 0.24}}}
+    scored = levels | {"center_mask": {"patch": {"fg_iou": 0.25}, "pixel": {"fg_iou": 0.24}}}
     atomic_files.write_json(Path("results/part_scores/toy.json"), {"part_scores": {"toy": scored}})
     write_params(knn=["toy"], linear=["not yet"], part_scores=["toy"])
     words = " ".join(Tags(page()).words)

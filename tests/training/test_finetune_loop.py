@@ -59,7 +59,7 @@ def global_state() -> tuple:
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
 
-# The network and its optimiser
+# The network and its optimizer
 
 
 @pytest.mark.parametrize("pool", ["patch_mean", "class"])
@@ -89,19 +89,19 @@ def test_the_network_is_timms_with_the_encoders_weights():
     assert set(missing) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
     assert not unknown
     timms.head.load_state_dict(model.head.state_dict())
-    images = vit.normalise(pixels())
+    images = vit.normalize(pixels())
     assert torch.equal(model(images), timms(images))
     assert float(model.head.weight.detach().std()) == pytest.approx(2e-5, rel=0.1)
 
 
 def test_the_class_token_is_read_after_the_encoders_norm():
-    model, images = built("class").eval(), vit.normalise(pixels())
+    model, images = built("class").eval(), vit.normalize(pixels())
     assert torch.allclose(model(images), model.head(vit.tokens(encoder(), images)[:, 0]), atol=1e-7)
 
 
 def test_another_image_size_resamples_the_positions_as_the_encoder_does():
     model = built("class", img_size=48).eval()
-    images = vit.normalise(torch.nn.functional.interpolate(pixels(), size=48))
+    images = vit.normalize(torch.nn.functional.interpolate(pixels(), size=48))
     assert model.pos_embed.shape[1] == 1 + 6 * 6
     assert torch.allclose(vit.tokens(model, images), vit.tokens(encoder(), images), atol=1e-6)
     with pytest.raises(ValueError, match="img_size is 44; the encoder needs a multiple of its patch size 8"):
@@ -109,7 +109,7 @@ def test_another_image_size_resamples_the_positions_as_the_encoder_does():
 
 
 def test_paths_are_dropped_in_training_alone():
-    model, images = built(drop_path=0.5), vit.normalise(pixels())
+    model, images = built(drop_path=0.5), vit.normalize(pixels())
     model.head.weight.data.normal_()
     still = built()
     still.load_state_dict(model.state_dict())
@@ -174,7 +174,7 @@ def test_without_mixup_the_target_is_the_smoothed_label():
     images, labels = pixels(3), torch.tensor([2, 0, 1])
     how = recipe(mixup=0.0, cutmix=0.0, label_smoothing=0.1, erasing=0.0)
     found, targets = finetune_loop.mixed(how, images, labels, 4, seed=0, step=0, rank=0)
-    assert torch.equal(found, vit.normalise(images))
+    assert torch.equal(found, vit.normalize(images))
     assert torch.allclose(targets, 0.9 * torch.eye(4)[labels] + 0.1 / 4)
 
 
@@ -199,7 +199,7 @@ def test_erasing_replaces_rectangles_of_some_images():
     how = recipe(mixup=0.0, cutmix=0.0, erasing=0.5)
     images = pixels(200)
     found, _ = finetune_loop.mixed(how, images, torch.zeros(200, dtype=torch.long), 2, seed=0, step=0, rank=0)
-    changed = (found != vit.normalise(images)).any(1)
+    changed = (found != vit.normalize(images)).any(1)
     assert 0.35 < float(changed.flatten(1).any(1).float().mean()) < 0.65
     share = changed.flatten(1).float().mean(1)
     assert float(share.max()) < 0.36  # timm's largest rectangle is a third
@@ -330,8 +330,8 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     assert said["actual"].tolist() == [val.class_names[label] for label in val.labels]
     assert (said["actual"] == said["predicted"]).mean() == scores["top1"]
     model, config = classifier.load(Path("data/finetune/toy"))
-    view = features.CentreView(config["img_size"])
-    shares = model(vit.normalise(torch.from_numpy(view(val, 3)["image"])[None])).softmax(1)[0]
+    view = features.CenterView(config["img_size"])
+    shares = model(vit.normalize(torch.from_numpy(view(val, 3)["image"])[None])).softmax(1)[0]
     assert said["predicted"][3] == config["class_names"][int(shares.argmax())]
     assert said["confidence"][3] == pytest.approx(float(shares.max()), abs=1e-4)
 
@@ -352,10 +352,10 @@ def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monk
     """The encoder, not what all of train has made of it, on a subset that is the same in every run of a seed."""
     from stages import finetune
 
-    reader, trained, learnt = Reader(Path("data/shards/toy"), "train"), finetune.trained, []
+    reader, trained, learned = Reader(Path("data/shards/toy"), "train"), finetune.trained, []
 
     def told(protocol, network, config, *, splits, **others):
-        learnt.append((splits[0].keys, [p.sum().item() for p in network.parameters()]))
+        learned.append((splits[0].keys, [p.sum().item() for p in network.parameters()]))
         return trained(protocol, network, config, splits=splits, **others)
 
     monkeypatch.setattr(finetune, "trained", told)
@@ -364,13 +364,13 @@ def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monk
         call("finetune", "toy")
     shots = (subsets.Shots(share=0.01), subsets.Shots(share=0.5), subsets.Shots(per_class=2))
     expected = [[reader.keys[i] for i in subsets.low_shot(reader.labels, one, seed=0)] for one in shots]
-    assert [keys for keys, _ in learnt] == 2 * [reader.keys, *expected]
-    assert len({tuple(weights) for _, weights in learnt}) == 1
+    assert [keys for keys, _ in learned] == 2 * [reader.keys, *expected]
+    assert len({tuple(weights) for _, weights in learned}) == 1
     scores = json.loads(Path("results/finetune/toy.json").read_text())["finetune"]["toy"]
     assert list(scores["low_shot"]) == ["1_percent", "50_percent", "2_per_class"]
     change(seed=1)
     call("finetune", "toy")
-    assert learnt[-1][0] != expected[-1]
+    assert learned[-1][0] != expected[-1]
 
 
 def test_a_dataset_may_set_its_own_epochs_rate_and_shots():

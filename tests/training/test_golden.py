@@ -22,10 +22,10 @@ def losses() -> list[float]:
     """Semantic masks over true parts, from a share of each to whole parts, on 16 creatures of 32 pixels."""
     torch.manual_seed(0)
     creatures = [draw(0, f"train-{i:06d}", 32) for i in range(16)]
-    images = vit.normalise(torch.from_numpy(np.stack([c.image for c in creatures])).permute(0, 3, 1, 2))
+    images = vit.normalize(torch.from_numpy(np.stack([c.image for c in creatures])).permute(0, 3, 1, 2))
     labels = torch.from_numpy(np.stack([c.mask[4::8, 4::8].reshape(-1) for c in creatures]))
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2})
-    for name, parameter in encoder.named_parameters():  # drawn by name: no other version's initialisation matters
+    for name, parameter in encoder.named_parameters():  # drawn by name: no other version's initialization matters
         if parameter.requires_grad and parameter.ndim > 1:
             values = numpy_generator(0, name).normal(0, 0.05, parameter.shape)
             parameter.data.copy_(torch.from_numpy(values))
@@ -37,8 +37,8 @@ def losses() -> list[float]:
     optimizer = optim.adamw(model, weight_decay=0.05, betas=(0.9, 0.95))
     num_masked, history = masking.num_masked(16, RATIO), []
     for step in range(STEPS):
-        inter_part = masking.inter_part(step / (STEPS - 1), start=0.0, end=1.0, power=2.0)
-        mask = masking.semantic(labels, RATIO, inter_part, generator=torch_generator(0, "mask", step))
+        curriculum_weight = masking.curriculum_weight(step / (STEPS - 1), start=0.0, end=1.0, power=2.0)
+        mask = masking.semantic(labels, RATIO, curriculum_weight, generator=torch_generator(0, "mask", step))
         loss = mae.loss(model(images, mask, num_masked), images, mask, patch_size=8, norm_pix_loss=True)
         optim.set_rate(optimizer, optim.warmup_cosine(step, steps=STEPS, warmup=4, peak=3e-3, end=0.0))
         optimizer.zero_grad()

@@ -17,7 +17,9 @@ from semmae.training import ibot_loop
 from semmae.training.mae_loop import ViTConfig
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
-COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
+COMPUTE = ComputeConfig(
+    device="cpu", precision="fp32", compile=False, workers=0, shuffle_shards=None, checkpoint_minutes=60
+)
 NETWORK = ViTConfig(patch_size=8, embed_dim=32, depth=1, num_heads=2)
 RECIPE = config.load(ibot_loop.IBOTRecipe, "teacher", "ibot", file=Path(__file__).parents[1] / "toy/params.yaml")
 

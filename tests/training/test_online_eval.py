@@ -1,4 +1,4 @@
-"""What is watched while tokens are learnt: against scikit-learn, when it is due, and what a dataset has nothing for."""
+"""What is watched while tokens are learned: against scikit-learn, when it is due, and what a dataset has nothing for."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_knn_is_that_of_scikit_learn(toy_dataset, encoder):
     train, val = (Reader(toy_dataset, split) for split in ("train", "val"))
     x, y = (features.extract(encode, reader, img_size=32, batch_size=8, workers=0).numpy() for reader in (train, val))
     peer = KNeighborsClassifier(
-        online_eval.NEIGHBOURS,
+        online_eval.NEIGHBORS,
         metric="cosine",
         weights=lambda distance: np.exp((1 - distance) / online_eval.TEMPERATURE),
     )

@@ -60,7 +60,7 @@ def hold_out(reader: Reader, *, share: float, seed: int) -> Train:
 def token_maps(
     network: VisionTransformer | Teacher, *, device: torch.device, precision: distributed.Precision
 ) -> Encode:
-    """Images -> the normalised patch tokens of a frozen network, in float32, on their grid; the images are square."""
+    """Images -> the normalized patch tokens of a frozen network, in float32, on their grid; the images are square."""
     network = network.to(device).eval()
     vit.use_fastest_attention(network, device)
 
@@ -70,7 +70,7 @@ def token_maps(
             if isinstance(network, Teacher):
                 found = network.encode(images).patch
             else:
-                found = vit.tokens(network, vit.normalise(images))[:, network.num_prefix_tokens :]
+                found = vit.tokens(network, vit.normalize(images))[:, network.num_prefix_tokens :]
         b, n, d = found.shape
         side = round(n**0.5)
         return found.float().transpose(1, 2).reshape(b, d, side, side)

@@ -1,7 +1,7 @@
 """Segmentation by the vote of the nearest frozen patches of train.
 
-- `PatchBank`: labelled patches of train, at most so many, so memory does not grow with the data.
-- `knn`: the number of neighbours is chosen on held-out images, whose patches do not vote while it is.
+- `PatchBank`: labeled patches of train, at most so many, so memory does not grow with the data.
+- `knn`: the number of neighbors is chosen on held-out images, whose patches do not vote while it is.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -27,7 +27,7 @@ from semmae.evaluation.segmentation.transforms import WholeImage
 
 @params(frozen=True, config=STRICT)
 class KnnSegmentationConfig:
-    """The vote of neighbours."""
+    """The vote of neighbors."""
 
     k: Annotated[list[PositiveInt], Field(min_length=1)]
     temperature: PositiveFloat
@@ -35,7 +35,7 @@ class KnnSegmentationConfig:
 
 
 class PatchBank(NamedTuple):
-    """Labelled patches of train, and the sample that each comes from."""
+    """Labeled patches of train, and the sample that each comes from."""
 
     tokens: Float[Tensor, "m d"]
     labels: Integer[Tensor, " m"]
@@ -67,7 +67,7 @@ class PatchBank(NamedTuple):
 def bank(encode: Encode, reader: Reader, how: SlidingWindowOptions, *, patches: int, seed: int) -> PatchBank:
     """At most so many patches, as many of each image (or one of each of so many images), seen as inference sees them.
 
-    A patch has the label of most of its pixels; one without a labelled pixel is not drawn.
+    A patch has the label of most of its pixels; one without a labeled pixel is not drawn.
     """
     device, windows = how.world.device, how.windows
     samples = np.sort(numpy_generator(seed, "bank").permutation(len(reader))[:patches])
@@ -75,7 +75,7 @@ def bank(encode: Encode, reader: Reader, how: SlidingWindowOptions, *, patches: 
     rows: list[tuple[Tensor, ...]] = []
     loaded = batches(reader, samples, WholeImage(windows.short_side), batch_size=1, workers=how.workers)
     for index, sample in zip(samples.tolist(), loaded, strict=True):
-        how.heed()
+        how.exit_if_stopped()
         image, mask = sample["image"][0], sample["mask"][0].numpy()
         mask = crop_part_map(mask, WHOLE, (image.shape[1], image.shape[2]))
         corners = [
@@ -105,7 +105,7 @@ def bank(encode: Encode, reader: Reader, how: SlidingWindowOptions, *, patches: 
 def knn(
     recipe: KnnSegmentationConfig, encode: Encode, train: Train, *, how: SlidingWindowOptions, seed: int
 ) -> TrainedHead:
-    """The vote of the number of neighbours that does best on the held-out samples while they do not vote."""
+    """The vote of the number of neighbors that does best on the held-out samples while they do not vote."""
     voters = bank(encode, train.reader, how, patches=recipe.patches, seed=seed)
     ask: dict[str, Any] = {"num_classes": train.num_classes, "temperature": recipe.temperature}
     best = 0

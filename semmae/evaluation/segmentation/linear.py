@@ -39,7 +39,7 @@ class LinearSegmentationConfig:
 
 
 class LinearHeads(nn.Module):
-    """Linear classifiers of the same normalised tokens, one per learning rate: equal at first, then independent.
+    """Linear classifiers of the same normalized tokens, one per learning rate: equal at first, then independent.
 
     The statistics of the norm are those of all that was seen in training: the tokens are frozen, so none are outdated.
     """

@@ -5,7 +5,7 @@
 - `pixel_loss`: what all that learns here learns by.
 
 A predictor turns windows into scores on any coarser grid, of one or more variants (learning rates, numbers of
-neighbours) at once; they are made as large as the window, later as the mask, bilinearly, before a class is chosen.
+neighbors) at once; they are made as large as the window, later as the mask, bilinearly, before a class is chosen.
 """
 
 from collections.abc import Callable, Iterator
@@ -107,13 +107,13 @@ def pixel_loss(logits: Float[Tensor, "b c h w"], mask: UInt8[Tensor, "b H W"]) -
 
 @dataclass(frozen=True)
 class SlidingWindowOptions:
-    """How splits are scored; `heed` is called before every batch, to stop when asked to."""
+    """How splits are scored; `exit_if_stopped` is called before every batch, to stop when asked to."""
 
     windows: Windows
     batch_size: int  # windows at a time
     workers: int
     world: distributed.World
-    heed: Callable[[], None] = lambda: None
+    exit_if_stopped: Callable[[], None] = lambda: None
 
     def labels(self, predict: Predict, reader: Reader) -> Iterator[tuple[int, Tensor, UInt8[Tensor, "H W"]]]:
         """For every sample of this rank: where it is, the class of each pixel by each variant (l H W), its mask."""
@@ -121,7 +121,7 @@ class SlidingWindowOptions:
         load = WholeImage(self.windows.short_side)
         loaded = zip(mine.tolist(), batches(reader, mine, load, batch_size=1, workers=self.workers), strict=True)
         for group in _groups(loaded, lambda sample: self.windows.count(*sample[1]["image"].shape[2:]), self.batch_size):
-            self.heed()
+            self.exit_if_stopped()
             images = [sample["image"][0].to(self.world.device) for _, sample in group]
             with torch.inference_mode():
                 scored = slide(predict, images, self.windows, batch_size=self.batch_size)

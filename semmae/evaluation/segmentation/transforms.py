@@ -23,7 +23,7 @@ from semmae.evaluation.part_metrics import cell_counts
 from semmae.models import vit
 
 PLACES = (32, 32)  # cells of the position map
-GRAY = np.array([round(255 * value) for value in vit.MEAN], dtype=np.uint8)  # zero once normalised: where no image is
+GRAY = np.array([round(255 * value) for value in vit.MEAN], dtype=np.uint8)  # zero once normalized: where no image is
 
 
 @params(frozen=True, config=STRICT)

@@ -161,7 +161,7 @@ def finetune(
         images, mask = (async_copy.to_device(world.device, step.batch[name]) for name in ("image", "mask"))
         torch.manual_seed(fold(crops.seed, "drop path", step.number, world.rank))
         with distributed.autocast(world.device, compute.precision):
-            logits, auxiliary = parallel(vit.normalise(images))
+            logits, auxiliary = parallel(vit.normalize(images))
         loss = pixel_loss(logits, mask)
         if auxiliary is not None:
             loss = loss + recipe.auxiliary_weight * pixel_loss(auxiliary, mask)
@@ -173,6 +173,6 @@ def finetune(
 
     def predict(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 1 c h w"]:
         with torch.inference_mode(), distributed.autocast(world.device, compute.precision):
-            return model(vit.normalise(images))[0].float()[:, None]
+            return model(vit.normalize(images))[0].float()[:, None]
 
     return predict

@@ -3,7 +3,7 @@
 An animal is a list of `Piece`s in painter's order (far side first), facing right, y down. Three
 shapes draw all of it: `oval`, `tube` (a limb: a spline with a radius) and `blob` (a closed spline).
 `ANIMALS` maps a species to the function that poses one; every call draws new proportions and a new
-pose. Coats say which paint a piece wears, never which colour: colours belong to the picture.
+pose. Coats say which paint a piece wears, never which color: colors belong to the picture.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -60,13 +60,13 @@ def oval(x: Number, y: Number, rx: Number, ry: Number, turn: Number = 0.0) -> np
 def tube(points: Points, radii: Sequence[Number]) -> np.ndarray:
     """A limb with round ends: a spline through `points`, as thick as `radii` at each of them."""
     matrix = _spline(len(points), False)
-    centre, radius = matrix @ np.asarray(points, float), (matrix @ np.asarray(radii))[:, None]
-    along = np.gradient(centre, axis=0)
+    center, radius = matrix @ np.asarray(points, float), (matrix @ np.asarray(radii))[:, None]
+    along = np.gradient(center, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     across = along[:, ::-1] * (-1, 1)
-    end = centre[-1] + radius[-1] * (np.cos(_CAP) * across[-1] + np.sin(_CAP) * along[-1])
-    start = centre[0] - radius[0] * (np.cos(_CAP) * across[0] + np.sin(_CAP) * along[0])
-    left, right = centre + radius * across, centre - radius * across
+    end = center[-1] + radius[-1] * (np.cos(_CAP) * across[-1] + np.sin(_CAP) * along[-1])
+    start = center[0] - radius[0] * (np.cos(_CAP) * across[0] + np.sin(_CAP) * along[0])
+    left, right = center + radius * across, center - radius * across
     return np.concatenate([left, end, right[::-1], start])
 
 

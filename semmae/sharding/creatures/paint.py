@@ -1,4 +1,4 @@
-"""How a drawn picture is painted: two colours and a texture per paint, relief, contours, shadows, light.
+"""How a drawn picture is painted: two colors and a texture per paint, relief, contours, shadows, light.
 
 `paints` mixes a picture's paint table; `paint` gives every pixel of a canvas of pieces its paint. Scenery is out of
 focus, as behind a subject in a photograph. The paint table's rows: the animal's coats, the backdrop, scenery, single
@@ -23,39 +23,39 @@ BACKDROP = len(COATS)
 SCENERY = range(BACKDROP + 1, BACKDROP + 4)
 THINGS = range(SCENERY.stop, SCENERY.stop + MAX_THINGS)
 
-Colour = np.ndarray  # (3,) float32 in [0, 1]
+Color = np.ndarray  # (3,) float32 in [0, 1]
 
 
 class Paint(NamedTuple):
-    base: Colour
-    mark: Colour  # where the texture is 1
+    base: Color
+    mark: Color  # where the texture is 1
     texture: int  # index into the picture's textures; 0 is the scenery's
     relief: float  # strength of the shading by height
     contour: float  # strength of the dark line around a piece
 
 
-def _colour(rng: np.random.Generator) -> Colour:
+def _color(rng: np.random.Generator) -> Color:
     hsv = rng.uniform(0, 1), rng.uniform(0.1, 0.65), rng.uniform(0.35, 0.95)
     return np.array(colorsys.hsv_to_rgb(*hsv), np.float32)
 
 
-def _near(colour: Colour, rng: np.random.Generator, most: float = 0.3) -> Colour:
-    """A colour that goes with `colour`: lighter or darker, a little off in hue."""
+def _near(color: Color, rng: np.random.Generator, most: float = 0.3) -> Color:
+    """A color that goes with `color`: lighter or darker, a little off in hue."""
     shift = rng.choice([-1, 1]) * rng.uniform(most / 3, most) + rng.uniform(-0.08, 0.08, 3)
-    return np.clip(colour + shift, 0.05, 1).astype(np.float32)
+    return np.clip(color + shift, 0.05, 1).astype(np.float32)
 
 
 def paints(rng: np.random.Generator) -> list[Paint]:
     """The paint table: coats, backdrop, scenery, things; see the constants above."""
-    ground = _colour(rng)
+    ground = _color(rng)
 
-    def standing_out() -> Colour:
-        candidates = [_colour(rng) for _ in range(8)]
+    def standing_out() -> Color:
+        candidates = [_color(rng) for _ in range(8)]
         far_enough = (c for c in candidates if np.linalg.norm(c - ground) > MIN_CONTRAST)
         return next(far_enough, candidates[-1])
 
-    def marked(base: Colour) -> Colour:
-        return _near(base, rng) if rng.random() < 0.7 else _colour(rng)
+    def marked(base: Color) -> Color:
+        return _near(base, rng) if rng.random() < 0.7 else _color(rng)
 
     fur, trim = standing_out(), standing_out()
     mark = marked(fur)

@@ -1,4 +1,4 @@
-"""The linear head against scikit-learn's logistic regression, the vote against its neighbours, on equal features."""
+"""The linear head against scikit-learn's logistic regression, the vote against its neighbors, on equal features."""
 
 import copy
 import dataclasses
@@ -31,15 +31,15 @@ HOW = SlidingWindowOptions(Windows(32, 32, 32), 8, 0, ALONE)
 RECIPE = linear.LinearSegmentationConfig(base_lrs=[1.0], weight_decay=0.0, epochs=10, warmup_epochs=0, batch_size=20)
 
 
-def colours(images: torch.Tensor) -> torch.Tensor:
-    """A frozen encoder whose patches are pixels and whose features are colours, far from normalised."""
+def colors(images: torch.Tensor) -> torch.Tensor:
+    """A frozen encoder whose patches are pixels and whose features are colors, far from normalized."""
     x = images.float() / 255
     return torch.cat([5 + x, x.square(), x.roll(1, 1) * x], dim=1)
 
 
 def averaged(images: torch.Tensor) -> torch.Tensor:
     """The same for patches of 8 pixels."""
-    return torch.nn.functional.avg_pool2d(colours(images), 8)
+    return torch.nn.functional.avg_pool2d(colors(images), 8)
 
 
 def begun(folder: Path, recipe: linear.LinearSegmentationConfig) -> Run:
@@ -56,7 +56,7 @@ def train(toy_dataset: Path) -> Reader:
 
 
 class Noisy(Reader):
-    """Images whose colours say of which class a pixel probably is, and masks that ignore some of the pixels."""
+    """Images whose colors say of which class a pixel probably is, and masks that ignore some of the pixels."""
 
     def __init__(self, number: int, seed: int, side: int = 32) -> None:
         self.keys, self.meta = [str(i) for i in range(number)], {"mask_names": list("abcd")}
@@ -64,8 +64,8 @@ class Noisy(Reader):
         self._shard = np.zeros(number, np.int32)
         rng = np.random.default_rng(seed)
         self.masks = (4 * rng.random((number, side, side)) ** 2).astype(np.uint8)
-        centres = np.array([[90, 120, 120], [130, 110, 150], [150, 160, 100], [110, 150, 140]])
-        self.images = (centres[self.masks] + 20 * rng.normal(size=(*self.masks.shape, 3))).clip(0, 255).astype(np.uint8)
+        centers = np.array([[90, 120, 120], [130, 110, 150], [150, 160, 100], [110, 150, 140]])
+        self.images = (centers[self.masks] + 20 * rng.normal(size=(*self.masks.shape, 3))).clip(0, 255).astype(np.uint8)
         self.masks[rng.random(self.masks.shape) < 0.1] = IGNORE
 
     def __len__(self) -> int:
@@ -88,14 +88,14 @@ class Noisy(Reader):
 
 def test_a_linear_head_agrees_with_logistic_regression(tmp_path: Path):
     def pixels(reader: Noisy) -> tuple[np.ndarray, np.ndarray]:
-        features = colours(torch.from_numpy(reader.images.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        features = colors(torch.from_numpy(reader.images.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1)
         known = reader.masks != IGNORE
         return features.numpy()[known], reader.masks[known]
 
     train, (features, labels) = Noisy(20, seed=0), pixels(Noisy(5, seed=1))
     recipe = dataclasses.replace(RECIPE, epochs=30, batch_size=10)
     with begun(tmp_path, recipe) as run:
-        model = linear.train_heads(recipe, colours, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run)
+        model = linear.train_heads(recipe, colors, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run)
     with torch.no_grad():
         ours = model(torch.from_numpy(features.T.reshape(1, 9, 1, -1)))[0][0, :, 0].argmax(0).numpy()
     known, truth = pixels(train)
@@ -152,7 +152,7 @@ def test_a_single_image_is_too_few_to_choose_on(train: Reader):
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_the_vote_is_that_of_scikit_learns_neighbours(k: int):
+def test_the_vote_is_that_of_scikit_learns_neighbors(k: int):
     rng = np.random.default_rng(0)
     tokens, labels = rng.normal(size=(300, 6)).astype(np.float32), rng.integers(0, 4, 300)
     images = torch.from_numpy(rng.normal(size=(2, 6, 5, 5)).astype(np.float32))
@@ -182,17 +182,17 @@ def test_a_bank_is_bounded_and_each_patch_has_the_label_of_most_of_its_pixels(tr
     assert set(found.without(np.array([0, 17])).samples.tolist()) == set(range(40)) - {0, 17}
 
 
-def test_the_best_number_of_neighbours_is_chosen_while_the_held_out_images_do_not_vote():
+def test_the_best_number_of_neighbors_is_chosen_while_the_held_out_images_do_not_vote():
     train = Noisy(20, seed=0)
     held = segmentation_probes.hold_out(train, share=0.2, seed=0)
     probe = knn.knn(
-        knn.KnnSegmentationConfig(k=[1, 10, 900], temperature=0.07, patches=1000), colours, held, how=HOW, seed=0
+        knn.KnnSegmentationConfig(k=[1, 10, 900], temperature=0.07, patches=1000), colors, held, how=HOW, seed=0
     )
     assert probe.chosen == {"k": 10}  # 1 follows the noise, 900 of 1000 the most frequent class
-    bank = knn.bank(colours, train, HOW, patches=1000, seed=0)
+    bank = knn.bank(colors, train, HOW, patches=1000, seed=0)
     assert len(bank.without(held.held_out).tokens) == 800
     image = torch.from_numpy(WholeImage(32)(train, int(held.held_out[0]))["image"])[None]
-    found = bank.predict(colours, num_classes=4, ks=[10], temperature=0.07)(image)
+    found = bank.predict(colors, num_classes=4, ks=[10], temperature=0.07)(image)
     torch.testing.assert_close(probe.predict(image), found)  # in the end they vote as well
 
 
@@ -202,6 +202,6 @@ def test_encoder_and_teacher_give_their_patch_tokens_on_their_grid():
     elder = teacher.Teacher(network, {"class_token": False, "mean": vit.MEAN, "std": vit.STD}, "")
     images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)  # positions are resampled
     maps = [segmentation_probes.token_maps(x, device=ALONE.device, precision="fp32")(images) for x in (network, elder)]
-    expected = vit.tokens(network, vit.normalise(images))[:, 1:].reshape(2, 6, 6, 32).permute(0, 3, 1, 2)
+    expected = vit.tokens(network, vit.normalize(images))[:, 1:].reshape(2, 6, 6, 32).permute(0, 3, 1, 2)
     for found in maps:
         torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)

@@ -49,7 +49,7 @@ def ask(windows: Windows, batch_size: int = 3) -> SlidingWindowOptions:
 # Scores
 
 
-def labelled(n: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def labeled(n: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks with ignored pixels, and predictions that are often right; the classes differ in size."""
     generator = torch.Generator().manual_seed(seed)
     masks = (classes * torch.rand(n, 9, 7, generator=generator) ** 2).to(torch.uint8)
@@ -65,7 +65,7 @@ def counted(predictions: torch.Tensor, masks: torch.Tensor, classes: int) -> np.
 
 
 def test_scores_are_those_of_torchmetrics():
-    predictions, masks = labelled(8, 6)
+    predictions, masks = labeled(8, 6)
     found = metrics.scores(counted(predictions, masks, 6), list("abcdef"), seed=0)
     how = {"num_classes": 6, "ignore_index": IGNORE}
     macro = MulticlassJaccardIndex(**how)(predictions, masks.long())
@@ -77,7 +77,7 @@ def test_scores_are_those_of_torchmetrics():
 
 
 def test_a_class_that_the_masks_do_not_show_has_no_iou_and_no_part_in_the_mean():
-    predictions, masks = labelled(4, 3)
+    predictions, masks = labeled(4, 3)
     more = metrics.scores(counted(predictions, masks, 4), list("abcd"), seed=0)
     assert more["iou"]["d"] is None
     assert more["miou"] == metrics.scores(counted(predictions, masks, 3), list("abc"), seed=0)["miou"]
@@ -86,7 +86,7 @@ def test_a_class_that_the_masks_do_not_show_has_no_iou_and_no_part_in_the_mean()
 
 
 def test_ignored_pixels_count_nowhere_and_nothing_but_them_is_refused():
-    predictions, masks = labelled(4, 3)
+    predictions, masks = labeled(4, 3)
     changed = torch.where(masks == IGNORE, 2 - predictions, predictions)
     np.testing.assert_array_equal(counted(predictions, masks, 3), counted(changed, masks, 3))
     with pytest.raises(ValueError, match="every pixel of val's masks is 255"):
@@ -94,7 +94,7 @@ def test_ignored_pixels_count_nowhere_and_nothing_but_them_is_refused():
 
 
 def test_the_standard_error_is_the_spread_over_other_images_of_the_same_kind():
-    counts = counted(*labelled(2000, 4), 4)
+    counts = counted(*labeled(2000, 4), 4)
     counts[:, 0] = (counts[:, 0] * np.random.default_rng(0).uniform(0.3, 1, (2000, 1))).astype(int)  # images differ
     sets = np.split(counts, 40)
     scores = [metrics.scores(part, list("abcd"), seed=0) for part in sets]

@@ -17,7 +17,9 @@ from semmae.models import vit
 from semmae.runs.run import ComputeConfig, Run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0, window=None, checkpoint_minutes=60)
+COMPUTE = ComputeConfig(
+    device="cpu", precision="fp32", compile=False, workers=0, shuffle_shards=None, checkpoint_minutes=60
+)
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}
 RECIPE = upernet.UPerNetConfig(
     width=8, auxiliary_width=4, auxiliary_weight=0.4, epochs=3, batch_size=8, base_lr=0.1, min_lr=0.0,

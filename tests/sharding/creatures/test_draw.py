@@ -87,7 +87,7 @@ def test_eyes_are_in_the_face(creatures):
     assert np.mean(near_face) > 0.9
 
 
-def test_colour_does_not_tell_the_species(creatures, labels):
+def test_color_does_not_tell_the_species(creatures, labels):
     images = np.stack([c.image for c in creatures]) / 255
     masks = np.stack([c.mask > 0 for c in creatures])[..., None]
     coat = (images * masks).sum(axis=(1, 2)) / masks.sum(axis=(1, 2))
@@ -104,9 +104,9 @@ def test_thumbnails_tell_little_and_silhouettes_much(creatures, labels):
         ys, xs = np.nonzero(mask)
         return np.float32(mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1] > 0)
 
-    neighbours = KNeighborsClassifier(10, metric="cosine")
-    assert 0.15 < top1(neighbours, small([c.image for c in creatures]), labels) < 0.45
-    assert top1(neighbours, small([cropped(c.mask) for c in creatures]), labels) > 0.85
+    neighbors = KNeighborsClassifier(10, metric="cosine")
+    assert 0.15 < top1(neighbors, small([c.image for c in creatures]), labels) < 0.45
+    assert top1(neighbors, small([cropped(c.mask) for c in creatures]), labels) > 0.85
 
 
 def test_shuffled_parts_say_nothing_about_the_label():

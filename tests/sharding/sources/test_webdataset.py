@@ -178,7 +178,7 @@ def test_every_sample_is_accepted_or_rejected_with_its_reason(tmp_path):
         tmp_path / "web/0.tar",
         [
             {"__key__": "good", **good},
-            {"__key__": "unlabelled", "jpg": encoded()},
+            {"__key__": "unlabeled", "jpg": encoded()},
             {"__key__": "failed", "json": b"{}", "txt": b"gone"},
             {"__key__": "two", "png": encoded("PNG"), **good},
             {"__key__": "good", **good},
@@ -199,7 +199,7 @@ def test_every_sample_is_accepted_or_rejected_with_its_reason(tmp_path):
         )  # fmt: skip
         reader = write(tmp_path / "set", given, max_rejects=0.99)
         assert {row["source"] for row in pq.read_table(tmp_path / "set/index.parquet").to_pylist()} == {
-            "s0/0.tar/good.jpg", "s0/0.tar/unlabelled.jpg", "s0/0.tar/masked.jpg"
+            "s0/0.tar/good.jpg", "s0/0.tar/unlabeled.jpg", "s0/0.tar/masked.jpg"
         }  # fmt: skip
         reasons = {
             "failed": "the sample has no image: its members are json, txt",

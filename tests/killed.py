@@ -10,7 +10,7 @@ from tests.project import Project
 # `python -m stages.pretrain`, or another stage, but at the given step the process sends itself a signal.
 SIGNALED = """
 import os, runpy, sys
-from semmae import run
+from semmae.runs import run
 step, number, record, seen = int(sys.argv[1]), int(sys.argv[2]), run.Run.record, 0
 stage = sys.argv.pop(3) if len(sys.argv) > 3 else "pretrain"
 sys.argv[1:] = sys.argv[3:]

@@ -20,8 +20,8 @@ RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT /
 
 
 def dataclass_of(stage: str) -> type:
-    """The dataclass of a stage: its name in capitals, in its file."""
-    return getattr(importlib.import_module(f"stages.{stage}"), "".join(word.title() for word in stage.split("_")))
+    """The dataclass of a stage, in its file: its name in capitals, then Config."""
+    return getattr(importlib.import_module(f"stages.{stage}"), f"{stage.title().replace('_', '')}Config")
 
 
 def ran(said: str) -> set[str]:

@@ -249,14 +249,15 @@ STATE = """
 import os
 os.umask(0)
 import torch
-from semmae import artifact, checkpoint, rows
+from semmae.core import atomic_files, checkpoint
+from semmae.evaluation import mapped_rows
 
-root = artifact.state_root()
-with artifact.lock("output", "x"):
-    artifact.write_json(root / "runs/f/identity.json", {})
-    artifact.save_model(root / "part_maps", "model", {"x": torch.ones(3)}, {})
+root = atomic_files.state_root()
+with atomic_files.lock("output", "x"):
+    atomic_files.write_json(root / "runs/f/identity.json", {})
+    atomic_files.save_model(root / "part_maps", "model", {"x": torch.ones(3)}, {})
     checkpoint.save(root / "runs/f", 1, {"x": 1})
-    rows.Rows(3, root / "runs/f/rows").append(torch.ones(2, 3))
+    mapped_rows.Rows(3, root / "runs/f/rows").append(torch.ones(2, 3))
 """
 
 
@@ -304,7 +305,7 @@ def test_the_code_has_no_other_way_to_run_unpack_or_decode():
                 imported.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 imported.update([str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)])
-    assert found == {("images.py", "decodes images"), ("jpeg.py", "decodes images")}
+    assert found == {("decoding.py", "decodes images"), ("jpeg.py", "decodes images")}
     assert not {
         name for name in imported if name.startswith(("webdataset", "joblib", "dill", "yaml", "torchvision.io"))
     }

@@ -62,7 +62,10 @@ class MAE(nn.Module):
         """
         if some is None:
             some, num_decode = mask, num_masked
-        (ids_keep, _, _), (_, ids_some, _) = masking.split_indices(mask, num_masked), masking.split_indices(some, num_decode)
+        (ids_keep, _, _), (_, ids_some, _) = (
+            masking.split_indices(mask, num_masked),
+            masking.split_indices(some, num_decode),
+        )
         x = self.decoder["embed"](latent)
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_decode, -1)], dim=1)
         places = torch.cat([torch.zeros_like(ids_keep[:, :1]), torch.cat([ids_keep, ids_some], dim=1) + 1], dim=1)

@@ -227,7 +227,9 @@ def curriculum_weight(progress: Number, *, start: Number, end: Number, power: Nu
     return float(start + (end - start) * progress**power)
 
 
-def split_indices(mask: Mask, num_masked: int) -> tuple[Integer[Tensor, "b k"], Integer[Tensor, "b m"], Integer[Tensor, "b n"]]:
+def split_indices(
+    mask: Mask, num_masked: int
+) -> tuple[Integer[Tensor, "b k"], Integer[Tensor, "b m"], Integer[Tensor, "b n"]]:
     """ids_keep and ids_masked, each ascending, and ids_restore, which sorts their concatenation back into place."""
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)
     ids_keep, ids_masked = order.split([mask.shape[1] - num_masked, num_masked], dim=1)

@@ -106,7 +106,7 @@ class Foreground(nn.Module):
     def evidence(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         """That and, as far as `place` lets it count, the patch's own place; shared among patches that look alike."""
         place = self.center_prior * self.spread / self.prior.std() * (self.prior - 1)
-        return walk(self.content(self.nearest(unit)) + place, alike(patch), steps=self.steps)
+        return diffuse(self.content(self.nearest(unit)) + place, alike(patch), steps=self.steps)
 
     def forward(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         """The share of foreground in [0, 1], one half at the threshold; from prepared tokens of unit length and those
@@ -138,7 +138,7 @@ def alike(patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
     return ((unit @ unit.transpose(1, 2)).float() / ALIKE).softmax(-1)
 
 
-def walk(evidence: Float[Tensor, "b n"], weights: Float[Tensor, "b n n"], *, steps: int) -> Float[Tensor, "b n"]:
+def diffuse(evidence: Float[Tensor, "b n"], weights: Float[Tensor, "b n n"], *, steps: int) -> Float[Tensor, "b n"]:
     """`evidence` after a random walk with restart among the patches (Zhou et al., NeurIPS 2003), `steps` long."""
     found = evidence
     with torch.autocast(evidence.device.type, enabled=False):  # small products that follow one another

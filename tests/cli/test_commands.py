@@ -28,7 +28,7 @@ def test_help_lists_the_commands_in_a_line_each():
 
 
 def test_help_does_not_load_torch(toy: Project):
-    program = "import sys; from semmae import __main__; print({'torch', 'dvc', 'prefect', 'pandas'} & set(sys.modules))"
+    program = "import sys; from semmae.cli import main; print({'torch', 'dvc', 'prefect', 'pandas'} & set(sys.modules))"
     assert toy.run(sys.executable, "-c", program) == "set()\n"
 
 

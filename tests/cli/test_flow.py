@@ -102,7 +102,7 @@ with open("pids", "a") as file:
     file.write(f"{os.getpid()}\\n")
 time.sleep(7200)
 """
-HASTY = "from semmae import __main__, flow; flow.GRACE = 1; __main__.main()"
+HASTY = "from semmae.cli import flow, main; flow.GRACE = 1; main.main()"
 
 
 @pytest.mark.heavy
@@ -163,6 +163,6 @@ def test_a_file_that_dvc_was_killed_over_is_told_with_its_remedy(small: Project)
 
 
 def test_no_stage_is_named_in_the_flow():
-    text = (ROOT / "semmae/flow.py").read_text()
+    text = (ROOT / "semmae/cli/flow.py").read_text()
     for stage in config.read(ROOT / "dvc.yaml")["stages"]:
         assert not re.search(rf"[\"']{stage}(@|[\"'])", text), stage

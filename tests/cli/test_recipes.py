@@ -171,7 +171,7 @@ def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: fl
 def test_the_work_of_a_step_is_counted_as_it_is_computed(name: str, side: int):
     """What `benchmarks.prices` counts, by the formula; the gradient by the pixels is nobody's."""
     section, shape = config.load(PretrainConfig, "pretrain", file=ROOT / f"recipes/{name}.yaml"), PRICED[name]
-    counted = prices.step_flops(section, side, mask_ratio=0.75, reconstruct=1.0)
+    counted = prices.step_flops(section, side, mask_ratio=0.75, decode_fraction=1.0)
     assert counted == pytest.approx(3 * forward(*shape, side, mask_ratio=0.75), rel=0.02)
 
 

@@ -150,7 +150,7 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: Any, nam
     assert section[last] != value
     section[last] = value
     YAML().dump(content, file := tmp_path / "params.yaml")
-    schema = getattr(importlib.import_module(f"stages.{stage}"), stage.title().replace("_", ""))
+    schema = getattr(importlib.import_module(f"stages.{stage}"), f"{stage.title().replace('_', '')}Config")
     with pytest.raises(ValueError, match=r"params\.yaml: ") as caught:
         config.load(schema, stage, file=file)
     sentence = str(caught.value)

@@ -63,7 +63,7 @@ def test_a_wrong_parameter_is_named_and_nothing_is_lost(
 
 def test_a_missing_key_is_named(inside: Project, capsys: pytest.CaptureFixture[str]):
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("    mask_ratio: 0.75\n    curriculum_weight", "    curriculum_weight"))
+    Path("params.yaml").write_text(text.replace("    mask_ratio: 0.75\n    curriculum", "    curriculum"))
     with pytest.raises(SystemExit):
         call("pretrain")
     assert capsys.readouterr().err == "error: params.yaml: missing key pretrain.masking.mask_ratio; add it\n"

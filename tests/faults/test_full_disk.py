@@ -22,8 +22,8 @@ from tests.project import Project
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from semmae import artifact
-with artifact.replacing(Path(sys.argv[1])) as temporary:
+from semmae.core import atomic_files
+with atomic_files.replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -62,7 +62,7 @@ def test_a_run_killed_over_a_checkpoint_goes_on_from_the_one_before(finished: Pr
 # `python -m stages.pretrain`, in which the loss of the given step is not finite.
 DIVERGED = """
 import runpy, sys
-from semmae import run
+from semmae.runs import run
 step, record, seen = int(sys.argv.pop(1)), run.Run.record, 0
 def counted(self, **values):
     global seen

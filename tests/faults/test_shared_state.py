@@ -18,7 +18,7 @@ from tests.project import PATIENCE, Project
 TOGETHER = """
 import os, runpy, sys, time
 from pathlib import Path
-from semmae import part_maps
+from semmae.parts import part_maps
 me, write, seen = sys.argv.pop(1), part_maps.write, 0
 def together(path, **content):
     global seen

@@ -27,7 +27,7 @@ def test_two_processes_end_what_one_has_begun_as_one_does(finished: Project, toy
 # `python -m stages.pretrain`, in which the loss of the third step is not finite, on the second process alone.
 LOST = """
 import os, runpy
-from semmae import mae
+from semmae.models import mae
 loss, seen = mae.loss, 0
 def counted(*arguments, **keywords):
     global seen

@@ -63,8 +63,8 @@ def test_patches_that_look_alike_share_their_evidence():
     evidence = torch.rand(1, 64, generator=torch.Generator().manual_seed(4)) + kind
     weights = foreground.alike(kinds[kind][None])
     torch.testing.assert_close(weights.sum(2), torch.ones(1, 64))
-    assert torch.equal(foreground.diffusion_steps(evidence, weights, steps=0), evidence)
-    found = foreground.diffusion_steps(evidence, weights, steps=60)
+    assert torch.equal(foreground.diffuse(evidence, weights, steps=0), evidence)
+    found = foreground.diffuse(evidence, weights, steps=60)
     restart = foreground.RESTART
     for k in (0, 1):
         mean = evidence[:, kind == k].mean()
@@ -92,7 +92,7 @@ def test_content_without_a_middle_is_refused():
 def test_fewer_patches_than_clusters_or_parts_are_refused_with_what_to_change():
     patch, _ = planted(3, 0)
     with pytest.raises(
-        ValueError, match=r"clusters is 200, but 3 images have 192 patches; lower it, or raise parts\.sample"
+        ValueError, match=r"clusters is 200, but 3 images have 192 patches; lower it, or raise parts\.num_images"
     ):
         Foreground(CONFIG | {"clusters": 200}, grid=GRID, width=WIDTH).fit(patch, patch, seed=0)
     patch, _ = planted(200, 0)

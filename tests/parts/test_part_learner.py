@@ -45,7 +45,7 @@ def test_the_learner_finds_planted_parts():
         tokens, _ = planted(16, step)
         maps, rebuilt = model(tokens)
         loss = (rebuilt - model.prepare(tokens.patch)).square().mean()
-        loss = loss + 0.1 * part_learner.diversity(maps) + part_learner.usage(maps.mean((0, 2)), 0.05)
+        loss = loss + 0.1 * part_learner.diversity(maps) + part_learner.balance(maps.mean((0, 2)), 0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -104,10 +104,10 @@ def test_diversity_is_the_overlap_of_pairs():
     assert part_learner.diversity(decided) == 0
 
 
-def test_usage_asks_for_a_floor_and_nothing_more():
-    assert part_learner.usage(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels is missing altogether
-    assert part_learner.usage(torch.tensor([0.9, 0.1]), 0.1) == 0
-    assert part_learner.usage(torch.tensor([0.9, 0.1]), 0.2) == 0.25
+def test_balance_asks_for_a_floor_and_nothing_more():
+    assert part_learner.balance(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels is missing altogether
+    assert part_learner.balance(torch.tensor([0.9, 0.1]), 0.1) == 0
+    assert part_learner.balance(torch.tensor([0.9, 0.1]), 0.2) == 0.25
 
 
 def test_blur_keeps_the_mean_and_spreads_a_point():

@@ -119,8 +119,8 @@ def test_a_model_that_is_not_finite_is_not_saved_but_heads_may_diverge(
 
 HOLDER = """
 import sys
-from semmae import artifact
-with artifact.lock("output", "x"):
+from semmae.core import atomic_files
+with atomic_files.lock("output", "x"):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -172,12 +172,15 @@ class Counting(Run):
             self.reads.append(reads.count)
 
 
-def _pretrained(run: Run, dataset: Path, strategy: Any, reconstruct: float = 1.0, world: World = ALONE) -> None:
+def _pretrained(run: Run, dataset: Path, strategy: Any, decode_fraction: float = 1.0, world: World = ALONE) -> None:
     reader = Reader(dataset, "train")
     labels = np.random.default_rng(0).integers(0, 4, (2, len(reader), 16), dtype=np.uint8)
     maps = PartMaps(reader.keys, labels[0], labels[1], {"grid": [4, 4]}, 0)
     recipe = dataclasses.replace(
-        config.load(mae_loop.MAERecipe, "pretrain", "recipe", file=TOY), epochs=2, batch_size=8, reconstruct=reconstruct
+        config.load(mae_loop.MAERecipe, "pretrain", "recipe", file=TOY),
+        epochs=2,
+        batch_size=8,
+        decode_fraction=decode_fraction,
     )
     masks = mae_loop.MaskingConfig(strategy, 0.75, mae_loop.CurriculumConfig(start=0.0, end=1.0, power=2.0))
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
@@ -198,10 +201,12 @@ def _distilled(run: Run, dataset: Path, centering: Any, world: World = ALONE) ->
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("strategy", "reconstruct"), [("random", 1.0), ("semantic", 0.5), ("attention", 1.0)])
-def test_pretraining_reads_nothing_off_its_device(toy_dataset: Path, tmp_path: Path, strategy: str, reconstruct: float):
+@pytest.mark.parametrize(("strategy", "decode_fraction"), [("random", 1.0), ("semantic", 0.5), ("attention", 1.0)])
+def test_pretraining_reads_nothing_off_its_device(
+    toy_dataset: Path, tmp_path: Path, strategy: str, decode_fraction: float
+):
     with Counting("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
-        _pretrained(run, toy_dataset, strategy, reconstruct)
+        _pretrained(run, toy_dataset, strategy, decode_fraction)
     assert run.reads == [0] * 10
 
 

@@ -39,7 +39,7 @@ attentive:
     compute: {device: cpu, precision: fp32, compile: false, workers: 0, window: null, checkpoint_minutes: 5}}
   datasets: {toy: {epochs: 3}}
 part_scores:
-  protocol: {sample: 20, baselines: true, seed: 0, batch_size: 16, workers: 0, device: cpu, precision: fp32}
+  protocol: {num_images: 20, baselines: true, seed: 0, batch_size: 16, workers: 0, device: cpu, precision: fp32}
   datasets: {toy: {}}
 """
 
@@ -191,7 +191,7 @@ def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch
     assert scores["perfect"]["pixel"]["fg_iou"] == scores["silhouette"]["pixel"]["fg_iou"] < 1
     start(monkeypatch, "part_scores", "toy")
     assert written("part_scores") == scores
-    bare = Path("params.yaml").read_text().replace("{sample: 20, baselines: true", "{sample: 20, baselines: false")
+    bare = Path("params.yaml").read_text().replace("{num_images: 20, baselines: true", "{sample: 20, baselines: false")
     Path("params.yaml").write_text(bare)
     start(monkeypatch, "part_scores", "toy")
     assert written("part_scores") == {name: scores[name] for name in ("patch", "pixel", "center_mask")}

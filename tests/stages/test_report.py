@@ -65,7 +65,7 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     }
     config |= {"class_token": False, "params": {"method": method}, "teacher": elder.digest}
     learner = part_learner.METHODS[method](config)
-    torch.nn.init.normal_(learner.place)
+    torch.nn.init.normal_(learner.position_mean)
     part_learner.save(Path("data/parts"), learner)
     learner = part_learner.load(Path("data/parts"))
 

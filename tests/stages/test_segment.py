@@ -19,12 +19,12 @@ CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_hea
 PARAMS = """
 segment:
   protocol:
-    protocols: [linear, knn]
+    heads: [linear, knn]
     short_side: 40
     crop: null
     stride: 16
     training_crops: {zoom: [0.75, 1.5], flip: 0.5}
-    sample: 30
+    num_images: 30
     holdout: 0.2
     linear: {base_lrs: [1.0, 0.1], weight_decay: 0.0, epochs: 2, warmup_epochs: 1, batch_size: 8}
     knn: {k: [5, 1], temperature: 0.07, patches: 200}
@@ -101,14 +101,14 @@ def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_a
         assert mask.shape == reader.mask(reader.keys.index(key)).shape
         assert mask.max() < len(reader.mask_names)
     assert not list(atomic_files.state_root().glob("runs/*"))
-    change("protocols: [linear, knn]", "protocols: [knn, linear]")
+    change("heads: [linear, knn]", "heads: [knn, linear]")
     start(monkeypatch, "toy")
     assert written() == scores
     assert all((masks()[which] == mask).all() for which, mask in examples.items())
 
 
 def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was_learnt(project, monkeypatch):
-    change("protocols: [linear, knn]", "protocols: [upernet]")
+    change("heads: [linear, knn]", "heads: [upernet]")
     change("baselines: true", "baselines: false")
     monkeypatch.setattr(segment.SegmentationTask, "score", lambda *_: run.signal.raise_signal(run.signal.SIGTERM))
     change("epochs: 1, batch_size: 16", "epochs: 2, batch_size: 16")
@@ -152,14 +152,14 @@ def test_what_does_not_fit_ends_in_one_sentence(project, monkeypatch, capsys, ol
 
 
 def test_a_class_that_only_val_shows_is_refused(project, monkeypatch, capsys):
-    counted = segment.segmentation_views.masked_split
+    counted = segment.transforms.masked_split
 
     def without_tails(dataset: Path, split: str):
         reader, counts = counted(dataset, split)
         counts[:, reader.mask_names.index("tail")] *= split == "val"
         return reader, counts
 
-    monkeypatch.setattr(segment.segmentation_views, "masked_split", without_tails)
+    monkeypatch.setattr(segment.transforms, "masked_split", without_tails)
     with pytest.raises(SystemExit):
         start(monkeypatch, "toy")
     assert "val's masks show classes that train's lack (tail), which nothing can learn" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def encoder():
 
 
 def watch(folder: Path, every_epochs: int = 1) -> OnlineEvaluator:
-    settings = OnlineEvalConfig(dataset=folder.name, every_epochs=every_epochs, samples=1000)
+    settings = OnlineEvalConfig(dataset=folder.name, every_epochs=every_epochs, num_images=1000)
     return OnlineEvaluator(settings, folder, pool="patch_mean", img_size=32, device=CPU, shown=True)
 
 

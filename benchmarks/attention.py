@@ -1,4 +1,4 @@
-"""From how many patches on is fused attention faster for a frozen teacher on this machine's CPU (`vit.MANY`)?
+"""From how many patches on is fused attention faster for a frozen teacher on this machine's CPU (`vit.FUSED_ATTENTION_MIN_PATCHES`)?
 
     OMP_NUM_THREADS=1 python -m benchmarks.attention [--sizes 96 128 160 192 224] [--batch 32] [--rounds 5]
 
@@ -40,7 +40,7 @@ def compared(
     network: vit.Network, images: torch.Tensor, precision: distributed.Precision, rounds: int
 ) -> tuple[float, float]:
     """Milliseconds per image by fused attention and by explicit products."""
-    found: dict[int, list[float]] = {vit.MANY: [], 0: []}
+    found: dict[int, list[float]] = {vit.FUSED_ATTENTION_MIN_PATCHES: [], 0: []}
     for number in range(rounds + 1):  # the first warms up
         for patches, taken in found.items():
             vit.use_fastest_attention(network, CPU, frozen_at=(patches,))
@@ -49,7 +49,7 @@ def compared(
                 vit.class_attention(network, vit.normalize(images))
             if number:
                 taken.append(1000 * (time.process_time() - start) / len(images))
-    return median(found[vit.MANY]), median(found[0])
+    return median(found[vit.FUSED_ATTENTION_MIN_PATCHES]), median(found[0])
 
 
 if __name__ == "__main__":

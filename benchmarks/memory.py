@@ -56,8 +56,8 @@ def prepare(root: Path, images: int) -> None:
     )  # fmt: skip
     described = CONFIG | {"mean": vit.MEAN, "std": vit.STD}
     vit.save(root / "data/pretrain", vit.build(CONFIG), described)
-    teacher.save(root / "data/teacher", vit.build(CONFIG), described | {"class_token": False})
-    elder = teacher.load(root / "data/teacher")
+    teacher.save_teacher(root / "data/teacher", vit.build(CONFIG), described | {"class_token": False})
+    elder = teacher.load_teacher(root / "data/teacher")
     shape = {"grid": elder.grid(SIZE), "width": elder.embed_dim, "img_size": SIZE, "teacher": elder.digest}
     clusters = part_learner.KMeansParts(
         {"method": "kmeans", "num_parts": 4, "background": False, "temperature": 0.1, **shape}

@@ -54,8 +54,10 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     device, reader = distributed.choose_device(args.device), prepare(root, args.images, args.side)
     torch.manual_seed(0)
     shape = {"img_size": args.img_size, **SHAPES["S/16"]}
-    teacher.save(root / "teacher", vit.build(shape), shape | {"mean": vit.MEAN, "std": vit.STD, "class_token": True})
-    elder = teacher.load(root / "teacher").to(device)
+    teacher.save_teacher(
+        root / "teacher", vit.build(shape), shape | {"mean": vit.MEAN, "std": vit.STD, "class_token": True}
+    )
+    elder = teacher.load_teacher(root / "teacher").to(device)
     vit.use_fastest_attention(elder, device, frozen_at=elder.grid(args.img_size))
     view, order = Whole(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]

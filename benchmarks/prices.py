@@ -20,8 +20,8 @@ from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, flops
 from semmae.cli import recipes
 from semmae.core import config
 from semmae.models import mae, vit
-from semmae.training.mae_loop import budget
-from semmae.training.progressive_resolution import by_epoch
+from semmae.training.mae_loop import patch_budget
+from semmae.training.progressive_resolution import epoch_sizes
 from stages.pretrain import PretrainConfig
 
 IMAGENET = 1_281_167  # training images
@@ -39,7 +39,7 @@ class Speed(NamedTuple):
 def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, decode_fraction: float) -> float:
     """FLOPs of forward and backward pass of the recipe's MAE for one image of `side` pixels, nothing computed."""
     patch = section.encoder.patch_size
-    num_masked, num_decoded = budget((side // patch) ** 2, mask_ratio, decode_fraction)
+    num_masked, num_decoded = patch_budget((side // patch) ** 2, mask_ratio, decode_fraction)
     with torch.device("meta"):
         model = mae.MAE(vit.build({"img_size": side, **vars(section.encoder)}), **vars(section.recipe.decoder))
         mask = torch.zeros(2, (side // patch) ** 2, dtype=torch.bool)
@@ -56,7 +56,7 @@ def hours(section: PretrainConfig, speed: Speed, images: int) -> float:
     """Of one device, for pretraining."""
     recipe, ratio = section.recipe, section.masking.mask_ratio
     measured = step_flops(section, IMAGE, mask_ratio=RATIO, decode_fraction=1.0)
-    sizes = by_epoch(
+    sizes = epoch_sizes(
         recipe.resolution, img_size=section.img_size, epochs=recipe.epochs, patch_size=section.encoder.patch_size
     )
     epochs = sum(

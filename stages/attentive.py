@@ -83,7 +83,7 @@ def main() -> None:
         lines = {"encoder": (features.seen(network, **how), config["img_size"])}
         if protocol.baselines:
             inputs.append(atomic_files.model_digest(TEACHER, "teacher"))
-            lines |= baselines.tokens_beside(config, teacher.load(TEACHER), seed=protocol.seed, **how)
+            lines |= baselines.tokens_beside(config, teacher.load_teacher(TEACHER), seed=protocol.seed, **how)
         probes = {line: AttentiveProbe(*look, train.num_classes, protocol, world) for line, look in lines.items()}
         with run.Run(
             "attentive", world, out=OUT / name, params=protocol, inputs=inputs, checkpoint_minutes=minutes

@@ -157,7 +157,7 @@ def write(
     curves: dict[str, curve_files.History], val: Reader,
 ) -> None:  # fmt: skip
     """The classifier, its scores, its curves and what it says of every sample of val."""
-    shape = {key: config[key] for key in vit.CONFIG}
+    shape = {key: config[key] for key in vit.CONFIG_KEYS}
     known = {"pool": protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
     with atomic_files.replacing(OUT / name) as folder:
         classifier.save(folder, result.model, shape | known | {"params": run.described(protocol)})

@@ -65,7 +65,7 @@ def main() -> None:
     labels = torch.from_numpy(val.labels)
     scores: dict[str, Any] = classification_metrics.classification(votes, labels)
     if protocol.baselines:
-        lines = baselines.beside(config, teacher.load(Path("data/teacher")), seed=protocol.seed, **how)
+        lines = baselines.beside(config, teacher.load_teacher(Path("data/teacher")), seed=protocol.seed, **how)
         for line, (encode, img_size) in lines.items():
             beside = voted(encode, img_size, splits, protocol, device)
             scores[line] = classification_metrics.brief(classification_metrics.classification(beside, labels))

@@ -89,7 +89,7 @@ def main() -> None:
     lines = {"encoder": (features.pooled(network, **how), config["img_size"])}
     if protocol.baselines:
         inputs.append(atomic_files.model_digest(TEACHER, "teacher"))
-        lines |= baselines.beside(config, teacher.load(TEACHER), seed=protocol.seed, **how)
+        lines |= baselines.beside(config, teacher.load_teacher(TEACHER), seed=protocol.seed, **how)
     with eval_cache.folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
         probes = {line: LinearProbe(*how, train, val, protocol, device, folder / line) for line, how in lines.items()}
         encoder = probes.pop("encoder")

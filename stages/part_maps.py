@@ -49,7 +49,7 @@ def main() -> None:
     section = config.load(PartMapsConfig, "part_maps")
     shards = SHARDS / section.dataset
     verify_shards(shards)
-    reader, elder = Reader(shards), teacher.load(TEACHER)
+    reader, elder = Reader(shards), teacher.load_teacher(TEACHER)
     learner = part_learner.load(PARTS, teacher=elder.digest)
     device = distributed.choose_device(section.compute.device)
     elder, learner = elder.to(device), learner.to(device)

@@ -89,7 +89,7 @@ def main() -> None:
     section = params.load(PartsConfig, "parts")
     verify_shards(SHARDS / section.dataset)
     reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.shuffle_shards)
-    elder = teacher.load(TEACHER)
+    elder = teacher.load_teacher(TEACHER)
     config = {
         "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,
         "grid": elder.grid(section.img_size), "width": elder.embed_dim, "teacher": elder.digest,

@@ -63,7 +63,7 @@ class ReportConfig:
 def main() -> None:
     """Gather what there is and write the page."""
     section = config.load(ReportConfig, "report")
-    encoder, elder = atomic_files.read_json(PRETRAIN / "encoder.json"), teacher.load(TEACHER)
+    encoder, elder = atomic_files.read_json(PRETRAIN / "encoder.json"), teacher.load_teacher(TEACHER)
     learner = part_learner.load(PARTS, teacher=elder.digest)
     if "params" not in encoder:
         raise ValueError(

@@ -187,7 +187,7 @@ def linear(task: SegmentationTask) -> Scored:
     scores = task.score(probe.predict, how) | probe.chosen
     curves: dict[str, curve_files.History] = {"linear": probe.history}
     if task.protocol.baselines:
-        elder = teacher.load(TEACHER)
+        elder = teacher.load_teacher(TEACHER)
         fitting(task, "teacher", elder.patch_size)
         fresh: Any = baselines.untrained(config, seed=task.protocol.seed)
         for line, other, made_by in (("untrained", fresh, digest), ("teacher", elder, elder.digest)):

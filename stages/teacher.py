@@ -82,7 +82,7 @@ def main() -> None:
         if world.leads:
             with atomic_files.replacing(OUT) as folder:
                 described = {"source": section.source, "params": run.described(section)} | now.adopted
-                teacher.save(folder, network, config | described)
+                teacher.save_teacher(folder, network, config | described)
                 atomic_files.write_json(folder / "history.json", now.history)
             quality = watch.measure(network.eval()) | ({"loss": now.history[-1]["loss"]} if now.history else {})
             atomic_files.write_json(RESULTS / "metrics.json", {"teacher": quality})
@@ -116,7 +116,7 @@ def from_ibot(
             raise ValueError(
                 f"teacher.checkpoint has {other[0]} {begun[other[0]]}, teacher has {config[other[0]]}; make them equal"
             )
-    network = ibot_loop.distil(
+    network = ibot_loop.distill(
         section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,
         compute=section.compute, world=world, run=now, measure=watch.after_epoch, start=start,
     )  # fmt: skip

@@ -71,7 +71,7 @@ def test_weights_of_others_are_not_unpickled(how, name):
     """`foreign.read` is what teacher.checkpoint and `semmae import` go through; that nothing else loads, see below."""
     file = weights(name, how)
     with pytest.raises(ValueError, match=f"{name} (holds|is no checkpoint)") as refused:
-        pretrained_weights.read(file)
+        pretrained_weights.read_state_dict(file)
     assert "\n" not in str(refused.value)
     assert CliRunner().invoke(app, ["import", str(file), "--out", "encoder"]).exit_code == 1
     assert not Path("encoder").exists()

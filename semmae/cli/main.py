@@ -72,7 +72,7 @@ def show(
         assert maps is not None
         image = figures.parts_grid(reader, maps, colors=colors, **chosen)
     elif what == "heat":
-        elder = teacher.load(TEACHER)
+        elder = teacher.load_teacher(TEACHER)
         learner = part_learner.load(PARTS, teacher=elder.digest)
         image = heat_maps.heat_grid(reader, elder, learner, colors=colors, **chosen)
     elif what == "masks":
@@ -184,7 +184,7 @@ def encode(
     from semmae.exchange import encode as encoding
     from semmae.models import frozen_encoder
 
-    reader, network = encoding.located(images, SHARDS), frozen_encoder.load(encoder)
+    reader, network = encoding.located(images, SHARDS), frozen_encoder.load_encoder(encoder)
     how = encoding.EncodeOptions(batch_size, workers, distributed.choose_device(device), precision)
     skipped = encoding.encode(reader, network, out, how)
     for entry in skipped:
@@ -381,10 +381,10 @@ def import_(
         raise ValueError(
             f"{out} holds more than an encoder ({', '.join(sorted(others)) or 'a file'}); name another folder"
         )
-    network, config = pretrained_weights.encoder(file, img_size=img_size, num_heads=num_heads)
+    network, config = pretrained_weights.load_mae_encoder(file, img_size=img_size, num_heads=num_heads)
     with atomic_files.replacing(out) as folder:
         vit.save(folder, network, config)
-    shape = ", ".join(f"{key} {config[key]}" for key in vit.CONFIG)
+    shape = ", ".join(f"{key} {config[key]}" for key in vit.CONFIG_KEYS)
     typer.echo(f"{out}: the encoder of {file}: {shape}; positions: {config['imported']['positions']}")
     typer.echo("score it with dvc repro --single-item knn@<dataset>; dvc repro brings yours back")
 

@@ -16,7 +16,7 @@ from semmae.core import distributed
 from semmae.core.rng import fold
 from semmae.evaluation.features import Encode, Pool, See, pooling, seen
 from semmae.models import vit
-from semmae.models.teacher import Teacher, create
+from semmae.models.teacher import Teacher, create_network
 
 THUMBNAIL = 16  # pixels on a side
 
@@ -30,7 +30,7 @@ def untrained(config: dict[str, Any], *, seed: int) -> vit.Network:
     """The network that an encoder's or a teacher's `config` describes, as it is before training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(seed, "untrained"))
-        network = create(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
+        network = create_network(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
     return network.eval().requires_grad_(False)
 
 

@@ -155,7 +155,7 @@ def seen(network: vit.Network, *, device: torch.device, precision: distributed.P
     @torch.no_grad()
     def see(images: UInt8[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
         with distributed.autocast(device, precision):
-            tokens = vit.tokens(network, vit.normalize(to_device(device, images))).float()
+            tokens = vit.encode_tokens(network, vit.normalize(to_device(device, images))).float()
         return tokens[:, 0], tokens[:, network.num_prefix_tokens :]
 
     return see

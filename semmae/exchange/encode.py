@@ -27,7 +27,7 @@ from semmae.data import decoding
 from semmae.data.dataset import Reader, batches
 from semmae.evaluation.features import CenterView
 from semmae.models import vit
-from semmae.models.frozen_encoder import Encoder
+from semmae.models.frozen_encoder import FrozenEncoder
 from semmae.sharding import worker_pool
 from semmae.sharding.sources.layout import EXTENSIONS
 from semmae.sharding.sources.sources import Blob
@@ -94,7 +94,7 @@ def located(name: str, shards: Path) -> Reader:
     raise ValueError(f"{name} is neither a folder nor a dataset in {shards}, which has {known}")
 
 
-def encode(reader: Reader, encoder: Encoder, out: Path, compute: EncodeOptions) -> list[Skipped]:
+def encode(reader: Reader, encoder: FrozenEncoder, out: Path, compute: EncodeOptions) -> list[Skipped]:
     """Write the features of every image to `out`; those of a folder that are none come back with a reason each.
 
     ValueError, and no file: none could be read, features are not finite, a dataset is damaged.
@@ -129,16 +129,16 @@ def encode(reader: Reader, encoder: Encoder, out: Path, compute: EncodeOptions) 
 
 
 @torch.inference_mode()
-def pair(encoder: Encoder, images: UInt8[Tensor, "b 3 s s"], compute: EncodeOptions) -> Float[Tensor, "2 b d"]:
+def pair(encoder: FrozenEncoder, images: UInt8[Tensor, "b 3 s s"], compute: EncodeOptions) -> Float[Tensor, "2 b d"]:
     """Class token and mean of the patch tokens, in float32 on the CPU."""
     network, mean, std = encoder.network, tuple(encoder.config["mean"]), tuple(encoder.config["std"])
     with distributed.autocast(compute.device, compute.precision):
-        tokens = vit.tokens(network, vit.normalize(images.to(compute.device), mean, std)).float()
+        tokens = vit.encode_tokens(network, vit.normalize(images.to(compute.device), mean, std)).float()
     return torch.stack([tokens[:, 0], tokens[:, network.num_prefix_tokens :].mean(1)]).cpu()
 
 
 def _groups(
-    reader: Reader, encoder: Encoder, compute: EncodeOptions, skipped: list[Skipped]
+    reader: Reader, encoder: FrozenEncoder, compute: EncodeOptions, skipped: list[Skipped]
 ) -> Iterator[tuple[list[int], Float[Tensor, "2 m d"]]]:
     """Row groups: the numbers of images that can be read and their features, which the next group overwrites.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from semmae.core import atomic_files
 from semmae.evaluation.features import CROP
 from semmae.models import classifier, frozen_encoder, mae, masking, vit
-from semmae.models.frozen_encoder import Encoder
+from semmae.models.frozen_encoder import FrozenEncoder
 
 TOLERANCE = 1e-5
 ARCHITECTURE = "vit_base_patch16_224"  # of timm: any plain ViT, once its sizes are given
@@ -38,7 +38,7 @@ def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with
     tuned = (folder / "classifier.json").is_file()
     if tuned and to != "timm":
         raise ValueError(f"{folder} holds a classifier, which only timm takes; use --to timm")
-    encoder = _classifier(folder) if tuned else frozen_encoder.load(folder)
+    encoder = _classifier(folder) if tuned else frozen_encoder.load_encoder(folder)
     if to == "timm":
         if with_decoder:
             raise ValueError("timm has no masked autoencoder; leave out --with-decoder, or use --to transformers")
@@ -50,19 +50,19 @@ def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with
     return f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
 
 
-def _classifier(folder: Path) -> Encoder:
+def _classifier(folder: Path) -> FrozenEncoder:
     network, config = classifier.load(folder)
-    return Encoder(network, config, atomic_files.model_digest(folder, "classifier"))
+    return FrozenEncoder(network, config, atomic_files.model_digest(folder, "classifier"))
 
 
-def to_timm(encoder: Encoder, out: Path) -> None:
+def to_timm(encoder: FrozenEncoder, out: Path) -> None:
     """Write model.safetensors and config.json, in the format of timm's models on the hub; of a classifier with its
     head and the names of its classes. ValueError: `out` exists.
     """
     network, config, classes = encoder.network, encoder.config, encoder.config.get("class_names", [])
     sizes = {"img_size": config["img_size"], "dynamic_img_size": True}
     if "timm" not in config:
-        sizes |= {key: config[key] for key in vit.CONFIG} | {"global_pool": network.global_pool}
+        sizes |= {key: config[key] for key in vit.CONFIG_KEYS} | {"global_pool": network.global_pool}
     content = {
         "architecture": config.get("timm", ARCHITECTURE).split(".")[0],
         "num_classes": len(classes),
@@ -88,7 +88,9 @@ def to_timm(encoder: Encoder, out: Path) -> None:
             _compare(encoder, found.forward_features, found)
 
 
-def to_transformers(encoder: Encoder, out: Path, *, decoder: tuple[mae.MAE, dict[str, Any]] | None = None) -> None:
+def to_transformers(
+    encoder: FrozenEncoder, out: Path, *, decoder: tuple[mae.MAE, dict[str, Any]] | None = None
+) -> None:
     """Write model.safetensors, config.json and preprocessor_config.json: a ViTModel, with `decoder` (the autoencoder
     and the decoder's config) a ViTMAEForPreTraining.
 
@@ -119,7 +121,7 @@ def to_transformers(encoder: Encoder, out: Path, *, decoder: tuple[mae.MAE, dict
             _compare_decoder(decoder[0], found, encoder.config["img_size"])
 
 
-def encoder_state(encoder: Encoder) -> dict[str, Tensor]:
+def encoder_state(encoder: FrozenEncoder) -> dict[str, Tensor]:
     """The weights under the names of a transformers ViTModel. ValueError: there are others than a plain ViT's."""
     theirs = dict(encoder.network.state_dict())
     names = {
@@ -166,7 +168,7 @@ def _block(theirs: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
     return state
 
 
-def _sizes(encoder: Encoder) -> dict[str, Any]:
+def _sizes(encoder: FrozenEncoder) -> dict[str, Any]:
     network: Any = encoder.network
     block = network.blocks[0]
     return {
@@ -187,7 +189,7 @@ def _decoder_sizes(model: mae.MAE, config: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _processor(transformers: ModuleType, encoder: Encoder) -> Any:  # not ViT's own processor, which cannot crop
+def _processor(transformers: ModuleType, encoder: FrozenEncoder) -> Any:  # not ViT's own processor, which cannot crop
     """The evaluation view (features.CenterView): resize of the short side, then a center crop."""
     size = encoder.config["img_size"]
     return transformers.BitImageProcessor(
@@ -217,7 +219,11 @@ def _write(folder: Path, state: dict[str, Tensor], digest: str) -> None:
 
 @torch.no_grad()
 def _compare(
-    encoder: Encoder, theirs: Callable[..., Tensor], found: torch.nn.Module, *, ours: Callable[..., Tensor] = vit.tokens
+    encoder: FrozenEncoder,
+    theirs: Callable[..., Tensor],
+    found: torch.nn.Module,
+    *,
+    ours: Callable[..., Tensor] = vit.encode_tokens,
 ) -> None:
     """ValueError unless `theirs`, a function of the module `found`, gives what `ours` gives of the encoder."""
     size = encoder.config["img_size"]

@@ -27,7 +27,7 @@ def build(config: dict[str, Any], *, num_classes: int, pool: Pool, drop_path: fl
     if size % patch:
         raise ValueError(f"img_size is {size}; the encoder needs a multiple of its patch size {patch}")
     return VisionTransformer(
-        **{key: config[key] for key in vit.CONFIG},
+        **{key: config[key] for key in vit.CONFIG_KEYS},
         num_classes=num_classes,
         global_pool="token" if pool == "class" else "avg",
         dynamic_img_size=True,

@@ -7,7 +7,7 @@ from semmae.core import atomic_files
 from semmae.models import teacher, vit
 
 
-class Encoder(NamedTuple):
+class FrozenEncoder(NamedTuple):
     """A frozen ViT; `config` holds at least img_size, mean, std, and `timm` where the architecture is one of timm's."""
 
     network: vit.Network
@@ -15,12 +15,12 @@ class Encoder(NamedTuple):
     digest: str
 
 
-def load(folder: Path) -> Encoder:
+def load_encoder(folder: Path) -> FrozenEncoder:
     """The encoder or the teacher in `folder`; strict about its weights. ValueError: there is neither."""
     if (folder / "teacher.json").is_file():
-        elder = teacher.load(folder)
-        return Encoder(elder.network, elder.config, elder.digest)
+        elder = teacher.load_teacher(folder)
+        return FrozenEncoder(elder.network, elder.config, elder.digest)
     if not (folder / "encoder.json").is_file():
         raise ValueError(f"{folder} holds neither encoder.json nor teacher.json; run dvc repro, or name another folder")
     network, config = vit.load(folder)
-    return Encoder(network, config, atomic_files.model_digest(folder, "encoder"))
+    return FrozenEncoder(network, config, atomic_files.model_digest(folder, "encoder"))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from semmae.core import distributed
 
 
-class Head(nn.Module):
+class ProjectionHead(nn.Module):
     """Three-layer projection, L2 norm, prototypes of unit length: the cosine to each of `prototypes` (DINO appendix
     C).
     """
@@ -43,7 +43,7 @@ class Head(nn.Module):
 class IBOTNetwork(nn.Module):
     """A ViT, its mask token and its head (shared by class token and patches, as iBOT's ViT-S)."""
 
-    def __init__(self, vit: VisionTransformer, head: Head) -> None:
+    def __init__(self, vit: VisionTransformer, head: ProjectionHead) -> None:
         super().__init__()
         self.vit, self.head = vit, head
         self.mask_token = nn.Parameter(torch.zeros(vit.embed_dim))
@@ -59,12 +59,14 @@ class IBOTNetwork(nn.Module):
         return self.head(x[:, 0]), self.head(x[:, self.vit.num_prefix_tokens :])
 
 
-def targets(logits: Float[Tensor, "... m"], center: Float[Tensor, " m"], temperature: float) -> Float[Tensor, "... m"]:
+def centered_targets(
+    logits: Float[Tensor, "... m"], center: Float[Tensor, " m"], temperature: float
+) -> Float[Tensor, "... m"]:
     """The teacher's distributions: centered, sharpened, without gradient."""
     return ((logits.detach().float() - center) / temperature).softmax(-1)
 
 
-def sinkhorn(logits: Float[Tensor, "... m"], temperature: float) -> Float[Tensor, "... m"]:
+def sinkhorn_targets(logits: Float[Tensor, "... m"], temperature: float) -> Float[Tensor, "... m"]:
     """The teacher's distributions with every prototype used equally within the batch (Caron et al. 2020, SwAV,
     section 3.1).
 
@@ -182,8 +184,8 @@ class SelfDistillation(nn.Module):
 
     def _targets(self, logits: Tensor, center: Tensor, temperature: float) -> Tensor:
         if self.centering == "mean":
-            return targets(logits, center, temperature)
-        return self.world.slice(sinkhorn(distributed.gather(logits, self.world), temperature))
+            return centered_targets(logits, center, temperature)
+        return self.world.slice(sinkhorn_targets(distributed.gather(logits, self.world), temperature))
 
     @torch.no_grad()
     def update(self, class_logits: Tensor, patch_logits: Tensor, momentum: float) -> None:

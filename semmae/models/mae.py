@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from semmae.core import atomic_files
 from semmae.models import masking, vit
-from semmae.models.vit import sincos_positions, tokens
+from semmae.models.vit import encode_tokens, sincos_positions
 
 EPSILON = 1e-6  # added to a patch's variance: a patch of one color becomes zeros, not NaN
 
@@ -51,7 +51,7 @@ class MAE(nn.Module):
     ) -> Float[Tensor, "b t d"]:
         """The latent: class token and visible patches, in the order of their places."""
         ids_keep, _, _ = masking.split_indices(mask, num_masked)
-        return tokens(self.encoder, images, ids_keep)
+        return encode_tokens(self.encoder, images, ids_keep)
 
     def decode(
         self, latent: Float[Tensor, "b t d"], mask: Bool[Tensor, "b n"], num_masked: int,

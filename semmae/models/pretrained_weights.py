@@ -1,10 +1,10 @@
 """Checkpoint files of others: opened without running anything, unwrapped, loaded strictly or refused in one sentence.
 
-- `read`: the backbone's weights in a file of DINO, iBOT, DINOv2, DINOv3, MAE or timm, however they are wrapped.
-- `fill`: those weights into a network, all of them and no others.
-- `by_mae`: whether MAE trained them, and so nothing their class token.
-- `self_distilled`: whether they are laid out as DINO's and iBOT's are, and so want ImageNet's mean and deviation.
-- `encoder`: an MAE-format file as a ViT of ours, its shape read off the weights.
+- `read_state_dict`: the backbone's weights in a file of DINO, iBOT, DINOv2, DINOv3, MAE or timm, however they are wrapped.
+- `load_strictly`: those weights into a network, all of them and no others.
+- `is_mae`: whether MAE trained them, and so nothing their class token.
+- `is_self_distilled`: whether they are laid out as DINO's and iBOT's are, and so want ImageNet's mean and deviation.
+- `load_mae_encoder`: an MAE-format file as a ViT of ours, its shape read off the weights.
 """
 
 import argparse
@@ -48,13 +48,13 @@ PROJECTION = ("head.mlp.", "head.last_layer", "masked_embed")  # of self-distill
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of ViT-Ti, S, B, L, H by width: weights do not tell it
 
 
-def read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """The weights of the one backbone in `path`, named as timm, DINO and MAE name a ViT's; heads of wrappers left out.
 
     Raises ValueError: no such file, another digest than `sha256`, what is no checkpoint, one that holds more than
     weights and plain values (names what).
     """
-    verify(path, sha256)
+    verify_file(path, sha256)
     content = _content(path)
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), dict):
@@ -70,7 +70,7 @@ def read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     return state
 
 
-def verify(path: Path, sha256: str | None) -> None:
+def verify_file(path: Path, sha256: str | None) -> None:
     """That there is such a file and, if a digest is given, that it is the file's; else ValueError."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give the path of a checkpoint")
@@ -108,7 +108,7 @@ def _forbidden(path: Path, error: pickle.UnpicklingError) -> str:
     return ", ".join(sorted(names)) or "no weights that torch knows"
 
 
-def fill(network: torch.nn.Module, state: dict[str, Tensor], *, path: Path, name: str) -> None:
+def load_strictly(network: torch.nn.Module, state: dict[str, Tensor], *, path: Path, name: str) -> None:
     """Load `state` strictly into `network`, leaving out heads and decoders that it does not have.
 
     Raises ValueError saying what `path` lacks, has too much or has in another shape than the architecture `name`.
@@ -132,7 +132,7 @@ def _listed(keys: list[str]) -> str:
     return keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 
-def encoder(
+def load_mae_encoder(
     path: Path, *, img_size: int | None = None, num_heads: int | None = None
 ) -> tuple[VisionTransformer, dict[str, Any]]:
     """The encoder in an MAE-format file, frozen, and the config that `vit.save` writes beside it.
@@ -141,12 +141,12 @@ def encoder(
     positions; by default they stay as they are. A fine-tuned file's norm after pooling becomes the norm of the tokens.
     Raises ValueError for a file of another format.
     """
-    state = read(path)
+    state = read_state_dict(path)
     if "fc_norm.weight" in state and "norm.weight" not in state:
         state |= {f"norm.{part}": state[f"fc_norm.{part}"] for part in ("weight", "bias")}
     config = _shape(path, state, num_heads)
     network = vit.build(config)
-    fill(network, state, path=path, name="an MAE encoder")
+    load_strictly(network, state, path=path, name="an MAE encoder")
     positions = "sine-cosine" if is_sincos(state["pos_embed"].float()) else "its own"
     config |= {"mean": vit.MEAN, "std": vit.STD}
     config["imported"] = {"file": path.name, "sha256": atomic_files.sha256(path), "positions": positions}
@@ -155,14 +155,14 @@ def encoder(
     return network.eval().requires_grad_(False), config
 
 
-def by_mae(state: dict[str, Tensor]) -> bool:
+def is_mae(state: dict[str, Tensor]) -> bool:
     """Whether these are weights of MAE's: its decoder is there, or (its published encoders have none) its positions."""
     return any(key.startswith("decoder_") for key in state) or (
         "pos_embed" in state and state["pos_embed"].ndim == 3 and is_sincos(state["pos_embed"].float())
     )
 
 
-def self_distilled(state: dict[str, Tensor]) -> bool:
+def is_self_distilled(state: dict[str, Tensor]) -> bool:
     """Whether these are laid out as the backbones of DINO and iBOT: a plain ViT with biases, without a classifier."""
     kept = [key for key in state if not key.startswith(PROJECTION)]
     return "blocks.0.attn.qkv.bias" in kept and all(PLAIN.fullmatch(key) for key in kept)

@@ -71,7 +71,7 @@ def from_timm(
     Raises ValueError for a name that is no such ViT, a model without a class token, foreign weights, MAE's by another
     name, an `img_size` that its patches do not divide.
     """
-    architectures = names()
+    architectures = list_architectures()
     if name.split(".")[0] not in architectures:
         near = get_close_matches(name, architectures, n=5, cutoff=0.3)
         raise ValueError(
@@ -79,7 +79,7 @@ def from_timm(
             f"{', '.join(near or architectures[:5])}"
         )
     try:
-        network = create(name, img_size, pretrained=checkpoint is None)
+        network = create_network(name, img_size, pretrained=checkpoint is None)
     except (RuntimeError, OSError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -92,14 +92,14 @@ def from_timm(
     _refuse_broken_patches(img_size, network.patch_embed.patch_size[0], f"teacher.model {name}")
     known = {key: list(published[key]) for key in ("mean", "std")}
     if checkpoint is not None:
-        state = pretrained_weights.read(checkpoint, sha256)
-        if pretrained_weights.by_mae(state) and not by_mae:
+        state = pretrained_weights.read_state_dict(checkpoint, sha256)
+        if pretrained_weights.is_mae(state) and not by_mae:
             raise ValueError(
                 f"{checkpoint} holds weights of MAE's, of which no loss trained the class token, and teacher.model is "
                 f"{name!r}; {_mae_of(architecture)}"
             )
         _fill(network, state, checkpoint, architecture)
-        if "." not in name and pretrained_weights.self_distilled(state):
+        if "." not in name and pretrained_weights.is_self_distilled(state):
             known = {"mean": list(vit.MEAN), "std": list(vit.STD)}
     return network, {"timm": name, "img_size": img_size, "class_token": not by_mae} | known
 
@@ -112,21 +112,21 @@ def from_encoder(
     Its class token is offered as one if its JSON says that it was trained; an encoder's says nothing: no loss of MAE
     touches it.
     """
-    pretrained_weights.verify(file, sha256)
+    pretrained_weights.verify_file(file, sha256)
     network, config = vit.load(file.parent, name=file.stem)
     _refuse_broken_patches(img_size, config["patch_size"], f"the encoder in {file}")
-    kept = {key: config[key] for key in (*vit.CONFIG, "mean", "std")} | {
+    kept = {key: config[key] for key in (*vit.CONFIG_KEYS, "mean", "std")} | {
         "class_token": config.get("class_token", False)
     }
     return network, vit.resize(network, kept, img_size)
 
 
-def names() -> list[str]:
+def list_architectures() -> list[str]:
     """The names of timm's ViTs that can teach."""
     return timm.list_models(module="vision_transformer") + timm.list_models("*dinov3*", module="eva")
 
 
-def create(name: str, img_size: int, *, pretrained: bool = False) -> vit.Network:
+def create_network(name: str, img_size: int, *, pretrained: bool = False) -> vit.Network:
     """A timm ViT without its classifier; without published weights it is fresh."""
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=img_size, dynamic_img_size=True)
     return cast(vit.Network, network)
@@ -160,7 +160,7 @@ def _fill(network: vit.Network, state: dict[str, Tensor], path: Path, name: str)
         state = layout.checkpoint_filter_fn(state, network)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
         raise ValueError(f"{path} does not hold the weights of {name}: {error}") from None
-    pretrained_weights.fill(network, state, path=path, name=name)
+    pretrained_weights.load_strictly(network, state, path=path, name=name)
 
 
 def _without_zero_biases(network: eva.Eva, state: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
@@ -173,14 +173,14 @@ def _without_zero_biases(network: eva.Eva, state: dict[str, Tensor], path: Path,
     return {key: value for key, value in state.items() if key not in biases}
 
 
-def save(folder: Path, network: vit.Network, config: dict[str, Any]) -> None:
+def save_teacher(folder: Path, network: vit.Network, config: dict[str, Any]) -> None:
     """Freeze `network` into `folder`: teacher.safetensors and teacher.json."""
     atomic_files.save_model(folder, "teacher", network.state_dict(), config)
 
 
-def load(folder: Path) -> Teacher:
+def load_teacher(folder: Path) -> Teacher:
     """The teacher in `folder`, frozen; strict about its weights."""
     state, config = atomic_files.read_model(folder, "teacher")
-    network = create(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
+    network = create_network(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
     network.load_state_dict(state, strict=True)
     return Teacher(network, config, atomic_files.model_digest(folder, "teacher"))

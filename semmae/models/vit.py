@@ -1,7 +1,7 @@
 """The Vision Transformer: timm's own, so that weights come from timm and go back to it without translation.
 
 - `build`: a `VisionTransformer` from a small config, with the fixed 2-D sine-cosine positions of MAE.
-- `tokens`: its forward pass in the order of timm's `forward_features`, with masked patches left out before the first
+- `encode_tokens`: its forward pass in the order of timm's `forward_features`, with masked patches left out before the first
   block.
 - `class_attention`: how much the class token of the last block attends to each patch, by head; also of DINOv3, timm's
   `Eva`.
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from semmae.core import atomic_files
 
-CONFIG = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+CONFIG_KEYS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], the convention of timm and MAE
 STD = (0.229, 0.224, 0.225)
-MANY = 400  # patches; with 256 explicit products are faster in bf16 (benchmarks/attention.py)
+FUSED_ATTENTION_MIN_PATCHES = 400  # patches; with 256 explicit products are faster in bf16 (benchmarks/attention.py)
 
 Network = VisionTransformer | Eva  # Eva: a ViT whose attention may turn queries and keys by their place (RoPE)
 
@@ -38,7 +38,7 @@ def build(config: dict[str, Any], *, drop_path: float = 0.0) -> VisionTransforme
     if config["embed_dim"] % (4 * config["num_heads"]):
         raise ValueError(f"embed_dim is {config['embed_dim']}; it must be a multiple of 4 * num_heads")
     vit = VisionTransformer(
-        **{key: config[key] for key in CONFIG}, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path
+        **{key: config[key] for key in CONFIG_KEYS}, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path
     )
     assert vit.pos_embed is not None
     assert vit.cls_token is not None
@@ -81,7 +81,7 @@ def embed(
     return vit.norm_pre(x)
 
 
-def tokens(
+def encode_tokens(
     vit: Network, images: Float[Tensor, "b 3 H W"], ids_keep: Integer[Tensor, "b k"] | None = None
 ) -> Float[Tensor, "b t d"]:
     """The normalized output tokens: `vit.num_prefix_tokens` first (the class token leads), then the patches.
@@ -97,7 +97,7 @@ def tokens(
 def class_attention(
     vit: Network, images: Float[Tensor, "b 3 H W"]
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b a n"]]:
-    """`tokens`, and the last block's class-token attention to the patches in each of its `a` heads.
+    """`encode_tokens`, and the last block's class-token attention to the patches in each of its `a` heads.
 
     What the class token spends on itself and on registers is left out, so a head's sum is below 1.
     """
@@ -107,7 +107,7 @@ def class_attention(
         seen.update(x=inputs[0], rope=keywords.get("rope"))
 
     with last.register_forward_pre_hook(see, with_kwargs=True):
-        out = tokens(vit, images)
+        out = encode_tokens(vit, images)
     q, k = _queries_and_keys(last.attn, last.norm1(seen["x"]), seen["rope"])
     weights = (q[:, :, :1] * last.attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
     return out, weights[:, :, 0, vit.num_prefix_tokens :].float()
@@ -136,7 +136,7 @@ def use_fastest_attention(model: nn.Module, device: torch.device, *, frozen_at: 
     """Fused attention on GPUs; on CPUs explicit products, whose backward pass is twice as fast, but for a model that
     learns nothing and is said to see a grid of MANY patches: there fused attention is faster, in half of the memory.
     """
-    fused = device.type == "cuda" or math.prod(frozen_at) >= MANY
+    fused = device.type == "cuda" or math.prod(frozen_at) >= FUSED_ATTENTION_MIN_PATCHES
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             cast(Any, module).fused_attn = fused

@@ -56,7 +56,7 @@ class IBOTRecipe:
     color: Color
 
 
-def distil(
+def distill(
     recipe: IBOTRecipe, network: ViTConfig, *, img_size: int, reader: Reader, seed: int, compute: ComputeConfig,
     world: distributed.World, run: Run,
     measure: Callable[[VisionTransformer, int, bool], dict[str, float]], start: VisionTransformer | None,
@@ -116,7 +116,7 @@ def distil(
 
 def _network(recipe: IBOTRecipe, network: ViTConfig, img_size: int, drop_path: float) -> ibot.IBOTNetwork:
     encoder = vit.build({"img_size": img_size, **vars(network)}, drop_path=drop_path)
-    head = ibot.Head(
+    head = ibot.ProjectionHead(
         network.embed_dim, hidden=recipe.hidden_dim, bottleneck=recipe.bottleneck_dim, prototypes=recipe.prototypes
     )
     return ibot.IBOTNetwork(encoder, head)

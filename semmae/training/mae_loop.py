@@ -21,7 +21,7 @@ from semmae.data.transforms import Crop, OneCrop
 from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
 from semmae.runs.run import ComputeConfig, Run
-from semmae.training.progressive_resolution import Resolution, by_epoch
+from semmae.training.progressive_resolution import ResolutionConfig, epoch_sizes
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -66,7 +66,7 @@ class MAERecipe:
     decode_fraction: Portion  # share of the masked patches that is decoded, drawn per step; the others cost nothing
     decoder: DecoderConfig
     crop: Crop
-    resolution: Resolution | None  # of smaller images at first
+    resolution: ResolutionConfig | None  # of smaller images at first
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -87,7 +87,7 @@ class MaskingConfig:
     curriculum: CurriculumConfig
 
 
-def budget(patches: int, mask_ratio: float, decode_fraction: float) -> tuple[int, int]:
+def patch_budget(patches: int, mask_ratio: float, decode_fraction: float) -> tuple[int, int]:
     """How many of an image's patches are masked, and how many of those are decoded; ValueError if no patch is left."""
     num_masked = masking.num_masked(patches, mask_ratio)
     if num_masked == patches:
@@ -105,8 +105,10 @@ def pretrain(
     """
     strategy, (full, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
     (patch_size, _), b = encoder.patch_embed.patch_size, recipe.batch_size
-    sizes = by_epoch(recipe.resolution, img_size=full, epochs=recipe.epochs, patch_size=patch_size)
-    budgets = {size: budget((size // patch_size) ** 2, masks.mask_ratio, recipe.decode_fraction) for size in set(sizes)}
+    sizes = epoch_sizes(recipe.resolution, img_size=full, epochs=recipe.epochs, patch_size=patch_size)
+    budgets = {
+        size: patch_budget((size // patch_size) ** 2, masks.mask_ratio, recipe.decode_fraction) for size in set(sizes)
+    }
     evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
     if evidence and getattr(maps, evidence) is None:
         raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")

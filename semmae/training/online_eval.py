@@ -110,7 +110,7 @@ class OnlineEvaluator:
         view = features.WholeView(self.img_size, (side, side), len(reader.mask_names))
         tokens, truth = [], []
         for batch in batches(reader, np.arange(len(reader)), view, batch_size=64, workers=0):
-            out = vit.tokens(encoder, vit.normalize(batch["image"].to(self.device)))
+            out = vit.encode_tokens(encoder, vit.normalize(batch["image"].to(self.device)))
             tokens.append(out[:, encoder.num_prefix_tokens :].float().cpu().numpy())
             counts = batch["counts"].numpy()
             either = np.stack([counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)

@@ -10,11 +10,13 @@ from pydantic.dataclasses import dataclass
 
 from semmae.core.config import STRICT, Portion
 
-MOST = 8  # sizes: as many as torch.compile makes of one function before it gives up (torch._dynamo's recompile_limit)
+MAX_SIZES = (
+    8  # sizes: as many as torch.compile makes of one function before it gives up (torch._dynamo's recompile_limit)
+)
 
 
 @dataclass(frozen=True, config=STRICT)
-class Resolution:
+class ResolutionConfig:
     """Images of `start` pixels at first, larger by `step` until they are full at the share `until` of the epochs."""
 
     start: PositiveInt
@@ -29,15 +31,15 @@ class Resolution:
                 f"{img_size}; choose a smaller start, and a step that divides what is between"
             )
         sizes = list(range(self.start, img_size + 1, self.step))
-        if len(sizes) > MOST:
+        if len(sizes) > MAX_SIZES:
             raise ValueError(
-                f"resolution goes from {self.start} to {img_size} pixels in {len(sizes)} sizes; {MOST} are allowed, as "
+                f"resolution goes from {self.start} to {img_size} pixels in {len(sizes)} sizes; {MAX_SIZES} are allowed, as "
                 "many as torch.compile compiles; choose a larger step"
             )
         return sizes
 
 
-def by_epoch(resolution: Resolution | None, *, img_size: int, epochs: int, patch_size: int) -> tuple[int, ...]:
+def epoch_sizes(resolution: ResolutionConfig | None, *, img_size: int, epochs: int, patch_size: int) -> tuple[int, ...]:
     """The pixels of a side in every epoch: smaller sizes share the epochs before `until` evenly, the rest has
     `img_size`.
 

@@ -15,7 +15,7 @@ from semmae.cli import recipes
 from semmae.cli.main import app, main
 from semmae.core import config, optim
 from semmae.models import mae, masking, teacher, vit
-from semmae.training.progressive_resolution import by_epoch
+from semmae.training.progressive_resolution import epoch_sizes
 from stages.finetune import FinetuneConfig
 from stages.linear import LinearConfig
 from stages.parts import PartsConfig
@@ -83,7 +83,7 @@ def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_something(fil
             vit.build({"img_size": section.img_size, **vars(section.encoder)}), **vars(section.recipe.decoder)
         )
         if elder.source == "timm":
-            seen = teacher.create(elder.model, elder.img_size).patch_embed.grid_size
+            seen = teacher.create_network(elder.model, elder.img_size).patch_embed.grid_size
         else:
             seen = vit.build({"img_size": elder.img_size, **vars(elder.network)}).patch_embed.grid_size
     patches = model.positions.shape[1] - 1
@@ -125,7 +125,7 @@ def test_the_networks_have_the_size_of_their_formula(name: str):
             found.append(sum(p.numel() for p in model.parameters()) + model.positions.numel())
             assert found[-1] == mae_size(vars(encoder), vars(decoder), img_size)
         if elder.source == "timm":
-            network = teacher.create(elder.model, elder.img_size)
+            network = teacher.create_network(elder.model, elder.img_size)
             found.append(sum(p.numel() for p in network.parameters()))
             assert found[-1] == vit_size(384, 12, 16, elder.img_size)
     assert found == list(SIZES[name])
@@ -185,7 +185,7 @@ def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
         config.load(FinetuneConfig, "finetune", file=file),
     )
     recipe, masks, tuning = section.recipe, section.masking, tuned.protocol.recipe
-    sizes = by_epoch(recipe.resolution, img_size=224, epochs=recipe.epochs, patch_size=patch)
+    sizes = epoch_sizes(recipe.resolution, img_size=224, epochs=recipe.epochs, patch_size=patch)
     each = [forward(*shape, size, mask_ratio=masks.mask_ratio) for size in sizes]
     work = [3 * sum(each) * (IMAGENET // recipe.batch_size * recipe.batch_size)]
     if tuned.datasets:
@@ -205,7 +205,7 @@ def test_a_day_is_enough_for_the_recipe_of_one_day():
     section = config.load(PretrainConfig, "pretrain", file=ROOT / "recipes/h200_one_day.yaml")
     cost = recipes.head(ROOT / "recipes/h200_one_day.yaml")["cost"]
     assert 1.5 * float(re.search(r"([\d,]+) GPU hours if", cost)[1]) <= 24
-    sizes = by_epoch(section.recipe.resolution, img_size=224, epochs=300, patch_size=16)
+    sizes = epoch_sizes(section.recipe.resolution, img_size=224, epochs=300, patch_size=16)
     shape = PRICED["h200_one_day"]
     share = sum(forward(*shape, size, mask_ratio=0.75) for size in sizes) / (
         300 * forward(*shape, 224, mask_ratio=0.75)

@@ -29,7 +29,7 @@ CONFIG = SIZES | {"mean": vit.MEAN, "std": vit.STD}
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    return frozen_encoder.Encoder(vit.build(CONFIG).eval(), CONFIG, "digest")
+    return frozen_encoder.FrozenEncoder(vit.build(CONFIG).eval(), CONFIG, "digest")
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def folder(request, tmp_path):
 
 @pytest.fixture
 def images(folder):
-    size = frozen_encoder.load(folder).config["img_size"]
+    size = frozen_encoder.load_encoder(folder).config["img_size"]
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -59,8 +59,8 @@ def test_timm_gives_equal_tokens_and_the_class_token_as_its_output(folder, image
     found = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     assert found.state_dict().keys() == network.state_dict().keys()
     with torch.no_grad():
-        close(found.forward_features(images), vit.tokens(network, images))
-        close(found(images), vit.tokens(network, images)[:, 0])
+        close(found.forward_features(images), vit.encode_tokens(network, images))
+        close(found(images), vit.encode_tokens(network, images)[:, 0])
 
 
 @pytest.mark.parametrize("pool", ["patch_mean", "class"])
@@ -92,7 +92,7 @@ def test_transformers_gives_equal_tokens_with_no_key_missing_or_left_over(folder
     found, report = ViTModel.from_pretrained(tmp_path / "out", **how)
     assert not any(report.values())
     with torch.no_grad():
-        close(found(images).last_hidden_state, vit.tokens(network, images))
+        close(found(images).last_hidden_state, vit.encode_tokens(network, images))
 
 
 def test_transformers_reconstructs_as_the_autoencoder_does(folder, images, tmp_path):
@@ -115,7 +115,7 @@ def test_the_evaluation_view_goes_with_it(folder, tmp_path):
 
     for to in ("timm", "transformers"):
         export.export(folder, tmp_path / to, to=to, with_decoder=False)
-    size, picture = frozen_encoder.load(folder).config["img_size"], Picture()
+    size, picture = frozen_encoder.load_encoder(folder).config["img_size"], Picture()
     ours = torch.from_numpy(CenterView(size)(picture, 0)["image"])[None]
     expected = vit.normalize(ours, tuple(SIGHT["mean"]), tuple(SIGHT["std"]))
     model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
@@ -136,16 +136,16 @@ def test_the_evaluation_view_goes_with_it(folder, tmp_path):
 def test_a_teacher_of_timms_goes_back_to_timm_and_what_a_plain_vit_lacks_is_named(tmp_path):
     network, config = timm.create_model("test_vit", num_classes=0, img_size=64, dynamic_img_size=True), {}
     config = {"timm": "test_vit.r160_in1k", "img_size": 64, "class_token": True, **SIGHT}
-    teacher.save(tmp_path / "teacher", network, config)
+    teacher.save_teacher(tmp_path / "teacher", network, config)
     export.export(tmp_path / "teacher", tmp_path / "timm", to="timm", with_decoder=False)
     export.export(tmp_path / "teacher", tmp_path / "transformers", to="transformers", with_decoder=False)
     other = timm.create_model("test_vit2", num_classes=0, img_size=64)
     with pytest.raises(ValueError, match=r"so it is no ViT of transformers; use --to timm|lacks; use --to timm"):
-        export.to_transformers(frozen_encoder.Encoder(other, config, ""), tmp_path / "other")
+        export.to_transformers(frozen_encoder.FrozenEncoder(other, config, ""), tmp_path / "other")
 
 
 def test_an_export_that_differs_from_its_origin_is_not_written(folder, tmp_path):
-    encoder = frozen_encoder.load(folder)
+    encoder = frozen_encoder.load_encoder(folder)
     encoder.network.norm.eps = 1e-2  # transformers knows one epsilon for all norms
     with pytest.raises(ValueError, match="differs from its origin by"):
         export.to_transformers(encoder, tmp_path / "out")

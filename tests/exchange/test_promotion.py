@@ -27,8 +27,8 @@ def test_a_promoted_encoder_becomes_a_teacher_with_its_features(inside: Project)
     call("teacher")
     encoder, config = vit.load(Path("data/pretrain"))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    found = teacher.load(Path("data/teacher")).encode(images)
-    expected = vit.tokens(encoder, vit.normalize(images))[:, 1:]
+    found = teacher.load_teacher(Path("data/teacher")).encode(images)
+    expected = vit.encode_tokens(encoder, vit.normalize(images))[:, 1:]
     torch.testing.assert_close(found.patch, expected)
     torch.testing.assert_close(found.cls, expected.mean(1))  # MAE trains no class token
     assert checkpoint["sha256"] == config["sha256"]
@@ -66,7 +66,7 @@ def test_a_foreign_encoder_is_scored_like_ours(inside: Project, tmp_path: Path):
 def test_the_imported_positions_are_ours(tmp_path: Path):
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     save_file(vit.build(config).state_dict(), tmp_path / "mae.safetensors")
-    _, found = pretrained_weights.encoder(tmp_path / "mae.safetensors", img_size=None, num_heads=2)
+    _, found = pretrained_weights.load_mae_encoder(tmp_path / "mae.safetensors", img_size=None, num_heads=2)
     assert {key: found[key] for key in config} == config
 
 
@@ -91,12 +91,12 @@ def test_an_ibot_teacher_used_again_is_the_same_teacher(inside: Project):
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     inside.set("teacher.source", "ibot")
     call("teacher")
-    before, quality = teacher.load(Path("data/teacher")).encode(images), measured()
+    before, quality = teacher.load_teacher(Path("data/teacher")).encode(images), measured()
     said = semmae(inside, "promote", "--teacher")
     inside.set("teacher.source", "semmae")
     inside.set("teacher.checkpoint", dict(re.findall(r"-S teacher\.checkpoint\.(\w+)=(\S+)", said)))
     call("teacher")
-    torch.testing.assert_close(teacher.load(Path("data/teacher")).encode(images), before)
+    torch.testing.assert_close(teacher.load_teacher(Path("data/teacher")).encode(images), before)
     assert measured() == {key: quality[key] for key in ("knn_top1", "readout_iou")}  # by the class token, again
 
 

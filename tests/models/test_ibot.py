@@ -13,7 +13,7 @@ CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_hea
 
 
 def network() -> ibot.IBOTNetwork:
-    return ibot.IBOTNetwork(vit.build(CONFIG), ibot.Head(32, hidden=16, bottleneck=8, prototypes=6))
+    return ibot.IBOTNetwork(vit.build(CONFIG), ibot.ProjectionHead(32, hidden=16, bottleneck=8, prototypes=6))
 
 
 def model(centering: str = "mean") -> ibot.SelfDistillation:
@@ -65,12 +65,12 @@ def test_centring_subtracts_the_mean_before_the_softmax():
     center = torch.zeros(6)
     ibot.update_center(center, logits.mean(0), 0.9)
     torch.testing.assert_close(center, 0.1 * logits.mean(0))
-    torch.testing.assert_close(ibot.targets(logits, center, 0.5), ((logits - center) / 0.5).softmax(-1))
+    torch.testing.assert_close(ibot.centered_targets(logits, center, 0.5), ((logits - center) / 0.5).softmax(-1))
 
 
 def test_sinkhorn_uses_prototypes_equally_and_keeps_distributions():
     logits = torch.randn(50, 6) + torch.tensor([3.0, 0, 0, 0, 0, 0])
-    q = ibot.sinkhorn(logits, 1.0)
+    q = ibot.sinkhorn_targets(logits, 1.0)
     torch.testing.assert_close(q.sum(1), torch.ones(50))
     torch.testing.assert_close(q.sum(0), torch.full((6,), 50 / 6), rtol=0.05, atol=0)
     assert (logits.argmax(1) == 0).float().mean() > 0.8  # what it had to undo

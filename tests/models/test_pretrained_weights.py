@@ -52,29 +52,31 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_an_mae_file_gives_its_networks_tokens_through_our_format(file, tmp_path):
-    network, config = pretrained_weights.encoder(file, num_heads=3)
+    network, config = pretrained_weights.load_mae_encoder(file, num_heads=3)
     assert {key: config[key] for key in SHAPE} == SHAPE
     assert config["imported"]["positions"] == "sine-cosine"
     vit.save(tmp_path / "ours", network, config)
     loaded, _ = vit.load(tmp_path / "ours")
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(vit.tokens(loaded, images), mae_network().forward_features(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        vit.encode_tokens(loaded, images), mae_network().forward_features(images), rtol=0, atol=1e-5
+    )
 
 
 def test_another_size_resamples_the_positions_as_timm_does(file):
-    network, config = pretrained_weights.encoder(file, img_size=48, num_heads=3)
+    network, config = pretrained_weights.load_mae_encoder(file, img_size=48, num_heads=3)
     assert config["img_size"] == 48
     other = mae_network()
     other.set_input_size((48, 48))
     images = torch.randn(1, 3, 48, 48)
-    torch.testing.assert_close(vit.tokens(network, images), other.forward_features(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(vit.encode_tokens(network, images), other.forward_features(images), rtol=0, atol=1e-5)
 
 
 def test_a_fine_tuned_file_gives_its_encoder_and_its_last_norm(tmp_path):
     state = mae_network().state_dict()
     norm = {f"fc_norm.{part}": state.pop(f"norm.{part}") for part in ("weight", "bias")}
     torch.save({"model": state | norm | {"head.weight": torch.ones(5, 48)}}, tmp_path / "tuned.pth")
-    network, _ = pretrained_weights.encoder(tmp_path / "tuned.pth", num_heads=3)
+    network, _ = pretrained_weights.load_mae_encoder(tmp_path / "tuned.pth", num_heads=3)
     assert torch.equal(network.norm.weight, norm["fc_norm.weight"])
 
 
@@ -82,7 +84,7 @@ def test_learned_positions_are_kept_and_told_apart(tmp_path):
     state = mae_network().state_dict()
     state["pos_embed"] = torch.randn(1, 17, 48)
     torch.save(state, tmp_path / "own.pth")
-    network, config = pretrained_weights.encoder(tmp_path / "own.pth", num_heads=3)
+    network, config = pretrained_weights.load_mae_encoder(tmp_path / "own.pth", num_heads=3)
     assert config["imported"]["positions"] == "its own"
     assert torch.equal(network.pos_embed, state["pos_embed"])
 
@@ -101,22 +103,22 @@ def test_another_format_is_refused_in_one_sentence(change, reason, tmp_path):
     state = mae_state(mae_network()) | change
     torch.save({key: value for key, value in state.items() if value is not None}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=reason) as refused:
-        pretrained_weights.encoder(tmp_path / "x.pth", num_heads=3)
+        pretrained_weights.load_mae_encoder(tmp_path / "x.pth", num_heads=3)
     assert "\n" not in str(refused.value)
 
 
 def test_heads_are_known_by_width_or_asked_for(file):
     with pytest.raises(ValueError, match="has width 48, .* give --num-heads"):  # noqa: RUF043
-        pretrained_weights.encoder(file)
+        pretrained_weights.load_mae_encoder(file)
     with pytest.raises(ValueError, match="embed_dim is 48"):
-        pretrained_weights.encoder(file, num_heads=5)
+        pretrained_weights.load_mae_encoder(file, num_heads=5)
 
 
 @pytest.mark.parametrize("old", [False, True])
 def test_a_pickle_does_not_run(old, tmp_path, capsys):
     torch.save({"model": Boom()}, tmp_path / "boom.pth", _use_new_zipfile_serialization=not old)
     with pytest.raises(ValueError, match=r"holds (builtins\.)?print, and only weights and plain values are read"):
-        pretrained_weights.read(tmp_path / "boom.pth")
+        pretrained_weights.read_state_dict(tmp_path / "boom.pth")
     assert "unpickled" not in capsys.readouterr().out
 
 
@@ -126,7 +128,7 @@ def test_numpys_scalars_are_read_under_their_old_name_too(tmp_path):
         for name in new.namelist():
             old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert (tmp_path / "old.pth").read_bytes().count(b"numpy.core.multiarray") == 1
-    assert list(pretrained_weights.read(tmp_path / "old.pth")) == ["x"]
+    assert list(pretrained_weights.read_state_dict(tmp_path / "old.pth")) == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -142,12 +144,12 @@ def test_what_holds_no_weights_is_refused(content, reason, tmp_path):
     file = tmp_path / "x.pth"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     with pytest.raises(ValueError, match=reason) as refused:
-        pretrained_weights.read(file)
+        pretrained_weights.read_state_dict(file)
     assert "\n" not in str(refused.value)
 
 
 def test_a_missing_file_and_a_wrong_digest_are_refused(file):
     with pytest.raises(ValueError, match="there is no file"):
-        pretrained_weights.read(file.with_name("none.pth"))
+        pretrained_weights.read_state_dict(file.with_name("none.pth"))
     with pytest.raises(ValueError, match=r"but params\.yaml says 0000"):
-        pretrained_weights.read(file, "0000")
+        pretrained_weights.read_state_dict(file, "0000")

@@ -38,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drawn(name: str, img_size: int = 64) -> vit.Network:
     """timm's network of random weights, none of which is a 0 or a 1 that could hide a mistake."""
-    network = teacher.create(name, img_size).eval()
+    network = teacher.create_network(name, img_size).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
@@ -131,8 +131,8 @@ def test_a_published_file_gives_its_networks_tokens_and_attention(layout, tmp_pa
     sha256 = atomic_files.sha256(tmp_path / "file.pth")
     network, config = teacher.from_timm(name, img_size=size, checkpoint=tmp_path / "file.pth", sha256=sha256)
     assert config["class_token"]
-    teacher.save(tmp_path / "frozen", network, config)
-    elder = teacher.load(tmp_path / "frozen")
+    teacher.save_teacher(tmp_path / "frozen", network, config)
+    elder = teacher.load_teacher(tmp_path / "frozen")
     images = nn.functional.interpolate(IMAGES, size=(size, size))
     tokens, x = elder.encode(images), vit.normalize(images, tuple(config["mean"]), tuple(config["std"]))
     expected, prefix = original.forward_features(x), original.num_prefix_tokens
@@ -294,10 +294,10 @@ def test_a_teacher_from_an_encoder_is_that_encoder(tmp_path):
 @pytest.mark.parametrize("trained", [True, False])
 def test_a_promoted_teacher_keeps_its_class_token(trained, tmp_path):
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    teacher.save(tmp_path / "ibot", vit.build(config), config | KNOWN | {"class_token": trained, "params": {}})
+    teacher.save_teacher(tmp_path / "ibot", vit.build(config), config | KNOWN | {"class_token": trained, "params": {}})
     file = promotion.promote(tmp_path / "ibot", "teacher", tmp_path / "encoders")
-    teacher.save(tmp_path / "next", *teacher.from_encoder(file, file.parent.name, img_size=32))
+    teacher.save_teacher(tmp_path / "next", *teacher.from_encoder(file, file.parent.name, img_size=32))
     images = nn.functional.interpolate(IMAGES, size=(32, 32))
-    before, after = (teacher.load(tmp_path / name) for name in ("ibot", "next"))
+    before, after = (teacher.load_teacher(tmp_path / name) for name in ("ibot", "next"))
     torch.testing.assert_close(after.encode(images), before.encode(images))
     assert after.class_token is trained

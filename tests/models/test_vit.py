@@ -18,7 +18,7 @@ def network():
 
 def test_tokens_equal_timms(network):
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(vit.tokens(network, images), network.forward_features(images))
+    torch.testing.assert_close(vit.encode_tokens(network, images), network.forward_features(images))
 
 
 def test_kept_patches_enter_with_their_own_positions(network):
@@ -38,7 +38,7 @@ def test_class_attention_is_the_last_blocks_softmax(network):
     attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.update(weights=output))
     tokens, attention = vit.class_attention(network, images)
     torch.testing.assert_close(attention, seen["weights"][:, :, 0, 1:])
-    torch.testing.assert_close(tokens, vit.tokens(network, images))
+    torch.testing.assert_close(tokens, vit.encode_tokens(network, images))
 
 
 def test_positions_tell_places_apart(network):
@@ -57,8 +57,8 @@ def test_impossible_shapes_are_refused(change, word):
 def test_teacher_round_trip(network, tmp_path):
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     config = CONFIG | {"class_token": True, "mean": vit.MEAN, "std": vit.STD}
-    teacher.save(tmp_path, network, config)
-    loaded = teacher.load(tmp_path)
+    teacher.save_teacher(tmp_path, network, config)
+    loaded = teacher.load_teacher(tmp_path)
     tokens = loaded.encode(images)
     expected = network.forward_features(vit.normalize(images))
     torch.testing.assert_close(tokens.cls, expected[:, 0])
@@ -68,18 +68,18 @@ def test_teacher_round_trip(network, tmp_path):
 
 
 def test_without_a_trained_class_token_the_patches_speak(network, tmp_path):
-    teacher.save(tmp_path, network, CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD})
-    tokens = teacher.load(tmp_path).encode(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    teacher.save_teacher(tmp_path, network, CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD})
+    tokens = teacher.load_teacher(tmp_path).encode(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
     torch.testing.assert_close(tokens.cls, tokens.patch.mean(1))
 
 
 def test_damaged_weights_are_refused(network, tmp_path):
-    teacher.save(tmp_path, network, CONFIG | {"class_token": True, "mean": vit.MEAN, "std": vit.STD})
+    teacher.save_teacher(tmp_path, network, CONFIG | {"class_token": True, "mean": vit.MEAN, "std": vit.STD})
     weights = bytearray((tmp_path / "teacher.safetensors").read_bytes())
     weights[-1] ^= 1
     (tmp_path / "teacher.safetensors").write_bytes(weights)
     with pytest.raises(ValueError, match="does not match the sha256"):
-        teacher.load(tmp_path)
+        teacher.load_teacher(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pth"])
@@ -90,8 +90,8 @@ def test_timm_checkpoint_with_positions_resampled(tmp_path, form):
     network, config = teacher.from_timm("vit_tiny_patch16_224", img_size=96, checkpoint=file)
     assert network.pos_embed.shape == (1, 1 + 36, 192)
     assert torch.equal(network.blocks[3].mlp.fc1.weight, published.blocks[3].mlp.fc1.weight)
-    teacher.save(tmp_path / "frozen", network, config)
-    tokens = teacher.load(tmp_path / "frozen").encode(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
+    teacher.save_teacher(tmp_path / "frozen", network, config)
+    tokens = teacher.load_teacher(tmp_path / "frozen").encode(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
     assert tokens.patch.shape == (1, 36, 192)
 
 
@@ -110,11 +110,11 @@ def test_attention_is_fused_where_that_is_faster_and_says_the_same(network):
     cpu, images = torch.device("cpu"), torch.randn(2, 3, 160, 160)  # 400 patches of 8 pixels
     with torch.no_grad():
         vit.use_fastest_attention(network, cpu)
-        explicit = vit.tokens(network, images)
+        explicit = vit.encode_tokens(network, images)
         assert not any(block.attn.fused_attn for block in network.blocks)
         vit.use_fastest_attention(network, cpu, frozen_at=(20, 20))
         assert all(block.attn.fused_attn for block in network.blocks)
-        torch.testing.assert_close(vit.tokens(network, images), explicit)
+        torch.testing.assert_close(vit.encode_tokens(network, images), explicit)
     vit.use_fastest_attention(network, cpu, frozen_at=(19, 21))
     assert not any(block.attn.fused_attn for block in network.blocks)
     vit.use_fastest_attention(network, torch.device("cuda"))

@@ -195,7 +195,7 @@ def _distilled(run: Run, dataset: Path, centering: Any, world: World = ALONE) ->
         config.load(ibot_loop.IBOTRecipe, "teacher", "ibot", file=TOY), epochs=2, batch_size=8, centering=centering
     )
     network = mae_loop.ViTConfig(patch_size=8, embed_dim=32, depth=1, num_heads=2)
-    ibot_loop.distil(
+    ibot_loop.distill(
         recipe, network, img_size=32, reader=Reader(dataset, "train"), seed=0, compute=COMPUTE, world=world, run=run,
         measure=lambda *_: {}, start=None,
     )  # fmt: skip

@@ -120,7 +120,7 @@ def test_an_encoder_of_another_patch_size(stage, key, value, sentence, inside, c
         call(name, "toy")
     config = {"img_size": 32, "patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
     described = {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
-    teacher.save(Path("data/teacher"), vit.build(config), config | described)
+    teacher.save_teacher(Path("data/teacher"), vit.build(config), config | described)
     inside.set(key, value)
     assert sentence in refused(capsys, stage, "toy")
 
@@ -131,7 +131,7 @@ def test_a_teacher_of_another_patch_size(source: str, inside: Project, capsys: p
     if source == "timm":
         model = "vit_tiny_patch16_224"
         file = Path("tiny.pth").resolve()
-        torch.save(teacher.create(model, 32).state_dict(), file)
+        torch.save(teacher.create_network(model, 32).state_dict(), file)
         inside.set("teacher.model", "vit_small_patch8_224.dino")
         sentences = ["its patches are 16 pixels wide, there 8", f"teacher.model {model} needs a multiple of its patch"]
     else:

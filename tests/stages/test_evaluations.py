@@ -53,10 +53,10 @@ def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) 
     Path("data/shards/toy").symlink_to(toy_dataset)
     vit.save(Path("data/pretrain"), vit.build(CONFIG), CONFIG)
     described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
-    teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
+    teacher.save_teacher(Path("data/teacher"), vit.build(CONFIG), described)
     learner = KMeansParts(
         {"method": "kmeans", "num_parts": 3, "background": False, "width": 32, "temperature": 0.1, "img_size": 32,
-         "grid": [4, 4], "teacher": teacher.load(Path("data/teacher")).digest}
+         "grid": [4, 4], "teacher": teacher.load_teacher(Path("data/teacher")).digest}
     )  # fmt: skip
     learner.centroids.copy_(torch.eye(32)[:3])
     parts_module.save(Path("data/parts"), learner)
@@ -217,7 +217,7 @@ def test_a_wrong_name_ends_in_one_sentence(project, monkeypatch, capsys, name, a
 
 def test_parts_of_another_teacher_are_refused(project, monkeypatch, capsys):
     described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
-    teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
+    teacher.save_teacher(Path("data/teacher"), vit.build(CONFIG), described)
     with pytest.raises(SystemExit):
         start(monkeypatch, "part_scores", "toy")
     assert "learned from another teacher" in capsys.readouterr().err

@@ -167,7 +167,7 @@ def test_a_checkpoint_in_timms_layout_teaches(inside: Project):
     inside.set("teacher.model", "vit_tiny_patch16_224")
     inside.set("teacher.checkpoint", {"path": file.name, "sha256": atomic_files.sha256(file)})
     call("teacher")
-    elder = teacher.load(Path("data/teacher"))
+    elder = teacher.load_teacher(Path("data/teacher"))
     assert elder.grid(32) == (2, 2)  # too few places for a middle: no foreground
     inside.set("parts.learned.foreground", None)
     for name, value in published.blocks.state_dict().items():

@@ -48,8 +48,8 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     torch.manual_seed(0)
     known = {"mean": vit.MEAN, "std": vit.STD}
     taught = {"source": "mae", "class_token": False, "params": {"dataset": dataset, "seed": 0}}
-    teacher.save(Path("data/teacher"), vit.build(SIZE), SIZE | known | taught)
-    elder = teacher.load(Path("data/teacher"))
+    teacher.save_teacher(Path("data/teacher"), vit.build(SIZE), SIZE | known | taught)
+    elder = teacher.load_teacher(Path("data/teacher"))
 
     config = {"method": method, "num_parts": 3, "background": method == "learned", "width": 32, "grid": [4, 4]}
     config |= {"img_size": 32, "temperature": 0.1, "decoder_width": 8, "decoder_depth": 1, "values": 32}

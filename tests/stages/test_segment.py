@@ -49,7 +49,7 @@ def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) 
     Path("data/shards/toy").symlink_to(toy_dataset)
     vit.save(Path("data/pretrain"), vit.build(CONFIG), CONFIG)
     described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
-    teacher.save(Path("data/teacher"), vit.build(CONFIG), described)
+    teacher.save_teacher(Path("data/teacher"), vit.build(CONFIG), described)
     return tmp_path
 
 

@@ -96,14 +96,14 @@ def test_the_network_is_timms_with_the_encoders_weights():
 
 def test_the_class_token_is_read_after_the_encoders_norm():
     model, images = built("class").eval(), vit.normalize(pixels())
-    assert torch.allclose(model(images), model.head(vit.tokens(encoder(), images)[:, 0]), atol=1e-7)
+    assert torch.allclose(model(images), model.head(vit.encode_tokens(encoder(), images)[:, 0]), atol=1e-7)
 
 
 def test_another_image_size_resamples_the_positions_as_the_encoder_does():
     model = built("class", img_size=48).eval()
     images = vit.normalize(torch.nn.functional.interpolate(pixels(), size=48))
     assert model.pos_embed.shape[1] == 1 + 6 * 6
-    assert torch.allclose(vit.tokens(model, images), vit.tokens(encoder(), images), atol=1e-6)
+    assert torch.allclose(vit.encode_tokens(model, images), vit.encode_tokens(encoder(), images), atol=1e-6)
     with pytest.raises(ValueError, match="img_size is 44; the encoder needs a multiple of its patch size 8"):
         built(img_size=44)
 

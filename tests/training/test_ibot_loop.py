@@ -29,7 +29,7 @@ def distilled(
 ) -> list[dict[str, float]]:
     """The history of a run on creatures of 32 pixels: two steps of 16 images per epoch."""
     with Run("teacher", ALONE, out=shards, params=recipe, inputs=[], checkpoint_minutes=60) as run:
-        ibot_loop.distil(
+        ibot_loop.distill(
             recipe, NETWORK, img_size=32, reader=Reader(shards, "train"), seed=0, compute=COMPUTE, world=ALONE,
             run=run, measure=measure, start=None,
         )  # fmt: skip

@@ -6,20 +6,22 @@ import pytest
 import torch
 
 from semmae.models import mae, vit
-from semmae.training.progressive_resolution import Resolution, by_epoch
+from semmae.training.progressive_resolution import ResolutionConfig, epoch_sizes
 
 
 def test_sizes_share_the_epochs_before_the_full_one_evenly():
-    rising = Resolution(start=160, step=32, until=0.75)
-    assert by_epoch(rising, img_size=224, epochs=8, patch_size=16) == (160,) * 3 + (192,) * 3 + (224,) * 2
-    assert by_epoch(None, img_size=224, epochs=3, patch_size=16) == (224,) * 3
+    rising = ResolutionConfig(start=160, step=32, until=0.75)
+    assert epoch_sizes(rising, img_size=224, epochs=8, patch_size=16) == (160,) * 3 + (192,) * 3 + (224,) * 2
+    assert epoch_sizes(None, img_size=224, epochs=3, patch_size=16) == (224,) * 3
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 148, 296])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("until", [0.01, 0.3, 1 / 3, 0.75, 1.0])
 def test_sizes_rise_and_end_full(epochs: int, steps: int, until: float):
-    sizes = by_epoch(Resolution(start=32, step=16, until=until), img_size=32 + 16 * steps, epochs=epochs, patch_size=8)
+    sizes = epoch_sizes(
+        ResolutionConfig(start=32, step=16, until=until), img_size=32 + 16 * steps, epochs=epochs, patch_size=8
+    )
     assert len(sizes) == epochs
     assert list(sizes) == sorted(sizes)
     assert sizes[-1] == 32 + 16 * steps
@@ -38,7 +40,7 @@ def test_sizes_rise_and_end_full(epochs: int, steps: int, until: float):
 )
 def test_sizes_that_do_not_fit_are_refused(start: int, step: int, said: str):
     with pytest.raises(ValueError, match=said):
-        by_epoch(Resolution(start=start, step=step, until=0.5), img_size=96, epochs=4, patch_size=8)
+        epoch_sizes(ResolutionConfig(start=start, step=step, until=0.5), img_size=96, epochs=4, patch_size=8)
 
 
 def test_an_autoencoder_takes_smaller_images_and_sees_no_masked_patch_of_them():

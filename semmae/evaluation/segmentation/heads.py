@@ -70,7 +70,7 @@ def token_maps(
             if isinstance(network, Teacher):
                 found = network.encode(images).patch
             else:
-                found = vit.tokens(network, vit.normalize(images))[:, network.num_prefix_tokens :]
+                found = vit.encode_tokens(network, vit.normalize(images))[:, network.num_prefix_tokens :]
         b, n, d = found.shape
         side = round(n**0.5)
         return found.float().transpose(1, 2).reshape(b, d, side, side)

@@ -202,6 +202,6 @@ def test_encoder_and_teacher_give_their_patch_tokens_on_their_grid():
     elder = teacher.Teacher(network, {"class_token": False, "mean": vit.MEAN, "std": vit.STD}, "")
     images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)  # positions are resampled
     maps = [segmentation_probes.token_maps(x, device=ALONE.device, precision="fp32")(images) for x in (network, elder)]
-    expected = vit.tokens(network, vit.normalize(images))[:, 1:].reshape(2, 6, 6, 32).permute(0, 3, 1, 2)
+    expected = vit.encode_tokens(network, vit.normalize(images))[:, 1:].reshape(2, 6, 6, 32).permute(0, 3, 1, 2)
     for found in maps:
         torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)

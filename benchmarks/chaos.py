@@ -26,7 +26,7 @@ from subprocess import DEVNULL, Popen, TimeoutExpired
 import psutil
 
 from semmae.cli import doctor
-from semmae.core import atomic_files
+from semmae.core.digests import file_digest
 from tests.project import Project, create
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -87,7 +87,7 @@ def digests(project: Project, targets: list[str]) -> dict[str, str]:
     files = [path for kept in KEPT for path in (project.folder / kept).rglob("*") if path.is_file()]
     inside = {path.relative_to(project.folder): path for path in files}
     return {
-        str(name): atomic_files.sha256(path) for name, path in sorted(inside.items())
+        str(name): file_digest(path) for name, path in sorted(inside.items())
         if any(name.is_relative_to(place) for place in made)
     }  # fmt: skip
 

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.part_maps import prepare
 from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES
-from semmae.core import async_copy, distributed, stage
+from semmae.core import async_copy, distributed, process
 from semmae.data.dataset import Reader
 from semmae.data.transforms import Crop
 from semmae.models import vit
@@ -124,7 +124,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Draw the images, measure, tell."""
     args = parsed()
-    stage.keep_memory()
+    process.keep_freed_memory()
     together = os.environ.get("MASTER_PORT", os.getpid())  # the same for all processes of a torchrun
     root = Path(tempfile.gettempdir(), f"semmae-end-to-end-{together}")
     os.environ["SEMMAE_STATE"] = str(root / "state")

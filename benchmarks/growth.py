@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import write_json
+from semmae.core.digests import json_digest
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_order
 from semmae.parts import part_maps
@@ -53,11 +54,11 @@ def prepare(root: Path, samples: int) -> None:
     }  # fmt: skip
     pq.write_table(pa.table(columns, schema=shard_index.INDEX), root / SHARDS / "index.parquet")
     entries = [
-        {"file": name, "split": "train", "count": PER_SHARD, "bytes": len(name), "sha256": atomic_files.digest(name)}
+        {"file": name, "split": "train", "count": PER_SHARD, "bytes": len(name), "sha256": json_digest(name)}
         for name in names
     ]
     meta = {"class_names": [], "mask_kind": None, "mask_names": [], "sources": {"grown": {"weight": 1.0}}}
-    atomic_files.write_json(root / SHARDS / "shards.json", meta | {"shards": entries, "samples": {"train": samples}})
+    write_json(root / SHARDS / "shards.json", meta | {"shards": entries, "samples": {"train": samples}})
     labels = np.random.default_rng(0).integers(0, 7, (PER_SHARD, GRID[0] * GRID[1]), dtype=np.uint8)
     made = {"grid": list(GRID), "num_parts": 7, "background": None, "teacher": "a", "parts": "b"}
     for number, entry in enumerate(entries):

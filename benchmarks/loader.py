@@ -42,7 +42,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from semmae.core import stage
+from semmae.core import process
 from semmae.data.dataset import Reader, batches
 from semmae.data.transforms import Crop, OneCrop
 from semmae.models import vit
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    stage.keep_memory()  # as every stage does; all rows gain by it
+    process.keep_freed_memory()  # as every stage does; all rows gain by it
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     table: dict[str, dict[str, dict[str, float]]] = {}

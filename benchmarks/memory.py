@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from semmae.core import config
+from semmae.core.config import read_yaml
 from semmae.models import teacher, vit
 from semmae.parts import part_learner
 from semmae.sharding import shard_writer
@@ -71,7 +71,7 @@ def prepare(root: Path, images: int) -> None:
 
 def protocol(name: str) -> dict[str, Any]:
     """An evaluation's protocol of params.yaml, changed by CHANGES and on the CPU."""
-    found = config.read(ROOT / "params.yaml")[name]["protocol"]
+    found = read_yaml(ROOT / "params.yaml")[name]["protocol"]
     for key, value in CHANGES.get(name, {}).items():
         found[key] = found[key] | value if isinstance(value, dict) else value
     found.get("compute", found).update(device="cpu", precision="fp32")

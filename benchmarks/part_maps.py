@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.step import SHAPES, seconds
-from semmae.core import distributed, stage
+from semmae.core import distributed, process
 from semmae.data.dataset import Reader, batches
 from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    stage.keep_memory()
+    process.keep_freed_memory()
     root = Path(tempfile.mkdtemp(prefix="semmae-part-maps-"))
     os.environ["SEMMAE_STATE"] = str(root / "state")
     try:

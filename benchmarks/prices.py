@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, flops
 from semmae.cli import recipes
-from semmae.core import config
+from semmae.core.config import load_config
 from semmae.models import mae, vit
 from semmae.training.mae_loop import patch_budget
 from semmae.training.progressive_resolution import epoch_sizes
@@ -89,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     speeds = measured(args.speeds)
     for name, file in recipes.found(Path("recipes")).items():
-        section = config.load(PretrainConfig, "pretrain", file=file)
+        section = load_config(PretrainConfig, "pretrain", file=file)
         network = next((key for key, shape in SHAPES.items() if shape == vars(section.encoder)), "of another shape")
         if network not in speeds or vars(section.recipe.decoder) != DECODER:
             print(f"{name}: ViT {network}, whose step was not measured")

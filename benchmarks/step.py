@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from semmae.core import async_copy, distributed, optim, stage
+from semmae.core import async_copy, distributed, optim, process
 from semmae.models import mae, masking, vit
 
 IMAGE, RATIO, PARTS = 224, 0.75, 7
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="in a row, at each time of a round")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    stage.keep_memory()  # as every stage does; all rows gain by it
+    process.keep_freed_memory()  # as every stage does; all rows gain by it
     device, table = distributed.choose_device(args.device), {}
     mode = f"compiled ({args.compile})" if args.compile else "eager"
     for name in args.models:

@@ -18,9 +18,11 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import async_copy, atomic_files, distributed, optim, stage
-from semmae.core import config as params
-from semmae.core.config import STRICT, Betas, Share
+from semmae.core import async_copy, distributed, optim, stage
+from semmae.core.atomic_files import write_json
+from semmae.core.config import STRICT, Betas, Share, load_config, with_overrides
+from semmae.core.digests import file_digest
+from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
 from semmae.evaluation import (
     attentive_heads,
@@ -71,18 +73,18 @@ class AttentiveConfig:
 
 def main() -> None:
     """Probe the dataset named on the command line."""
-    section = params.load(AttentiveConfig, "attentive")
-    name, own = stage.named(section.datasets, "attentive")
-    protocol = stage.over(section.protocol, own)
+    section = load_config(AttentiveConfig, "attentive")
+    name, own = stage.dataset_from_command_line(section.datasets, "attentive")
+    protocol = with_overrides(section.protocol, own)
     shards, minutes = Path("data/shards") / name, protocol.compute.checkpoint_minutes
     train, val = features.labeled_splits(shards)
     network, config = vit.load(PRETRAIN)
-    inputs = [atomic_files.sha256(shards / "shards.json"), atomic_files.model_digest(PRETRAIN, "encoder")]
+    inputs = [file_digest(shards / "shards.json"), model_digest(PRETRAIN, "encoder")]
     with distributed.world(protocol.compute.device) as world:
         how: dict[str, Any] = {"device": world.device, "precision": protocol.compute.precision}
         lines = {"encoder": (features.seen(network, **how), config["img_size"])}
         if protocol.baselines:
-            inputs.append(atomic_files.model_digest(TEACHER, "teacher"))
+            inputs.append(model_digest(TEACHER, "teacher"))
             lines |= baselines.tokens_beside(config, teacher.load_teacher(TEACHER), seed=protocol.seed, **how)
         probes = {line: AttentiveProbe(*look, train.num_classes, protocol, world) for line, look in lines.items()}
         with run.Run(
@@ -190,7 +192,7 @@ def write(name: str, probes: dict[str, AttentiveProbe], val: Reader, now: run.Ru
     encoder = probes["encoder"]
     scores: dict[str, Any] = found.pop("encoder") | encoder.settings[encoder.curve.best]
     scores |= {line: classification_metrics.brief(beside) for line, beside in found.items()}
-    atomic_files.write_json(OUT / f"{name}.json", {"attentive": {name: scores}})
+    write_json(OUT / f"{name}.json", {"attentive": {name: scores}})
     curve_files.write(OUT / "curves" / name, {line: probe.curve.history() for line, probe in probes.items()})
     predictions.write(OUT / f"predictions/{name}.tsv", val.keys, logits["encoder"], labels, val.class_names)
     print(f"{name}: attentive {classification_metrics.told(scores)}")

@@ -20,9 +20,11 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from semmae.core import atomic_files, distributed, stage
-from semmae.core import config as params
-from semmae.core.config import STRICT
+from semmae.core import distributed, stage
+from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.config import STRICT, load_config
+from semmae.core.digests import file_digest
+from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
 from semmae.evaluation import baselines, classification_metrics, curve_files, features, predictions, subsets
 from semmae.models import classifier, vit
@@ -81,8 +83,8 @@ class Tuned:
 
 def main() -> None:
     """Fine-tune on the dataset named on the command line."""
-    section = params.load(FinetuneConfig, "finetune")
-    name, own = stage.named(section.datasets, "finetune")
+    section = load_config(FinetuneConfig, "finetune")
+    name, own = stage.dataset_from_command_line(section.datasets, "finetune")
     protocol = settled(section.protocol, own)
     train, val = features.labeled_splits(SHARDS / name)
     encoder, config = vit.load(PRETRAIN)
@@ -127,7 +129,7 @@ def settled(protocol: FinetuneProtocol, dataset: FinetuneOverrides) -> FinetuneP
 
 def inputs(name: str) -> list[str]:
     """The digests of what the stage reads."""
-    return [atomic_files.sha256(SHARDS / name / "shards.json"), atomic_files.model_digest(PRETRAIN, "encoder")]
+    return [file_digest(SHARDS / name / "shards.json"), model_digest(PRETRAIN, "encoder")]
 
 
 def trained(
@@ -159,9 +161,9 @@ def write(
     """The classifier, its scores, its curves and what it says of every sample of val."""
     shape = {key: config[key] for key in vit.CONFIG_KEYS}
     known = {"pool": protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
-    with atomic_files.replacing(OUT / name) as folder:
+    with atomic_write(OUT / name) as folder:
         classifier.save(folder, result.model, shape | known | {"params": run.described(protocol)})
-    atomic_files.write_json(RESULTS / f"{name}.json", {"finetune": {name: scores}})
+    write_json(RESULTS / f"{name}.json", {"finetune": {name: scores}})
     curve_files.write(RESULTS / "curves" / name, curves)
     predictions.write(
         RESULTS / f"predictions/{name}.tsv", val.keys, result.scores, result.labels, val.class_names, logits=False

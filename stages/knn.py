@@ -14,9 +14,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import atomic_files, distributed, stage
-from semmae.core import config as params
-from semmae.core.config import STRICT
+from semmae.core import distributed, stage
+from semmae.core.atomic_files import write_json
+from semmae.core.config import STRICT, load_config
 from semmae.data.dataset import Reader
 from semmae.evaluation import baselines, classification_metrics, features, predictions, whitening
 from semmae.models import teacher, vit
@@ -53,8 +53,8 @@ class KnnConfig:
 
 def main() -> None:
     """Score the dataset named on the command line."""
-    section = params.load(KnnConfig, "knn")
-    protocol, (name, _) = section.protocol, stage.named(section.datasets, "knn")
+    section = load_config(KnnConfig, "knn")
+    protocol, (name, _) = section.protocol, stage.dataset_from_command_line(section.datasets, "knn")
     splits = features.labeled_splits(Path("data/shards") / name)
     network, config = vit.load(Path("data/pretrain"))
     device = distributed.choose_device(protocol.device)
@@ -70,7 +70,7 @@ def main() -> None:
             beside = voted(encode, img_size, splits, protocol, device)
             scores[line] = classification_metrics.brief(classification_metrics.classification(beside, labels))
     out = Path("results/knn")
-    atomic_files.write_json(out / f"{name}.json", {"knn": {name: scores}})
+    write_json(out / f"{name}.json", {"knn": {name: scores}})
     predictions.write(out / f"predictions/{name}.tsv", val.keys, votes, labels, val.class_names, logits=False)
     print(f"{name}: kNN {classification_metrics.told(scores)}")
 

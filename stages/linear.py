@@ -19,9 +19,11 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import atomic_files, distributed, stage
-from semmae.core import config as params
-from semmae.core.config import STRICT, Share
+from semmae.core import distributed, stage
+from semmae.core.atomic_files import write_json
+from semmae.core.config import STRICT, Share, load_config, with_overrides
+from semmae.core.digests import file_digest
+from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
 from semmae.evaluation import (
     baselines,
@@ -77,18 +79,18 @@ class LinearConfig:
 
 def main() -> None:
     """Probe the dataset named on the command line."""
-    section = params.load(LinearConfig, "linear")
-    name, own = stage.named(section.datasets, "linear")
-    protocol = stage.over(section.protocol, own)
+    section = load_config(LinearConfig, "linear")
+    name, own = stage.dataset_from_command_line(section.datasets, "linear")
+    protocol = with_overrides(section.protocol, own)
     shards = Path("data/shards") / name
     train, val = features.labeled_splits(shards)
     network, config = vit.load(PRETRAIN)
     device = distributed.choose_device(protocol.device)
     how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
-    inputs = [atomic_files.sha256(shards / "shards.json"), atomic_files.model_digest(PRETRAIN, "encoder")]
+    inputs = [file_digest(shards / "shards.json"), model_digest(PRETRAIN, "encoder")]
     lines = {"encoder": (features.pooled(network, **how), config["img_size"])}
     if protocol.baselines:
-        inputs.append(atomic_files.model_digest(TEACHER, "teacher"))
+        inputs.append(model_digest(TEACHER, "teacher"))
         lines |= baselines.beside(config, teacher.load_teacher(TEACHER), seed=protocol.seed, **how)
     with eval_cache.folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
         probes = {line: LinearProbe(*how, train, val, protocol, device, folder / line) for line, how in lines.items()}
@@ -97,7 +99,7 @@ def main() -> None:
         if protocol.low_shot:
             scores["low_shot"] = {shots.name: encoder.low_shot(shots) for shots in protocol.low_shot}
         scores |= {line: classification_metrics.brief(probe.scores) for line, probe in probes.items()}
-        atomic_files.write_json(OUT / f"{name}.json", {"linear": {name: scores}})
+        write_json(OUT / f"{name}.json", {"linear": {name: scores}})
         curves = {line: probe.choice.history for line, probe in {"encoder": encoder, **probes}.items()}
         curve_files.write(OUT / "curves" / name, curves | encoder.curves)
         labels = torch.from_numpy(val.labels)

@@ -21,9 +21,11 @@ from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.progress import track
 
-from semmae.core import atomic_files, config, distributed, stage
+from semmae.core import distributed, stage
 from semmae.core.async_copy import PendingCopy, to_device
-from semmae.core.config import STRICT
+from semmae.core.atomic_files import write_json
+from semmae.core.config import STRICT, load_config
+from semmae.core.locks import exclusive_lock
 from semmae.data.dataset import Reader, grouped, verify_shards
 from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
@@ -46,7 +48,7 @@ class PartMapsConfig:
 
 def main() -> None:
     """Map the shards that are new under this teacher and these parts; take the others from the store."""
-    section = config.load(PartMapsConfig, "part_maps")
+    section = load_config(PartMapsConfig, "part_maps")
     shards = SHARDS / section.dataset
     verify_shards(shards)
     reader, elder = Reader(shards), teacher.load_teacher(TEACHER)
@@ -73,7 +75,7 @@ def main() -> None:
             metadata=made | {"shard": digests[name]},
         )  # fmt: skip
 
-    with atomic_files.lock("output", str((OUT / section.dataset).absolute())):
+    with exclusive_lock("output", str((OUT / section.dataset).absolute())):
         missing = [
             name for name in digests
             if not part_maps.stored(digest, digests[name], keys=[reader.keys[row] for row in rows[name]])
@@ -83,7 +85,7 @@ def main() -> None:
         list(track(cached, "part_maps", len(missing), console=Console(stderr=True), disable=not missing))
         part_maps.assemble(OUT / section.dataset, digest=digest, shards=digests)
     maps = part_maps.join(OUT / section.dataset, reader, teacher=elder.digest, parts=learner.digest)
-    atomic_files.write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summary(maps)})
+    write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summary(maps)})
 
 
 def cache(

@@ -16,8 +16,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import atomic_files, config, distributed, stage
-from semmae.core.config import STRICT
+from semmae.core import distributed, stage
+from semmae.core.atomic_files import write_json
+from semmae.core.config import STRICT, load_config
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader, batches
 from semmae.evaluation import baselines, features, part_baselines
@@ -60,8 +61,8 @@ class PartScoresConfig:
 
 def main() -> None:
     """Score the parts on the dataset named on the command line."""
-    section = config.load(PartScoresConfig, "part_scores")
-    protocol, (name, _) = section.protocol, stage.named(section.datasets, "part_scores")
+    section = load_config(PartScoresConfig, "part_scores")
+    protocol, (name, _) = section.protocol, stage.dataset_from_command_line(section.datasets, "part_scores")
     train, val = features.masked_splits(SHARDS / name)
     device = distributed.choose_device(protocol.device)
     elder, learner, untrained = networks(protocol, device)
@@ -95,7 +96,7 @@ def main() -> None:
         lines, CenterMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"
     )
     found = scores.pop("parts")
-    atomic_files.write_json(RESULTS / f"{name}.json", {"part_scores": {name: found | scores}})
+    write_json(RESULTS / f"{name}.json", {"part_scores": {name: found | scores}})
     beside = ", ".join(f"{line} {levels['pixel']['fg_iou']:.3f}" for line, levels in scores.items())
     print(f"{name}: foreground IoU of the parts {found['pixel']['fg_iou']:.3f} by pixels; beside it {beside}")
 

@@ -16,9 +16,10 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import async_copy, atomic_files, distributed, optim, stage
-from semmae.core import config as params
-from semmae.core.config import STRICT, Share, UpTo1
+from semmae.core import async_copy, distributed, optim, stage
+from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.config import STRICT, Share, UpTo1, load_config
+from semmae.core.digests import file_digest
 from semmae.core.rng import fold, numpy_generator
 from semmae.data.dataset import Reader, batches, verify_shards
 from semmae.data.transforms import Whole
@@ -86,7 +87,7 @@ class PartsConfig:
 
 def main() -> None:
     """Learn parts by the method that parts.method names."""
-    section = params.load(PartsConfig, "parts")
+    section = load_config(PartsConfig, "parts")
     verify_shards(SHARDS / section.dataset)
     reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.shuffle_shards)
     elder = teacher.load_teacher(TEACHER)
@@ -95,7 +96,7 @@ def main() -> None:
         "grid": elder.grid(section.img_size), "width": elder.embed_dim, "teacher": elder.digest,
         "params": run.described(section),
     }  # fmt: skip
-    inputs = [atomic_files.sha256(SHARDS / section.dataset / "shards.json"), elder.digest]
+    inputs = [file_digest(SHARDS / section.dataset / "shards.json"), elder.digest]
     minutes = section.compute.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
@@ -107,10 +108,10 @@ def main() -> None:
         learn = {"learned": learned, "kmeans": kmeans}[section.method]
         model, quality = learn(section, config, sample, reader, elder, world, now)
         if world.leads:
-            with atomic_files.replacing(OUT) as folder:
+            with atomic_write(OUT) as folder:
                 part_learner.save(folder, model)
-                atomic_files.write_json(folder / "history.json", now.history)
-            atomic_files.write_json(RESULTS / "metrics.json", {"parts": quality})
+                write_json(folder / "history.json", now.history)
+            write_json(RESULTS / "metrics.json", {"parts": quality})
             run.write_history(RESULTS / "live", "parts", now.history)
 
 

@@ -16,9 +16,11 @@ import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import atomic_files, distributed, hash_cache, stage
-from semmae.core import config as params
-from semmae.core.config import STRICT
+from semmae.core import distributed, hash_cache, stage
+from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.config import STRICT, load_config
+from semmae.core.digests import file_digest
+from semmae.core.model_files import model_digest
 from semmae.core.rng import fold
 from semmae.data.dataset import Reader, verify_shards
 from semmae.models import mae, vit
@@ -47,17 +49,17 @@ class PretrainConfig:
 
 def main() -> None:
     """Pretrain an encoder from scratch."""
-    section = params.load(PretrainConfig, "pretrain")
+    section = load_config(PretrainConfig, "pretrain")
     shards = SHARDS / section.dataset
     verify_shards(shards)
     reader = Reader(shards, "train").windowed(section.compute.shuffle_shards)
     made_by = {
-        "teacher": atomic_files.model_digest(TEACHER, "teacher"),
-        "parts": atomic_files.model_digest(PARTS, "parts"),
+        "teacher": model_digest(TEACHER, "teacher"),
+        "parts": model_digest(PARTS, "parts"),
     }
     maps = part_maps.join(PART_MAPS / section.dataset, reader, **made_by)
     files = sorted((PART_MAPS / section.dataset).glob("*.parquet"))
-    inputs = [atomic_files.sha256(shards / "shards.json"), *made_by.values(), *map(hash_cache.known, files)]
+    inputs = [file_digest(shards / "shards.json"), *made_by.values(), *map(hash_cache.cached_digest, files)]
     minutes = section.compute.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
@@ -74,13 +76,13 @@ def main() -> None:
             compute=section.compute, world=world, run=now, measure=watch.after_epoch,
         )  # fmt: skip
         if world.leads:
-            with atomic_files.replacing(OUT) as folder:
+            with atomic_write(OUT) as folder:
                 encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": run.described(section)} | now.adopted
                 decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
                 mae.save(folder, model, encoder=encoder, decoder=decoder)
-                atomic_files.write_json(folder / "history.json", now.history)
+                write_json(folder / "history.json", now.history)
             final = {name: value for name, value in now.history[-1].items() if name != "epoch"}
-            atomic_files.write_json(RESULTS / "metrics.json", {"pretrain": final})
+            write_json(RESULTS / "metrics.json", {"pretrain": final})
             run.write_history(RESULTS / "live", "pretrain", now.history)
 
 

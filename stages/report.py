@@ -21,8 +21,10 @@ from PIL import Image
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import atomic_files, config, stage
-from semmae.core.config import STRICT
+from semmae.core import stage
+from semmae.core.atomic_files import atomic_write, read_json
+from semmae.core.config import STRICT, load_config
+from semmae.core.model_files import model_digest
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.models import mae, teacher
@@ -62,15 +64,15 @@ class ReportConfig:
 
 def main() -> None:
     """Gather what there is and write the page."""
-    section = config.load(ReportConfig, "report")
-    encoder, elder = atomic_files.read_json(PRETRAIN / "encoder.json"), teacher.load_teacher(TEACHER)
+    section = load_config(ReportConfig, "report")
+    encoder, elder = read_json(PRETRAIN / "encoder.json"), teacher.load_teacher(TEACHER)
     learner = part_learner.load(PARTS, teacher=elder.digest)
     if "params" not in encoder:
         raise ValueError(
             f"{PRETRAIN} holds an imported encoder, which no run here has trained; its scores are in results/"
         )
     dataset = encoder["params"]["dataset"]
-    meta = atomic_files.read_json(SHARDS / dataset / "shards.json")
+    meta = read_json(SHARDS / dataset / "shards.json")
     split = next(name for name in SPLITS if name in meta["samples"])
     reader = Reader(SHARDS / dataset, split)
     maps = part_maps.join(PART_MAPS / dataset, reader, teacher=elder.digest, parts=learner.digest)
@@ -78,7 +80,7 @@ def main() -> None:
     digests = {
         "teacher": elder.digest,
         "parts": learner.digest,
-        "encoder": atomic_files.model_digest(PRETRAIN, "encoder"),
+        "encoder": model_digest(PRETRAIN, "encoder"),
     }
     content = {
         "run": encoder["params"], "teacher": elder.config, "parts": learner.config, "shards": meta, "split": split,
@@ -98,7 +100,7 @@ def main() -> None:
     template = Path(__file__).with_suffix(".html").read_text()
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = page.from_string(template).render(content)
-    with atomic_files.replacing(OUT) as folder:
+    with atomic_write(OUT) as folder:
         folder.mkdir()
         (folder / "index.html").write_text(text)
     print(f"report: {OUT / 'index.html'}, {len(text.encode()) / 1e6:.1f} MB")
@@ -106,10 +108,10 @@ def main() -> None:
 
 def listed(evaluation: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Dataset and metrics of every evaluation that params.yaml lists and that was run."""
-    for name in config.load(dict[str, Any], evaluation, "datasets"):
+    for name in load_config(dict[str, Any], evaluation, "datasets"):
         path = RESULTS / evaluation / f"{name}.json"
         if path.exists():
-            yield name, atomic_files.read_json(path)[evaluation][name]
+            yield name, read_json(path)[evaluation][name]
 
 
 def scores() -> Iterator[dict[str, Any]]:
@@ -163,15 +165,15 @@ def part_scores() -> Iterator[dict[str, Any]]:
 def settings(**said: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     """Params by stage: as the run says them of itself (`said`), and else as params.yaml does."""
     sections = {
-        "shards": {"writing": config.load(dict[str, Any], "shards", "writing")},
+        "shards": {"writing": load_config(dict[str, Any], "shards", "writing")},
         "teacher": said["teacher"],
         "parts": said["parts"],
-        "part_maps": config.load(dict[str, Any], "part_maps"),
+        "part_maps": load_config(dict[str, Any], "part_maps"),
         "pretrain": said["pretrain"],
     }
     for evaluation in EVALUATIONS:
         if scored := [dataset for dataset, _ in listed(evaluation)]:
-            section = config.load(dict[str, Any], evaluation)
+            section = load_config(dict[str, Any], evaluation)
             sections[evaluation] = section | {"datasets": {name: section["datasets"][name] for name in scored}}
     return {stage: list(tables.settings(section, stage)) for stage, section in sections.items()}
 
@@ -179,13 +181,13 @@ def settings(**said: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
 def histories() -> Iterator[dict[str, Any]]:
     """The curves of each training stage; one that has no history has its final metrics."""
     for name, folder in (("teacher", TEACHER), ("parts", PARTS), ("pretrain", PRETRAIN)):
-        found = curves.columns(atomic_files.read_json(folder / "history.json"))
+        found = curves.columns(read_json(folder / "history.json"))
         charts = [
             curves.chart(points, title=title(column), percent=column in SHARES)
             for column, points in found.items()
             if len(points) == 1 or len({value for _, value in points}) > 1  # what never changes is no curve
         ]
-        final = {} if charts else atomic_files.read_json(RESULTS / name / "metrics.json")[name]
+        final = {} if charts else read_json(RESULTS / name / "metrics.json")[name]
         yield {"stage": name, "charts": charts, "final": {title(column): value for column, value in final.items()}}
 
 
@@ -202,7 +204,7 @@ def gallery(
     shares = heat_maps.shares(reader, ids, elder, learner)
     labels = shares.argmax(1).reshape(-1, *learner.config["grid"])
     best = overlays.typical(shares, count=TYPICAL)
-    summary = atomic_files.read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
+    summary = read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
     colors = np.vstack([tones, GRAY]).astype(np.uint8)  # gray: the background, the label after the parts
     return [
         {

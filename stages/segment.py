@@ -24,9 +24,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae.core import atomic_files, distributed, stage
-from semmae.core import config as params
-from semmae.core.config import STRICT, Share
+from semmae.core import distributed, stage
+from semmae.core.atomic_files import atomic_write, read_json, write_json
+from semmae.core.config import STRICT, Share, load_config
+from semmae.core.digests import file_digest
+from semmae.core.model_files import model_digest
 from semmae.core.rng import numpy_generator
 from semmae.data import decoding
 from semmae.data.dataset import Reader, verify_shards
@@ -111,8 +113,8 @@ class Scored(NamedTuple):
 
 def main() -> None:
     """Score the dataset named on the command line."""
-    section = params.load(SegmentConfig, "segment")
-    name, dataset = stage.named(section.datasets, "segment")
+    section = load_config(SegmentConfig, "segment")
+    name, dataset = stage.dataset_from_command_line(section.datasets, "segment")
     own = {key: value for key, value in vars(dataset).items() if value is not None}
     protocol = replace(section.protocol, **own)
     train, counts = transforms.masked_split(SHARDS / name, "train")
@@ -139,7 +141,7 @@ def main() -> None:
 def write_scores(name: str, scores: dict[str, Any], curves: dict[str, curve_files.History]) -> None:
     """The metrics and the curves, and a line for who waits."""
     curve_files.write(RESULTS / "curves" / name, curves)
-    atomic_files.write_json(RESULTS / f"{name}.json", {"segment": {name: scores}})
+    write_json(RESULTS / f"{name}.json", {"segment": {name: scores}})
     said = (f"{line} {found['miou']:.3f}" for line, found in scores.items())
     print(f"{name}: segmentation mIoU of {', '.join(said)}")
 
@@ -150,7 +152,7 @@ def begun(
     """The run of a protocol; its checkpoints stay until the whole stage has succeeded."""
     now = run.Run(
         f"segment.{which}", world, out=OUT / name / which / line, params=protocol,
-        inputs=[atomic_files.sha256(SHARDS / name / "shards.json"), line, digest],
+        inputs=[file_digest(SHARDS / name / "shards.json"), line, digest],
         checkpoint_minutes=protocol.compute.checkpoint_minutes,
     )  # fmt: skip
     return runs.enter_context(now)
@@ -164,7 +166,7 @@ def prepared(
     begin: Callable[[Name, str, str], run.Run],
 ) -> SegmentationTask:
     """The settings that follow from each other."""
-    side = protocol.crop or atomic_files.read_json(PRETRAIN / "encoder.json")["img_size"]
+    side = protocol.crop or read_json(PRETRAIN / "encoder.json")["img_size"]
     windows = sliding_window.Windows(protocol.short_side, side, protocol.stride)
     taught = train.select(
         np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.num_images])
@@ -241,7 +243,7 @@ def encoder(task: SegmentationTask) -> tuple[VisionTransformer, dict[str, Any], 
     """The pretrained encoder, its config and its digest."""
     network, config = vit.load(PRETRAIN)
     fitting(task, "encoder", config["patch_size"])
-    return network, config, atomic_files.model_digest(PRETRAIN, "encoder")
+    return network, config, model_digest(PRETRAIN, "encoder")
 
 
 def token_maps(task: SegmentationTask, network: VisionTransformer | teacher.Teacher) -> heads.Encode:
@@ -263,7 +265,7 @@ def write_examples(folder: Path, task: SegmentationTask, scored: dict[Name, Scor
     """The masks of some samples of val as each protocol predicts them, 8-bit PNG of indices."""
     ids = np.sort(numpy_generator(task.protocol.seed, "examples").permutation(len(task.val))[: task.protocol.examples])
     chosen, alone = task.val.select(ids), distributed.World(0, 1, task.how.world.device)
-    with atomic_files.replacing(folder) as temporary:
+    with atomic_write(folder) as temporary:
         for which, found in scored.items():
             (temporary / which).mkdir(parents=True)
             for index, labels, _ in replace(found.how, world=alone).labels(found.predict, chosen):

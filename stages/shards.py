@@ -17,8 +17,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import atomic_files, config, stage
-from semmae.core.config import STRICT, Below1
+from semmae.core import stage
+from semmae.core.config import STRICT, Below1, load_config
+from semmae.core.locks import exclusive_lock
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.sources import Creatures, Source
 
@@ -60,10 +61,10 @@ class ShardsConfig:
 
 def main() -> None:
     """Write the dataset named on the command line."""
-    section = config.load(ShardsConfig, "shards")
-    name, dataset = stage.named(section.datasets, "shards")
+    section = load_config(ShardsConfig, "shards")
+    name, dataset = stage.dataset_from_command_line(section.datasets, "shards")
     out, writing = Path("data/shards") / name, section.writing
-    with atomic_files.lock("output", str(out.absolute())):
+    with exclusive_lock("output", str(out.absolute())):
         meta = shard_writer.write(
             out,
             located(dataset.sources),

@@ -15,9 +15,11 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae.core import atomic_files, distributed, stage
-from semmae.core import config as params
-from semmae.core.config import STRICT, Share
+from semmae.core import distributed, stage
+from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.config import STRICT, Share, load_config
+from semmae.core.digests import file_digest
+from semmae.core.paths import raw_path
 from semmae.core.rng import fold
 from semmae.data.dataset import Reader, verify_shards
 from semmae.models import teacher, vit
@@ -63,10 +65,10 @@ class TeacherConfig:
 
 def main() -> None:
     """Freeze a teacher from the source that teacher.source names."""
-    section = params.load(TeacherConfig, "teacher")
+    section = load_config(TeacherConfig, "teacher")
     verify_shards(SHARDS / section.dataset)
     reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.shuffle_shards)
-    inputs = [atomic_files.sha256(SHARDS / section.dataset / "shards.json")]
+    inputs = [file_digest(SHARDS / section.dataset / "shards.json")]
     minutes = section.compute.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
@@ -80,12 +82,12 @@ def main() -> None:
         network, config = source(section, reader, watch, world, now)
         watch.pool = "class" if config["class_token"] else "patch_mean"
         if world.leads:
-            with atomic_files.replacing(OUT) as folder:
+            with atomic_write(OUT) as folder:
                 described = {"source": section.source, "params": run.described(section)} | now.adopted
                 teacher.save_teacher(folder, network, config | described)
-                atomic_files.write_json(folder / "history.json", now.history)
+                write_json(folder / "history.json", now.history)
             quality = watch.measure(network.eval()) | ({"loss": now.history[-1]["loss"]} if now.history else {})
-            atomic_files.write_json(RESULTS / "metrics.json", {"teacher": quality})
+            write_json(RESULTS / "metrics.json", {"teacher": quality})
             run.write_history(RESULTS / "live", "teacher", now.history)
 
 
@@ -129,7 +131,7 @@ def from_timm(
     """A timm model with timm's weights, or with those of a checkpoint whose digest is the one in params.yaml."""
     file, sha256 = None, None
     if section.checkpoint is not None:
-        file, sha256 = atomic_files.raw(section.checkpoint.path), section.checkpoint.sha256
+        file, sha256 = raw_path(section.checkpoint.path), section.checkpoint.sha256
     network, config = teacher.from_timm(section.model, img_size=section.img_size, checkpoint=file, sha256=sha256)
     return network.to(world.device), config
 
@@ -146,7 +148,7 @@ def from_semmae(
 
 def from_encoder(checkpoint: CheckpointFile, img_size: int) -> tuple[VisionTransformer, dict[str, Any]]:
     """The encoder in a file under data/raw, or elsewhere, whose digest is known."""
-    return teacher.from_encoder(atomic_files.raw(checkpoint.path), checkpoint.sha256, img_size=img_size)
+    return teacher.from_encoder(raw_path(checkpoint.path), checkpoint.sha256, img_size=img_size)
 
 
 if __name__ == "__main__":

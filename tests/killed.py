@@ -4,7 +4,7 @@ import json
 import random
 import re
 
-from semmae.core import atomic_files
+from semmae.core.digests import file_digest
 from tests.project import Project
 
 # `python -m stages.pretrain`, or another stage, but at the given step the process sends itself a signal.
@@ -61,9 +61,7 @@ def epochs(said: str) -> list[int]:
 
 def weights(project: Project) -> list[str]:
     """The digests of what pretrain has learned."""
-    return [
-        atomic_files.sha256(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")
-    ]
+    return [file_digest(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")]
 
 
 def history(project: Project, stage: str = "pretrain") -> list[dict[str, float]]:

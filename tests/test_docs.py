@@ -15,8 +15,8 @@ import typer
 from ruamel.yaml import YAML
 
 from semmae.cli.main import app
-from semmae.core import atomic_files
-from semmae.core import config as params
+from semmae.core.atomic_files import read_json
+from semmae.core.config import load_config, read_yaml
 from tests import warm
 from tests.project import AUTHOR, ROOT, Project, call, create
 from tests.test_pipeline import STAGES, dataclass_of
@@ -129,7 +129,7 @@ def test_commands_have_the_names_and_options_that_pages_give_them(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_stages_and_parameters_on_a_page_exist(page: Path):
-    text, known = page.read_text(), params.read(ROOT / "params.yaml")
+    text, known = page.read_text(), read_yaml(ROOT / "params.yaml")
     named = re.findall(r"python -m stages\.(\w+)|-m stages\.(\w+)|dvc repro (?:-f )?(\w+)@", text)
     assert {name for names in named for name in names if name} <= set(STAGES)
     for key in re.findall(r"-S '?([\w.]+)=", text):
@@ -141,12 +141,12 @@ def test_stages_and_parameters_on_a_page_exist(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_blocks_of_parameters_fit_their_sections(page: Path, tmp_path: Path):
-    known = params.read(ROOT / "params.yaml")
+    known = read_yaml(ROOT / "params.yaml")
     for language, block in BLOCK.findall(page.read_text()):
         if language == "yaml":
             YAML().dump(merged(known, YAML(typ="safe").load(block)), tmp_path / "params.yaml")
             for section in YAML(typ="safe").load(block):
-                params.load(dataclass_of(section), section, file=tmp_path / "params.yaml")
+                load_config(dataclass_of(section), section, file=tmp_path / "params.yaml")
 
 
 def test_the_sources_of_the_page_are_read(inside: Project, monkeypatch: pytest.MonkeyPatch):
@@ -164,11 +164,11 @@ def test_the_sources_of_the_page_are_read(inside: Project, monkeypatch: pytest.M
         datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
     for language, block in BLOCK.findall((ROOT / "docs/howto/sources.md").read_text()):
         if language == "yaml":
-            YAML().dump(merged(params.read(Path("params.yaml")), YAML(typ="safe").load(block)), Path("params.yaml"))
+            YAML().dump(merged(read_yaml(Path("params.yaml")), YAML(typ="safe").load(block)), Path("params.yaml"))
     sizes = {"web": {"train": 58, "val": 6}, "food": {"train": 8, "val": 8}, "noise": {"train": 40, "val": 10}}
     for name, size in sizes.items():
         call("shards", name)
-        assert atomic_files.read_json(Path(f"data/shards/{name}/shards.json"))["samples"] == size
+        assert read_json(Path(f"data/shards/{name}/shards.json"))["samples"] == size
 
 
 def test_the_site_is_whole(tmp_path: Path):

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from semmae.core import config
+from semmae.core.config import load_config, read_yaml
 from tests.imports import ROOT, code_dependencies
 from tests.project import AUTHOR, Project, call
 
-GRAPH = config.read(ROOT / "dvc.yaml")["stages"]
+GRAPH = read_yaml(ROOT / "dvc.yaml")["stages"]
 STAGES = {name: entry.get("do", entry) for name, entry in GRAPH.items()}
 RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 
@@ -185,7 +185,7 @@ def test_who_knows_the_name_of_a_stage_knows_five_things(stage: str):
     section: Any = dataclass_of(stage)
     assert dataclasses.is_dataclass(section)
     assert section.__dataclass_params__.frozen
-    assert stage in config.read(ROOT / "params.yaml")
+    assert stage in read_yaml(ROOT / "params.yaml")
     assert STAGES[stage]["desc"].endswith(".")
     assert STAGES[stage]["cmd"] == f"python -m stages.{stage}" + ' "$DVC_STAGE"' * ("foreach" in GRAPH[stage])
     outs = [out for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
@@ -203,6 +203,6 @@ def test_a_stage_reads_its_own_section(stage: str):
 
 @pytest.mark.parametrize("file", RECIPES, ids=[str(file.relative_to(ROOT)) for file in RECIPES])
 def test_a_recipe_is_complete_and_fits_the_stages(file: Path):
-    assert list(config.read(file)) == list(config.read(ROOT / "params.yaml"))
+    assert list(read_yaml(file)) == list(read_yaml(ROOT / "params.yaml"))
     for stage in STAGES:
-        config.load(dataclass_of(stage), stage, file=file)
+        load_config(dataclass_of(stage), stage, file=file)

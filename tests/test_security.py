@@ -28,7 +28,10 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from semmae.cli.main import app
-from semmae.core import atomic_files, checkpoint, config
+from semmae.core import checkpoint
+from semmae.core.atomic_files import write_json
+from semmae.core.config import load_config, read_yaml
+from semmae.core.digests import file_digest
 from semmae.data import decoding
 from semmae.models import pretrained_weights
 from semmae.sharding.sources import sources
@@ -80,7 +83,7 @@ def test_weights_of_others_are_not_unpickled(how, name):
 def test_a_checkpoint_of_a_run_is_not_unpickled_either():
     Path("run/step-000000001").mkdir(parents=True)
     file = weights("run/step-000000001/state.pt", "zip")
-    atomic_files.write_json(file.parent / "manifest.json", {"state.pt": atomic_files.sha256(file)})
+    write_json(file.parent / "manifest.json", {"state.pt": file_digest(file)})
     with contextlib.suppress(pickle.UnpicklingError):
         assert checkpoint.latest(Path("run"), map_location=torch.device("cpu")) is None
 
@@ -150,17 +153,17 @@ NAMES = ["x; touch MARK #", "$(touch MARK)", "../raw", "a b", "", "x\ny", "a.b",
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_of_a_dataset_is_plain(name):
-    given = config.read(ROOT / "params.yaml")["shards"]
+    given = read_yaml(ROOT / "params.yaml")["shards"]
     given["datasets"] = {name: given["datasets"]["creatures"]}
-    atomic_files.write_json(Path("params.yaml"), {"shards": given})
+    write_json(Path("params.yaml"), {"shards": given})
     with pytest.raises(ValueError, match="the name of a dataset has letters, digits, - and _ only"):
-        config.load(stage.ShardsConfig, "shards")
+        load_config(stage.ShardsConfig, "shards")
 
 
 def test_the_name_of_a_dataset_reaches_no_shell(tmp_path):
     """`dvc repro` starts the stage before anything of ours sees the name."""
     toy, name = project.create(tmp_path / "toy"), "x; touch MARK #"
-    toy.set("shards.datasets", {name: config.read(ROOT / "params.yaml")["shards"]["datasets"]["creatures"]})
+    toy.set("shards.datasets", {name: read_yaml(ROOT / "params.yaml")["shards"]["datasets"]["creatures"]})
     assert "the name of a dataset has letters, digits, - and _ only" in toy.dvc("repro", f"shards@{name}", expect=255)
 
 
@@ -246,26 +249,35 @@ def test_postscript_runs_no_program(tmp_path, monkeypatch):
 
 
 STATE = """
-import os
-os.umask(0)
 import torch
-from semmae.core import atomic_files, checkpoint
+from semmae.core import checkpoint, stage
+from semmae.core.atomic_files import write_json
+from semmae.core.locks import exclusive_lock
+from semmae.core.model_files import save_model
+from semmae.core.paths import state_root
 from semmae.evaluation import mapped_rows
 
-root = atomic_files.state_root()
-with atomic_files.lock("output", "x"):
-    atomic_files.write_json(root / "runs/f/identity.json", {})
-    atomic_files.save_model(root / "part_maps", "model", {"x": torch.ones(3)}, {})
-    checkpoint.save(root / "runs/f", 1, {"x": 1})
-    mapped_rows.Rows(3, root / "runs/f/rows").append(torch.ones(2, 3))
+def write():
+    root = state_root()
+    with exclusive_lock("output", "x"):
+        write_json(root / "runs/f/identity.json", {})
+        save_model(root / "part_maps", "model", {"x": torch.ones(3)}, {})
+        checkpoint.save(root / "runs/f", 1, {"x": 1})
+        mapped_rows.Rows(3, root / "runs/f/rows").append(torch.ones(2, 3))
+
+stage.main(write)
 """
 
 
-def test_not_everyone_may_write_to_the_state_even_if_the_user_lets_them(tmp_path):
+@pytest.mark.parametrize(
+    ("command", "num_files"), [(["-c", STATE], 10), (["-m", "semmae", "state", "ls"], 2)], ids=["stage", "command"]
+)
+def test_not_everyone_may_write_to_the_state_even_if_the_user_lets_them(command, num_files, tmp_path):
     root = tmp_path / "cache/state"
-    subprocess.run([sys.executable, "-c", STATE], check=True, cwd=ROOT, env=os.environ | {"SEMMAE_STATE": str(root)})
+    environment = os.environ | {"SEMMAE_STATE": str(root)}
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment, umask=0)
     found = [tmp_path / "cache", root, *root.rglob("*")]
-    assert len(found) > 10
+    assert len(found) >= num_files
     assert [path for path in found if path.stat().st_mode & stat.S_IWOTH] == []
 
 

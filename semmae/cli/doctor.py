@@ -16,7 +16,7 @@ import torch
 from packaging.requirements import Requirement
 
 from semmae.cli import state_dir
-from semmae.core import atomic_files
+from semmae.core.paths import state_root
 
 SCARCE, NONE_LEFT = 10e9, 1e9  # bytes
 VOLATILE = ("tmpfs", "ramfs")
@@ -34,10 +34,8 @@ class Check(NamedTuple):
 def examine(project: Path) -> Iterator[Check]:
     """All checks, for the project in that folder."""
     yield _packages()
-    yield from (
-        _disk(what, place) for what, place in {"data": project, "state root": atomic_files.state_root()}.items()
-    )
-    yield _state_root(atomic_files.state_root())
+    yield from (_disk(what, place) for what, place in {"data": project, "state root": state_root()}.items())
+    yield _state_root(state_root())
     yield from _git(project)
     yield from _dvc(project)
     yield _processor()

@@ -29,6 +29,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from semmae.core.process import restrict_permissions
+
 SHARDS, PART_MAPS, PRETRAIN = Path("data/shards"), Path("data/part_maps"), Path("data/pretrain")
 TEACHER, PARTS, ENCODERS = Path("data/teacher"), Path("data/parts"), Path("data/encoders")
 RECIPES, PARAMS = Path("recipes"), Path("params.yaml")
@@ -55,8 +57,8 @@ def show(
     colors: Annotated[str, typer.Option(help="Palette of the parts.")] = "okabe_ito",
 ) -> None:
     """Draw a grid of images with their parts, the heat map of each part, masks or reconstructions."""
-    from semmae.core import atomic_files
-    from semmae.core import config as params
+    from semmae.core.atomic_files import read_json
+    from semmae.core.config import load_config, read_yaml
     from semmae.data.dataset import Reader
     from semmae.models import mae, teacher
     from semmae.parts import part_learner, part_maps
@@ -76,13 +78,13 @@ def show(
         learner = part_learner.load(PARTS, teacher=elder.digest)
         image = heat_maps.heat_grid(reader, elder, learner, colors=colors, **chosen)
     elif what == "masks":
-        section = params.load(PretrainConfig, "pretrain")
+        section = load_config(PretrainConfig, "pretrain")
         size = {"img_size": section.img_size, "patch_size": section.encoder.patch_size}
-        masking = params.read()["pretrain"]["masking"]
+        masking = read_yaml()["pretrain"]["masking"]
         image = figures.masks_grid(reader, maps, masking=masking, **size, colors=colors, **chosen)
     else:
         model, decoder = mae.load(PRETRAIN)
-        masking = atomic_files.read_json(PRETRAIN / "encoder.json")["params"]["masking"]
+        masking = read_json(PRETRAIN / "encoder.json")["params"]["masking"]
         image = figures.reconstructions_grid(
             reader, maps, model=model, masking=masking, norm_pix_loss=decoder["norm_pix_loss"], **chosen
         )
@@ -98,10 +100,10 @@ def index(
     """Tell what a dataset holds: shards, splits, labels, rejected inputs."""
     import pyarrow.parquet as pq
 
-    from semmae.core import atomic_files
+    from semmae.core.atomic_files import read_json
 
     folder = SHARDS / dataset
-    meta = atomic_files.read_json(folder / "shards.json")
+    meta = read_json(folder / "shards.json")
     samples = pq.read_table(
         folder / "index.parquet", columns=["split", "shard", "class_name", "mask_offset"]
     ).to_pandas()
@@ -140,11 +142,11 @@ def _rejects(rejected: list[dict[str, str]], samples: int) -> None:
 
 def _check(dataset: str) -> None:
     """Say whether the sources are as they were when the dataset was written; exit status 1 if not."""
-    from semmae.core import config as params
+    from semmae.core.config import load_config
     from semmae.sharding import shard_writer
     from stages.shards import ShardsConfig, located
 
-    section = params.load(ShardsConfig, "shards")
+    section = load_config(ShardsConfig, "shards")
     if dataset not in section.datasets:
         raise ValueError(f"shards has no dataset {dataset!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
     changed = shard_writer.check(SHARDS / dataset, located(section.datasets[dataset].sources))
@@ -225,10 +227,10 @@ def recipe(
 def list_state() -> None:
     """List unfinished runs and cached part maps, with their sizes and when they were last used."""
     from semmae.cli import state_dir as kept
-    from semmae.core import atomic_files
+    from semmae.core.paths import state_root
     from semmae.parts import part_maps
 
-    typer.echo(f"state root: {atomic_files.state_root()}")
+    typer.echo(f"state root: {state_root()}")
     table = _table("unfinished runs", "stage", "fingerprint", "step", "MB", "last used", "")
     for run in kept.runs():
         step = "-" if run.step is None else str(run.step)
@@ -284,13 +286,13 @@ def compare(
     md: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
 ) -> None:
     """Compare runs: the mean and spread of every score over the runs of a setting, e.g. over seeds."""
-    from semmae.core import config as params
+    from semmae.core.config import read_yaml
     from semmae.report import comparison
 
     if parts:
         found, what = comparison.parts(comparison.read(runs), parts, level=level), f"{parts}, by {level}"
     elif ablation:
-        found = comparison.ablation(comparison.read(runs), ablation, level=level, parameters=params.read())
+        found = comparison.ablation(comparison.read(runs), ablation, level=level, parameters=read_yaml())
         what = f"{ablation}, by {level}"
     elif lines:
         found, what = comparison.lines(comparison.read(runs)), "beside the encoder"
@@ -373,7 +375,7 @@ def import_(
     num_heads: Annotated[int | None, typer.Option(help="Heads, where the width does not tell.")] = None,
 ) -> None:
     """Take an encoder of others, so that the evaluations can score it."""
-    from semmae.core import atomic_files
+    from semmae.core.atomic_files import atomic_write
     from semmae.models import pretrained_weights, vit
 
     others = {path.name for path in out.iterdir()} - IMPORTED if out.is_dir() else set()
@@ -382,7 +384,7 @@ def import_(
             f"{out} holds more than an encoder ({', '.join(sorted(others)) or 'a file'}); name another folder"
         )
     network, config = pretrained_weights.load_mae_encoder(file, img_size=img_size, num_heads=num_heads)
-    with atomic_files.replacing(out) as folder:
+    with atomic_write(out) as folder:
         vit.save(folder, network, config)
     shape = ", ".join(f"{key} {config[key]}" for key in vit.CONFIG_KEYS)
     typer.echo(f"{out}: the encoder of {file}: {shape}; positions: {config['imported']['positions']}")
@@ -407,6 +409,7 @@ def _ago(when: float) -> str:
 
 def main() -> None:
     """Run the command; SEMMAE_DEBUG=1 shows where an error came from."""
+    restrict_permissions()
     try:
         app()
     except (ValueError, OSError) as error:

@@ -12,7 +12,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import atomic_write
 
 FIELDS = ("command", "cost", "score")
 
@@ -63,7 +63,7 @@ def install(recipe: Path, params: Path, *, force: bool) -> None:
     kept = recipe.parent.glob("*.yaml")
     if not force and params.exists() and not any(params.read_bytes() == other.read_bytes() for other in kept):
         _refuse_uncommitted(params)
-    with atomic_files.replacing(params) as temporary:
+    with atomic_write(params) as temporary:
         temporary.write_bytes(recipe.read_bytes())
 
 

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import read_json
+from semmae.core.locks import exclusive_lock, lock_path
+from semmae.core.paths import state_root
 from semmae.runs import handover
 
 
@@ -36,7 +38,7 @@ def runs() -> list[UnfinishedRun]:
     """The unfinished runs, the last used first."""
     found = []
     for folder in _runs().glob("*/"):
-        identity = atomic_files.read_json(folder / "identity.json") if (folder / "identity.json").exists() else {}
+        identity = read_json(folder / "identity.json") if (folder / "identity.json").exists() else {}
         if not (stats := list(_stats(folder))):
             continue  # it has just ended
         steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
@@ -47,7 +49,7 @@ def runs() -> list[UnfinishedRun]:
                 step=max(steps, default=None),
                 num_bytes=sum(stat.st_size for stat in stats[1:]),
                 used=max(stat.st_mtime for stat in stats),
-                locked=_holder(atomic_files.lock_path("run", folder.name)) is not None,
+                locked=_holder(lock_path("run", folder.name)) is not None,
             )
         )
     return sorted(found, key=lambda run: -run.used)
@@ -65,7 +67,7 @@ def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:
     """Delete the runs that were not used for so many days and are not at work; returns them."""
     old = [run for run in runs() if not run.locked and run.used <= time.time() - unused_days * 86_400]
     for run in old:
-        with atomic_files.lock("run", run.fingerprint):
+        with exclusive_lock("run", run.fingerprint):
             shutil.rmtree(_runs() / run.fingerprint)
     return old
 
@@ -86,7 +88,7 @@ def adopt(prefix: str) -> UnfinishedRun:
 
 def at_work() -> list[str]:
     """The ids of the processes that hold any lock under the state root."""
-    holders = {_holder(path) for path in atomic_files.lock_path().parent.glob("*")}
+    holders = {_holder(path) for path in lock_path().parent.glob("*")}
     return sorted(holder for holder in holders if holder)
 
 
@@ -103,4 +105,4 @@ def _holder(path: Path) -> str | None:
 
 
 def _runs() -> Path:
-    return atomic_files.state_root() / "runs"
+    return state_root() / "runs"

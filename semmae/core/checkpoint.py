@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import atomic_write, read_json, write_json
+from semmae.core.digests import file_digest
 
 KEPT = 2
 
 
 def save(folder: Path, step: int, content: dict[str, Any]) -> None:
     """Keep `content` as the state after `step` steps."""
-    with atomic_files.replacing(folder / f"step-{step:09d}") as temporary:
+    with atomic_write(folder / f"step-{step:09d}") as temporary:
         temporary.mkdir(parents=True)
         torch.save(content, temporary / "state.pt")
-        atomic_files.write_json(temporary / "manifest.json", {"state.pt": atomic_files.sha256(temporary / "state.pt")})
+        write_json(temporary / "manifest.json", {"state.pt": file_digest(temporary / "state.pt")})
     later = [path for path in _saves(folder) if path.name > f"step-{step:09d}"]  # it could not be read
     for old in later + _saves(folder)[len(later) + KEPT :]:
         shutil.rmtree(old)
@@ -32,7 +33,7 @@ def latest(folder: Path, *, map_location: torch.device) -> dict[str, Any] | None
     """The newest checkpoint that is whole, or None."""
     for path in _saves(folder):
         try:
-            if atomic_files.read_json(path / "manifest.json") != {"state.pt": atomic_files.sha256(path / "state.pt")}:
+            if read_json(path / "manifest.json") != {"state.pt": file_digest(path / "state.pt")}:
                 raise ValueError(f"{path / 'state.pt'} does not match its manifest")
             return torch.load(path / "state.pt", map_location=map_location, weights_only=True)
         except (ValueError, OSError, RuntimeError, pickle.UnpicklingError) as error:

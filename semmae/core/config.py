@@ -1,11 +1,13 @@
 """The typed loader of params.yaml: unknown, missing and ill-typed keys fail by name.
 
 A stage describes its section as a frozen pydantic dataclass without defaults (a default in Python is a parameter
-that DVC cannot see) and calls `load(Pretrain, "pretrain")`. A field's type bounds its value: pydantic's `PositiveInt`
+that DVC cannot see) and calls `load_config(PretrainConfig, "pretrain")`. A field's type bounds its value: pydantic's `PositiveInt`
 and the like, or one of those below. YAML 1.2 is read as DVC reads it: `1e-3` is a float, `no` is a string.
 """
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -34,12 +36,12 @@ Betas = tuple[Below1, Below1]  # of AdamW
 Range = Annotated[tuple[T, T], AfterValidator(_ordered)]  # from the smallest to the largest, `Range[Share]`
 
 
-def load(schema: type[T], *path: str, file: Path = PARAMS) -> T:
+def load_config(schema: type[T], *path: str, file: Path = PARAMS) -> T:
     """The section of `file` under the keys `path`, as an instance of `schema`.
 
     Raises ValueError, one line per mistake: the key in full, what was given, what is allowed, where to change it.
     """
-    section = read(file)
+    section = read_yaml(file)
     for depth, key in enumerate(path):
         if not isinstance(section, dict) or key not in section:
             above = ".".join(path[:depth]) or "the file"
@@ -54,7 +56,7 @@ def load(schema: type[T], *path: str, file: Path = PARAMS) -> T:
         raise ValueError("\n".join(f"{file}: {line}" for line in lines)) from None
 
 
-def read(file: Path = PARAMS) -> dict[str, Any]:
+def read_yaml(file: Path = PARAMS) -> dict[str, Any]:
     """The whole of `file` as plain dicts, lists and scalars; a duplicate key or a syntax error is a ValueError."""
     if not file.exists():
         raise ValueError(f"{file} does not exist in {Path.cwd()}; run from the project's root")
@@ -64,6 +66,22 @@ def read(file: Path = PARAMS) -> dict[str, Any]:
         raise ValueError(f"{file}: {error.problem} {error.problem_mark}") from None
     except MarkedYAMLError as error:
         raise ValueError(f"{file} is not YAML: {error.problem} {error.problem_mark}") from None
+
+
+def with_overrides(defaults: T, overrides: Any) -> T:
+    """Return the dataclass `defaults` with the values of `overrides` in place of its own.
+
+    Args:
+        overrides: A dataclass, whose fields that are None override nothing, or a mapping, whose values all override.
+            For a field that is itself a dataclass, a value may be overrides of that field, or another instance.
+    """
+    given = overrides if isinstance(overrides, Mapping) else {k: v for k, v in vars(overrides).items() if v is not None}
+    changes = {}
+    for name, value in given.items():
+        default = getattr(defaults, name)
+        partial = isinstance(value, Mapping) or (dataclasses.is_dataclass(value) and type(value) is not type(default))
+        changes[name] = with_overrides(default, value) if partial and dataclasses.is_dataclass(default) else value
+    return dataclasses.replace(defaults, **changes)  # type: ignore[type-var]
 
 
 def _sentence(path: tuple[str, ...], mistake: Any) -> str:

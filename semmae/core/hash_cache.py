@@ -9,20 +9,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import write_json
+from semmae.core.digests import file_digest, json_digest
+from semmae.core.paths import state_root
 
 FRESH = 2_000_000_000  # nanoseconds: a younger file may change again within one tick of its time
 
 
-def known(path: Path) -> str:
+def cached_digest(path: Path) -> str:
     """The SHA-256 of a file, in hex, read only if the file is not as it was when it was last read."""
     stat = path.stat()
-    seal, memo = [stat.st_size, stat.st_mtime_ns, stat.st_ino], _folder() / atomic_files.digest(str(path.absolute()))
+    seal, memo = [stat.st_size, stat.st_mtime_ns, stat.st_ino], _folder() / json_digest(str(path.absolute()))
     if (remembered := _read(memo)).get("seal") == seal:
         return remembered["sha256"]
-    found = atomic_files.sha256(path)
+    found = file_digest(path)
     if time.time_ns() - stat.st_mtime_ns > FRESH:
-        atomic_files.write_json(memo, {"path": str(path.absolute()), "seal": seal, "sha256": found})
+        write_json(memo, {"path": str(path.absolute()), "seal": seal, "sha256": found})
     return found
 
 
@@ -44,4 +46,4 @@ def _read(memo: Path) -> dict[str, Any]:
 
 
 def _folder() -> Path:
-    return atomic_files.state_root() / "digests"
+    return state_root() / "digests"

@@ -1,28 +1,27 @@
-"""How a stage begins, and how it ends: well, or in one sentence that says what to mend."""
+"""The entry point of a stage and its command line."""
 
-import contextlib
-import ctypes
-import dataclasses
 import os
-import resource
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
+
+from semmae.core.process import keep_freed_memory, raise_open_files_limit, restrict_permissions
 
 T = TypeVar("T")
 
 
 def main(function: Callable[[], None]) -> None:
-    """Run a stage's `function`; what a user can mend becomes one line on standard error and exit status 1, no
-    traceback.
+    """Set up the process and run a stage's `function`.
 
-    With SEMMAE_DEBUG set the traceback is shown after all.
+    An error that a user can fix is printed to standard error without a traceback; the exit status is 1. If SEMMAE_DEBUG
+    is set, the traceback is shown. An interrupt exits with status 130.
     """
-    keep_memory()
-    allow_files()
-    cv2.setNumThreads(0)  # images are small, and loaded by processes
+    restrict_permissions()
+    keep_freed_memory()
+    raise_open_files_limit()
+    cv2.setNumThreads(0)  # images are small, and worker processes load them in parallel
     try:
         function()
     except (ValueError, OSError, FloatingPointError) as error:
@@ -35,37 +34,16 @@ def main(function: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
-def named(datasets: dict[str, T], stage: str) -> tuple[str, T]:
-    """The dataset that the command line names, and what `datasets`, the section's, says of it.
+def dataset_from_command_line(datasets: dict[str, T], stage: str) -> tuple[str, T]:
+    """Return the name of the dataset on the command line and its entry in the section's `datasets`.
 
-    DVC names it as `<stage>@<dataset>`, in a variable: what it puts into a command itself, a shell reads as a command.
+    DVC passes `<stage>@<dataset>` in an environment variable. A name that DVC pastes into a command would be read by
+    the shell as code.
+
+    Raises:
+        ValueError: The section has no dataset of this name.
     """
     name = " ".join(sys.argv[1:]).removeprefix(f"{stage}@")
     if name not in datasets:
         raise ValueError(f"{stage} has no dataset {name!r}; params.yaml has {', '.join(datasets) or 'none'}")
     return name, datasets[name]
-
-
-def over(protocol: T, own: Any) -> T:
-    """`protocol` with what a dataset sets for itself; what that leaves null stays."""
-    return dataclasses.replace(protocol, **{key: value for key, value in vars(own).items() if value is not None})  # type: ignore[type-var]
-
-
-def allow_files() -> None:
-    """As many open files as the system grants: a reader keeps every shard of a dataset open, ImageNet has 1,281."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS grants no infinity
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def keep_memory() -> None:
-    """Let glibc keep the memory that a step frees for the next: else it goes back to the system and is zeroed anew
-    each time.
-
-    A fifth of a small CPU step. Where the allocator is another one, nothing happens.
-    """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(top_pad, 2**26)

@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from semmae.core import atomic_files, hash_cache
+from semmae.core import hash_cache
+from semmae.core.atomic_files import read_json
 from semmae.data import decoding
 from semmae.data import epoch_order as order
 
@@ -46,7 +47,7 @@ class Reader:
             raise ValueError(f"{self.dataset} is no dataset; run: dvc repro shards@{self.dataset.name}")
         if verify:
             verify_shards(self.dataset)
-        self.meta: dict[str, Any] = atomic_files.read_json(self.dataset / "shards.json")
+        self.meta: dict[str, Any] = read_json(self.dataset / "shards.json")
         self._paths = shard_paths(self.dataset, self.meta)
         columns = COLUMNS if _weighted(self.meta["sources"]) else COLUMNS[:-1]
         table = pq.read_table(self.dataset / "index.parquet", columns=list(columns))
@@ -182,13 +183,19 @@ def shard_paths(dataset: Path, meta: dict[str, Any]) -> dict[str, Path]:
 
 def verify_shards(dataset: Path) -> None:
     """ValueError names what is missing or not what shards.json says it is: the index, or the first such shard."""
-    meta = atomic_files.read_json(dataset / "shards.json")
+    meta = read_json(dataset / "shards.json")
     paths, index = shard_paths(dataset, meta), dataset / "index.parquet"
-    if (told := meta.get("index_sha256")) is not None and hash_cache.known(index) != told:  # older versions tell none
+    if (told := meta.get("index_sha256")) is not None and hash_cache.cached_digest(
+        index
+    ) != told:  # older versions tell none
         raise ValueError(f"{index} is damaged: its bytes are not those in shards.json; {_remedy(dataset, index)}")
     for shard in meta["shards"]:
         path = paths[shard["file"]]
-        if not path.is_file() or path.stat().st_size != shard["bytes"] or hash_cache.known(path) != shard["sha256"]:
+        if (
+            not path.is_file()
+            or path.stat().st_size != shard["bytes"]
+            or hash_cache.cached_digest(path) != shard["sha256"]
+        ):
             problem = "is damaged: its bytes are not those in shards.json" if path.exists() else "is missing"
             raise ValueError(f"{path} {problem}; {_remedy(dataset, path)}")
 

@@ -9,14 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import atomic_write
 
 History = Sequence[Mapping[str, float]]
 
 
 def write(folder: Path, histories: Mapping[str, History]) -> None:
     """Let `folder` hold the curves of these trainings and no others; a row of a history has an `epoch`."""
-    with atomic_files.replacing(folder) as temporary:
+    with atomic_write(folder) as temporary:
         temporary.mkdir()
         for line, history in histories.items():
             for column in dict.fromkeys(name for row in history for name in row if name != "epoch"):

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from semmae.core import atomic_files, checkpoint
+from semmae.core import checkpoint
+from semmae.core.atomic_files import write_json
+from semmae.core.digests import json_digest
+from semmae.core.locks import exclusive_lock
+from semmae.core.paths import state_root
 from semmae.runs import run
 
 
@@ -24,9 +28,9 @@ def folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator
         "stage": stage, "params": run.lasting(dataclasses.asdict(params)), "inputs": inputs,
         "source": run.source_digest(),
     }  # fmt: skip
-    fingerprint = atomic_files.digest(identity)
-    place = atomic_files.state_root() / "runs" / fingerprint
-    with atomic_files.lock("output", str(out.absolute())), atomic_files.lock("run", fingerprint, wait=True):
-        atomic_files.write_json(place / "identity.json", identity)
+    fingerprint = json_digest(identity)
+    place = state_root() / "runs" / fingerprint
+    with exclusive_lock("output", str(out.absolute())), exclusive_lock("run", fingerprint, wait=True):
+        write_json(place / "identity.json", identity)
         yield place
         checkpoint.forget(place)

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import disk_full_error
+from semmae.core.paths import state_root
 
 BYTES = 4  # of a float32
 
@@ -24,7 +25,7 @@ class Rows:
 
     def __init__(self, width: int, path: Path | None = None) -> None:
         self.width = width
-        folder = atomic_files.state_root() / "scratch" if path is None else path.parent
+        folder = state_root() / "scratch" if path is None else path.parent
         folder.mkdir(parents=True, exist_ok=True)
         self._path = path or folder / "features"
         self._file = tempfile.TemporaryFile(dir=folder) if path is None else open(path, "a+b")  # noqa: SIM115
@@ -43,7 +44,7 @@ class Rows:
             self._file.write(rows.float().cpu().contiguous().numpy().tobytes())
             self._file.flush()
         except OSError as error:
-            raise atomic_files.full_disk(self._path) if error.errno == errno.ENOSPC else error from None
+            raise disk_full_error(self._path) if error.errno == errno.ENOSPC else error from None
 
     def tensor(self) -> Float[Tensor, "n {self.width}"]:
         """All rows, in the file; a change to them would stay in this process."""

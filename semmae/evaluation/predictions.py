@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import atomic_write
 from semmae.evaluation import classification_metrics
 
 COLUMNS = ("key", "actual", "predicted", "confidence")
@@ -26,7 +26,7 @@ def write(
 
     The share is the softmax of `scores`, or, where they are no `logits`, the scores themselves, which then sum to 1.
     """
-    with atomic_files.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(COLUMNS)
         for start in range(0, len(keys), classification_metrics.CHUNK):

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from semmae.core import atomic_files, distributed
+from semmae.core import distributed
+from semmae.core.atomic_files import atomic_write
 from semmae.data import decoding
 from semmae.data.dataset import Reader, batches
 from semmae.evaluation.features import CenterView
@@ -107,7 +108,7 @@ def encode(reader: Reader, encoder: FrozenEncoder, out: Path, compute: EncodeOpt
         *(pa.field(name, pa.list_(pa.float32(), width), nullable=False) for name in ("class_token", "patch_mean")),
     ])  # fmt: skip
     with (
-        atomic_files.replacing(out) as temporary,
+        atomic_write(out) as temporary,
         pq.ParquetWriter(temporary, schema, use_dictionary=list(columns), write_statistics=["key"]) as writer,
     ):
         for ids, features in _groups(reader, encoder, compute, skipped):

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.model_files import model_digest
 from semmae.evaluation.features import CROP
 from semmae.models import classifier, frozen_encoder, mae, masking, vit
 from semmae.models.frozen_encoder import FrozenEncoder
@@ -52,7 +53,7 @@ def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with
 
 def _classifier(folder: Path) -> FrozenEncoder:
     network, config = classifier.load(folder)
-    return FrozenEncoder(network, config, atomic_files.model_digest(folder, "classifier"))
+    return FrozenEncoder(network, config, model_digest(folder, "classifier"))
 
 
 def to_timm(encoder: FrozenEncoder, out: Path) -> None:
@@ -77,10 +78,10 @@ def to_timm(encoder: FrozenEncoder, out: Path) -> None:
             "classifier": "head",
         },
     }  # fmt: skip
-    with atomic_files.replacing(_free(out)) as folder:
+    with atomic_write(_free(out)) as folder:
         folder.mkdir()
         _write(folder, network.state_dict(), encoder.digest)
-        atomic_files.write_json(folder / "config.json", content)
+        write_json(folder / "config.json", content)
         found: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
         if classes:
             _compare(encoder, found, found, ours=torch.nn.Module.__call__)
@@ -98,7 +99,7 @@ def to_transformers(
     """
     transformers = _transformers()
     state = encoder_state(encoder)
-    with atomic_files.replacing(_free(out)) as folder:
+    with atomic_write(_free(out)) as folder:
         folder.mkdir()
         if decoder is None:
             kind, how = transformers.ViTModel, {"add_pooling_layer": False}

@@ -9,7 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import atomic_write
+from semmae.core.model_files import load_model
 
 SUFFIXES = (".safetensors", ".json")
 
@@ -21,12 +22,12 @@ def promote(folder: Path, name: str, encoders: Path, *, rev: str | None = None) 
     """
     with tempfile.TemporaryDirectory() as temporary:
         found = folder if rev is None else _fetched(folder, name, rev, Path(temporary))
-        _, config = atomic_files.read_model(found, name)
+        _, config = load_model(found, name)
         if "timm" in config:
             raise ValueError(f"{folder} holds {config['timm']} of timm; name it in teacher.model instead")
         kept = encoders / config["sha256"]
         if not kept.exists():
-            with atomic_files.replacing(kept) as copy:
+            with atomic_write(kept) as copy:
                 copy.mkdir()
                 for suffix in SUFFIXES:
                     shutil.copyfile(found / f"{name}{suffix}", copy / f"encoder{suffix}")

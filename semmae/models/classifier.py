@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from semmae.core import atomic_files
+from semmae.core.model_files import load_model, save_model
 from semmae.core.rng import torch_generator
 from semmae.models import vit
 
@@ -58,12 +58,12 @@ def from_encoder(
 
 def save(folder: Path, model: VisionTransformer, config: dict[str, Any]) -> None:
     """Write `classifier.safetensors` and `classifier.json`; `config` holds vit.CONFIG, `pool` and `class_names`."""
-    atomic_files.save_model(folder, "classifier", model.state_dict(), config)
+    save_model(folder, "classifier", model.state_dict(), config)
 
 
 def load(folder: Path) -> tuple[VisionTransformer, dict[str, Any]]:
     """The classifier in `folder`, in evaluation mode and frozen, and its config; `vit.normalize` its images."""
-    state, config = atomic_files.read_model(folder, "classifier")
+    state, config = load_model(folder, "classifier")
     model = build(config, num_classes=len(config["class_names"]), pool=config["pool"])
     model.load_state_dict(state, strict=True)
     return model.eval().requires_grad_(False), config

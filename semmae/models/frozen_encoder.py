@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semmae.core import atomic_files
+from semmae.core.model_files import model_digest
 from semmae.models import teacher, vit
 
 
@@ -23,4 +23,4 @@ def load_encoder(folder: Path) -> FrozenEncoder:
     if not (folder / "encoder.json").is_file():
         raise ValueError(f"{folder} holds neither encoder.json nor teacher.json; run dvc repro, or name another folder")
     network, config = vit.load(folder)
-    return FrozenEncoder(network, config, atomic_files.model_digest(folder, "encoder"))
+    return FrozenEncoder(network, config, model_digest(folder, "encoder"))

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from semmae.core import atomic_files
+from semmae.core.model_files import load_model, save_model
 from semmae.models import masking, vit
 from semmae.models.vit import encode_tokens, sincos_positions
 
@@ -159,13 +159,13 @@ def save(folder: Path, model: MAE, *, encoder: dict[str, Any], decoder: dict[str
     """
     vit.save(folder, model.encoder, encoder)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
-    atomic_files.save_model(folder, "decoder", state, decoder)
+    save_model(folder, "decoder", state, decoder)
 
 
 def load(folder: Path) -> tuple[MAE, dict[str, Any]]:
     """The autoencoder in `folder`, frozen, and the decoder's config."""
     encoder, _ = vit.load(folder)
-    state, config = atomic_files.read_model(folder, "decoder")
+    state, config = load_model(folder, "decoder")
     model = MAE(encoder, **{name: config[name] for name in ("embed_dim", "depth", "num_heads")})
     model.load_state_dict(state | {f"encoder.{name}": value for name, value in encoder.state_dict().items()})
     return model.eval().requires_grad_(False), config

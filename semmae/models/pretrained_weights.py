@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from semmae.core import atomic_files
+from semmae.core.digests import file_digest
 from semmae.models import vit
 
 # A .pth file is a pickle: a list of calls. `weights_only` makes torch refuse all but tensors and plain values. What
@@ -74,7 +74,7 @@ def verify_file(path: Path, sha256: str | None) -> None:
     """That there is such a file and, if a digest is given, that it is the file's; else ValueError."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give the path of a checkpoint")
-    if sha256 is not None and (found := atomic_files.sha256(path)) != sha256:
+    if sha256 is not None and (found := file_digest(path)) != sha256:
         raise ValueError(f"{path} has sha256 {found}, but params.yaml says {sha256}; correct one or the other")
 
 
@@ -149,7 +149,7 @@ def load_mae_encoder(
     load_strictly(network, state, path=path, name="an MAE encoder")
     positions = "sine-cosine" if is_sincos(state["pos_embed"].float()) else "its own"
     config |= {"mean": vit.MEAN, "std": vit.STD}
-    config["imported"] = {"file": path.name, "sha256": atomic_files.sha256(path), "positions": positions}
+    config["imported"] = {"file": path.name, "sha256": file_digest(path), "positions": positions}
     if img_size is not None:
         config = vit.resize(network, config, img_size)
     return network.eval().requires_grad_(False), config

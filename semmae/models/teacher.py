@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
-from semmae.core import atomic_files
+from semmae.core.model_files import load_model, model_digest, save_model
 from semmae.models import pretrained_weights, vit
 
 
@@ -175,12 +175,12 @@ def _without_zero_biases(network: eva.Eva, state: dict[str, Tensor], path: Path,
 
 def save_teacher(folder: Path, network: vit.Network, config: dict[str, Any]) -> None:
     """Freeze `network` into `folder`: teacher.safetensors and teacher.json."""
-    atomic_files.save_model(folder, "teacher", network.state_dict(), config)
+    save_model(folder, "teacher", network.state_dict(), config)
 
 
 def load_teacher(folder: Path) -> Teacher:
     """The teacher in `folder`, frozen; strict about its weights."""
-    state, config = atomic_files.read_model(folder, "teacher")
+    state, config = load_model(folder, "teacher")
     network = create_network(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
     network.load_state_dict(state, strict=True)
-    return Teacher(network, config, atomic_files.model_digest(folder, "teacher"))
+    return Teacher(network, config, model_digest(folder, "teacher"))

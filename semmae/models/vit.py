@@ -20,7 +20,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.core import atomic_files
+from semmae.core.model_files import load_model, save_model
 
 CONFIG_KEYS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], the convention of timm and MAE
@@ -156,12 +156,12 @@ def save(folder: Path, vit: VisionTransformer, config: dict[str, Any], *, name: 
     """Write `<name>.safetensors` and `<name>.json`; `config` holds CONFIG and whatever else tells where it comes
     from.
     """
-    atomic_files.save_model(folder, name, vit.state_dict(), config)
+    save_model(folder, name, vit.state_dict(), config)
 
 
 def load(folder: Path, *, name: str = "encoder") -> tuple[VisionTransformer, dict[str, Any]]:
     """The encoder in `folder`, in evaluation mode and frozen, and its config."""
-    state, config = atomic_files.read_model(folder, name)
+    state, config = load_model(folder, name)
     vit = build(config)
     vit.load_state_dict(state, strict=True)
     return vit.eval().requires_grad_(False), config

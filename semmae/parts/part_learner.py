@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from semmae.core import atomic_files
+from semmae.core.model_files import load_model, model_digest, save_model
 from semmae.core.rng import fold
 from semmae.models.mae import patchify
 from semmae.models.teacher import Tokens
@@ -233,15 +233,15 @@ METHODS = {"learned": PartLearner, "kmeans": KMeansParts}
 
 def save(folder: Path, parts: PartMethod) -> None:
     """Write parts.safetensors and parts.json."""
-    atomic_files.save_model(folder, "parts", parts.state_dict(), parts.config)
+    save_model(folder, "parts", parts.state_dict(), parts.config)
 
 
 def load(folder: Path, *, teacher: str | None = None) -> PartMethod:
     """The part method in `folder`, frozen; ValueError if it was learned from a teacher with another digest."""
-    state, config = atomic_files.read_model(folder, "parts")
+    state, config = load_model(folder, "parts")
     if teacher is not None and teacher != config["teacher"]:
         raise ValueError(f"{folder} was learned from another teacher than the one beside it; run dvc repro parts")
     parts = METHODS[config["method"]](config)
     parts.load_state_dict(state, strict=True)
-    parts.digest = atomic_files.model_digest(folder, "parts")
+    parts.digest = model_digest(folder, "parts")
     return parts.eval().requires_grad_(False)

@@ -24,7 +24,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 from torch import Tensor
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import atomic_write
+from semmae.core.digests import json_digest
+from semmae.core.paths import state_root
 from semmae.data.crops import crop_part_maps
 from semmae.data.dataset import Reader
 
@@ -74,7 +76,7 @@ def write(
         assert attention.size == 0 or attention.max() < ATTENTION_LEVELS, attention.max()
         columns["attention"] = _binary(attention)
     table = pa.table(columns).replace_schema_metadata({"semmae": json.dumps(metadata, sort_keys=True)})
-    with atomic_files.replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(
             table, temporary, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
         )
@@ -162,7 +164,7 @@ def _check(path: Path, table: pa.Table, expected: dict[str, Any], columns: list[
 
 def store_digest(*, teacher: str, parts: str, params: Any) -> str:
     """The name of everything but the shard that decides a part map's bytes, the method of making it included."""
-    return atomic_files.digest({"teacher": teacher, "parts": parts, "params": params, "revision": REVISION})
+    return json_digest({"teacher": teacher, "parts": parts, "params": params, "revision": REVISION})
 
 
 def store_path(digest: str, shard_sha256: str) -> Path:
@@ -183,7 +185,7 @@ def stored(digest: str, shard_sha256: str, *, keys: list[str]) -> bool:
 
 def assemble(folder: Path, *, digest: str, shards: Mapping[str, str]) -> None:
     """Replace `folder` by the stored part maps of `shards` (file name to sha256): copies, for DVC may relink them."""
-    with atomic_files.replacing(folder) as temporary:
+    with atomic_write(folder) as temporary:
         temporary.mkdir()
         for name, sha256 in shards.items():
             entry = store_path(digest, sha256)
@@ -243,7 +245,7 @@ def summary(maps: PartMaps) -> dict[str, Any]:
 
 
 def _store() -> Path:
-    return atomic_files.state_root() / "part_maps"
+    return state_root() / "part_maps"
 
 
 def _some(names: list[str], total: int, what: str) -> str:

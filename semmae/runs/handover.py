@@ -14,7 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import read_json, write_json
+from semmae.core.digests import json_digest
+from semmae.core.locks import exclusive_lock
+from semmae.core.paths import state_root
 
 OFFER, SOURCES, LOG = "offer.json", "adopted.json", "adoptions.jsonl"
 
@@ -23,8 +26,8 @@ def offer(folder: Path) -> None:
     """Mark the run in `folder` to be adopted. ValueError where it has no checkpoint, BlockingIOError while at work."""
     if not any(folder.glob("step-*")):
         raise ValueError(f"run {folder.name[:12]} has no checkpoint yet; there is nothing to adopt")
-    with atomic_files.lock("run", folder.name):
-        atomic_files.write_json(folder / OFFER, {"offered": time.strftime("%FT%T%z")})
+    with exclusive_lock("run", folder.name):
+        write_json(folder / OFFER, {"offered": time.strftime("%FT%T%z")})
 
 
 def take(identity: dict[str, Any], folder: Path) -> list[str]:
@@ -35,33 +38,29 @@ def take(identity: dict[str, Any], folder: Path) -> list[str]:
     """
     for mark in sorted(folder.parent.glob(f"*/{OFFER}")):
         other = mark.parent
-        theirs = atomic_files.read_json(other / "identity.json")
+        theirs = read_json(other / "identity.json")
         if other == folder or theirs["stage"] != identity["stage"] or any(folder.glob("step-*")):
             continue
         if not any(other.glob("step-*")):  # taken before, by a process that was killed at the end of it
             shutil.rmtree(other)
             continue
-        if differing := [
-            key
-            for key in ("params", "inputs")
-            if atomic_files.digest(theirs[key]) != atomic_files.digest(identity[key])
-        ]:
+        if differing := [key for key in ("params", "inputs") if json_digest(theirs[key]) != json_digest(identity[key])]:
             print(
                 f"warning: {identity['stage']} does not adopt run {other.name[:12]}: other {' and '.join(differing)}",
                 file=sys.stderr,
             )
             continue
-        with atomic_files.lock("run", other.name):
+        with exclusive_lock("run", other.name):
             _move(other, folder, [*_sources(other), theirs["source"]])
     return _sources(folder)
 
 
 def _move(other: Path, folder: Path, sources: list[str]) -> None:
     """Newest first: a kill half-way loses an older save at most."""
-    atomic_files.write_json(folder / SOURCES, sources)
+    write_json(folder / SOURCES, sources)
     saves = sorted(other.glob("step-*"), reverse=True)
     record = {"at": time.strftime("%FT%T%z"), "from": other.name, "to": folder.name, "saves": [s.name for s in saves]}
-    with open(atomic_files.state_root() / LOG, "a") as log:
+    with open(state_root() / LOG, "a") as log:
         log.write(json.dumps(record) + "\n")
     for save in saves:
         os.rename(save, folder / save.name)
@@ -70,4 +69,4 @@ def _move(other: Path, folder: Path, sources: list[str]) -> None:
 
 
 def _sources(folder: Path) -> list[str]:
-    return atomic_files.read_json(folder / SOURCES) if (folder / SOURCES).exists() else []
+    return read_json(folder / SOURCES) if (folder / SOURCES).exists() else []

@@ -27,8 +27,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from semmae.console.progress import Progress
-from semmae.core import atomic_files, checkpoint, distributed
+from semmae.core import checkpoint, distributed
+from semmae.core.atomic_files import write_json
 from semmae.core.config import STRICT
+from semmae.core.digests import file_digest, json_digest
+from semmae.core.locks import exclusive_lock
+from semmae.core.paths import state_root
 from semmae.data.dataset import Reader, batches
 from semmae.data.epoch_order import epoch_size
 from semmae.runs import handover
@@ -95,8 +99,8 @@ class Run:
             "inputs": inputs,
             "source": source_digest(),
         }
-        self.fingerprint = atomic_files.digest(self.identity)
-        self.folder = atomic_files.state_root() / "runs" / self.fingerprint
+        self.fingerprint = json_digest(self.identity)
+        self.folder = state_root() / "runs" / self.fingerprint
         self.checkpoint_seconds = 60 * checkpoint_minutes
         self.history: list[dict[str, float]] = []
         self.book = StepLog(stage, world)
@@ -107,12 +111,12 @@ class Run:
     def __enter__(self) -> Self:
         if self.world.leads:
             self._locks = [
-                atomic_files.lock("output", str(self.out.absolute())),
-                atomic_files.lock("run", self.fingerprint, wait=True),  # experiments side by side share their baselines
+                exclusive_lock("output", str(self.out.absolute())),
+                exclusive_lock("run", self.fingerprint, wait=True),  # experiments side by side share their baselines
             ]
             for lock in self._locks:
                 lock.__enter__()
-            atomic_files.write_json(self.folder / "identity.json", self.identity)
+            write_json(self.folder / "identity.json", self.identity)
             if sources := handover.take(self.identity, self.folder):
                 self.adopted = {"adopted": sources}
         distributed.barrier(self.world)  # whoever restores a checkpoint finds what was adopted
@@ -287,7 +291,7 @@ def source_digest() -> str:
     files = {
         module.__file__ for module in (*modules.values(), sys.modules["__main__"]) if getattr(module, "__file__", None)
     }
-    return atomic_files.digest(sorted(atomic_files.sha256(Path(file)) for file in files if file))
+    return json_digest(sorted(file_digest(Path(file)) for file in files if file))
 
 
 def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> None:

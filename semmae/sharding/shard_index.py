@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semmae.core import atomic_files
+from semmae.core.digests import file_digest
 from semmae.data import decoding
 from semmae.sharding.shard_assignment import ShardAssignment
 from semmae.sharding.sources.layout import SPLITS
@@ -61,7 +61,7 @@ def manifest(folder: Path, rows: list[tuple], located: dict[str, str]) -> dict[s
         splits[file].append(split)
     paths = [Path(located.get(file, folder / file)) for file in splits]
     with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(atomic_files.sha256, paths))
+        digests = list(threads.map(file_digest, paths))
     holders: dict[str, Path] = {}
     for path, digest in zip(paths, digests, strict=True):
         if (first := holders.setdefault(digest, path)) != path:

@@ -20,7 +20,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import atomic_write, read_json, write_json
+from semmae.core.digests import file_digest
 from semmae.data import decoding
 from semmae.sharding import shard_index, worker_pool
 from semmae.sharding.shard_assignment import ShardAssignment, plan, shard_names
@@ -63,7 +64,7 @@ def write(
     samples = worker_pool.watched(
         worker_pool.mapped(convert, tasks, workers=workers), len(tasks), f"images of {out.name}"
     )
-    with atomic_files.replacing(out) as folder:
+    with atomic_write(out) as folder:
         folder.mkdir()
         rows, rejected, contents = _write_tars(folder, tasks, samples, classes, names_in_place)
         _judge(tasks, rows, rejected, max_rejects=max_rejects)
@@ -72,7 +73,7 @@ def write(
         located = {name: tar for tar, name in names_in_place.items()}
         meta: dict[str, Any] = shard_index.manifest(folder, rows, located)
         meta |= {"class_names": classes, "mask_kind": kind, "mask_names": names}
-        meta["index_sha256"] = atomic_files.sha256(folder / "index.parquet")
+        meta["index_sha256"] = file_digest(folder / "index.parquet")
         meta["sources"] = {
             name: {
                 "digest": sources.digest(source, contents[name]),
@@ -81,7 +82,7 @@ def write(
             }
             for name, source in named.items()
         }
-        atomic_files.write_json(folder / "shards.json", meta)
+        write_json(folder / "shards.json", meta)
     return meta
 
 
@@ -98,9 +99,7 @@ def source_digest(source: Source) -> str:
 
 def check(dataset: Path, named: dict[str, Source]) -> list[str]:
     """The names of the sources that are not as they were when `dataset` was written."""
-    recorded = {
-        name: entry["digest"] for name, entry in atomic_files.read_json(dataset / "shards.json")["sources"].items()
-    }
+    recorded = {name: entry["digest"] for name, entry in read_json(dataset / "shards.json")["sources"].items()}
     now = {name: source_digest(source) for name, source in named.items()}
     return sorted(name for name in recorded.keys() | now.keys() if recorded.get(name) != now.get(name))
 

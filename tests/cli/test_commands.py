@@ -10,7 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from semmae.cli.main import app
-from semmae.core import atomic_files
+from semmae.core.atomic_files import write_json
+from semmae.core.locks import exclusive_lock
+from semmae.core.paths import state_root
 from semmae.parts import part_maps
 from tests.project import Project
 
@@ -57,11 +59,11 @@ def test_index_check_tells_what_to_run_when_a_source_has_changed(inside: Project
 
 
 def test_state_lists_and_prunes_what_nobody_uses(inside: Project):
-    run = atomic_files.state_root() / "runs/0123456789abcdef"
-    atomic_files.write_json(run / "identity.json", {"stage": "pretrain"})
-    atomic_files.write_json(run / "step-000000007/state.pt", {})
+    run = state_root() / "runs/0123456789abcdef"
+    write_json(run / "identity.json", {"stage": "pretrain"})
+    write_json(run / "step-000000007/state.pt", {})
     said = semmae("state", "ls")
-    assert str(atomic_files.state_root()) in said
+    assert str(state_root()) in said
     assert ["pretrain", "0123456789ab", "7"] in [line.split()[:3] for line in said.splitlines()]
     (maps,) = part_maps.listing()
     assert f"{maps.digest[:12]}" in said
@@ -71,7 +73,7 @@ def test_state_lists_and_prunes_what_nobody_uses(inside: Project):
     assert part_maps.listing() == [maps]
     for path in [run, *run.rglob("*")]:
         os.utime(path, (time.time() - 2 * 86_400,) * 2)
-    with atomic_files.lock("run", run.name):
+    with exclusive_lock("run", run.name):
         said = semmae("state", "gc", "--unused-days", "1")
         assert "0 unfinished runs deleted" in said
         assert f"part maps left alone: process {os.getpid()} is at work" in said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from semmae.core import config
+from semmae.core.config import read_yaml
 from tests.imports import ROOT
 from tests.project import PATIENCE, Project, bare
 
@@ -164,5 +164,5 @@ def test_a_file_that_dvc_was_killed_over_is_told_with_its_remedy(small: Project)
 
 def test_no_stage_is_named_in_the_flow():
     text = (ROOT / "semmae/cli/flow.py").read_text()
-    for stage in config.read(ROOT / "dvc.yaml")["stages"]:
+    for stage in read_yaml(ROOT / "dvc.yaml")["stages"]:
         assert not re.search(rf"[\"']{stage}(@|[\"'])", text), stage

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from benchmarks import prices
 from semmae.cli import recipes
 from semmae.cli.main import app, main
-from semmae.core import config, optim
+from semmae.core import optim
+from semmae.core.config import load_config
 from semmae.models import mae, masking, teacher, vit
 from semmae.training.progressive_resolution import epoch_sizes
 from stages.finetune import FinetuneConfig
@@ -75,8 +76,8 @@ def test_a_recipe_begins_with_its_command_cost_and_score(file: Path):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_something(file: Path):
     elder, section = (
-        config.load(TeacherConfig, "teacher", file=file),
-        config.load(PretrainConfig, "pretrain", file=file),
+        load_config(TeacherConfig, "teacher", file=file),
+        load_config(PretrainConfig, "pretrain", file=file),
     )
     with torch.device("meta"):
         model = mae.MAE(
@@ -87,7 +88,7 @@ def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_something(fil
         else:
             seen = vit.build({"img_size": elder.img_size, **vars(elder.network)}).patch_embed.grid_size
     patches = model.positions.shape[1] - 1
-    assert seen[0] * seen[1] > config.load(PartsConfig, "parts", file=file).num_parts
+    assert seen[0] * seen[1] > load_config(PartsConfig, "parts", file=file).num_parts
     assert 0 < masking.num_masked(patches, section.masking.mask_ratio) < patches
 
 
@@ -112,8 +113,8 @@ def test_the_networks_have_the_size_of_their_formula(name: str):
     """On the meta device; ViT-B/16 with MAE's decoder has 111.9 million parameters."""
     file = ROOT / f"recipes/{name}.yaml"
     section, elder = (
-        config.load(PretrainConfig, "pretrain", file=file),
-        config.load(TeacherConfig, "teacher", file=file),
+        load_config(PretrainConfig, "pretrain", file=file),
+        load_config(TeacherConfig, "teacher", file=file),
     )
     models = [(section.encoder, section.recipe.decoder, section.img_size)]
     if elder.source == "mae":
@@ -136,9 +137,9 @@ def test_batches_rates_and_steps_of_every_recipe(name: str):
     """lr = base_lr * batch_size / 256, reached after the warm-up; an epoch's steps are whole batches."""
     file = ROOT / f"recipes/{name}.yaml"
     images, steps, *rates, probe_rate = STEPS[name]
-    recipe = config.load(PretrainConfig, "pretrain", file=file).recipe
-    tuned = config.load(FinetuneConfig, "finetune", file=file).protocol.recipe
-    probe = config.load(LinearConfig, "linear", file=file).protocol
+    recipe = load_config(PretrainConfig, "pretrain", file=file).recipe
+    tuned = load_config(FinetuneConfig, "finetune", file=file).protocol.recipe
+    probe = load_config(LinearConfig, "linear", file=file).protocol
     assert recipe.epochs * (images // recipe.batch_size) == steps
     for one, rate in zip((recipe, tuned), rates, strict=True):
         per_epoch = images // one.batch_size
@@ -148,7 +149,7 @@ def test_batches_rates_and_steps_of_every_recipe(name: str):
         assert optim.warmup_cosine(plan["steps"] - 1, **plan) == pytest.approx(one.min_lr, abs=1e-8)
     assert 0.1 in probe.base_lrs  # MAE's
     assert 0.1 * probe.batch_size / 256 == pytest.approx(probe_rate)
-    elder = config.load(TeacherConfig, "teacher", file=file)
+    elder = load_config(TeacherConfig, "teacher", file=file)
     if elder.source == "mae":  # at the encoder's own rate, on the same batches
         assert (elder.mae.recipe.base_lr, elder.mae.recipe.batch_size) == (recipe.base_lr, recipe.batch_size)
 
@@ -170,7 +171,7 @@ def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: fl
 @pytest.mark.parametrize("side", [128, 224])
 def test_the_work_of_a_step_is_counted_as_it_is_computed(name: str, side: int):
     """What `benchmarks.prices` counts, by the formula; the gradient by the pixels is nobody's."""
-    section, shape = config.load(PretrainConfig, "pretrain", file=ROOT / f"recipes/{name}.yaml"), PRICED[name]
+    section, shape = load_config(PretrainConfig, "pretrain", file=ROOT / f"recipes/{name}.yaml"), PRICED[name]
     counted = prices.step_flops(section, side, mask_ratio=0.75, decode_fraction=1.0)
     assert counted == pytest.approx(3 * forward(*shape, side, mask_ratio=0.75), rel=0.02)
 
@@ -181,8 +182,8 @@ def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
     file, shape = ROOT / f"recipes/{name}.yaml", PRICED[name]
     cost, patch = recipes.head(file)["cost"], shape[2]
     section, tuned = (
-        config.load(PretrainConfig, "pretrain", file=file),
-        config.load(FinetuneConfig, "finetune", file=file),
+        load_config(PretrainConfig, "pretrain", file=file),
+        load_config(FinetuneConfig, "finetune", file=file),
     )
     recipe, masks, tuning = section.recipe, section.masking, tuned.protocol.recipe
     sizes = epoch_sizes(recipe.resolution, img_size=224, epochs=recipe.epochs, patch_size=patch)
@@ -202,7 +203,7 @@ def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
 
 def test_a_day_is_enough_for_the_recipe_of_one_day():
     """Pretraining at the rate that its price assumes, and half as long again for all else."""
-    section = config.load(PretrainConfig, "pretrain", file=ROOT / "recipes/h200_one_day.yaml")
+    section = load_config(PretrainConfig, "pretrain", file=ROOT / "recipes/h200_one_day.yaml")
     cost = recipes.head(ROOT / "recipes/h200_one_day.yaml")["cost"]
     assert 1.5 * float(re.search(r"([\d,]+) GPU hours if", cost)[1]) <= 24
     sizes = epoch_sizes(section.recipe.resolution, img_size=224, epochs=300, patch_size=16)
@@ -231,7 +232,7 @@ def test_a_score_names_its_source(file: Path):
 
 @pytest.mark.parametrize("name", VITS)
 def test_the_imagenet_recipes_train_as_published(name: str):
-    section = config.load(PretrainConfig, "pretrain", file=ROOT / f"recipes/{name}.yaml")
+    section = load_config(PretrainConfig, "pretrain", file=ROOT / f"recipes/{name}.yaml")
     recipe, per_epoch = section.recipe, IMAGENET // section.recipe.batch_size
     assert (recipe.epochs, recipe.batch_size, recipe.warmup_epochs, recipe.weight_decay) == (800, 4096, 40, 0.05)
     assert (recipe.betas, recipe.norm_pix_loss, section.masking.mask_ratio) == ((0.9, 0.95), True, 0.75)
@@ -251,20 +252,20 @@ def test_the_imagenet_recipes_train_as_published(name: str):
 @pytest.mark.parametrize("name", VITS)
 def test_the_imagenet_recipes_have_the_papers_teacher_parts_and_probe(name: str):
     file = ROOT / f"recipes/{name}.yaml"
-    elder, parts = config.load(TeacherConfig, "teacher", file=file), config.load(PartsConfig, "parts", file=file)
-    pretrain = config.load(PretrainConfig, "pretrain", file=file)
+    elder, parts = load_config(TeacherConfig, "teacher", file=file), load_config(PartsConfig, "parts", file=file)
+    pretrain = load_config(PretrainConfig, "pretrain", file=file)
     assert (elder.source, elder.model.partition(".")[0]) == ("timm", "vit_small_patch16_224")
     assert parts.num_parts == 6
     assert parts.learned.foreground is not None
     assert parts.img_size // 16 == pretrain.img_size // pretrain.encoder.patch_size  # a label of its own for each patch
-    probe = config.load(LinearConfig, "linear", file=file).protocol
+    probe = load_config(LinearConfig, "linear", file=file).protocol
     assert (probe.epochs, probe.warmup_epochs, probe.batch_size, probe.pool) == (90, 10, 16384, "class")
     assert 0.1 in probe.base_lrs
 
 
 @pytest.mark.parametrize("name", VITS)
 def test_the_imagenet_recipes_fine_tune_as_mae(name: str):
-    protocol = config.load(FinetuneConfig, "finetune", file=ROOT / f"recipes/{name}.yaml").protocol
+    protocol = load_config(FinetuneConfig, "finetune", file=ROOT / f"recipes/{name}.yaml").protocol
     recipe = protocol.recipe
     own = (50, 1e-3, 0.75, 0.2) if VITS[name][1] == 24 else (100, 5e-4, 0.65, 0.1)
     assert (recipe.epochs, recipe.base_lr, recipe.layer_decay, recipe.drop_path) == own
@@ -276,7 +277,7 @@ def test_the_imagenet_recipes_fine_tune_as_mae(name: str):
 
 @pytest.mark.parametrize("name", VITS)
 def test_the_ibot_section_is_ibots_command(name: str):
-    ibot = config.load(TeacherConfig, "teacher", file=ROOT / f"recipes/{name}.yaml").ibot
+    ibot = load_config(TeacherConfig, "teacher", file=ROOT / f"recipes/{name}.yaml").ibot
     assert ibot.base_lr * ibot.batch_size / 256 == pytest.approx(2e-3)
     assert (ibot.teacher_temp, ibot.teacher_temp_warmup_epochs, ibot.prototypes) == ((0.04, 0.07), 30, 8192)
     assert (ibot.global_crop.scale, ibot.local_crop.scale, ibot.local_crops) == ((0.25, 1.0), (0.05, 0.25), 10)

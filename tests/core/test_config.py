@@ -8,8 +8,7 @@ import pytest
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
 
-from semmae.core import config
-from semmae.core.config import STRICT
+from semmae.core.config import STRICT, load_config, read_yaml
 
 TOY = Path(__file__).parents[1] / "toy/params.yaml"
 
@@ -34,7 +33,7 @@ GOOD = "section:\n  strategy: random\n  compile: false\n  recipe: {lr: 1.0e-3, e
 def load(tmp_path: Path, text: str) -> Section:
     file = tmp_path / "params.yaml"
     file.write_text(text)
-    return config.load(Section, "section", file=file)
+    return load_config(Section, "section", file=file)
 
 
 def test_a_section_becomes_its_dataclass(tmp_path: Path):
@@ -87,7 +86,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path):
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"params\.yaml does not exist in .*run from the project's root"):
-        config.load(Section, "section")
+        load_config(Section, "section")
 
 
 # Values that a type allows and the stage does not
@@ -143,7 +142,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: Any, named: str):
-    content, (stage, *between, last) = config.read(TOY), key.split(".")
+    content, (stage, *between, last) = read_yaml(TOY), key.split(".")
     section = content[stage]
     for name in between:
         section = section[name]
@@ -152,7 +151,7 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: Any, nam
     YAML().dump(content, file := tmp_path / "params.yaml")
     schema = getattr(importlib.import_module(f"stages.{stage}"), f"{stage.title().replace('_', '')}Config")
     with pytest.raises(ValueError, match=r"params\.yaml: ") as caught:
-        config.load(schema, stage, file=file)
+        load_config(schema, stage, file=file)
     sentence = str(caught.value)
     assert sentence.startswith(f"{file}: {key}{named} is ")
     assert len(sentence.splitlines()) == 1

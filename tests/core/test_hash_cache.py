@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from semmae.core import atomic_files, hash_cache
+from semmae.core import hash_cache
+from semmae.core.digests import file_digest
 
 
 @pytest.fixture
@@ -20,45 +21,45 @@ def shard(tmp_path: Path) -> Path:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were read in full."""
-    read, sha256 = [], atomic_files.sha256
-    monkeypatch.setattr(atomic_files, "sha256", lambda path: read.append(path) or sha256(path))
+    read: list[Path] = []
+    monkeypatch.setattr(hash_cache, "file_digest", lambda path: read.append(path) or file_digest(path))
     return read
 
 
 def test_a_file_is_read_once_until_it_changes(shard: Path, reads: list[Path]):
-    first = hash_cache.known(shard)
-    assert hash_cache.known(shard) == first == atomic_files.sha256(shard)
-    assert len(reads) == 2  # ours, and the test's own
+    first = hash_cache.cached_digest(shard)
+    assert hash_cache.cached_digest(shard) == first == file_digest(shard)
+    assert len(reads) == 1
     shard.write_bytes(b"two")
     os.utime(shard, (2, 2))
-    assert hash_cache.known(shard) == atomic_files.sha256(shard) != first
+    assert hash_cache.cached_digest(shard) == file_digest(shard) != first
 
 
 def test_what_was_just_written_is_not_trusted_yet(shard: Path, reads: list[Path]):
     shard.write_bytes(b"now")
-    assert hash_cache.known(shard) == hash_cache.known(shard)
+    assert hash_cache.cached_digest(shard) == hash_cache.cached_digest(shard)
     assert len(reads) == 2
 
 
 def test_a_damaged_memory_costs_a_read_and_nothing_else(shard: Path, state_root: Path, reads: list[Path]):
-    first = hash_cache.known(shard)
+    first = hash_cache.cached_digest(shard)
     for memo in (state_root / "digests").iterdir():
         memo.write_text("[")
-    assert hash_cache.known(shard) == first
+    assert hash_cache.cached_digest(shard) == first
     shutil.rmtree(state_root / "digests")
-    assert hash_cache.known(shard) == first
+    assert hash_cache.cached_digest(shard) == first
     assert len(reads) == 3
 
 
 def test_what_is_gone_is_forgotten_and_what_is_damaged_too(shard: Path, state_root: Path, reads: list[Path]):
     shutil.copy2(shard, other := shard.with_name("other.tar"))
-    hash_cache.known(shard), hash_cache.known(other)
+    hash_cache.cached_digest(shard), hash_cache.cached_digest(other)
     assert hash_cache.prune() == 0
     other.unlink()
     (state_root / "digests/.half.tmp").write_text("")  # another process is writing
     assert hash_cache.prune() == 1
     (state_root / "digests/.half.tmp").unlink()
-    hash_cache.known(shard)
+    hash_cache.cached_digest(shard)
     assert len(reads) == 2  # it was not forgotten
     (memo,) = (state_root / "digests").iterdir()
     memo.write_text("[")

@@ -15,7 +15,7 @@ import pytest
 import torch
 import webdataset
 
-from semmae.core import stage
+from semmae.core import process
 from semmae.data import decoding
 from semmae.data.dataset import Reader, batches, verify_shards
 from semmae.data.epoch_order import epoch_order
@@ -96,7 +96,7 @@ def test_as_many_shards_stay_open_as_the_system_allows_and_one_more_is_answered(
         ValueError, match=r"3 shard\(s\) are open, and the system allows no more files: raise `ulimit -n`"
     ):
         [reader.encoded(i) for i in range(len(reader))]
-    stage.allow_files()
+    process.raise_open_files_limit()
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert len([reader.encoded(i) for i in range(len(reader))]) == 40
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from semmae.core import config
+from semmae.core.config import load_config
 from semmae.evaluation import subsets
 from semmae.evaluation.subsets import Shots
 
@@ -47,4 +47,4 @@ def test_names_are_keys_without_dots():
 def test_what_is_no_subset_is_refused(tmp_path, given):
     (tmp_path / "params.yaml").write_text(f"shots: {given}")
     with pytest.raises(ValueError, match=r"shots"):
-        config.load(Shots, "shots", file=tmp_path / "params.yaml")
+        load_config(Shots, "shots", file=tmp_path / "params.yaml")

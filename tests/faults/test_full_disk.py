@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from semmae.core import atomic_files, checkpoint
+from semmae.core import checkpoint
+from semmae.core.atomic_files import _process_namespace, atomic_write
+from semmae.core.digests import file_digest
+from semmae.core.locks import exclusive_lock
+from semmae.core.model_files import load_model, save_model
 from semmae.data.dataset import Reader
 from semmae.evaluation.mapped_rows import Rows
 from semmae.sharding import shard_writer
@@ -22,8 +26,8 @@ from tests.project import Project
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from semmae.core import atomic_files
-with atomic_files.replacing(Path(sys.argv[1])) as temporary:
+from semmae.core.atomic_files import atomic_write
+with atomic_write(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -44,7 +48,7 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path):
     subprocess.run([sys.executable, "-c", KILLED, path], check=False)
     assert not path.exists()
     assert len(list(tmp_path.glob(".answer.*.tmp"))) == 1
-    with atomic_files.replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("whole")
     assert path.read_text() == "whole"
     assert not list(tmp_path.glob(".answer.*.tmp"))
@@ -52,12 +56,12 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path):
 
 def test_what_is_written_in_another_container_is_left_alone_unless_it_is_old(tmp_path: Path):
     """Its process ids are others, or the same for others: containers number theirs from 1."""
-    places = atomic_files._here(), "there", "old"
+    places = _process_namespace(), "there", "old"
     ours, theirs, old = (tmp_path / f".answer.{place}.{os.getpid()}.tmp" for place in places)
     for path in (theirs, old):
         path.write_text("half")
     os.utime(old, (0, 0))
-    with atomic_files.replacing(tmp_path / "answer") as temporary:
+    with atomic_write(tmp_path / "answer") as temporary:
         assert temporary == ours
         temporary.write_text("whole")
     assert sorted(os.listdir(tmp_path)) == [theirs.name, "answer"]
@@ -65,19 +69,19 @@ def test_what_is_written_in_another_container_is_left_alone_unless_it_is_old(tmp
 
 
 def test_a_full_disk_leaves_the_previous_model_whole_and_says_so(small_disk: Path):
-    atomic_files.save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
+    save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
     with pytest.raises(OSError, match=r"is full: encoder\.safetensors was not written, what was there before is whole"):
-        atomic_files.save_model(small_disk, "encoder", {"weight": torch.ones(2**19)}, {"depth": 2})
-    state, config = atomic_files.read_model(small_disk, "encoder")
+        save_model(small_disk, "encoder", {"weight": torch.ones(2**19)}, {"depth": 2})
+    state, config = load_model(small_disk, "encoder")
     assert (state["weight"].tolist(), config["depth"]) == ([1.0] * 4, 1)
     assert sorted(os.listdir(small_disk)) == ["encoder.json", "encoder.safetensors"]
 
 
 def test_a_disk_that_has_room_for_the_weights_alone_leaves_the_previous_model_whole(small_disk: Path):
-    atomic_files.save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
+    save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
     with pytest.raises(OSError, match=r"is full: encoder\.\S+ was not written, what was there before is whole"):
-        atomic_files.save_model(small_disk, "encoder", {"weight": torch.zeros(4)}, {"depth": 1, "long": "x" * 2**20})
-    state, config = atomic_files.read_model(small_disk, "encoder")
+        save_model(small_disk, "encoder", {"weight": torch.zeros(4)}, {"depth": 1, "long": "x" * 2**20})
+    state, config = load_model(small_disk, "encoder")
     assert (state["weight"].tolist(), config["depth"]) == ([1.0] * 4, 1)
     assert sorted(os.listdir(small_disk)) == ["encoder.json", "encoder.safetensors"]
 
@@ -122,14 +126,14 @@ def test_a_full_disk_under_features_is_an_error_in_words_and_no_bus_error(small_
 def test_a_lock_that_finds_no_room_says_so(small_disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SEMMAE_STATE", str(small_disk))
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
-    with pytest.raises(OSError, match=r"is full: [0-9a-f]+ was not written"), atomic_files.lock("output", "x"):
+    with pytest.raises(OSError, match=r"is full: [0-9a-f]+ was not written"), exclusive_lock("output", "x"):
         pass
 
 
 def files(folder: Path) -> dict[str, str]:
     """The digest of every file under a folder, links followed."""
     paths = [Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names]
-    return {str(path.relative_to(folder)): atomic_files.sha256(path) for path in paths}
+    return {str(path.relative_to(folder)): file_digest(path) for path in paths}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from semmae.core import atomic_files
+from semmae.core.digests import file_digest
 from tests.killed import PER_EPOCH, SIGNALED, SIGNALED_AFTER, STEPS, drawn, epochs, history, weights
 from tests.project import Project
 
@@ -92,7 +92,7 @@ def test_a_killed_teacher_or_part_learner_goes_on_and_ends_with_the_same_bits(
     step = drawn(stage, PER_EPOCH + 1, 2 * PER_EPOCH)
     toy.run("python", "-c", SIGNALED, str(step), str(int(signal.SIGKILL)), stage, expect=-signal.SIGKILL)
     assert epochs(toy.stage(stage))[0] == 2
-    assert atomic_files.sha256(toy.folder / model) == atomic_files.sha256(finished.folder / model)
+    assert file_digest(toy.folder / model) == file_digest(finished.folder / model)
     assert history(toy, stage) == history(finished, stage)
 
 
@@ -100,12 +100,12 @@ def test_a_killed_self_distillation_goes_on_and_ends_with_the_same_bits(toy: Pro
     toy.set("teacher.source", "ibot")
     toy.set("teacher.ibot.epochs", 2)
     toy.stage("teacher")
-    once = (atomic_files.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher"))
+    once = (file_digest(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher"))
     (toy.folder / "data/teacher/teacher.safetensors").unlink()
     step = drawn("ibot", PER_EPOCH + 1, 2 * PER_EPOCH)
     toy.run("python", "-c", SIGNALED, str(step), str(int(signal.SIGKILL)), "teacher", expect=-signal.SIGKILL)
     assert epochs(toy.stage("teacher"))[0] == 2
-    assert (atomic_files.sha256(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
+    assert (file_digest(toy.folder / "data/teacher/teacher.safetensors"), history(toy, "teacher")) == once
 
 
 def test_a_second_writer_is_refused_and_told_who_is_first(toy: Project):

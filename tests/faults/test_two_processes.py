@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from semmae.core import config
+from semmae.core.config import load_config
 from semmae.data.dataset import Reader
 from stages.pretrain import PretrainConfig
 from tests.killed import SIGNALED, epochs, history
@@ -41,7 +41,7 @@ runpy.run_module("stages.pretrain", run_name="__main__", alter_sys=True)
 def test_the_process_whose_loss_is_not_finite_names_its_samples_and_both_go_on(toy: Project):
     toy.set("pretrain.recipe.max_skipped_steps", 1)
     said = toy.run(*TWO, "-c", LOST)
-    section = config.load(PretrainConfig, "pretrain", file=toy.folder / "params.yaml")
+    section = load_config(PretrainConfig, "pretrain", file=toy.folder / "params.yaml")
     reader, b = Reader(toy.folder / "data/shards" / section.dataset, "train"), section.recipe.batch_size
     theirs = [reader.keys[i] for i in reader.epoch_order(seed=section.seed, epoch=0)[2 * b + b // 2 : 3 * b]]
     told = re.findall(r"^pretrain: .* at step 2.*", said, re.MULTILINE)

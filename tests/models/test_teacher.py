@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from semmae.core import atomic_files
+from semmae.core.digests import file_digest
 from semmae.exchange import promotion
 from semmae.models import teacher, vit
 
@@ -128,7 +128,7 @@ def test_a_published_file_gives_its_networks_tokens_and_attention(layout, tmp_pa
     size = 56 if "patch14" in name else 64
     original = drawn(name, size)
     torch.save(write({key: value.clone() for key, value in original.state_dict().items()}), tmp_path / "file.pth")
-    sha256 = atomic_files.sha256(tmp_path / "file.pth")
+    sha256 = file_digest(tmp_path / "file.pth")
     network, config = teacher.from_timm(name, img_size=size, checkpoint=tmp_path / "file.pth", sha256=sha256)
     assert config["class_token"]
     teacher.save_teacher(tmp_path / "frozen", network, config)
@@ -275,7 +275,7 @@ def test_a_teacher_from_an_encoder_is_that_encoder(tmp_path):
     encoder = vit.build(config).eval()
     vit.save(tmp_path, encoder, config | KNOWN | {"params": {}})
     file = tmp_path / "encoder.safetensors"
-    sha256 = atomic_files.sha256(file)
+    sha256 = file_digest(file)
     for size in (32, 48):
         network, config = teacher.from_encoder(file, sha256, img_size=size)
         images = nn.functional.interpolate(IMAGES, size=(size, size))

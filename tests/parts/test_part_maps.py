@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from semmae.core import atomic_files
+from semmae.core.paths import state_root
 from semmae.data.dataset import Reader
 from semmae.parts import part_maps
 from semmae.sharding import shard_writer
@@ -326,13 +326,13 @@ def test_the_store_is_listed_and_pruned_by_last_use(tmp_path, monkeypatch):
     assert [(entry.digest, entry.num_shards) for entry in part_maps.listing()] == [("mixed", 1)]
     assert part_maps.prune(unused_days=0.0) == size
     assert part_maps.listing() == []
-    assert list((atomic_files.state_root() / "part_maps").iterdir()) == []
+    assert list((state_root() / "part_maps").iterdir()) == []
 
 
 def test_use_keeps_an_entry(images, tmp_path):
     reader = dataset(images)
     fill(reader, tmp_path / "maps")
-    for path in (atomic_files.state_root() / "part_maps").glob("*/*"):
+    for path in (state_root() / "part_maps").glob("*/*"):
         os.utime(path, (0, 0))
     fill(reader, tmp_path / "maps")
     assert part_maps.prune(unused_days=1.0) == 0

@@ -16,8 +16,12 @@ import torch
 
 from semmae.cli import state_dir
 from semmae.console.progress import Progress
-from semmae.core import atomic_files, checkpoint, distributed
+from semmae.core import checkpoint, distributed
+from semmae.core.atomic_files import atomic_write, read_json, write_json
 from semmae.core.distributed import World
+from semmae.core.locks import exclusive_lock
+from semmae.core.model_files import CONFIG_DIGEST, load_model, save_model
+from semmae.core.paths import state_root
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_order
 from semmae.runs import handover, run
@@ -43,13 +47,13 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path, kind: str):
         (path if kind == "file" else path / "content").write_text(text)
 
     target = tmp_path / "target"
-    with atomic_files.replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         write(temporary, "old")
-    with pytest.raises(RuntimeError), atomic_files.replacing(target) as temporary:  # noqa: PT012
+    with pytest.raises(RuntimeError), atomic_write(target) as temporary:  # noqa: PT012
         write(temporary, "half of")
         raise RuntimeError
     assert (target if kind == "file" else target / "content").read_text() == "old"
-    with atomic_files.replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         write(temporary, "new")
     assert (target if kind == "file" else target / "content").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
@@ -57,34 +61,34 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path, kind: str):
 
 def test_json_has_no_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="Out of range float"):
-        atomic_files.write_json(tmp_path / "x.json", {"loss": float("nan")})
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert not (tmp_path / "x.json").exists()
 
 
 def test_a_model_comes_back_and_other_weights_are_refused(tmp_path: Path):
-    atomic_files.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
-    weights, config = atomic_files.read_model(tmp_path, "encoder")
+    save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    weights, config = load_model(tmp_path, "encoder")
     assert torch.equal(weights["w"], torch.arange(4.0))
     assert config["depth"] == 1
     _flip_a_bit(tmp_path / "encoder.safetensors")
     with pytest.raises(ValueError, match=r"encoder\.safetensors does not match the sha256"):
-        atomic_files.read_model(tmp_path, "encoder")
+        load_model(tmp_path, "encoder")
 
 
 def test_a_model_whose_shape_was_changed_is_refused(tmp_path: Path):
-    atomic_files.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
     file = tmp_path / "encoder.json"
     file.write_text(file.read_text().replace('"depth": 1', '"depth": 3'))
     with pytest.raises(ValueError, match=r"encoder\.json is damaged"):
-        atomic_files.read_model(tmp_path, "encoder")
+        load_model(tmp_path, "encoder")
 
 
 def test_a_model_of_an_older_version_comes_back(tmp_path: Path):
-    atomic_files.save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
-    old = atomic_files.read_json(tmp_path / "encoder.json")
-    del old[atomic_files.OWN_DIGEST]
-    atomic_files.write_json(tmp_path / "encoder.json", old)
-    assert atomic_files.read_model(tmp_path, "encoder")[1] == old
+    save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
+    old = read_json(tmp_path / "encoder.json")
+    del old[CONFIG_DIGEST]
+    write_json(tmp_path / "encoder.json", old)
+    assert load_model(tmp_path, "encoder")[1] == old
 
 
 class Weights:
@@ -119,8 +123,8 @@ def test_a_model_that_is_not_finite_is_not_saved_but_heads_may_diverge(
 
 HOLDER = """
 import sys
-from semmae.core import atomic_files
-with atomic_files.lock("output", "x"):
+from semmae.core.locks import exclusive_lock
+with exclusive_lock("output", "x"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -132,13 +136,13 @@ def test_a_lock_names_its_holder_and_ends_with_it(state_root: Path):
         assert other.stdout.readline() == b"held\n"
         with (
             pytest.raises(BlockingIOError, match=f"process {other.pid} is already writing output x"),
-            atomic_files.lock("output", "x"),
+            exclusive_lock("output", "x"),
         ):
             pass
-        with atomic_files.lock("output", "y"):
+        with exclusive_lock("output", "y"):
             assert state_dir.at_work() == sorted([str(other.pid), str(os.getpid())])
         other.kill()
-    with atomic_files.lock("output", "x"):
+    with exclusive_lock("output", "x"):
         assert state_dir.at_work() == [str(os.getpid())]
     assert state_dir.at_work() == []
 
@@ -311,7 +315,7 @@ def test_an_offered_run_goes_on_under_other_source_and_says_so(
     assert rest == whole[10:]
     assert torch.equal(weight_again, weight)
     assert history_again == history
-    record = json.loads((atomic_files.state_root() / "adoptions.jsonl").read_text())
+    record = json.loads((state_root() / "adoptions.jsonl").read_text())
     assert (record["from"], record["to"]) == (left.fingerprint, taken.fingerprint)
 
 
@@ -325,7 +329,7 @@ def test_what_cannot_be_adopted_is_told(toy_dataset: Path, tmp_path: Path):
         state_dir.adopt(left.fingerprint)
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=12)
-    with atomic_files.lock("run", left.fingerprint), pytest.raises(BlockingIOError, match="is already writing"):
+    with exclusive_lock("run", left.fingerprint), pytest.raises(BlockingIOError, match="is already writing"):
         state_dir.adopt(left.fingerprint)
 
 
@@ -333,7 +337,7 @@ def test_a_checkpoint_of_an_older_layout_is_refused_in_words(toy_dataset: Path, 
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=6)
     (left,) = state_dir.runs()
-    folder = atomic_files.state_root() / "runs" / left.fingerprint
+    folder = state_root() / "runs" / left.fingerprint
     checkpoint.save(folder, 6, {"step": 6, "history": [], "sums": {}, "count": 0, "state": {}})
     with pytest.raises(ValueError, match=f"{folder} is of an older version, which kept less; remove it to begin anew"):
         _train(toy_dataset, tmp_path / "out")
@@ -344,7 +348,7 @@ def test_old_runs_are_pruned_and_locked_ones_are_not(toy_dataset: Path, tmp_path
         _train(toy_dataset, tmp_path / "out", halt_after=6)
     (left,) = state_dir.runs()
     assert state_dir.prune_runs(unused_days=1) == []
-    with atomic_files.lock("run", left.fingerprint):
+    with exclusive_lock("run", left.fingerprint):
         assert state_dir.prune_runs(unused_days=0) == []
     assert [run.fingerprint for run in state_dir.prune_runs(unused_days=0)] == [left.fingerprint]
     assert state_dir.runs() == []
@@ -374,7 +378,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_samples(toy_dataset:
 
 def test_one_writer_per_output(toy_dataset: Path, tmp_path: Path):
     with (
-        atomic_files.lock("output", str(tmp_path / "out")),
+        exclusive_lock("output", str(tmp_path / "out")),
         pytest.raises(BlockingIOError, match=f"process {os.getpid()} is already writing output {tmp_path}/out"),
     ):
         _train(toy_dataset, tmp_path / "out")
@@ -388,7 +392,7 @@ def test_the_same_run_for_another_output_waits_its_turn(
         _train(toy_dataset, tmp_path / "out", halt_after=2)
     (left,) = state_dir.runs()
     with contextlib.ExitStack() as held:
-        held.enter_context(atomic_files.lock("run", left.fingerprint))
+        held.enter_context(exclusive_lock("run", left.fingerprint))
         threading.Timer(0.5, held.close).start()
         _train(toy_dataset, tmp_path / "other")
     said = f"process {os.getpid()} is already writing run {left.fingerprint}; waiting for it"
@@ -438,8 +442,8 @@ def test_an_offer_that_was_taken_before_is_no_offer(state_root: Path):
     """A kill between the move of the checkpoints and the removal of their folder leaves it behind, empty."""
     identity = {"stage": "toy", "params": {}, "inputs": [], "source": "new"}
     left, begun = state_root / "runs/left", state_root / "runs/begun"
-    atomic_files.write_json(left / "identity.json", identity | {"source": "old"})
-    atomic_files.write_json(left / "offer.json", {"offered": "then"})
+    write_json(left / "identity.json", identity | {"source": "old"})
+    write_json(left / "offer.json", {"offered": "then"})
     assert handover.take(identity, begun) == []
     assert not left.exists()
     assert not begun.exists()

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semmae.core import config, distributed, optim
+from semmae.core import distributed, optim
+from semmae.core.config import load_config
 from semmae.core.distributed import World
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_order
@@ -177,7 +178,7 @@ def _pretrained(run: Run, dataset: Path, strategy: Any, decode_fraction: float =
     labels = np.random.default_rng(0).integers(0, 4, (2, len(reader), 16), dtype=np.uint8)
     maps = PartMaps(reader.keys, labels[0], labels[1], {"grid": [4, 4]}, 0)
     recipe = dataclasses.replace(
-        config.load(mae_loop.MAERecipe, "pretrain", "recipe", file=TOY),
+        load_config(mae_loop.MAERecipe, "pretrain", "recipe", file=TOY),
         epochs=2,
         batch_size=8,
         decode_fraction=decode_fraction,
@@ -192,7 +193,7 @@ def _pretrained(run: Run, dataset: Path, strategy: Any, decode_fraction: float =
 
 def _distilled(run: Run, dataset: Path, centering: Any, world: World = ALONE) -> None:
     recipe = dataclasses.replace(
-        config.load(ibot_loop.IBOTRecipe, "teacher", "ibot", file=TOY), epochs=2, batch_size=8, centering=centering
+        load_config(ibot_loop.IBOTRecipe, "teacher", "ibot", file=TOY), epochs=2, batch_size=8, centering=centering
     )
     network = mae_loop.ViTConfig(patch_size=8, embed_dim=32, depth=1, num_heads=2)
     ibot_loop.distill(

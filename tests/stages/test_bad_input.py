@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import read_json, write_json
+from semmae.core.digests import file_digest
 from semmae.models import teacher, vit
 from tests.project import Project, call
 
@@ -40,7 +41,7 @@ def without_eyes(mask):
 
 
 def tampered(**changes) -> None:
-    atomic_files.write_json(META, atomic_files.read_json(META) | changes)
+    write_json(META, read_json(META) | changes)
 
 
 def encoder(folder: Path, patch_size: int, img_size: int) -> Path:
@@ -82,7 +83,7 @@ def test_masks_of_another_size(inside: Project, capsys: pytest.CaptureFixture[st
 
 
 def test_labels_beyond_the_class_list(inside: Project, capsys: pytest.CaptureFixture[str]):
-    names = atomic_files.read_json(META)["class_names"]
+    names = read_json(META)["class_names"]
     tampered(class_names=names[:3])
     for name in CLASSIFIERS:
         told = refused(capsys, name, "toy")
@@ -137,7 +138,7 @@ def test_a_teacher_of_another_patch_size(source: str, inside: Project, capsys: p
     else:
         file = encoder(Path("data/encoders/other"), 16, 32)
         sentences = ["has patch_size 16, teacher has 8; make them equal", f"the encoder in {file} needs a multiple"]
-    inside.set("teacher.checkpoint", {"path": str(file), "sha256": atomic_files.sha256(file)})
+    inside.set("teacher.checkpoint", {"path": str(file), "sha256": file_digest(file)})
     if source != "semmae":  # whose architecture is the file's
         assert sentences[0] in refused(capsys, "teacher")
     if source == "timm":

@@ -11,7 +11,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from semmae.core import atomic_files, optim
+from semmae.core import optim
+from semmae.core.digests import file_digest
+from semmae.core.model_files import model_digest
 from semmae.data import epoch_order as order
 from semmae.data.dataset import Reader
 from semmae.models import mae, teacher
@@ -22,7 +24,7 @@ from tests.project import Project, call
 def mapped() -> part_learner.PartMethod:
     """The parts of the project in this folder, after their maps of all images have been made and read back."""
     call("part_maps")
-    learned, elder = part_learner.load(Path("data/parts")), atomic_files.model_digest(Path("data/teacher"), "teacher")
+    learned, elder = part_learner.load(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")
     maps = part_maps.join(
         Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=elder, parts=learned.digest
     )
@@ -103,7 +105,7 @@ def test_what_bf16_cannot_compute_is_computed_in_fp32(
     """Every latent meets a number that fp32 holds and bf16 does not: a bf16 run ends as one in fp32 does."""
     inside.set("pretrain.recipe.epochs", 1)
     call("pretrain")
-    expected = atomic_files.sha256(Path("data/pretrain/encoder.safetensors"))
+    expected = file_digest(Path("data/pretrain/encoder.safetensors"))
     capsys.readouterr()
     encode = mae.MAE.encode
 
@@ -116,7 +118,7 @@ def test_what_bf16_cannot_compute_is_computed_in_fp32(
     call("pretrain")
     told = [line for line in capsys.readouterr().err.splitlines() if "comes again" in line]
     assert told == [f"pretrain: the loss is nan at step {step}, which comes again in fp32" for step in range(4)]
-    assert atomic_files.sha256(Path("data/pretrain/encoder.safetensors")) == expected
+    assert file_digest(Path("data/pretrain/encoder.safetensors")) == expected
 
 
 def test_a_gradient_that_is_not_finite_touches_no_weight(
@@ -165,7 +167,7 @@ def test_a_checkpoint_in_timms_layout_teaches(inside: Project):
     save_file(published.state_dict(), file)
     inside.set("teacher.source", "timm")
     inside.set("teacher.model", "vit_tiny_patch16_224")
-    inside.set("teacher.checkpoint", {"path": file.name, "sha256": atomic_files.sha256(file)})
+    inside.set("teacher.checkpoint", {"path": file.name, "sha256": file_digest(file)})
     call("teacher")
     elder = teacher.load_teacher(Path("data/teacher"))
     assert elder.grid(32) == (2, 2)  # too few places for a middle: no foreground

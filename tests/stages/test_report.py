@@ -10,7 +10,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from semmae.core import atomic_files
+from semmae.core.atomic_files import write_json
 from semmae.data import decoding
 from semmae.data.dataset import Reader, batches
 from semmae.data.transforms import Whole
@@ -83,7 +83,7 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
             attention=part_maps.quantize_attention(tokens.attention.numpy()), metadata=known_of | {"shard": sha256},
         )  # fmt: skip
     maps = part_maps.join(Path("data/part_maps") / dataset, reader, teacher=None, parts=None)
-    atomic_files.write_json(Path("results/part_maps/metrics.json"), {"part_maps": part_maps.summary(maps)})
+    write_json(Path("results/part_maps/metrics.json"), {"part_maps": part_maps.summary(maps)})
 
     masking = {"strategy": strategy, "mask_ratio": 0.75, "curriculum": {"start": 0.0, "end": 1.0, "power": 2.0}}
     run = {"dataset": dataset, "seed": 7, "img_size": 32, "masking": masking}
@@ -93,8 +93,8 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     encoder = SIZE | known | {"params": run}
     mae.save(Path("data/pretrain"), model, encoder=encoder, decoder=DECODER | {"norm_pix_loss": True})
     for stage in ("teacher", "parts", "pretrain"):
-        atomic_files.write_json(Path("data") / stage / "history.json", history)
-        atomic_files.write_json(Path("results") / stage / "metrics.json", {stage: {"knn_top1": 0.125}})
+        write_json(Path("data") / stage / "history.json", history)
+        write_json(Path("results") / stage / "metrics.json", {stage: {"knn_top1": 0.125}})
 
 
 def write_params(**evaluated: list[str]) -> None:
@@ -115,13 +115,13 @@ def leave_answers(marked: str) -> None:
     )
     curve = [{"epoch": 1, "holdout_top1": 0.25}, {"epoch": 2, "holdout_top1": 0.5}]
     few = {"low_shot": {"5_per_class": {"top1": 0.125}}}
-    atomic_files.write_json(Path("results/linear/toy.json"), {"linear": {"toy": KNN | few}})
+    write_json(Path("results/linear/toy.json"), {"linear": {"toy": KNN | few}})
     curve_files.write(Path("results/linear/curves/toy"), {"encoder": curve, "5_per_class": curve})
     Path("results/linear/predictions").mkdir()
     answers.to_csv("results/linear/predictions/toy.tsv", sep="\t", index=False)
 
     score = {"miou": 0.375, "standard_error": 0.012, "pixel_accuracy": 0.75, "iou": {"sky": 0.5, marked: None}}
-    atomic_files.write_json(Path("results/segment/toy.json"), {"segment": {"toy": {"upernet": score, "linear": score}}})
+    write_json(Path("results/segment/toy.json"), {"segment": {"toy": {"upernet": score, "linear": score}}})
     for protocol in ("upernet", "linear"):
         folder = Path("results/segment/examples/toy", protocol)
         folder.mkdir(parents=True)
@@ -173,10 +173,10 @@ def test_every_strategy_has_a_page_that_needs_nothing_else(folder, strategy):
 def test_scores_are_those_that_params_list(folder):
     leave_run("random")
     for name in ("toy", "gone"):
-        atomic_files.write_json(Path(f"results/knn/{name}.json"), {"knn": {name: KNN}})
+        write_json(Path(f"results/knn/{name}.json"), {"knn": {name: KNN}})
     levels = {"patch": {"fg_iou": 0.512}, "pixel": {"fg_iou": 0.498}}
     scored = levels | {"center_mask": {"patch": {"fg_iou": 0.25}, "pixel": {"fg_iou": 0.24}}}
-    atomic_files.write_json(Path("results/part_scores/toy.json"), {"part_scores": {"toy": scored}})
+    write_json(Path("results/part_scores/toy.json"), {"part_scores": {"toy": scored}})
     write_params(knn=["toy"], linear=["not yet"], part_scores=["toy"])
     words = " ".join(Tags(page()).words)
     assert all(
@@ -236,7 +236,7 @@ def test_names_are_only_text(folder, toy_dataset):
     Path(f"data/shards/{name}").symlink_to(toy_dataset)
     leave_run("random", dataset=name)
     scores = KNN | {"<script>": {"top1": 0.1}}
-    atomic_files.write_json(Path(f"results/knn/{name}.json"), {"knn": {name: scores}})
+    write_json(Path(f"results/knn/{name}.json"), {"knn": {name: scores}})
     write_params(knn=[name])
     found = Tags(page())
     assert "script" not in {tag for tag, _ in found.tags}

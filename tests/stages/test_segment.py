@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semmae.core import atomic_files, stage
+from semmae.core import stage
+from semmae.core.paths import state_root
 from semmae.data.dataset import Reader
 from semmae.evaluation import curve_files
 from semmae.models import teacher, vit
@@ -100,7 +101,7 @@ def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_a
         assert mask.dtype == np.uint8
         assert mask.shape == reader.mask(reader.keys.index(key)).shape
         assert mask.max() < len(reader.mask_names)
-    assert not list(atomic_files.state_root().glob("runs/*"))
+    assert not list(state_root().glob("runs/*"))
     change("heads: [linear, knn]", "heads: [knn, linear]")
     start(monkeypatch, "toy")
     assert written() == scores
@@ -116,7 +117,7 @@ def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was
         start(monkeypatch, "toy")
     assert ended.value.code == 143
     assert not Path("results/segment/toy.json").exists()
-    assert len(list(atomic_files.state_root().glob("runs/*/step-*"))) == 1
+    assert len(list(state_root().glob("runs/*/step-*"))) == 1
     monkeypatch.undo()
     monkeypatch.setenv("SEMMAE_STATE", str(project / "state"))
     monkeypatch.chdir(project)

@@ -15,8 +15,9 @@ from ruamel.yaml import YAML
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae.core import atomic_files, distributed, optim
-from semmae.core import config as params
+from semmae.core import distributed, optim
+from semmae.core.config import load_config, read_yaml
+from semmae.core.digests import file_digest
 from semmae.data.dataset import Reader, batches
 from semmae.data.rand_augment import Augmented, RandAugment, policy
 from semmae.data.transforms import Crop
@@ -47,7 +48,7 @@ def built(pool: classifier.Pool = "patch_mean", *, drop_path: float = 0.0, img_s
 
 
 def recipe(**changed: object) -> finetune_loop.FinetuneRecipe:
-    demo = params.load(finetune_loop.FinetuneRecipe, "finetune", "protocol", "recipe", file=ROOT / "params.yaml")
+    demo = load_config(finetune_loop.FinetuneRecipe, "finetune", "protocol", "recipe", file=ROOT / "params.yaml")
     return replace(demo, **changed)
 
 
@@ -288,7 +289,7 @@ KEPT = ("toy.json", "curves/toy/encoder/loss.tsv", "curves/toy/2_per_class/loss.
 
 
 def change(**keys: object) -> None:
-    content = params.read(Path("params.yaml"))
+    content = read_yaml(Path("params.yaml"))
     content["finetune"]["protocol"] |= keys
     YAML().dump(content, Path("params.yaml"))
 
@@ -335,7 +336,7 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     assert said["predicted"][3] == config["class_names"][int(shares.argmax())]
     assert said["confidence"][3] == pytest.approx(float(shares.max()), abs=1e-4)
 
-    digest = atomic_files.sha256(Path("data/finetune/toy/classifier.safetensors"))
+    digest = file_digest(Path("data/finetune/toy/classifier.safetensors"))
     written = [Path(f"results/finetune/{name}").read_text() for name in KEPT]
     Path("data/finetune/toy/classifier.safetensors").unlink()
     killed_at(10)
@@ -344,7 +345,7 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     call("finetune", "toy")
     epochs = [line.split("/")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
     assert epochs == ["epoch 3", "epoch 2", "epoch 3", "epoch 1", "epoch 2", "epoch 3"]  # two went on, one is new
-    assert atomic_files.sha256(Path("data/finetune/toy/classifier.safetensors")) == digest
+    assert file_digest(Path("data/finetune/toy/classifier.safetensors")) == digest
     assert written == [Path(f"results/finetune/{name}").read_text() for name in KEPT]
 
 
@@ -376,7 +377,7 @@ def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monk
 def test_a_dataset_may_set_its_own_epochs_rate_and_shots():
     from stages import finetune
 
-    section = params.load(finetune.FinetuneConfig, "finetune", file=ROOT / "tests/toy/params.yaml")
+    section = load_config(finetune.FinetuneConfig, "finetune", file=ROOT / "tests/toy/params.yaml")
     own = finetune.settled(section.protocol, finetune.FinetuneOverrides(epochs=7, base_lr=1e-5, low_shot=[]))
     assert (own.recipe.epochs, own.recipe.base_lr, own.low_shot) == (7, 1e-5, [])
     assert finetune.settled(section.protocol, finetune.FinetuneOverrides()) == section.protocol

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from semmae.core import config, distributed
+from semmae.core import distributed
+from semmae.core.config import load_config
 from semmae.data.dataset import Reader
 from semmae.models import ibot
 from semmae.runs.run import ComputeConfig, Run
@@ -21,7 +22,7 @@ COMPUTE = ComputeConfig(
     device="cpu", precision="fp32", compile=False, workers=0, shuffle_shards=None, checkpoint_minutes=60
 )
 NETWORK = ViTConfig(patch_size=8, embed_dim=32, depth=1, num_heads=2)
-RECIPE = config.load(ibot_loop.IBOTRecipe, "teacher", "ibot", file=Path(__file__).parents[1] / "toy/params.yaml")
+RECIPE = load_config(ibot_loop.IBOTRecipe, "teacher", "ibot", file=Path(__file__).parents[1] / "toy/params.yaml")
 
 
 def distilled(

@@ -15,8 +15,8 @@ from typing import Annotated, Literal, TypeGuard
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core import atomic_files
 from semmae.core.config import STRICT
+from semmae.core.digests import json_digest
 from semmae.data import decoding
 from semmae.sharding.creatures import draw
 from semmae.sharding.sources import val_split
@@ -106,7 +106,7 @@ def in_place(source: Creatures | Files) -> TypeGuard[WebDataset]:
 def digest(source: Creatures | Files, contents: Iterable[tuple[Entry, str, str]]) -> str:
     """The identity of a source, from its entries and the digests of their images and masks, in any order."""
     if isinstance(source, Creatures):
-        return atomic_files.digest([source.train, source.val, source.size, source.seed])
+        return json_digest([source.train, source.val, source.size, source.seed])
     if isinstance(source, Tree):  # whose labels are in the paths
-        return atomic_files.digest(sorted((entry.path, image, mask) for entry, image, mask in contents))
-    return atomic_files.digest(sorted((entry.path, entry.label or "", image, mask) for entry, image, mask in contents))
+        return json_digest(sorted((entry.path, image, mask) for entry, image, mask in contents))
+    return json_digest(sorted((entry.path, entry.label or "", image, mask) for entry, image, mask in contents))

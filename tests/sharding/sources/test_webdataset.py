@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from semmae.cli.main import app
-from semmae.core import atomic_files
+from semmae.core.digests import file_digest
 from semmae.data import decoding
 from semmae.data.dataset import Reader, verify_shards
 from semmae.parts import part_maps
@@ -102,7 +102,7 @@ def test_in_place_the_index_reads_what_webdataset_reads_and_nothing_is_copied(we
         path = Path(shard["location"])
         assert path == web / shard["file"]
         assert (shard["count"], shard["split"]) == (count, "train")
-        assert (shard["bytes"], shard["sha256"]) == (path.stat().st_size, atomic_files.sha256(path))
+        assert (shard["bytes"], shard["sha256"]) == (path.stat().st_size, file_digest(path))
     assert "9 train in 2 shards, 2 classes" in summary(tmp_path / "set", reader.meta)
 
 

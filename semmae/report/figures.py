@@ -81,7 +81,7 @@ def central(height: int, width: int) -> Box:
 def masks(samples: FigureSamples, *, masking: Mapping[str, Any], progress: float, seed: int) -> Bool[Tensor, "b n"]:
     """The masks that pretraining with those params (`pretrain.masking`) draws when `progress` of it is done."""
     strategy = STRATEGIES[masking["strategy"]]
-    if missing := {"part_map", "attention"}.intersection(strategy.evidence) - set(samples.evidence):
+    if missing := {"part_map", "attention"}.intersection(strategy.inputs) - set(samples.evidence):
         raise ValueError(
             f"masks of the strategy {masking['strategy']} need {' and '.join(missing)}, which the part maps do not "
             "hold; see part_maps.attention in params.yaml and run dvc repro part_maps"
@@ -102,7 +102,7 @@ def film(samples: FigureSamples, *, masking: Mapping[str, Any], seed: int) -> li
 
 def has_curriculum(masking: Mapping[str, Any]) -> bool:
     """Whether masks depend on when they are drawn."""
-    return "curriculum_weight" in STRATEGIES[masking["strategy"]].evidence
+    return "curriculum_weight" in STRATEGIES[masking["strategy"]].inputs
 
 
 def captions(masking: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -109,7 +109,7 @@ def pretrain(
     budgets = {
         size: patch_budget((size // patch_size) ** 2, masks.mask_ratio, recipe.decode_fraction) for size in set(sizes)
     }
-    evidence = next((name for name in ("part_map", "attention") if name in strategy.evidence), None)
+    evidence = next((name for name in ("part_map", "attention") if name in strategy.inputs), None)
     if evidence and getattr(maps, evidence) is None:
         raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")
     crops = OneCrop(seed, recipe.crop, sizes)
@@ -157,7 +157,7 @@ def pretrain(
         finite = run.finite(loss=loss, gradient=optim.clip(model, recipe.clip_grad))
         optim.set_rate(optimizer, lr)
         optim.step_if(finite, optimizer)
-        hardness = {"curriculum_weight": curriculum_weight} if "curriculum_weight" in strategy.evidence else {}
+        hardness = {"curriculum_weight": curriculum_weight} if "curriculum_weight" in strategy.inputs else {}
         run.record(loss=loss, lr=lr, **hardness)
         if step.ends_epoch:
             run.log(**measure(encoder, step.epoch + 1, step.ends_run))

@@ -118,7 +118,7 @@ def test_the_core_compiles_once_without_a_graph_break(name):
     compiled = torch.compile(strategy.core, fullgraph=True, backend="aot_eager", dynamic=False)
     for step, curriculum_weight in enumerate((0.0, 0.3, 0.7, 1.0)):
         noise = strategy.draw(B, GRID, generator=generator(step))
-        given = {key: evidence(curriculum_weight=curriculum_weight)[key] for key in strategy.evidence}
+        given = {key: evidence(curriculum_weight=curriculum_weight)[key] for key in strategy.inputs}
         with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
             mask = compiled(noise, RATIO, **given)
         assert torch.equal(mask, strategy.core(noise, RATIO, **given))

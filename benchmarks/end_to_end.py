@@ -27,11 +27,12 @@ import torch
 from benchmarks.part_maps import prepare
 from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES
 from semmae.core import async_copy, distributed, process
+from semmae.core.compute import ComputeConfig
 from semmae.data.dataset import Reader
 from semmae.data.transforms import Crop
 from semmae.models import vit
 from semmae.parts.part_maps import PartMaps
-from semmae.runs.run import ComputeConfig, Run
+from semmae.runs.run import Run
 from semmae.runs.step_log import Step
 from semmae.training import mae_loop
 
@@ -78,13 +79,11 @@ def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> d
     bands = (np.arange(grid**2) * PARTS // grid**2).astype(np.uint8)
     maps = PartMaps(reader.keys, np.tile(bands, (len(reader), 1)), None, {"grid": (grid, grid)}, 0)
     recipe = mae_loop.MAERecipe(
-        epochs=1, batch_size=args.batch, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=0, weight_decay=0.05,
+        epochs=1, batch_size=args.batch, shuffle_shards=None, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=0, weight_decay=0.05,
         betas=(0.9, 0.95), clip_grad=None, max_skipped_steps=0, norm_pix_loss=True, decode_fraction=1.0, resolution=None,
         decoder=mae_loop.DecoderConfig(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
     )  # fmt: skip
-    compute = ComputeConfig(
-        args.device, args.precision, args.compile, args.workers, shuffle_shards=None, checkpoint_minutes=1e6
-    )
+    compute = ComputeConfig(args.device, args.precision, args.compile, args.workers)
     masks = mae_loop.MaskingConfig(strategy="semantic", mask_ratio=RATIO, curriculum=CURRICULUM)
 
     def rate(kind: type[Timed]) -> float:

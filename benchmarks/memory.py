@@ -74,7 +74,7 @@ def protocol(name: str) -> dict[str, Any]:
     found = read_yaml(ROOT / "params.yaml")[name]["protocol"]
     for key, value in CHANGES.get(name, {}).items():
         found[key] = found[key] | value if isinstance(value, dict) else value
-    found.get("compute", found).update(device="cpu", precision="fp32")
+    found["compute"].update(device="cpu", precision="fp32")
     return found
 
 

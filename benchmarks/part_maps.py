@@ -23,11 +23,11 @@ from PIL import Image
 
 from benchmarks.step import SHAPES, seconds
 from semmae.core import distributed, process
+from semmae.core.compute import ComputeConfig
 from semmae.data.dataset import Reader, batches
 from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
 from semmae.parts import part_learner, part_maps
-from semmae.runs import run
 from semmae.sharding import shard_writer
 from semmae.sharding.creatures import draw
 from semmae.sharding.sources.sources import Tree
@@ -62,9 +62,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     view, order = Whole(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
     learner = learned(elder, ready[0], args.img_size).to(device)
-    section = PartMapsConfig(
-        "drawn", BATCH, False, run.InferenceConfig(args.device, args.precision, False, args.workers)
-    )
+    section = PartMapsConfig("drawn", BATCH, False, ComputeConfig(args.device, args.precision, False, args.workers))
     (shard,) = reader.meta["shards"]
     made = {
         "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,

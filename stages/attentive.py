@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from semmae.core import async_copy, distributed, optim, stage
 from semmae.core.atomic_files import write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Betas, Share, load_config, with_overrides
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
@@ -50,10 +51,12 @@ class AttentiveProtocol:
     epochs: PositiveInt
     warmup_epochs: NonNegativeInt
     batch_size: PositiveInt  # over all processes
+    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
     betas: Betas
     baselines: bool
     seed: int
-    compute: run.ComputeConfig
+    checkpoint_minutes: NonNegativeFloat
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -76,7 +79,7 @@ def main() -> None:
     section = load_config(AttentiveConfig, "attentive")
     name, own = stage.dataset_from_command_line(section.datasets, "attentive")
     protocol = with_overrides(section.protocol, own)
-    shards, minutes = Path("data/shards") / name, protocol.compute.checkpoint_minutes
+    shards, minutes = Path("data/shards") / name, protocol.checkpoint_minutes
     train, val = features.labeled_splits(shards)
     network, config = vit.load(PRETRAIN)
     inputs = [file_digest(shards / "shards.json"), model_digest(PRETRAIN, "encoder")]
@@ -162,7 +165,7 @@ def learn(
     """Train every bank on the same crops of a part of train, and see after each epoch how its heads do on the rest."""
     held_out = subsets.stratified_split(train.labels, share=protocol.holdout, seed=protocol.seed)
     kept, holdout = train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(held_out)
-    kept = kept.windowed(protocol.compute.shuffle_shards)
+    kept = kept.windowed(protocol.shuffle_shards)
     views = features.RandomViews(tuple({probe.img_size for probe in probes.values()}), protocol.seed)
     state = {f"{line} {part}": owner for line, probe in probes.items() for part, owner in probe.state.items()}
 

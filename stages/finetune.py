@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
@@ -47,7 +48,8 @@ class FinetuneProtocol:
     baselines: bool
     low_shot: list[subsets.Shots]
     seed: int
-    compute: run.ComputeConfig
+    checkpoint_minutes: NonNegativeFloat
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -97,11 +99,11 @@ def main() -> None:
                 print(f"{name}: {what}, {len(reader)} images to learn from", flush=True)
             now = run.Run(
                 "finetune", world, out=OUT / name / what, params=protocol, inputs=[*inputs(name), what],
-                checkpoint_minutes=protocol.compute.checkpoint_minutes,
+                checkpoint_minutes=protocol.checkpoint_minutes,
             )  # fmt: skip
             runs.enter_context(now)  # its checkpoints stay until all is done
             how = replace(protocol, recipe=replace(protocol.recipe, **changed))
-            splits = (reader.windowed(protocol.compute.shuffle_shards), val)
+            splits = (reader.windowed(protocol.recipe.shuffle_shards), val)
             result = trained(how, network, config, splits=splits, world=world, now=now)
             curves[what] = result.history
             return result

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.data.dataset import Reader
 from semmae.evaluation import baselines, classification_metrics, features, predictions, whitening
@@ -33,9 +34,7 @@ class KnnProtocol:
     baselines: bool
     seed: int  # of the untrained encoder
     batch_size: PositiveInt
-    workers: NonNegativeInt
-    device: distributed.Device
-    precision: distributed.Precision
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -57,8 +56,8 @@ def main() -> None:
     protocol, (name, _) = section.protocol, stage.dataset_from_command_line(section.datasets, "knn")
     splits = features.labeled_splits(Path("data/shards") / name)
     network, config = vit.load(Path("data/pretrain"))
-    device = distributed.choose_device(protocol.device)
-    how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
+    device = distributed.choose_device(protocol.compute.device)
+    how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.compute.precision}
     encode = features.pooled(network, **how)
     votes = voted(encode, config["img_size"], splits, protocol, device)
     val = splits[1]
@@ -79,8 +78,11 @@ def voted(
     encode: features.Encode, img_size: int, splits: tuple[Reader, Reader], protocol: KnnProtocol, device: torch.device
 ) -> torch.Tensor:
     """The votes of train for every sample of val, (m, classes)."""
+    encode = protocol.compute.compile_function(encode)
     train, val = (
-        features.extract(encode, reader, img_size=img_size, batch_size=protocol.batch_size, workers=protocol.workers)
+        features.extract(
+            encode, reader, img_size=img_size, batch_size=protocol.batch_size, workers=protocol.compute.workers
+        )
         for reader in splits
     )
     if protocol.whiten:

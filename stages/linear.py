@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Share, load_config, with_overrides
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
@@ -56,9 +57,7 @@ class LinearProtocol:
     baselines: bool
     seed: int
     encode_batch_size: PositiveInt
-    workers: NonNegativeInt
-    device: distributed.Device
-    precision: distributed.Precision
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -85,8 +84,8 @@ def main() -> None:
     shards = Path("data/shards") / name
     train, val = features.labeled_splits(shards)
     network, config = vit.load(PRETRAIN)
-    device = distributed.choose_device(protocol.device)
-    how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.precision}
+    device = distributed.choose_device(protocol.compute.device)
+    how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.compute.precision}
     inputs = [file_digest(shards / "shards.json"), model_digest(PRETRAIN, "encoder")]
     lines = {"encoder": (features.pooled(network, **how), config["img_size"])}
     if protocol.baselines:
@@ -120,7 +119,11 @@ class LinearProbe:
             protocol.epochs, protocol.warmup_epochs, protocol.batch_size, protocol.seed, device
         )
         self.extract: Callable[..., torch.Tensor] = partial(
-            features.extract, encode, img_size=img_size, batch_size=protocol.encode_batch_size, workers=protocol.workers
+            features.extract,
+            protocol.compute.compile_function(encode),
+            img_size=img_size,
+            batch_size=protocol.encode_batch_size,
+            workers=protocol.compute.workers,
         )
         views = self.extract(train, views=protocol.views, seed=protocol.seed, file=folder / "train")
         self.train = FeatureSet(views, torch.from_numpy(train.labels))

@@ -24,13 +24,13 @@ from rich.progress import track
 from semmae.core import distributed, stage
 from semmae.core.async_copy import PendingCopy, to_device
 from semmae.core.atomic_files import write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.locks import exclusive_lock
 from semmae.data.dataset import Reader, grouped, verify_shards
 from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
 from semmae.parts import part_learner, part_maps
-from semmae.runs import run
 
 OUT, RESULTS, SHARDS = Path("data/part_maps"), Path("results/part_maps"), Path("data/shards")
 TEACHER, PARTS = Path("data/teacher"), Path("data/parts")
@@ -43,7 +43,7 @@ class PartMapsConfig:
     dataset: str
     batch_size: PositiveInt
     attention: bool
-    compute: run.InferenceConfig
+    compute: ComputeConfig
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
     device = distributed.choose_device(section.compute.device)
     elder, learner = elder.to(device), learner.to(device)
     vit.use_fastest_attention(elder, device, frozen_at=learner.config["grid"])
-    encode = section.compute.compiled(elder.encode)
+    encode = section.compute.compile_function(elder.encode)
     made_with = {"attention": section.attention, "precision": section.compute.precision}
     digest = part_maps.store_digest(teacher=elder.digest, parts=learner.digest, params=made_with)
     digests = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader, batches
@@ -41,9 +42,7 @@ class PartScoresProtocol:
     baselines: bool  # the lines beside the parts; without them a sweep over part learners is twice as fast
     seed: int  # of that sample, the clusters and the untrained teacher
     batch_size: PositiveInt
-    workers: NonNegativeInt
-    device: distributed.Device
-    precision: distributed.Precision
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -64,22 +63,26 @@ def main() -> None:
     section = load_config(PartScoresConfig, "part_scores")
     protocol, (name, _) = section.protocol, stage.dataset_from_command_line(section.datasets, "part_scores")
     train, val = features.masked_splits(SHARDS / name)
-    device = distributed.choose_device(protocol.device)
+    device = distributed.choose_device(protocol.compute.device)
     elder, learner, untrained = networks(protocol, device)
     grid = tuple(learner.config["grid"])
     view = features.WholeView(learner.config["img_size"], grid, num_classes=len(train.mask_names))
 
+    forward = {network: protocol.compute.compile_function(network.encode_with_heads) for network in (elder, untrained)}
+
     def encode(network: Teacher, images: torch.Tensor) -> tuple[Tokens, torch.Tensor]:
-        with distributed.autocast(device, protocol.precision):
-            return network.encode_with_heads(images)
+        with distributed.autocast(device, protocol.compute.precision):
+            return forward[network](images)
 
     def labels(batch: Batch) -> np.ndarray:
-        with distributed.autocast(device, protocol.precision):  # as the part maps are made
+        with distributed.autocast(device, protocol.compute.precision):  # as the part maps are made
             return learner.assign(batch.tokens).argmax(1).cpu().numpy()
 
     def seen(reader: Reader) -> Iterator[Batch]:
         everything = np.arange(len(reader))
-        for batch in batches(reader, everything, view, batch_size=protocol.batch_size, workers=protocol.workers):
+        for batch in batches(
+            reader, everything, view, batch_size=protocol.batch_size, workers=protocol.compute.workers
+        ):
             images = batch["image"].to(device)
             yield Batch(images, *encode(elder, images), batch["counts"].numpy())
 

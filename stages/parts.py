@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from semmae.core import async_copy, distributed, optim, stage
 from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Share, UpTo1, load_config
 from semmae.core.digests import file_digest
 from semmae.core.rng import fold, numpy_generator
@@ -64,6 +65,7 @@ class PartLearnerConfig:
     balance_floor: Share
     epochs: PositiveInt
     batch_size: PositiveInt
+    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
     base_lr: NonNegativeFloat
     warmup_epochs: NonNegativeInt
     weight_decay: NonNegativeFloat
@@ -76,20 +78,21 @@ class PartsConfig:
 
     dataset: str
     seed: int
+    checkpoint_minutes: NonNegativeFloat
     method: Literal["learned", "kmeans"]
     img_size: PositiveInt
     num_parts: Annotated[int, Field(ge=1, le=254)]  # labels are bytes: one is the background's, 255 stays unknown
     num_images: Annotated[int, Field(ge=2)]  # one image has no mean at a place to differ from
     kmeans: KMeansConfig
     learned: PartLearnerConfig
-    compute: run.ComputeConfig
+    compute: ComputeConfig
 
 
 def main() -> None:
     """Learn parts by the method that parts.method names."""
     section = load_config(PartsConfig, "parts")
     verify_shards(SHARDS / section.dataset)
-    reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.shuffle_shards)
+    reader = Reader(SHARDS / section.dataset, "train").windowed(section.learned.shuffle_shards)
     elder = teacher.load_teacher(TEACHER)
     config = {
         "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,
@@ -97,7 +100,7 @@ def main() -> None:
         "params": run.described(section),
     }  # fmt: skip
     inputs = [file_digest(SHARDS / section.dataset / "shards.json"), elder.digest]
-    minutes = section.compute.checkpoint_minutes
+    minutes = section.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
         run.Run("parts", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
@@ -156,7 +159,7 @@ def learned(
     model.fit(sample, seed=fold(section.seed, "kmeans"))
     model.to(world.device)
     section.compute.compile_in_place(model)
-    encode = section.compute.compiled(elder.encode)
+    encode = section.compute.compile_function(elder.encode)
     parallel = distributed.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
     rate = recipe.base_lr * recipe.batch_size / 256

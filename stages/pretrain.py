@@ -13,11 +13,12 @@ Writes data/pretrain/: encoder.safetensors, encoder.json, decoder.safetensors, d
 from pathlib import Path
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae.core import distributed, hash_cache, stage
 from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
@@ -39,12 +40,13 @@ class PretrainConfig:
 
     dataset: str
     seed: int
+    checkpoint_minutes: NonNegativeFloat
     img_size: PositiveInt
     encoder: mae_loop.ViTConfig
     masking: mae_loop.MaskingConfig
     recipe: mae_loop.MAERecipe
     online_eval: OnlineEvalConfig
-    compute: run.ComputeConfig
+    compute: ComputeConfig
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
     section = load_config(PretrainConfig, "pretrain")
     shards = SHARDS / section.dataset
     verify_shards(shards)
-    reader = Reader(shards, "train").windowed(section.compute.shuffle_shards)
+    reader = Reader(shards, "train").windowed(section.recipe.shuffle_shards)
     made_by = {
         "teacher": model_digest(TEACHER, "teacher"),
         "parts": model_digest(PARTS, "parts"),
@@ -60,7 +62,7 @@ def main() -> None:
     maps = part_maps.join(PART_MAPS / section.dataset, reader, **made_by)
     files = sorted((PART_MAPS / section.dataset).glob("*.parquet"))
     inputs = [file_digest(shards / "shards.json"), *made_by.values(), *map(hash_cache.cached_digest, files)]
-    minutes = section.compute.checkpoint_minutes
+    minutes = section.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
         run.Run("pretrain", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,

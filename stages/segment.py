@@ -20,12 +20,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import atomic_write, read_json, write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Share, load_config
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
@@ -57,6 +58,7 @@ class SegmentProtocol:
     stride: PositiveInt  # pixels from one window to the next
     training_crops: transforms.Crops
     num_images: PositiveInt | None  # images of train that teach; null: all
+    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
     holdout: Share  # of those, to choose the settings of frozen protocols
     linear: segmentation_linear.LinearSegmentationConfig
     knn: segmentation_knn.KnnSegmentationConfig
@@ -65,7 +67,8 @@ class SegmentProtocol:
     examples: NonNegativeInt
     batch_size: PositiveInt  # windows at a time, in inference
     seed: int
-    compute: run.ComputeConfig
+    checkpoint_minutes: NonNegativeFloat
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -153,7 +156,7 @@ def begun(
     now = run.Run(
         f"segment.{which}", world, out=OUT / name / which / line, params=protocol,
         inputs=[file_digest(SHARDS / name / "shards.json"), line, digest],
-        checkpoint_minutes=protocol.compute.checkpoint_minutes,
+        checkpoint_minutes=protocol.checkpoint_minutes,
     )  # fmt: skip
     return runs.enter_context(now)
 
@@ -171,7 +174,7 @@ def prepared(
     taught = train.select(
         np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.num_images])
     )
-    taught = taught.windowed(protocol.compute.shuffle_shards)
+    taught = taught.windowed(protocol.shuffle_shards)
     return SegmentationTask(
         protocol,
         heads.hold_out(taught, share=protocol.holdout, seed=protocol.seed),
@@ -249,7 +252,7 @@ def encoder(task: SegmentationTask) -> tuple[VisionTransformer, dict[str, Any], 
 def token_maps(task: SegmentationTask, network: VisionTransformer | teacher.Teacher) -> heads.Encode:
     """What a frozen network says of images."""
     device, compute = task.how.world.device, task.protocol.compute
-    return compute.compiled(heads.token_maps(network, device=device, precision=compute.precision))
+    return compute.compile_function(heads.token_maps(network, device=device, precision=compute.precision))
 
 
 def fitting(task: SegmentationTask, network: str, patch_size: int) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Share, load_config
 from semmae.core.digests import file_digest
 from semmae.core.paths import raw_path
@@ -53,6 +54,7 @@ class TeacherConfig:
     dataset: str
     source: Literal["mae", "ibot", "timm", "semmae"]
     seed: int
+    checkpoint_minutes: NonNegativeFloat
     img_size: PositiveInt
     network: mae_loop.ViTConfig
     mae: TeacherMAEConfig
@@ -60,16 +62,16 @@ class TeacherConfig:
     model: str
     checkpoint: CheckpointFile | None
     online_eval: OnlineEvalConfig
-    compute: run.ComputeConfig
+    compute: ComputeConfig
 
 
 def main() -> None:
     """Freeze a teacher from the source that teacher.source names."""
     section = load_config(TeacherConfig, "teacher")
     verify_shards(SHARDS / section.dataset)
-    reader = Reader(SHARDS / section.dataset, "train").windowed(section.compute.shuffle_shards)
+    reader = Reader(SHARDS / section.dataset, "train")
     inputs = [file_digest(SHARDS / section.dataset / "shards.json")]
-    minutes = section.compute.checkpoint_minutes
+    minutes = section.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
         run.Run("teacher", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
@@ -97,6 +99,7 @@ def from_mae(
     """A masked autoencoder's encoder. Nothing trains its class token, so it is not offered as one."""
     config = {"img_size": section.img_size, **vars(section.network)}
     torch.manual_seed(fold(section.seed, "encoder"))
+    reader = reader.windowed(section.mae.recipe.shuffle_shards)
     unused = mae_loop.CurriculumConfig(start=0.0, end=0.0, power=1.0)
     model = mae_loop.pretrain(
         section.mae.recipe,
@@ -118,6 +121,7 @@ def from_ibot(
             raise ValueError(
                 f"teacher.checkpoint has {other[0]} {begun[other[0]]}, teacher has {config[other[0]]}; make them equal"
             )
+    reader = reader.windowed(section.ibot.shuffle_shards)
     network = ibot_loop.distill(
         section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,
         compute=section.compute, world=world, run=now, measure=watch.after_epoch, start=start,

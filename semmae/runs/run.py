@@ -18,18 +18,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Bool
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
-from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
 from semmae.console.progress import Progress
 from semmae.core import checkpoint, distributed
 from semmae.core.atomic_files import write_json
-from semmae.core.config import STRICT
 from semmae.core.digests import file_digest, json_digest
 from semmae.core.locks import exclusive_lock
 from semmae.core.paths import state_root
@@ -37,39 +34,6 @@ from semmae.data.dataset import Reader, batches
 from semmae.data.epoch_order import epoch_size
 from semmae.runs import handover
 from semmae.runs.step_log import Step, StepLog
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, config=STRICT)
-class InferenceConfig:
-    """Where and how fast a stage computes; of these only `precision` (and `shuffle_shards`, where it trains) is meant to move a
-    result.
-    """
-
-    device: distributed.Device
-    precision: distributed.Precision
-    compile: bool
-    workers: NonNegativeInt  # processes that load images; 0 loads between the steps
-
-    def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
-        """`function`, compiled if that is asked for."""
-        return torch.compile(function) if self.compile else function
-
-
-@dataclass(frozen=True, config=STRICT)
-class ComputeConfig(InferenceConfig):
-    """The same of a stage that trains."""
-
-    compile: Literal[False, True, "reduce-overhead"]  # type: ignore[assignment]  # what learns may be CUDA graphs too
-    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all of them
-    checkpoint_minutes: NonNegativeFloat
-
-    def compile_in_place(self, module: nn.Module) -> None:
-        """Compile a module that learns, if that is asked for."""
-        if self.compile:
-            module.compile(mode=None if self.compile is True else self.compile)
 
 
 class Stateful(Protocol):
@@ -314,8 +278,11 @@ def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> 
 
 
 def described(section: Any) -> dict[str, Any]:
-    """A stage's section as its artifact tells it: all that is meant to change the result, not where and how fast it was
-    computed.
+    """Return the parameters of a stage that can change its result, for the JSON of its artifact.
+
+    Args:
+        section: The section of the stage, a dataclass with a field `compute`.
     """
-    told = {name: value for name, value in dataclasses.asdict(section).items() if name != "compute"}
-    return told | ({} if section.compute.shuffle_shards is None else {"shuffle_shards": section.compute.shuffle_shards})
+    parameters = lasting(dataclasses.asdict(section))
+    del parameters["compute"]
+    return parameters | {"precision": section.compute.precision}

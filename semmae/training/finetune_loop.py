@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from semmae.core import async_copy, distributed, optim
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Below1, Betas, Portion, Share, UpTo1
 from semmae.core.rng import fold, seeded
 from semmae.data.dataset import Reader, batches
@@ -27,7 +28,7 @@ from semmae.data.transforms import Crop
 from semmae.evaluation import classification_metrics
 from semmae.evaluation.features import CenterView
 from semmae.models import vit
-from semmae.runs.run import ComputeConfig, Run, Stateful
+from semmae.runs.run import Run, Stateful
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,6 +40,7 @@ class FinetuneRecipe:
 
     epochs: PositiveInt
     batch_size: PositiveInt
+    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
     base_lr: PositiveFloat
     min_lr: NonNegativeFloat
     warmup_epochs: NonNegativeInt

@@ -15,12 +15,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semmae.core import async_copy, distributed, optim
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Below1, Range, Share, UpTo1
 from semmae.core.rng import fold, numpy_generator, torch_generator
 from semmae.data.dataset import Reader
 from semmae.data.transforms import Color, Crop, MultiCrop, recolor
 from semmae.models import ibot, masking, vit
-from semmae.runs.run import ComputeConfig, Run
+from semmae.runs.run import Run
 from semmae.runs.step_log import Step
 from semmae.training.mae_loop import ViTConfig
 
@@ -31,6 +32,7 @@ class IBOTRecipe:
 
     epochs: PositiveInt
     batch_size: PositiveInt
+    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
     base_lr: NonNegativeFloat
     min_lr: NonNegativeFloat
     warmup_epochs: NonNegativeInt

@@ -14,13 +14,14 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.core import async_copy, distributed, optim
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Betas, Portion, Share, UpTo1
 from semmae.core.rng import fold, torch_generator
 from semmae.data.dataset import Reader
 from semmae.data.transforms import Crop, OneCrop
 from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
-from semmae.runs.run import ComputeConfig, Run
+from semmae.runs.run import Run
 from semmae.training.progressive_resolution import ResolutionConfig, epoch_sizes
 
 
@@ -55,6 +56,7 @@ class MAERecipe:
 
     epochs: PositiveInt
     batch_size: PositiveInt
+    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
     base_lr: NonNegativeFloat
     min_lr: NonNegativeFloat
     warmup_epochs: NonNegativeInt

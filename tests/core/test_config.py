@@ -116,7 +116,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
         ("teacher.ibot.color.contrast", -0.4, ""),
         ("teacher.online_eval.num_images", 0, ""),
         ("teacher.compute.workers", -1, ""),
-        ("teacher.compute.checkpoint_minutes", -5, ""),
+        ("teacher.checkpoint_minutes", -5, ""),
         ("parts.num_parts", 0, ""),
         ("parts.num_parts", 255, ""),
         ("parts.num_images", 0, ""),

@@ -15,20 +15,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from semmae.core import distributed, optim
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import load_config
 from semmae.core.distributed import World
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_order
 from semmae.models import masking, vit
 from semmae.parts.part_maps import PartMaps
-from semmae.runs.run import ComputeConfig, Run
+from semmae.runs.run import Run
 from semmae.runs.step_log import Step
 from semmae.training import ibot_loop, mae_loop
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-COMPUTE = ComputeConfig(
-    device="cpu", precision="fp32", compile=False, workers=0, shuffle_shards=None, checkpoint_minutes=60
-)
+COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0)
 TOY = Path(__file__).parents[1] / "toy/params.yaml"
 NAN = float("nan")
 

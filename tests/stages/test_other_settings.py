@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from semmae.core import optim
+from semmae.core import compute, optim
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
 from semmae.data import epoch_order as order
@@ -62,13 +62,19 @@ def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
 
 @pytest.mark.parametrize(
     ("stage", "section"),
-    [(name, name) for name in ("teacher", "parts", "pretrain")]
-    + [(name, f"{name}.protocol") for name in ("attentive", "finetune", "segment")],
+    [
+        ("teacher", "teacher.mae.recipe"),
+        ("parts", "parts.learned"),
+        ("pretrain", "pretrain.recipe"),
+        ("attentive", "attentive.protocol"),
+        ("finetune", "finetune.protocol.recipe"),
+        ("segment", "segment.protocol"),
+    ],
 )
 def test_a_stage_that_trains_reads_as_few_shards_at_a_time_as_it_is_told(
     inside: Project, monkeypatch: pytest.MonkeyPatch, stage: str, section: str
 ):
-    inside.set(f"{section}.compute.shuffle_shards", 2)
+    inside.set(f"{section}.shuffle_shards", 2)
     epoch_order, found = order.epoch_order, []
 
     def noted(*arguments: Any, **keywords: Any) -> np.ndarray:
@@ -176,3 +182,23 @@ def test_a_checkpoint_in_timms_layout_teaches(inside: Project):
         assert torch.equal(elder.network.blocks.state_dict()[name], value)
     call("parts")
     assert mapped().config.items() >= {"class_token": True, "width": 192, "grid": [2, 2]}.items()
+
+
+@pytest.mark.parametrize("stage", ["knn", "linear", "part_scores"])
+def test_an_evaluation_compiles_its_frozen_networks(inside: Project, monkeypatch: pytest.MonkeyPatch, stage: str):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    inside.set(f"{stage}.protocol.compute.compile", True)
+    call(stage, "toy")
+    assert compiled
+
+
+def test_part_maps_made_with_precision_auto_are_stored_under_the_resolved_precision(
+    inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    inside.set("part_maps.compute.precision", "auto")
+    shards = len(json.loads(Path("data/shards/toy/shards.json").read_text())["shards"])
+    for precision, missing in (("fp32", 0), ("bf16", shards), ("bf16", 0)):
+        monkeypatch.setattr(compute, "native_precision", lambda device, precision=precision: precision)
+        call("part_maps")
+        assert f"{missing} of {shards} shards to compute" in capsys.readouterr().out

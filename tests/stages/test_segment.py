@@ -26,6 +26,7 @@ segment:
     stride: 16
     training_crops: {zoom: [0.75, 1.5], flip: 0.5}
     num_images: 30
+    shuffle_shards: null
     holdout: 0.2
     linear: {base_lrs: [1.0, 0.1], weight_decay: 0.0, epochs: 2, warmup_epochs: 1, batch_size: 8}
     knn: {k: [5, 1], temperature: 0.07, patches: 200}
@@ -36,7 +37,8 @@ segment:
     examples: 3
     batch_size: 4
     seed: 0
-    compute: {device: cpu, precision: fp32, compile: false, workers: 0, window: null, checkpoint_minutes: 5}
+    checkpoint_minutes: 5
+    compute: {device: cpu, precision: fp32, compile: false, workers: 0}
   datasets: {toy: {}, gone: {}}
 """
 

@@ -16,6 +16,7 @@ from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.core import distributed, optim
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import load_config, read_yaml
 from semmae.core.digests import file_digest
 from semmae.data.dataset import Reader, batches
@@ -30,7 +31,7 @@ from tests.project import ROOT, call
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 ALONE = distributed.World(0, 1, torch.device("cpu"))
 CROP, POLICY = Crop((0.4, 1.0), (0.75, 1.3333), 0.5), RandAugment(2, 9, 0.5)
-COMPUTE = run.ComputeConfig("cpu", "fp32", False, 0, None, 5.0)
+COMPUTE = ComputeConfig("cpu", "fp32", False, 0)
 
 
 def encoder() -> VisionTransformer:

@@ -9,18 +9,17 @@ import pytest
 import torch
 
 from semmae.core import distributed
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import load_config
 from semmae.data.dataset import Reader
 from semmae.models import ibot
-from semmae.runs.run import ComputeConfig, Run
+from semmae.runs.run import Run
 from semmae.runs.step_log import Step
 from semmae.training import ibot_loop
 from semmae.training.mae_loop import ViTConfig
 
 ALONE = distributed.World(0, 1, torch.device("cpu"))
-COMPUTE = ComputeConfig(
-    device="cpu", precision="fp32", compile=False, workers=0, shuffle_shards=None, checkpoint_minutes=60
-)
+COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0)
 NETWORK = ViTConfig(patch_size=8, embed_dim=32, depth=1, num_heads=2)
 RECIPE = load_config(ibot_loop.IBOTRecipe, "teacher", "ibot", file=Path(__file__).parents[1] / "toy/params.yaml")
 

@@ -18,13 +18,14 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from semmae.core import async_copy, distributed, optim
+from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Below1, Betas, Portion
 from semmae.core.rng import fold
 from semmae.data.dataset import Reader
 from semmae.evaluation.segmentation.sliding_window import Predict, pixel_loss
 from semmae.evaluation.segmentation.transforms import TrainCrop
 from semmae.models import vit
-from semmae.runs.run import ComputeConfig, Run
+from semmae.runs.run import Run
 
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
 

@@ -9,17 +9,16 @@ import torch
 from transformers.models.upernet.modeling_upernet import UperNetConfig, UperNetHead
 
 from semmae.core import optim
+from semmae.core.compute import ComputeConfig
 from semmae.core.distributed import World
 from semmae.data.dataset import Reader
 from semmae.evaluation.segmentation import upernet
 from semmae.evaluation.segmentation.transforms import Crops, TrainCrop
 from semmae.models import vit
-from semmae.runs.run import ComputeConfig, Run
+from semmae.runs.run import Run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-COMPUTE = ComputeConfig(
-    device="cpu", precision="fp32", compile=False, workers=0, shuffle_shards=None, checkpoint_minutes=60
-)
+COMPUTE = ComputeConfig(device="cpu", precision="fp32", compile=False, workers=0)
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}
 RECIPE = upernet.UPerNetConfig(
     width=8, auxiliary_width=4, auxiliary_weight=0.4, epochs=3, batch_size=8, base_lr=0.1, min_lr=0.0,

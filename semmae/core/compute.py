@@ -1,0 +1,59 @@
+"""Where and how fast a stage computes: the shape of `compute` in every section of params.yaml."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import torch
+from pydantic import BeforeValidator, NonNegativeInt, ValidationInfo
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from semmae.core.config import STRICT
+from semmae.core.distributed import Device, Precision
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def native_precision(device: Device) -> Precision:
+    """Return bf16 if the device has bfloat16 instructions, else fp32.
+
+    A CPU without these instructions emulates them: a bf16 step then takes many times as long as an fp32 step.
+    """
+    if device != "cpu" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    is_supported = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
+    return "bf16" if is_supported is not None and is_supported() else "fp32"
+
+
+def _resolve_precision(precision: Any, info: ValidationInfo) -> Any:
+    if precision == "auto":
+        return native_precision(info.data.get("device", "auto"))
+    if precision not in ("bf16", "fp32"):
+        raise ValueError("expected one of 'auto', 'bf16' or 'fp32'")
+    return precision
+
+
+@dataclass(frozen=True, config=STRICT)
+class ComputeConfig:
+    """Where and how fast a stage computes. Of these keys only `precision` changes results.
+
+    `precision: auto` is resolved when params.yaml is loaded, so every reader of this class sees bf16 or fp32.
+    """
+
+    device: Device
+    precision: Annotated[Precision, BeforeValidator(_resolve_precision)]
+    compile: Literal[False, True, "reduce-overhead"]  # reduce-overhead: with CUDA graphs for modules that learn
+    workers: NonNegativeInt  # processes that load images; 0 loads them between the steps
+
+    def compile_in_place(self, module: nn.Module) -> None:
+        """Compile a module that learns, if `compile` is set."""
+        if self.compile:
+            module.compile(mode=None if self.compile is True else self.compile)
+
+    def compile_function(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return the forward pass of a frozen network, compiled if `compile` is set.
+
+        It never uses CUDA graphs, because a graph overwrites its previous output and callers keep outputs.
+        """
+        return torch.compile(function) if self.compile else function

@@ -19,7 +19,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic.dataclasses import dataclass
 
 from semmae.core import async_copy, distributed, optim, stage
-from semmae.core.atomic_files import write_json
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Betas, Share, load_config, with_overrides
 from semmae.core.digests import file_digest
@@ -32,8 +31,10 @@ from semmae.evaluation import (
     curve_files,
     features,
     predictions,
+    scores,
     subsets,
 )
+from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
 from semmae.runs import run
 
@@ -191,14 +192,19 @@ def write(name: str, probes: dict[str, AttentiveProbe], val: Reader, now: run.Ru
     """Score val by the chosen heads."""
     labels = torch.from_numpy(val.labels)
     logits = {line: probe.scores(val, now) for line, probe in probes.items()}
-    found = {line: classification_metrics.classification(said, labels) for line, said in logits.items()}
     encoder = probes["encoder"]
-    scores: dict[str, Any] = found.pop("encoder") | encoder.settings[encoder.curve.best]
-    scores |= {line: classification_metrics.brief(beside) for line, beside in found.items()}
-    write_json(OUT / f"{name}.json", {"attentive": {name: scores}})
+    result = Scores(
+        classification_metrics.classification(logits["encoder"], labels) | encoder.settings[encoder.curve.best],
+        {
+            line: classification_metrics.baseline_classification(beside, labels)
+            for line, beside in logits.items()
+            if line != "encoder"
+        },
+    )
+    scores.write(OUT / f"{name}.json", result)
     curve_files.write(OUT / "curves" / name, {line: probe.curve.history() for line, probe in probes.items()})
     predictions.write(OUT / f"predictions/{name}.tsv", val.keys, logits["encoder"], labels, val.class_names)
-    print(f"{name}: attentive {classification_metrics.told(scores)}")
+    print(f"{name}: attentive {classification_metrics.summary(result)}")
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semmae.core import distributed, stage
-from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.atomic_files import atomic_write
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
-from semmae.evaluation import baselines, classification_metrics, curve_files, features, predictions, subsets
+from semmae.evaluation import baselines, classification_metrics, curve_files, features, predictions, scores, subsets
+from semmae.evaluation.scores import Scores
 from semmae.models import classifier, vit
 from semmae.runs import run
 from semmae.training import finetune_loop
@@ -109,17 +110,18 @@ def main() -> None:
             return result
 
         result = tuned("encoder", encoder, train)
-        scores: dict[str, Any] = result.measured()
+        baseline_metrics, low_shot = {}, {}
         if protocol.baselines:
             fresh = baselines.untrained(config, seed=protocol.seed)
             assert isinstance(fresh, VisionTransformer)
             bare = tuned("untrained", fresh, train, layer_decay=1.0)  # no layer has anything to keep
-            scores["untrained"] = classification_metrics.brief(bare.measured())
+            baseline_metrics["untrained"] = classification_metrics.baseline_classification(bare.scores, bare.labels)
         for shots in protocol.low_shot:
             few = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
-            scores.setdefault("low_shot", {})[shots.name] = tuned(shots.name, encoder, few).measured()
+            low_shot[shots.name] = tuned(shots.name, encoder, few).measured()
         if world.leads:
-            write(name, protocol, config, result, scores, curves, val)
+            evaluated = Scores(result.measured(), baseline_metrics, low_shot=low_shot)
+            write(name, protocol, config, result, evaluated, curves, val)
 
 
 def settled(protocol: FinetuneProtocol, dataset: FinetuneOverrides) -> FinetuneProtocol:
@@ -157,7 +159,7 @@ def trained(
 
 
 def write(
-    name: str, protocol: FinetuneProtocol, config: dict[str, Any], result: Tuned, scores: dict[str, Any],
+    name: str, protocol: FinetuneProtocol, config: dict[str, Any], result: Tuned, evaluated: Scores,
     curves: dict[str, curve_files.History], val: Reader,
 ) -> None:  # fmt: skip
     """The classifier, its scores, its curves and what it says of every sample of val."""
@@ -165,12 +167,12 @@ def write(
     known = {"pool": protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
     with atomic_write(OUT / name) as folder:
         classifier.save(folder, result.model, shape | known | {"params": run.described(protocol)})
-    write_json(RESULTS / f"{name}.json", {"finetune": {name: scores}})
+    scores.write(RESULTS / f"{name}.json", evaluated)
     curve_files.write(RESULTS / "curves" / name, curves)
     predictions.write(
         RESULTS / f"predictions/{name}.tsv", val.keys, result.scores, result.labels, val.class_names, logits=False
     )
-    print(f"{name}: fine-tuned {classification_metrics.told(scores)}")
+    print(f"{name}: fine-tuned {classification_metrics.summary(evaluated)}")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae.core import distributed, stage
-from semmae.core.atomic_files import write_json
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.data.dataset import Reader
-from semmae.evaluation import baselines, classification_metrics, features, predictions, whitening
+from semmae.evaluation import baselines, classification_metrics, features, predictions, scores, whitening
+from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
 
 
@@ -62,16 +62,17 @@ def main() -> None:
     votes = voted(encode, config["img_size"], splits, protocol, device)
     val = splits[1]
     labels = torch.from_numpy(val.labels)
-    scores: dict[str, Any] = classification_metrics.classification(votes, labels)
+    baseline_metrics = {}
     if protocol.baselines:
         lines = baselines.beside(config, teacher.load_teacher(Path("data/teacher")), seed=protocol.seed, **how)
         for line, (encode, img_size) in lines.items():
             beside = voted(encode, img_size, splits, protocol, device)
-            scores[line] = classification_metrics.brief(classification_metrics.classification(beside, labels))
+            baseline_metrics[line] = classification_metrics.baseline_classification(beside, labels)
     out = Path("results/knn")
-    write_json(out / f"{name}.json", {"knn": {name: scores}})
+    result = Scores(classification_metrics.classification(votes, labels), baseline_metrics)
+    scores.write(out / f"{name}.json", result)
     predictions.write(out / f"predictions/{name}.tsv", val.keys, votes, labels, val.class_names, logits=False)
-    print(f"{name}: kNN {classification_metrics.told(scores)}")
+    print(f"{name}: kNN {classification_metrics.summary(result)}")
 
 
 def voted(

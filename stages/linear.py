@@ -20,7 +20,6 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae.core import distributed, stage
-from semmae.core.atomic_files import write_json
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Share, load_config, with_overrides
 from semmae.core.digests import file_digest
@@ -34,9 +33,11 @@ from semmae.evaluation import (
     features,
     linear_heads,
     predictions,
+    scores,
     subsets,
 )
 from semmae.evaluation.linear_heads import FeatureSet, LinearHeadsRecipe
+from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
 
 OUT, PRETRAIN, TEACHER = Path("results/linear"), Path("data/pretrain"), Path("data/teacher")
@@ -94,16 +95,20 @@ def main() -> None:
     with eval_cache.folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
         probes = {line: LinearProbe(*how, train, val, protocol, device, folder / line) for line, how in lines.items()}
         encoder = probes.pop("encoder")
-        scores: dict[str, Any] = encoder.scores | {"base_lr": encoder.choice.base_lr}
-        if protocol.low_shot:
-            scores["low_shot"] = {shots.name: encoder.low_shot(shots) for shots in protocol.low_shot}
-        scores |= {line: classification_metrics.brief(probe.scores) for line, probe in probes.items()}
-        write_json(OUT / f"{name}.json", {"linear": {name: scores}})
+        labels = torch.from_numpy(val.labels)
+        result = Scores(
+            encoder.scores | {"base_lr": encoder.choice.base_lr},
+            {
+                line: classification_metrics.baseline_classification(probe.logits, labels)
+                for line, probe in probes.items()
+            },
+            low_shot={shots.name: encoder.low_shot(shots) for shots in protocol.low_shot},
+        )
+        scores.write(OUT / f"{name}.json", result)
         curves = {line: probe.choice.history for line, probe in {"encoder": encoder, **probes}.items()}
         curve_files.write(OUT / "curves" / name, curves | encoder.curves)
-        labels = torch.from_numpy(val.labels)
         predictions.write(OUT / f"predictions/{name}.tsv", val.keys, encoder.logits, labels, val.class_names)
-    print(f"{name}: linear {classification_metrics.told(scores)}")
+    print(f"{name}: linear {classification_metrics.summary(result)}")
 
 
 class LinearProbe:

@@ -27,6 +27,7 @@ from semmae.core.config import STRICT, load_config
 from semmae.core.model_files import model_digest
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
+from semmae.evaluation.scores import read, read_groups
 from semmae.models import mae, teacher
 from semmae.parts import part_learner, part_maps
 from semmae.report import charts as curves
@@ -106,18 +107,19 @@ def main() -> None:
     print(f"report: {OUT / 'index.html'}, {len(text.encode()) / 1e6:.1f} MB")
 
 
-def listed(evaluation: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Dataset and metrics of every evaluation that params.yaml lists and that was run."""
+def listed(evaluation: str) -> Iterator[tuple[str, Path]]:
+    """Dataset and metrics file of every evaluation that params.yaml lists and that was run."""
     for name in load_config(dict[str, Any], evaluation, "datasets"):
         path = RESULTS / evaluation / f"{name}.json"
         if path.exists():
-            yield name, read_json(path)[evaluation][name]
+            yield name, path
 
 
 def scores() -> Iterator[dict[str, Any]]:
     """Every classification score as a table of bars."""
     for evaluation, protocol in PROTOCOLS.items():
-        for dataset, found in listed(evaluation):
+        for dataset, path in listed(evaluation):
+            found = read(path)
             few = tables.low_shot(found)
             yield {"protocol": protocol, "dataset": dataset, "low_shot": few, **tables.classification(found)}
 
@@ -136,8 +138,8 @@ def answers() -> Iterator[dict[str, Any]]:
 
 def segmentations(colors: str) -> Iterator[dict[str, Any]]:
     """Every segmentation: its scores, and some images beside their true and their predicted masks."""
-    for dataset, found in listed("segment"):
-        table = tables.segmentation(found)
+    for dataset, path in listed("segment"):
+        table = tables.segmentation(read_groups(path))
         folder = RESULTS / "segment/examples" / dataset
         rows, legend = evaluations.segmented(folder, SHARDS / dataset, table["protocols"], colors=colors)
         yield {"dataset": dataset, **table, "legend": legend, "examples": [[uri(x) for x in row] for row in rows]}
@@ -146,8 +148,8 @@ def segmentations(colors: str) -> Iterator[dict[str, Any]]:
 def learned() -> Iterator[dict[str, Any]]:
     """The curves of every evaluation that learns."""
     for evaluation in (*PROTOCOLS, "segment"):
-        for dataset, found in listed(evaluation):
-            lines = list(found) if evaluation == "segment" else ["encoder"]
+        for dataset, path in listed(evaluation):
+            lines = list(read_groups(path)) if evaluation == "segment" else ["encoder"]
             if charts := evaluations.charts(RESULTS / evaluation / "curves" / dataset, lines):
                 yield {
                     "stage": f"{PROTOCOLS.get(evaluation, 'segmentation')} on {dataset}",
@@ -158,8 +160,9 @@ def learned() -> Iterator[dict[str, Any]]:
 
 def part_scores() -> Iterator[dict[str, Any]]:
     """Every part score as a table per level."""
-    for dataset, found in listed("part_scores"):
-        yield {"dataset": dataset, "tables": tables.part_tables(found)}
+    for dataset, path in listed("part_scores"):
+        scores = read_json(path)["part_scores"][dataset]
+        yield {"dataset": dataset, "tables": tables.part_tables(scores)}
 
 
 def settings(**said: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:

@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.core import distributed, stage
-from semmae.core.atomic_files import atomic_write, read_json, write_json
+from semmae.core.atomic_files import atomic_write, read_json
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Share, load_config
 from semmae.core.digests import file_digest
@@ -33,7 +33,8 @@ from semmae.core.model_files import model_digest
 from semmae.core.rng import numpy_generator
 from semmae.data import decoding
 from semmae.data.dataset import Reader, verify_shards
-from semmae.evaluation import baselines, curve_files
+from semmae.evaluation import baselines, curve_files, scores
+from semmae.evaluation.scores import Scores
 from semmae.evaluation.segmentation import heads, metrics, sliding_window, transforms
 from semmae.evaluation.segmentation import knn as segmentation_knn
 from semmae.evaluation.segmentation import linear as segmentation_linear
@@ -99,7 +100,7 @@ class SegmentationTask:
     how: sliding_window.SlidingWindowOptions
     begin: Callable[[Name, str, str], run.Run]  # of a protocol, a line and the digest of its network
 
-    def score(self, predict: sliding_window.Predict, how: sliding_window.SlidingWindowOptions) -> dict[str, Any]:
+    def score(self, predict: sliding_window.Predict, how: sliding_window.SlidingWindowOptions) -> Scores:
         """What a predictor of one variant scores on val."""
         counts = sliding_window.evaluate(predict, self.val, how, num_classes=self.train.num_classes)
         return metrics.scores(counts[0], self.val.mask_names, seed=self.protocol.seed)
@@ -108,7 +109,7 @@ class SegmentationTask:
 class Scored(NamedTuple):
     """What a protocol gives: scores, the curves of what it trained, and the predictor with how it was asked."""
 
-    scores: dict[str, Any]
+    scores: Scores
     curves: dict[str, curve_files.History]
     predict: sliding_window.Predict
     how: sliding_window.SlidingWindowOptions
@@ -133,19 +134,21 @@ def main() -> None:
         scored = {which: PROTOCOLS[which](task) for which in dict.fromkeys(protocol.heads)}
         if world.leads:
             write_examples(OUT / name, task, scored)
-            scores: dict[str, Any] = {which: found.scores for which, found in scored.items()}
-            if protocol.baselines:
-                scores |= sliding_window.trivial(counts, val, seed=protocol.seed)
+            beside = sliding_window.trivial(counts, val, seed=protocol.seed) if protocol.baselines else {}
+            groups = {
+                which: replace(found.scores, baselines={**found.scores.baselines, **beside})
+                for which, found in scored.items()
+            }
             write_scores(
-                name, scores, {line: history for which in scored for line, history in scored[which].curves.items()}
+                name, groups, {line: history for which in scored for line, history in scored[which].curves.items()}
             )
 
 
-def write_scores(name: str, scores: dict[str, Any], curves: dict[str, curve_files.History]) -> None:
+def write_scores(name: str, groups: dict[Name, Scores], curves: dict[str, curve_files.History]) -> None:
     """The metrics and the curves, and a line for who waits."""
     curve_files.write(RESULTS / "curves" / name, curves)
-    write_json(RESULTS / f"{name}.json", {"segment": {name: scores}})
-    said = (f"{line} {found['miou']:.3f}" for line, found in scores.items())
+    scores.write(RESULTS / f"{name}.json", groups)
+    said = (f"{line} {found.encoder['miou']:.3f}" for line, found in groups.items())
     print(f"{name}: segmentation mIoU of {', '.join(said)}")
 
 
@@ -189,18 +192,18 @@ def linear(task: SegmentationTask) -> Scored:
     """The linear head on the frozen encoder and, with baselines, on others."""
     network, config, digest = encoder(task)
     probe, how = probed(task, "encoder", network, digest)
-    scores = task.score(probe.predict, how) | probe.chosen
+    result, beside = with_settings(task.score(probe.predict, how), probe.chosen), {}
     curves: dict[str, curve_files.History] = {"linear": probe.history}
     if task.protocol.baselines:
         elder = teacher.load_teacher(TEACHER)
         fitting(task, "teacher", elder.patch_size)
         fresh: Any = baselines.untrained(config, seed=task.protocol.seed)
         for line, other, made_by in (("untrained", fresh, digest), ("teacher", elder, elder.digest)):
-            beside, how = probed(task, line, other, made_by)
-            found = task.score(beside.predict, how)
-            scores[line] = {name: found[name] for name in sliding_window.BESIDE}
-            curves[f"linear_{line}"] = beside.history
-    return Scored(scores, curves, probe.predict, how)
+            fitted, other_how = probed(task, line, other, made_by)
+            found = task.score(fitted.predict, other_how)
+            beside[line] = {name: found.encoder[name] for name in sliding_window.BESIDE}
+            curves[f"linear_{line}"] = fitted.history
+    return Scored(replace(result, baselines=beside), curves, probe.predict, how)
 
 
 def probed(
@@ -222,7 +225,7 @@ def knn(task: SegmentationTask) -> Scored:
     how = replace(task.how, exit_if_stopped=task.begin("knn", "encoder", digest).exit_if_stopped)
     encode = token_maps(task, network)
     probe = segmentation_knn.knn(task.protocol.knn, encode, task.train, how=how, seed=task.protocol.seed)
-    return Scored(task.score(probe.predict, how) | probe.chosen, {}, probe.predict, how)
+    return Scored(with_settings(task.score(probe.predict, how), probe.chosen), {}, probe.predict, how)
 
 
 def finetuned(task: SegmentationTask) -> Scored:
@@ -237,6 +240,11 @@ def finetuned(task: SegmentationTask) -> Scored:
         protocol.upernet, model, task.train.reader, crops=task.crops, compute=protocol.compute, world=how.world, run=now
     )
     return Scored(task.score(predict, how), {"upernet": now.history}, predict, how)
+
+
+def with_settings(scores: Scores, settings: dict[str, float]) -> Scores:
+    """Add the chosen settings of a head to its metrics."""
+    return replace(scores, encoder={**scores.encoder, **settings})
 
 
 PROTOCOLS = {"linear": linear, "knn": knn, "upernet": finetuned}

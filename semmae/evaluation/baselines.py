@@ -58,7 +58,7 @@ def beside(
 ) -> dict[str, tuple[Encode, int]]:
     """The lines to print beside the encoder of that `config`: for each, images -> features, and the images' size."""
     networks = tokens_beside(config, teacher, seed=seed, device=device, precision=precision)
-    lines: dict[str, tuple[Encode, int]] = {"thumbnails": (thumbnail, THUMBNAIL)}
+    lines: dict[str, tuple[Encode, int]] = {"thumbnail": (thumbnail, THUMBNAIL)}
     return lines | {line: (pooling(see, pool), img_size) for line, (see, img_size) in networks.items()}
 
 

@@ -6,7 +6,6 @@
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from semmae.evaluation.mapped_rows import Rows
+from semmae.evaluation.scores import Scores
 
 CHUNK = 1024  # samples at a time: scores and features may lie in files, and similarities come in CHUNK x CHUNK blocks
 
@@ -41,30 +41,26 @@ def standard_error(accuracy: float, samples: int) -> float:
 
 
 def classification(scores: Float[Tensor, "b c"], labels: Integer[Tensor, " b"]) -> dict[str, float]:
-    """top1, top5 (1 where there are no more than five classes), per_class and the standard_error of top1."""
+    """top1, top5 (1 where there are no more than five classes), per_class and top1_se, the standard error of top1."""
     top1 = topk_accuracy(scores, labels, k=1)
     return {
         "top1": top1,
         "top5": topk_accuracy(scores, labels, k=5),
         "per_class": per_class_accuracy(highest(scores, k=1)[:, 0], labels),
-        "standard_error": standard_error(top1, len(labels)),
+        "top1_se": standard_error(top1, len(labels)),
     }
 
 
-def brief(scores: dict[str, float]) -> dict[str, float]:
-    """What is reported of a line beside the encoder: top1 and its standard error."""
-    return {name: scores[name] for name in ("top1", "standard_error")}
+def baseline_classification(scores: Float[Tensor, "b c"], labels: Integer[Tensor, " b"]) -> dict[str, float]:
+    """Compute the metrics that are reported for a baseline: `top1` and `top1_se`."""
+    metrics = classification(scores, labels)
+    return {name: metrics[name] for name in ("top1", "top1_se")}
 
 
-def lines(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The lines beside the encoder among the entries of its scores."""
-    return {name: found for name, found in scores.items() if isinstance(found, dict) and "top1" in found}
-
-
-def told(scores: dict[str, Any]) -> str:
-    """A classification and the lines beside it in one line for people."""
-    beside = "".join(f", {line} {found['top1']:.3f}" for line, found in lines(scores).items())
-    return f"top-1 {scores['top1']:.3f} ± {scores['standard_error']:.3f}{beside}"
+def summary(scores: Scores) -> str:
+    """Format the top-1 accuracies of the encoder and of the baselines as one line of text."""
+    baselines = "".join(f", {name} {metrics['top1']:.3f}" for name, metrics in scores.baselines.items())
+    return f"top-1 {scores.encoder['top1']:.3f} ± {scores.encoder['top1_se']:.3f}{baselines}"
 
 
 def knn_votes(

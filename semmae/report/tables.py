@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from semmae.evaluation import classification_metrics
+from semmae.evaluation.scores import Scores
 
 LINES = {
     "teacher": "teacher",
     "untrained": "untrained encoder",
-    "thumbnails": "16 × 16 thumbnails",
+    "thumbnail": "16 × 16 thumbnails",
     "center_mask": "one mask for all images",
     "position": "commonest label at each place",
     "grid": "equal rectangles",
@@ -63,26 +63,27 @@ def named(line: str) -> str:
     return LINES.get(line, line.replace("_", " "))
 
 
-def classification(scores: dict[str, Any]) -> dict[str, Any]:
+def classification(scores: Scores) -> dict[str, Any]:
     """`bars` (the encoder first, then its lines, the best first) and `notes`, the encoder's other numbers by name."""
-    lines = {named(name): line for name, line in classification_metrics.lines(scores).items()}
-    rows = {"encoder": scores} | dict(sorted(lines.items(), key=lambda item: -item[1]["top1"]))
-    longest = max(row["top1"] + row.get("standard_error", 0.0) for row in rows.values())
+    lines = {named(name): line for name, line in scores.baselines.items()}
+    rows = {"encoder": scores.encoder} | dict(sorted(lines.items(), key=lambda item: -item[1]["top1"]))
+    longest = max(row["top1"] + row.get("top1_se", 0.0) for row in rows.values())
     full = max(math.ceil(10 * longest) / 10, 0.1)
     bars = [
         Bar(name, row["top1"], error, row["top1"] / full, (error or 0.0) / full)
         for name, row in rows.items()
-        for error in (row.get("standard_error"),)
+        for error in (row.get("top1_se"),)
     ]
-    notes = {"top-5": scores.get("top5"), "mean over classes": scores.get("per_class")}
+    notes = {"top-5": scores.encoder.get("top5"), "mean over classes": scores.encoder.get("per_class")}
     return {"bars": bars, "notes": {name: value for name, value in notes.items() if value is not None}}
 
 
-def low_shot(scores: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+def low_shot(scores: Scores) -> list[tuple[str, float, float | None]]:
     """(how many labels, top-1, its standard error) for every low-shot score, and for all labels."""
-    few = scores.get("low_shot") or {}
-    rows = [(_shots(name), row) for name, row in few.items()]
-    return [(name, row["top1"], row.get("standard_error")) for name, row in [*rows, ("all", scores)]] if few else []
+    if not scores.low_shot:
+        return []
+    rows = [*((_shots(name), row) for name, row in scores.low_shot.items()), ("all", scores.encoder)]
+    return [(name, row["top1"], row.get("top1_se")) for name, row in rows]
 
 
 def _shots(name: str) -> str:
@@ -91,21 +92,21 @@ def _shots(name: str) -> str:
     return name.replace("_", " ") if share == name else f"{share.replace('_', '.')} %"
 
 
-def segmentation(scores: dict[str, Any]) -> dict[str, Any]:
+def segmentation(scores: dict[str, Scores]) -> dict[str, Any]:
     """`rows` of (name, mIoU, its error, pixel accuracy, ours or not), `protocols` and their names in tables, and
     `classes`, the IoU of each by each protocol.
     """
     rows, ours = [], [name for name in PROTOCOLS if name in scores]
     for name in ours:
-        found = scores[name]
-        rows.append((PROTOCOLS[name], found["miou"], found.get("standard_error"), found["pixel_accuracy"], True))
+        found = scores[name].encoder
+        rows.append((PROTOCOLS[name], found["miou"], found.get("miou_se"), found["pixel_accuracy"], True))
         for line in ("teacher", "untrained"):
-            if beside := found.get(line):
+            if beside := scores[name].baselines.get(line):
                 rows.append((f"{named(line)}, the same", beside["miou"], None, beside["pixel_accuracy"], False))
-    for name, line in scores.items():
-        if name not in PROTOCOLS:
-            rows.append((named(name), line["miou"], None, line["pixel_accuracy"], False))
-    classes = [(label, [scores[name]["iou"][label] for name in ours]) for label in scores[ours[0]]["iou"]]
+    for line in ("most_frequent", "position"):
+        if beside := scores[ours[0]].baselines.get(line):
+            rows.append((named(line), beside["miou"], None, beside["pixel_accuracy"], False))
+    classes = [(label, [scores[name].class_iou[label] for name in ours]) for label in scores[ours[0]].class_iou]
     return {"rows": rows, "protocols": {name: PROTOCOLS[name] for name in ours}, "classes": classes}
 
 

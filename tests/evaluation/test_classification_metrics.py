@@ -36,7 +36,7 @@ def test_classification_reports_all_of_it():
     scores = torch.eye(3)[[0, 1, 2, 0]]
     found = classification_metrics.classification(scores, torch.tensor([0, 1, 2, 2]))
     assert found == pytest.approx(
-        {"top1": 0.75, "top5": 1.0, "per_class": (1 + 1 + 0.5) / 3, "standard_error": (0.75 * 0.25 / 4) ** 0.5}
+        {"top1": 0.75, "top5": 1.0, "per_class": (1 + 1 + 0.5) / 3, "top1_se": (0.75 * 0.25 / 4) ** 0.5}
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from semmae.data.dataset import Reader
+from semmae.evaluation.scores import Scores
 from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
 from semmae.report import charts, figures, heat_maps, overlays, palettes, tables
@@ -180,7 +181,7 @@ def test_score_tables_keep_every_line():
     assert patch["columns"] == ["foreground IoU", "part mIoU"]
     assert dict(patch["groups"])["trivial lines"] == [("one mask for all images", [0.1, None])]
     assert [group for group, _ in pixel["groups"]] == ["", "ceilings", "also"]
-    scores = {"top1": 0.3, "standard_error": 0.02, "untrained": {"top1": 0.1}, "mine": {"top1": 0.5}}
+    scores = Scores({"top1": 0.3, "top1_se": 0.02}, {"untrained": {"top1": 0.1}, "mine": {"top1": 0.5}})
     bars = tables.classification(scores)["bars"]
     assert [(bar.name, bar.error) for bar in bars] == [("encoder", 0.02), ("mine", None), ("untrained encoder", None)]
     assert all(bar.width + bar.whisker <= 1 for bar in bars)

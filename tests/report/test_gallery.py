@@ -11,6 +11,7 @@ from semmae.data import decoding
 from semmae.data.dataset import Reader
 from semmae.evaluation import curve_files
 from semmae.evaluation.predictions import COLUMNS
+from semmae.evaluation.scores import Scores
 from semmae.report import confusions, gallery, overlays, tables
 
 PROTOCOLS = ("linear", "knn")
@@ -119,10 +120,11 @@ def test_a_picture_is_the_central_square_and_what_a_mask_ignores_is_paler():
 
 
 def test_segmentation_has_a_row_per_protocol_and_line_and_an_iou_per_class():
-    score = {"miou": 0.5, "standard_error": 0.01, "pixel_accuracy": 0.75, "iou": {"sky": 0.5, "sea": None}}
-    line = {"miou": 0.25, "pixel_accuracy": 0.5}
-    scores = {"knn": score, "linear": score | {"untrained": line}, "most_frequent": line}
-    found = tables.segmentation(scores)
+    metrics, class_iou = {"miou": 0.5, "miou_se": 0.01, "pixel_accuracy": 0.75}, {"sky": 0.5, "sea": None}
+    baseline = {"miou": 0.25, "pixel_accuracy": 0.5}
+    knn = Scores(metrics, {"most_frequent": baseline}, class_iou=class_iou)
+    linear = Scores(metrics, {"untrained": baseline, "most_frequent": baseline}, class_iou=class_iou)
+    found = tables.segmentation({"knn": knn, "linear": linear})
     assert found["rows"] == [
         ("linear head, frozen", 0.5, 0.01, 0.75, True),
         ("untrained encoder, the same", 0.25, None, 0.5, False),
@@ -135,18 +137,18 @@ def test_segmentation_has_a_row_per_protocol_and_line_and_an_iou_per_class():
 
 def test_few_labels_end_with_all_of_them():
     few = {
-        "5_per_class": {"top1": 0.25, "standard_error": 0.02},
+        "5_per_class": {"top1": 0.25, "top1_se": 0.02},
         "10_percent": {"top1": 0.3},
         "0_5_percent": {"top1": 0.1},
     }
-    found = tables.low_shot({"top1": 0.5, "standard_error": 0.01, "low_shot": few})
+    found = tables.low_shot(Scores({"top1": 0.5, "top1_se": 0.01}, low_shot=few))
     assert found == [("5 per class", 0.25, 0.02), ("10 %", 0.3, None), ("0.5 %", 0.1, None), ("all", 0.5, 0.01)]
-    assert tables.low_shot({"top1": 0.5}) == []
+    assert tables.low_shot(Scores({"top1": 0.5})) == []
 
 
 @pytest.mark.parametrize(("top1", "error"), [(0.156, 0.064), (0.0, 0.0), (1.0, None), (0.5, 0.01)])
 def test_bars_leave_room_for_their_whiskers(top1, error):
-    known = {} if error is None else {"standard_error": error}
-    (bar,) = tables.classification({"top1": top1} | known)["bars"]
+    known = {} if error is None else {"top1_se": error}
+    (bar,) = tables.classification(Scores({"top1": top1} | known))["bars"]
     assert bar.width + bar.whisker <= 1
     assert bar.width == pytest.approx(top1 / max(0.1, np.ceil(10 * (top1 + (error or 0)) - 1e-9) / 10))

@@ -15,7 +15,8 @@ from sklearn.preprocessing import Normalizer
 
 from semmae.core import distributed, stage
 from semmae.data.dataset import Reader
-from semmae.evaluation import curve_files, features, linear_heads, subsets
+from semmae.evaluation import curve_files, features, linear_heads, scores, subsets
+from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
 from semmae.parts import part_learner as parts_module
 from semmae.parts.part_learner import KMeansParts
@@ -69,38 +70,43 @@ def start(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
     stage.main(STAGES[name].main)
 
 
-def written(name: str) -> dict:
-    return json.loads(Path(f"results/{name}/toy.json").read_text())[name]["toy"]
+def written(name: str) -> Scores:
+    return scores.read(Path(f"results/{name}/toy.json"))
 
 
-LINES = {
-    "knn": ["thumbnails", "untrained", "teacher"],
-    "linear": ["thumbnails", "untrained", "teacher"],
+def written_part_scores() -> dict:
+    return json.loads(Path("results/part_scores/toy.json").read_text())["part_scores"]["toy"]
+
+
+BASELINES = {
+    "knn": ["thumbnail", "untrained", "teacher"],
+    "linear": ["thumbnail", "untrained", "teacher"],
     "attentive": ["untrained", "teacher"],
 }
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_a_protocol_is_written_with_the_lines_beside_it(project, monkeypatch, name):
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_stage_writes_the_scores_of_encoder_and_baselines_and_repeats_them(project, monkeypatch, name):
     start(monkeypatch, name, "toy")
-    scores = written(name)
-    assert {"top1", "top5", "per_class", "standard_error", *LINES[name]} <= set(scores)
-    assert all(0 <= scores[name] <= 1 for name in ("top1", "top5", "per_class", "standard_error"))
-    assert [line for line, found in scores.items() if isinstance(found, dict) and line != "low_shot"] == LINES[name]
-    assert all(list(scores[line]) == ["top1", "standard_error"] for line in LINES[name])
+    result = written(name)
+    metrics = ("top1", "top5", "per_class", "top1_se")
+    assert set(metrics) <= set(result.encoder)
+    assert all(0 <= result.encoder[metric] <= 1 for metric in metrics)
+    assert list(result.baselines) == BASELINES[name]
+    assert all(list(baseline) == ["top1", "top1_se"] for baseline in result.baselines.values())
     start(monkeypatch, name, "toy")
-    assert written(name) == scores
+    assert written(name) == result
     assert not list((project / "state/runs").glob("*"))
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_predictions_are_those_that_were_scored(project, monkeypatch, name):
     start(monkeypatch, name, "toy")
     found = pd.read_csv(f"results/{name}/predictions/toy.tsv", sep="\t")
     val = Reader(Path("data/shards/toy"), "val")
     assert found["key"].tolist() == val.keys
     assert found["actual"].tolist() == [val.class_names[label] for label in val.labels]
-    assert (found["actual"] == found["predicted"]).mean() == pytest.approx(written(name)["top1"])
+    assert (found["actual"] == found["predicted"]).mean() == pytest.approx(written(name).encoder["top1"])
     assert found["confidence"].between(1 / val.num_classes, 1).all()
 
 
@@ -113,7 +119,7 @@ def test_whitened_neighbors_are_those_of_whitened_features(project, monkeypatch)
     rank = 31  # the last norm leaves 32 numbers with a mean of 0
     judge = make_pipeline(PCA(rank, whiten=True), Normalizer(), KNeighborsClassifier(20, weights=closeness))
     expected = judge.fit(tokens, train.labels).score(queries, val.labels)
-    assert written("knn")["top1"] == pytest.approx(expected)
+    assert written("knn").encoder["top1"] == pytest.approx(expected)
 
 
 def closeness(distance: np.ndarray) -> np.ndarray:
@@ -143,11 +149,11 @@ def test_the_losses_of_a_curve_are_those_of_all_ranks_while_it_is_still_written(
 
 def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_the_rate_of_all(project, monkeypatch):
     start(monkeypatch, "linear", "toy")
-    scores = written("linear")
-    assert list(scores["low_shot"]) == ["1_per_class", "50_percent"]
-    for found in scores["low_shot"].values():
-        assert list(found) == ["top1", "top5", "per_class", "standard_error", "base_lr"]
-    assert scores["low_shot"]["1_per_class"]["base_lr"] == scores["base_lr"]
+    result = written("linear")
+    assert list(result.low_shot) == ["1_per_class", "50_percent"]
+    for metrics in result.low_shot.values():
+        assert list(metrics) == ["top1", "top5", "per_class", "top1_se", "base_lr"]
+    assert result.low_shot["1_per_class"]["base_lr"] == result.encoder["base_lr"]
 
 
 def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
@@ -180,21 +186,23 @@ def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(proje
 
 def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch):
     start(monkeypatch, "part_scores", "toy")
-    scores = written("part_scores")
+    found = written_part_scores()
     names = {"fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou", "consistency", "used", "background_share"}
     lines = {"color_kmeans", "untrained_kmeans", "teacher_kmeans", "attention_heads", "grid", "position"}
     lines |= {"readout", "silhouette"}
-    assert set(scores) == lines | {"patch", "pixel", "perfect", "center_mask"}
-    assert set(scores["patch"]) == set(scores["pixel"]) == names
-    assert all(set(scores[line][level]) == names for line in lines for level in ("patch", "pixel"))
-    assert np.isclose(scores["silhouette"]["patch"]["fg_iou"], 1)
-    assert scores["perfect"]["pixel"]["fg_iou"] == scores["silhouette"]["pixel"]["fg_iou"] < 1
+    assert set(found) == lines | {"patch", "pixel", "perfect", "center_mask"}
+    assert set(found["patch"]) == set(found["pixel"]) == names
+    assert all(set(found[line][level]) == names for line in lines for level in ("patch", "pixel"))
+    assert np.isclose(found["silhouette"]["patch"]["fg_iou"], 1)
+    assert found["perfect"]["pixel"]["fg_iou"] == found["silhouette"]["pixel"]["fg_iou"] < 1
     start(monkeypatch, "part_scores", "toy")
-    assert written("part_scores") == scores
-    bare = Path("params.yaml").read_text().replace("{num_images: 20, baselines: true", "{sample: 20, baselines: false")
+    assert written_part_scores() == found
+    bare = (
+        Path("params.yaml").read_text().replace("{num_images: 20, baselines: true", "{num_images: 20, baselines: false")
+    )
     Path("params.yaml").write_text(bare)
     start(monkeypatch, "part_scores", "toy")
-    assert written("part_scores") == {name: scores[name] for name in ("patch", "pixel", "center_mask")}
+    assert written_part_scores() == {name: found[name] for name in ("patch", "pixel", "center_mask")}
 
 
 @pytest.mark.parametrize(

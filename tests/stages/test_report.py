@@ -1,6 +1,7 @@
 """The report of toy runs: for every strategy one file that needs nothing else, true to its run, safe with any name."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from semmae.core.atomic_files import write_json
 from semmae.data import decoding
 from semmae.data.dataset import Reader, batches
 from semmae.data.transforms import Whole
-from semmae.evaluation import curve_files, predictions
+from semmae.evaluation import curve_files, predictions, scores
+from semmae.evaluation.scores import Scores
 from semmae.models import mae, teacher, vit
 from semmae.models.masking import STRATEGIES
 from semmae.parts import part_learner, part_maps
@@ -25,7 +27,7 @@ DECODER = {"embed_dim": 16, "depth": 1, "num_heads": 2}
 SECTION = {"colors": "okabe_ito", "overlays": 3, "film": 2, "reconstructions": 2, "num_images": 8, "seed": 0}
 HISTORY = [{"epoch": 1, "loss": 2.0, "lr": 0.1, "knn_top1": 0.25}, {"epoch": 2, "loss": 1.0, "lr": 0.05}]
 EVALUATIONS = ("knn", "linear", "attentive", "finetune", "segment", "part_scores")
-KNN = {"top1": 0.5, "top5": 0.9, "per_class": 0.48, "standard_error": 0.03, "untrained": {"top1": 0.4}}
+KNN = Scores({"top1": 0.5, "top5": 0.9, "per_class": 0.48, "top1_se": 0.03}, {"untrained": {"top1": 0.4}})
 
 
 @pytest.fixture(params=STRATEGIES)
@@ -114,14 +116,13 @@ def leave_answers(marked: str) -> None:
         columns=list(predictions.COLUMNS),
     )
     curve = [{"epoch": 1, "holdout_top1": 0.25}, {"epoch": 2, "holdout_top1": 0.5}]
-    few = {"low_shot": {"5_per_class": {"top1": 0.125}}}
-    write_json(Path("results/linear/toy.json"), {"linear": {"toy": KNN | few}})
+    scores.write(Path("results/linear/toy.json"), replace(KNN, low_shot={"5_per_class": {"top1": 0.125}}))
     curve_files.write(Path("results/linear/curves/toy"), {"encoder": curve, "5_per_class": curve})
     Path("results/linear/predictions").mkdir()
     answers.to_csv("results/linear/predictions/toy.tsv", sep="\t", index=False)
 
-    score = {"miou": 0.375, "standard_error": 0.012, "pixel_accuracy": 0.75, "iou": {"sky": 0.5, marked: None}}
-    write_json(Path("results/segment/toy.json"), {"segment": {"toy": {"upernet": score, "linear": score}}})
+    score = Scores({"miou": 0.375, "miou_se": 0.012, "pixel_accuracy": 0.75}, class_iou={"sky": 0.5, marked: None})
+    scores.write(Path("results/segment/toy.json"), {"upernet": score, "linear": score})
     for protocol in ("upernet", "linear"):
         folder = Path("results/segment/examples/toy", protocol)
         folder.mkdir(parents=True)
@@ -173,7 +174,7 @@ def test_every_strategy_has_a_page_that_needs_nothing_else(folder, strategy):
 def test_scores_are_those_that_params_list(folder):
     leave_run("random")
     for name in ("toy", "gone"):
-        write_json(Path(f"results/knn/{name}.json"), {"knn": {name: KNN}})
+        scores.write(Path(f"results/knn/{name}.json"), KNN)
     levels = {"patch": {"fg_iou": 0.512}, "pixel": {"fg_iou": 0.498}}
     scored = levels | {"center_mask": {"patch": {"fg_iou": 0.25}, "pixel": {"fg_iou": 0.24}}}
     write_json(Path("results/part_scores/toy.json"), {"part_scores": {"toy": scored}})
@@ -235,8 +236,7 @@ def test_names_are_only_text(folder, toy_dataset):
     name = "<script>alert(1)<"
     Path(f"data/shards/{name}").symlink_to(toy_dataset)
     leave_run("random", dataset=name)
-    scores = KNN | {"<script>": {"top1": 0.1}}
-    write_json(Path(f"results/knn/{name}.json"), {"knn": {name: scores}})
+    scores.write(Path(f"results/knn/{name}.json"), replace(KNN, baselines={"<script>": {"top1": 0.1}}))
     write_params(knn=[name])
     found = Tags(page())
     assert "script" not in {tag for tag, _ in found.tags}

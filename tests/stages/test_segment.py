@@ -1,6 +1,5 @@
 """The segment stage on toy artifacts: what it writes, that it repeats it, and how it refuses."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from PIL import Image
 from semmae.core import stage
 from semmae.core.paths import state_root
 from semmae.data.dataset import Reader
-from semmae.evaluation import curve_files
+from semmae.evaluation import curve_files, scores
+from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
 from semmae.runs import run
 from stages import segment
@@ -68,8 +68,8 @@ def change(old: str, new: str) -> None:
     Path("params.yaml").write_text(text.replace(old, new))
 
 
-def written() -> dict:
-    return json.loads(Path("results/segment/toy.json").read_text())["segment"]["toy"]
+def written() -> dict[str, Scores]:
+    return scores.read_groups(Path("results/segment/toy.json"))
 
 
 def masks() -> dict[tuple[str, str], np.ndarray]:
@@ -80,17 +80,19 @@ def masks() -> dict[tuple[str, str], np.ndarray]:
 
 def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_any_order(project, monkeypatch):
     start(monkeypatch, "toy")
-    scores, examples = written(), masks()
-    assert set(scores) == {"linear", "knn", "most_frequent", "position"}
-    names = {"miou", "pixel_accuracy", "standard_error", "iou"}
-    assert set(scores["linear"]) == names | {"base_lr", "untrained", "teacher"}
-    assert set(scores["knn"]) == names | {"k"}
-    lines = [scores["most_frequent"], scores["position"], scores["linear"]["untrained"], scores["linear"]["teacher"]]
-    assert all(set(line) == {"miou", "pixel_accuracy"} for line in lines)
+    heads, examples = written(), masks()
+    assert set(heads) == {"linear", "knn"}
+    metrics = {"miou", "pixel_accuracy", "miou_se"}
+    assert set(heads["linear"].encoder) == metrics | {"base_lr"}
+    assert set(heads["knn"].encoder) == metrics | {"k"}
+    assert set(heads["linear"].baselines) == {"untrained", "teacher", "most_frequent", "position"}
+    assert set(heads["knn"].baselines) == {"most_frequent", "position"}
+    for head in heads.values():
+        assert all(set(baseline) == {"miou", "pixel_accuracy"} for baseline in head.baselines.values())
     reader = Reader(Path("data/shards/toy"), "val")
-    assert list(scores["knn"]["iou"]) == reader.mask_names
-    known = [x for x in scores["knn"]["iou"].values() if x is not None]
-    assert scores["knn"]["miou"] == pytest.approx(np.mean(known))
+    assert list(heads["knn"].class_iou) == reader.mask_names
+    known = [iou for iou in heads["knn"].class_iou.values() if iou is not None]
+    assert heads["knn"].encoder["miou"] == pytest.approx(np.mean(known))
     for line in ("linear", "linear_untrained", "linear_teacher"):
         found = curve_files.read(Path("results/segment/curves/toy"), line)
         assert list(found) == ["loss", "lr"]
@@ -106,7 +108,7 @@ def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_a
     assert not list(state_root().glob("runs/*"))
     change("heads: [linear, knn]", "heads: [knn, linear]")
     start(monkeypatch, "toy")
-    assert written() == scores
+    assert written() == heads
     assert all((masks()[which] == mask).all() for which, mask in examples.items())
 
 

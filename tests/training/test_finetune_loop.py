@@ -1,6 +1,5 @@
 """Fine-tuning: rates by layer, what is drawn by name, what is trained and scored, and a killed run that goes on."""
 
-import json
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ from semmae.core.digests import file_digest
 from semmae.data.dataset import Reader, batches
 from semmae.data.rand_augment import Augmented, RandAugment, policy
 from semmae.data.transforms import Crop
-from semmae.evaluation import curve_files, features, subsets
+from semmae.evaluation import curve_files, features, scores, subsets
 from semmae.models import classifier, vit
 from semmae.runs import run
 from semmae.training import finetune_loop
@@ -315,11 +314,11 @@ def killed_at(step: int) -> None:
 
 def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(project, state_root, capsys):
     call("finetune", "toy")
-    scores = json.loads(Path("results/finetune/toy.json").read_text())["finetune"]["toy"]
-    assert set(scores) == {"top1", "top5", "per_class", "standard_error", "untrained", "low_shot"}
-    assert set(scores["untrained"]) == {"top1", "standard_error"}
-    assert set(scores["low_shot"]) == {"2_per_class"}
-    for line, top1 in ("encoder", scores["top1"]), ("untrained", scores["untrained"]["top1"]):
+    result = scores.read(Path("results/finetune/toy.json"))
+    assert set(result.encoder) == {"top1", "top5", "per_class", "top1_se"}
+    assert {name: set(metrics) for name, metrics in result.baselines.items()} == {"untrained": {"top1", "top1_se"}}
+    assert set(result.low_shot) == {"2_per_class"}
+    for line, top1 in ("encoder", result.encoder["top1"]), ("untrained", result.baselines["untrained"]["top1"]):
         found = curve_files.read(Path("results/finetune/curves/toy"), line)
         assert list(found) == ["loss", "lr", "val_top1"]
         assert [epoch for epoch, _ in found["loss"]] == [1, 2, 3]
@@ -330,7 +329,7 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     val = Reader(Path("data/shards/toy"), "val")
     assert said["key"].tolist() == val.keys
     assert said["actual"].tolist() == [val.class_names[label] for label in val.labels]
-    assert (said["actual"] == said["predicted"]).mean() == scores["top1"]
+    assert (said["actual"] == said["predicted"]).mean() == result.encoder["top1"]
     model, config = classifier.load(Path("data/finetune/toy"))
     view = features.CenterView(config["img_size"])
     shares = model(vit.normalize(torch.from_numpy(view(val, 3)["image"])[None])).softmax(1)[0]
@@ -368,8 +367,7 @@ def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monk
     expected = [[reader.keys[i] for i in subsets.low_shot(reader.labels, one, seed=0)] for one in shots]
     assert [keys for keys, _ in learned] == 2 * [reader.keys, *expected]
     assert len({tuple(weights) for _, weights in learned}) == 1
-    scores = json.loads(Path("results/finetune/toy.json").read_text())["finetune"]["toy"]
-    assert list(scores["low_shot"]) == ["1_percent", "50_percent", "2_per_class"]
+    assert list(scores.read(Path("results/finetune/toy.json")).low_shot) == ["1_percent", "50_percent", "2_per_class"]
     change(seed=1)
     call("finetune", "toy")
     assert learned[-1][0] != expected[-1]

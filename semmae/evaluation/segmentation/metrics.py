@@ -6,8 +6,6 @@ and what is kept of one is 3 c numbers, whatever its size. Pixels of 255 count n
 - `count`: of one image. `scores`: miou, pixel_accuracy, IoU by class, and how sure the mIoU is.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, UInt8
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from semmae.core.rng import numpy_generator
 from semmae.data.decoding import IGNORE
+from semmae.evaluation.scores import Scores
 
 DRAWS = 200  # bootstrap samples of images behind a standard error: its own error is 5 %
 
@@ -34,8 +33,8 @@ def iou(counts: Integer[np.ndarray, "*n 3 c"]) -> Float[np.ndarray, "*n c"]:
     return np.where(true > 0, right / np.maximum(predicted + true - right, 1), np.nan)
 
 
-def scores(counts: Integer[np.ndarray, "n 3 c"], names: list[str], *, seed: int) -> dict[str, Any]:
-    """miou (the mean over the classes that the masks show), its standard_error, pixel_accuracy, and iou by name.
+def scores(counts: Integer[np.ndarray, "n 3 c"], names: list[str], *, seed: int) -> Scores:
+    """miou (mean over the classes in the masks), its standard error miou_se, pixel_accuracy; each class's IoU.
 
     A class that the masks do not show has no IoU (None); predicting it costs the class that is there. The standard
     error is that of images drawn anew with replacement (bootstrap), which pixels of one image do not make smaller.
@@ -47,9 +46,11 @@ def scores(counts: Integer[np.ndarray, "n 3 c"], names: list[str], *, seed: int)
     drawn = (weights @ counts.reshape(len(counts), -1)).reshape(DRAWS, *total.shape)
     drawn = drawn[drawn[:, 2].any(1)]  # not the draws of nothing but images that are wholly 255
     each = iou(total)
-    return {
+    metrics = {
         "miou": float(np.nanmean(each)),
         "pixel_accuracy": float(total[0].sum() / total[2].sum()),
-        "standard_error": float(np.nanmean(iou(drawn), axis=1).std()),
-        "iou": {name: None if np.isnan(x) else float(x) for name, x in zip(names, each, strict=True)},
+        "miou_se": float(np.nanmean(iou(drawn), axis=1).std()),
     }
+    return Scores(
+        metrics, class_iou={name: None if np.isnan(x) else float(x) for name, x in zip(names, each, strict=True)}
+    )

@@ -163,4 +163,4 @@ def trivial(train: Integer[np.ndarray, "n g"], val: Reader, *, seed: int) -> dic
     scored = {
         line: metrics.scores(torch.stack(each).numpy(), val.mask_names, seed=seed) for line, each in counts.items()
     }
-    return {line: {name: scores[name] for name in BESIDE} for line, scores in scored.items()}
+    return {line: {name: scores.encoder[name] for name in BESIDE} for line, scores in scored.items()}

@@ -70,19 +70,19 @@ def test_scores_are_those_of_torchmetrics():
     how = {"num_classes": 6, "ignore_index": IGNORE}
     macro = MulticlassJaccardIndex(**how)(predictions, masks.long())
     each = MulticlassJaccardIndex(**how, average="none")(predictions, masks.long())
-    assert found["miou"] == pytest.approx(float(macro), abs=1e-6)
-    assert list(found["iou"].values()) == pytest.approx(each.tolist(), abs=1e-6)
+    assert found.encoder["miou"] == pytest.approx(float(macro), abs=1e-6)
+    assert list(found.class_iou.values()) == pytest.approx(each.tolist(), abs=1e-6)
     accuracy = MulticlassAccuracy(**how, average="micro")(predictions, masks.long())
-    assert found["pixel_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
+    assert found.encoder["pixel_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
 
 
 def test_a_class_that_the_masks_do_not_show_has_no_iou_and_no_part_in_the_mean():
     predictions, masks = labeled(4, 3)
     more = metrics.scores(counted(predictions, masks, 4), list("abcd"), seed=0)
-    assert more["iou"]["d"] is None
-    assert more["miou"] == metrics.scores(counted(predictions, masks, 3), list("abc"), seed=0)["miou"]
+    assert more.class_iou["d"] is None
+    assert more.encoder["miou"] == metrics.scores(counted(predictions, masks, 3), list("abc"), seed=0).encoder["miou"]
     predictions[masks == 0] = 3  # which costs the class that is there
-    assert metrics.scores(counted(predictions, masks, 4), list("abcd"), seed=0)["iou"]["a"] == 0
+    assert metrics.scores(counted(predictions, masks, 4), list("abcd"), seed=0).class_iou["a"] == 0
 
 
 def test_ignored_pixels_count_nowhere_and_nothing_but_them_is_refused():
@@ -98,8 +98,8 @@ def test_the_standard_error_is_the_spread_over_other_images_of_the_same_kind():
     counts[:, 0] = (counts[:, 0] * np.random.default_rng(0).uniform(0.3, 1, (2000, 1))).astype(int)  # images differ
     sets = np.split(counts, 40)
     scores = [metrics.scores(part, list("abcd"), seed=0) for part in sets]
-    spread = np.std([score["miou"] for score in scores])
-    assert np.mean([score["standard_error"] for score in scores]) == pytest.approx(spread, rel=0.3)
+    spread = np.std([score.encoder["miou"] for score in scores])
+    assert np.mean([score.encoder["miou_se"] for score in scores]) == pytest.approx(spread, rel=0.3)
 
 
 # Windows

@@ -77,7 +77,10 @@ def main() -> None:
         reader = fill(root, args.shards)
         orders = {ALL: None} | {f"windows of {window} shards": window for window in args.windows}
         rounds = [
-            {name: epoch(reader.windowed(window), number, memory=args.memory) for name, window in orders.items()}
+            {
+                name: epoch(reader.with_shuffle_shards(window), number, memory=args.memory)
+                for name, window in orders.items()
+            }
             for number in range(args.rounds)
         ]
     finally:

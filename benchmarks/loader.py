@@ -43,7 +43,8 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from semmae.core import process
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
+from semmae.data.loader import batches
 from semmae.data.transforms import Crop, OneCrop
 from semmae.models import vit
 from semmae.parts.part_maps import PartMaps

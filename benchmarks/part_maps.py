@@ -24,7 +24,8 @@ from PIL import Image
 from benchmarks.step import SHAPES, seconds
 from semmae.core import distributed, process
 from semmae.core.compute import ComputeConfig
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
+from semmae.data.loader import batches
 from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
 from semmae.parts import part_learner, part_maps

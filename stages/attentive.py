@@ -166,7 +166,7 @@ def learn(
     """Train every bank on the same crops of a part of train, and see after each epoch how its heads do on the rest."""
     held_out = subsets.stratified_split(train.labels, share=protocol.holdout, seed=protocol.seed)
     kept, holdout = train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(held_out)
-    kept = kept.windowed(protocol.shuffle_shards)
+    kept = kept.with_shuffle_shards(protocol.shuffle_shards)
     views = features.RandomViews(tuple({probe.img_size for probe in probes.values()}), protocol.seed)
     state = {f"{line} {part}": owner for line, probe in probes.items() for part, owner in probe.state.items()}
 

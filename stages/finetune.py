@@ -104,7 +104,7 @@ def main() -> None:
             )  # fmt: skip
             runs.enter_context(now)  # its checkpoints stay until all is done
             how = replace(protocol, recipe=replace(protocol.recipe, **changed))
-            splits = (reader.windowed(protocol.recipe.shuffle_shards), val)
+            splits = (reader.with_shuffle_shards(protocol.recipe.shuffle_shards), val)
             result = trained(how, network, config, splits=splits, world=world, now=now)
             curves[what] = result.history
             return result

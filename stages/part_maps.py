@@ -27,7 +27,8 @@ from semmae.core.atomic_files import write_json
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.locks import exclusive_lock
-from semmae.data.dataset import Reader, grouped, verify_shards
+from semmae.data.dataset import Reader, verify_shards
+from semmae.data.loader import load_groups
 from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
 from semmae.parts import part_learner, part_maps
@@ -115,7 +116,7 @@ def mapped(
     """
     size, view = section.batch_size, Whole(learner.config["img_size"], seed=0, flip=0.0)
     groups = [(name, np.array(ids[i : i + size])) for name, ids in shards.items() for i in range(0, len(ids), size)]
-    loaded = grouped(reader, [ids for _, ids in groups], view, workers=section.compute.workers)
+    loaded = load_groups(reader, [ids for _, ids in groups], view, workers=section.compute.workers)
     told: deque[tuple[str, PendingCopy, PendingCopy]] = deque()
     for (name, _), batch in zip(groups, loaded, strict=True):
         with distributed.autocast(device, section.compute.precision):

@@ -21,7 +21,8 @@ from semmae.core.atomic_files import write_json
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.rng import numpy_generator
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
+from semmae.data.loader import batches
 from semmae.evaluation import baselines, features, part_baselines
 from semmae.evaluation.part_baselines import Batch, CenterMask, Line
 from semmae.models import teacher, vit

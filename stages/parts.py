@@ -22,7 +22,8 @@ from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Share, UpTo1, load_config
 from semmae.core.digests import file_digest
 from semmae.core.rng import fold, numpy_generator
-from semmae.data.dataset import Reader, batches, verify_shards
+from semmae.data.dataset import Reader, verify_shards
+from semmae.data.loader import batches
 from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
 from semmae.parts import part_learner
@@ -92,7 +93,7 @@ def main() -> None:
     """Learn parts by the method that parts.method names."""
     section = load_config(PartsConfig, "parts")
     verify_shards(SHARDS / section.dataset)
-    reader = Reader(SHARDS / section.dataset, "train").windowed(section.learned.shuffle_shards)
+    reader = Reader(SHARDS / section.dataset, "train").with_shuffle_shards(section.learned.shuffle_shards)
     elder = teacher.load_teacher(TEACHER)
     config = {
         "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,

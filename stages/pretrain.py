@@ -54,7 +54,7 @@ def main() -> None:
     section = load_config(PretrainConfig, "pretrain")
     shards = SHARDS / section.dataset
     verify_shards(shards)
-    reader = Reader(shards, "train").windowed(section.recipe.shuffle_shards)
+    reader = Reader(shards, "train").with_shuffle_shards(section.recipe.shuffle_shards)
     made_by = {
         "teacher": model_digest(TEACHER, "teacher"),
         "parts": model_digest(PARTS, "parts"),

@@ -177,7 +177,7 @@ def prepared(
     taught = train.select(
         np.sort(numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.num_images])
     )
-    taught = taught.windowed(protocol.shuffle_shards)
+    taught = taught.with_shuffle_shards(protocol.shuffle_shards)
     return SegmentationTask(
         protocol,
         heads.hold_out(taught, share=protocol.holdout, seed=protocol.seed),

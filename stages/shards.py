@@ -67,7 +67,7 @@ def main() -> None:
     with exclusive_lock("output", str(out.absolute())):
         meta = shard_writer.write(
             out,
-            located(dataset.sources),
+            resolve_paths(dataset.sources),
             seed=writing.seed,
             short_side=writing.short_side,
             samples_per_shard=writing.samples_per_shard,
@@ -88,7 +88,7 @@ def summary(out: Path, meta: dict[str, Any]) -> str:
     )
 
 
-def located(sources: dict[str, Source]) -> dict[str, Source]:
+def resolve_paths(sources: dict[str, Source]) -> dict[str, Source]:
     """The sources with their relative paths resolved against data/raw."""
     raw = Path(os.environ.get("DVC_ROOT", "")) / "data/raw"
     return {

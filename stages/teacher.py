@@ -99,7 +99,7 @@ def from_mae(
     """A masked autoencoder's encoder. Nothing trains its class token, so it is not offered as one."""
     config = {"img_size": section.img_size, **vars(section.network)}
     torch.manual_seed(fold(section.seed, "encoder"))
-    reader = reader.windowed(section.mae.recipe.shuffle_shards)
+    reader = reader.with_shuffle_shards(section.mae.recipe.shuffle_shards)
     unused = mae_loop.CurriculumConfig(start=0.0, end=0.0, power=1.0)
     model = mae_loop.pretrain(
         section.mae.recipe,
@@ -121,7 +121,7 @@ def from_ibot(
             raise ValueError(
                 f"teacher.checkpoint has {other[0]} {begun[other[0]]}, teacher has {config[other[0]]}; make them equal"
             )
-    reader = reader.windowed(section.ibot.shuffle_shards)
+    reader = reader.with_shuffle_shards(section.ibot.shuffle_shards)
     network = ibot_loop.distill(
         section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,
         compute=section.compute, world=world, run=now, measure=watch.after_epoch, start=start,

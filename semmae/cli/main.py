@@ -144,12 +144,12 @@ def _check(dataset: str) -> None:
     """Say whether the sources are as they were when the dataset was written; exit status 1 if not."""
     from semmae.core.config import load_config
     from semmae.sharding import shard_writer
-    from stages.shards import ShardsConfig, located
+    from stages.shards import ShardsConfig, resolve_paths
 
     section = load_config(ShardsConfig, "shards")
     if dataset not in section.datasets:
         raise ValueError(f"shards has no dataset {dataset!r}; params.yaml has {', '.join(section.datasets) or 'none'}")
-    changed = shard_writer.check(SHARDS / dataset, located(section.datasets[dataset].sources))
+    changed = shard_writer.check(SHARDS / dataset, resolve_paths(section.datasets[dataset].sources))
     if changed:
         typer.echo(f"changed since then: {', '.join(changed)}; run: dvc repro -f shards@{dataset}")
         raise typer.Exit(1)
@@ -186,7 +186,7 @@ def encode(
     from semmae.exchange import encode as encoding
     from semmae.models import frozen_encoder
 
-    reader, network = encoding.located(images, SHARDS), frozen_encoder.load_encoder(encoder)
+    reader, network = encoding.open_images(images, SHARDS), frozen_encoder.load_encoder(encoder)
     how = encoding.EncodeOptions(batch_size, workers, distributed.choose_device(device), precision)
     skipped = encoding.encode(reader, network, out, how)
     for entry in skipped:

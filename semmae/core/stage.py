@@ -8,6 +8,7 @@ from typing import TypeVar
 import cv2
 
 from semmae.core.process import keep_freed_memory, raise_open_files_limit, restrict_permissions
+from semmae.core.worker_pool import WORKER_DEATH, is_worker_death
 
 T = TypeVar("T")
 
@@ -28,6 +29,11 @@ def main(function: Callable[[], None]) -> None:
         if os.environ.get("SEMMAE_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except RuntimeError as error:
+        if os.environ.get("SEMMAE_DEBUG") or not is_worker_death(error):
+            raise
+        print(f"error: {WORKER_DEATH}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("stopped by SIGINT; run the same command again", file=sys.stderr)

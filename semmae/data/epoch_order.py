@@ -1,7 +1,4 @@
-"""The order in which an epoch sees the samples: a pure function of (seed, epoch), so a resumed run goes on exactly.
-
-`epoch_order`: a permutation of all samples, or with weights some more often than others; `epoch_size`: how many.
-"""
+"""The order in which an epoch visits the samples: a pure function of seed and epoch, so a resumed run repeats it."""
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer
@@ -10,48 +7,58 @@ from semmae.core import rng
 
 
 def epoch_order(
-    num_samples: int, *, seed: int, epoch: int, weights: Float64[np.ndarray, " n"] | None = None,
-    shards: Integer[np.ndarray, " n"] | None = None, window: int | None = None,
-) -> Int64[np.ndarray, " k"]:  # fmt: skip
-    """The samples of one epoch in their order: a permutation of all, or of what `weights` ask for.
-
-    With a `window` the shards (by a number for each sample) are dealt at random into windows of so many,
-    and samples are permuted in each window alone: a disk that is cold or far away reads few shards at a time.
-
-    A sample of weight w is there floor(w) times; what is missing to round(w * n), n being the number of samples of
-    that weight, is a seeded choice among them that moves on from epoch to epoch, so that all get their turn.
-    """
-    found = rng.numpy_generator(seed, "epoch_order", epoch).permutation(_seen(num_samples, seed, epoch, weights))
-    if window is None or shards is None:
-        return found
-    present, shard = np.unique(shards, return_inverse=True)
-    turn = rng.numpy_generator(seed, "shard_order", epoch).permutation(len(present))
-    return found[np.argsort(turn[shard[found]] // window, kind="stable")]
-
-
-def _seen(
-    num_samples: int, seed: int, epoch: int, weights: Float64[np.ndarray, " n"] | None
+    num_samples: int,
+    *,
+    seed: int,
+    epoch: int,
+    weights: Float64[np.ndarray, " n"] | None = None,
+    shards: Integer[np.ndarray, " n"] | None = None,
+    shuffle_shards: int | None = None,
 ) -> Int64[np.ndarray, " k"]:
-    """What an epoch sees, in no random order."""
-    if weights is None:
-        return np.arange(num_samples)
-    seen = []
-    for weight in np.unique(weights):
-        ids = np.flatnonzero(weights == weight)
-        more = _times(len(ids), weight) - int(weight) * len(ids)
-        turn = rng.numpy_generator(seed, "weight", repr(float(weight))).permutation(ids)
-        seen += [np.repeat(ids, int(weight)), turn[(epoch * more + np.arange(more)) % len(ids)]]
-    return np.concatenate(seen)
+    """Compute the sample indices of one epoch in their order.
+
+    A sample of weight w appears floor(w) times. The n samples of this weight fill up to round(w * n) indices with a
+    seeded choice among them. The choice rotates from epoch to epoch, so all samples get their turn.
+
+    Args:
+        weights: How often an epoch repeats each sample; None visits each sample once.
+        shards: Number of the shard of each sample.
+        shuffle_shards: Visit so many random shards at a time and permute only their samples, so that a slow disk
+            reads few shards at once. None permutes all samples together.
+    """
+    indices = _epoch_samples(num_samples, seed, epoch, weights)
+    order = rng.numpy_generator(seed, "epoch_order", epoch).permutation(indices)
+    if shuffle_shards is None or shards is None:
+        return order
+    present, shard = np.unique(shards, return_inverse=True)
+    shard_rank = rng.numpy_generator(seed, "shard_order", epoch).permutation(len(present))
+    return order[np.argsort(shard_rank[shard[order]] // shuffle_shards, kind="stable")]
 
 
 def epoch_size(num_samples: int, weights: Float64[np.ndarray, " n"] | None) -> int:
-    """How many samples an epoch sees: always as many."""
+    """Count the samples of an epoch; the count is the same in every epoch."""
     if weights is None:
         return num_samples
     return sum(
-        _times(int(count), weight) for weight, count in zip(*np.unique(weights, return_counts=True), strict=True)
+        _count(int(count), weight) for weight, count in zip(*np.unique(weights, return_counts=True), strict=True)
     )
 
 
-def _times(num_samples: int, weight: float) -> int:
+def _epoch_samples(
+    num_samples: int, seed: int, epoch: int, weights: Float64[np.ndarray, " n"] | None
+) -> Int64[np.ndarray, " k"]:
+    """Collect the samples of an epoch, before they are permuted."""
+    if weights is None:
+        return np.arange(num_samples)
+    parts = []
+    for weight in np.unique(weights):
+        indices = np.flatnonzero(weights == weight)
+        remainder = _count(len(indices), weight) - int(weight) * len(indices)
+        rotation = rng.numpy_generator(seed, "weight", repr(float(weight))).permutation(indices)
+        chosen = rotation[(epoch * remainder + np.arange(remainder)) % len(indices)]
+        parts += [np.repeat(indices, int(weight)), chosen]
+    return np.concatenate(parts)
+
+
+def _count(num_samples: int, weight: float) -> int:
     return round(float(weight) * num_samples)

@@ -22,7 +22,8 @@ from semmae.core import distributed
 from semmae.core.async_copy import to_device
 from semmae.core.rng import numpy_generator
 from semmae.data.crops import WHOLE, Box, planes, resample_box
-from semmae.data.dataset import Reader, batches, verify_shards
+from semmae.data.dataset import ImageSequence, Reader, verify_shards
+from semmae.data.loader import batches
 from semmae.data.transforms import Crop, load_crop, random_box
 from semmae.evaluation import part_metrics
 from semmae.evaluation.mapped_rows import Rows
@@ -43,8 +44,8 @@ class CenterView:
 
     img_size: int
 
-    def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        image = reader.image(index)
+    def __call__(self, images: ImageSequence, index: int) -> dict[str, Any]:
+        image = images.image(index)
         side = CROP * min(image.shape[:2])
         height, width = side / image.shape[0], side / image.shape[1]
         box = Box((1 - height) / 2, (1 - width) / 2, height, width, flip=False)

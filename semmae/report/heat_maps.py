@@ -10,7 +10,8 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
 from semmae.data.crops import crop_image
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
+from semmae.data.loader import batches
 from semmae.data.transforms import Whole
 from semmae.models import vit
 from semmae.models.teacher import Teacher

@@ -30,8 +30,9 @@ from semmae.core.atomic_files import write_json
 from semmae.core.digests import file_digest, json_digest
 from semmae.core.locks import exclusive_lock
 from semmae.core.paths import state_root
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_size
+from semmae.data.loader import batches
 from semmae.runs import handover
 from semmae.runs.step_log import Step, StepLog
 

@@ -20,14 +20,19 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semmae.console.tracking import tracked
 from semmae.core.atomic_files import atomic_write, read_json, write_json
 from semmae.core.digests import file_digest
+from semmae.core.worker_pool import ordered_map
 from semmae.data import decoding
-from semmae.sharding import shard_index, worker_pool
+from semmae.sharding import shard_index
 from semmae.sharding.shard_assignment import ShardAssignment, plan, shard_names
 from semmae.sharding.sources import sources
 from semmae.sharding.sources.source_item import Entry
 from semmae.sharding.sources.sources import Source
+
+CHUNK = 16  # entries that travel to a worker process and back together
+PREFETCH = 4  # chunks per worker that are in progress or finished ahead of the writer
 
 
 class Sample(NamedTuple):
@@ -60,9 +65,8 @@ def write(
     classes = list(dict.fromkeys(chain(*(sources.class_names(source, found[name]) for name, source in named.items()))))
     tasks = plan(found, seed=seed, samples_per_shard=samples_per_shard, in_place=still)
     names_in_place = shard_names(tasks, still)
-    convert = partial(_sample, named=named, short_side=short_side)
-    samples = worker_pool.watched(
-        worker_pool.mapped(convert, tasks, workers=workers), len(tasks), f"images of {out.name}"
+    samples = tracked(
+        _converted(tasks, named=named, short_side=short_side, workers=workers), len(tasks), f"images of {out.name}"
     )
     with atomic_write(out) as folder:
         folder.mkdir()
@@ -142,6 +146,25 @@ def _fetched(source: Source, entry: Entry) -> tuple[bytes | None, bytes | None, 
 def _digests(image: bytes | None, mask: bytes | None) -> tuple[str, str]:
     first, second = ("" if data is None else hashlib.sha256(data).hexdigest() for data in (image, mask))
     return first, second
+
+
+def _converted(
+    tasks: list[ShardAssignment], *, named: dict[str, Source], short_side: int | None, workers: int
+) -> Iterator[Sample]:
+    """Fetch and convert all entries in worker processes, in chunks, and yield the samples in the order of `tasks`.
+
+    The workers come from a fork server: a fork of this process would copy locks that threads of torch or Arrow hold.
+    """
+    chunks = [tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK)]
+    convert = partial(_convert, named=named, short_side=short_side)
+    samples = ordered_map(
+        convert, chunks, workers=workers, start_method="forkserver", preload=[__name__], prefetch=PREFETCH
+    )
+    return chain.from_iterable(samples)
+
+
+def _convert(chunk: list[ShardAssignment], *, named: dict[str, Source], short_side: int | None) -> list[Sample]:
+    return [_sample(task, named=named, short_side=short_side) for task in chunk]
 
 
 def _sample(task: ShardAssignment, *, named: dict[str, Source], short_side: int | None) -> Sample:

@@ -21,8 +21,9 @@ from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Below1, Betas, Portion, Share, UpTo1
 from semmae.core.rng import fold, seeded
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_size
+from semmae.data.loader import batches
 from semmae.data.rand_augment import Augmented, RandAugment
 from semmae.data.transforms import Crop
 from semmae.evaluation import classification_metrics

@@ -13,7 +13,8 @@ from pydantic.dataclasses import dataclass
 
 from semmae.core.config import STRICT
 from semmae.core.rng import numpy_generator
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
+from semmae.data.loader import batches
 from semmae.evaluation import classification_metrics, features, part_metrics, patch_probe
 from semmae.models import vit
 

@@ -48,7 +48,7 @@ def test_every_epoch_sees_the_weights_exactly(epoch):
 
 def test_windows_read_few_shards_at_a_time_and_miss_nothing():
     shards = np.repeat(np.arange(7), 10)
-    orders = [epoch_order(70, seed=0, epoch=epoch, shards=shards, window=3) for epoch in range(20)]
+    orders = [epoch_order(70, seed=0, epoch=epoch, shards=shards, shuffle_shards=3) for epoch in range(20)]
     dealt = set()
     for order in orders:
         assert np.array_equal(np.sort(order), np.arange(70))
@@ -57,15 +57,17 @@ def test_windows_read_few_shards_at_a_time_and_miss_nothing():
         dealt |= set(windows)
         assert (shards[order[:10]] != shards[order[0]]).any()  # mixed inside
     assert len(dealt) > 20  # other shards come together in other epochs
-    assert np.array_equal(orders[3], epoch_order(70, seed=0, epoch=3, shards=shards, window=3))
-    assert np.array_equal(orders[3], epoch_order(70, seed=0, epoch=3, shards=50 * shards, window=3))  # of a subset
-    everything = epoch_order(70, seed=0, epoch=3, shards=shards, window=7)
+    assert np.array_equal(orders[3], epoch_order(70, seed=0, epoch=3, shards=shards, shuffle_shards=3))
+    assert np.array_equal(
+        orders[3], epoch_order(70, seed=0, epoch=3, shards=50 * shards, shuffle_shards=3)
+    )  # of a subset
+    everything = epoch_order(70, seed=0, epoch=3, shards=shards, shuffle_shards=7)
     assert np.array_equal(everything, epoch_order(70, seed=0, epoch=3))  # one window of all is the plain permutation
 
 
 def test_windows_keep_the_weights():
     shards = np.repeat(np.arange(7), [10, 10, 10, 10, 10, 10, 7])
-    order = epoch_order(67, seed=0, epoch=1, weights=WEIGHTS, shards=shards, window=2)
+    order = epoch_order(67, seed=0, epoch=1, weights=WEIGHTS, shards=shards, shuffle_shards=2)
     assert np.array_equal(np.sort(order), np.sort(epoch_order(67, seed=0, epoch=1, weights=WEIGHTS)))
     found = shards[order]
     begins = [at for at in range(1, len(order)) if not set(found[:at]) & set(found[at:])]  # where a window may begin

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from semmae.data import transforms
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
+from semmae.data.loader import batches
 from semmae.data.transforms import Color, Crop, MultiCrop, OneCrop, Whole
 from semmae.parts.part_maps import PartMaps
 

@@ -11,6 +11,7 @@ from semmae.data.dataset import Reader
 from semmae.evaluation import features
 from semmae.evaluation.features import CenterView, RandomView, WholeView
 from semmae.models import vit
+from tests.data.readers import sample_table
 
 CPU = torch.device("cpu")
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -21,7 +22,7 @@ class Pictures(Reader):
 
     def __init__(self, shapes: list[tuple[int, int]]) -> None:
         self.shapes = shapes
-        self.keys = [f"picture{i}" for i in range(len(shapes))]
+        self.samples = sample_table([f"picture{i}" for i in range(len(shapes))])
 
     def size(self, index: int) -> tuple[int, int]:
         return self.shapes[index]

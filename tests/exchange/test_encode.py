@@ -56,7 +56,7 @@ def vectors(table: pa.Table, name: str) -> np.ndarray:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataset_gets_the_features_that_evaluations_see_and_its_labels(toy_dataset, encoder, tmp_path, workers):
     compute = encode.EncodeOptions(batch_size=8, workers=workers, device=CPU, precision="fp32")
-    reader = encode.located(toy_dataset.name, toy_dataset.parent)
+    reader = encode.open_images(toy_dataset.name, toy_dataset.parent)
     assert encode.encode(reader, encoder, tmp_path / "f.parquet", compute) == []
     found = pq.read_table(tmp_path / "f.parquet")
     assert found.column_names == ["key", "split", "label", "class_token", "patch_mean"]
@@ -73,7 +73,7 @@ def test_a_dataset_gets_the_features_that_evaluations_see_and_its_labels(toy_dat
 
 
 def test_a_folder_gets_features_but_for_what_cannot_be_read(folder, encoder, tmp_path):
-    reader = encode.located(str(folder), tmp_path)
+    reader = encode.open_images(str(folder), tmp_path)
     skipped = encode.encode(reader, encoder, tmp_path / "f.parquet", COMPUTE)
     assert [(entry.key, entry.reason.partition(":")[0]) for entry in skipped] == [
         ("a/b/gone.png", "No such file or directory"),
@@ -98,13 +98,13 @@ def test_a_photograph_is_seen_upright(encoder, tmp_path):
     Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(tmp_path / "turned/x.png", exif=exif)
     tables = []
     for name in ("upright", "turned"):
-        encode.encode(encode.Folder(tmp_path / name), encoder, tmp_path / f"{name}.parquet", COMPUTE)
+        encode.encode(encode.ImageFolder(tmp_path / name), encoder, tmp_path / f"{name}.parquet", COMPUTE)
         tables.append(pq.read_table(tmp_path / f"{name}.parquet"))
     assert tables[0].equals(tables[1])
 
 
 def test_rows_are_written_as_soon_as_they_fill_a_group(toy_dataset, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "ROWS", 16)
+    monkeypatch.setattr(encode, "ROW_GROUP", 16)
     encode.encode(Reader(toy_dataset), encoder, tmp_path / "f.parquet", COMPUTE)
     file = pq.ParquetFile(tmp_path / "f.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 16, 8]
@@ -115,7 +115,7 @@ def test_a_failure_leaves_the_file_that_was_there(folder, encoder, tmp_path, toy
     out = tmp_path / "out/f.parquet"
     out.parent.mkdir()
     out.write_text("before")
-    reader = encode.Folder(folder)
+    reader = encode.ImageFolder(folder)
     if fault == "unreadable":
         reader.keys = ["broken.jpg", "a/empty.png"]
     elif fault == "not finite":
@@ -133,11 +133,11 @@ def test_a_failure_leaves_the_file_that_was_there(folder, encoder, tmp_path, toy
 
 def test_what_is_neither_folder_nor_dataset_is_named(toy_dataset, tmp_path):
     with pytest.raises(ValueError, match=r"nothing is neither a folder nor a dataset in .*, which has toy"):
-        encode.located("nothing", toy_dataset.parent)
+        encode.open_images("nothing", toy_dataset.parent)
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no images"):
-        encode.located(str(tmp_path / "none"), toy_dataset.parent)
-    assert isinstance(encode.located(str(toy_dataset), tmp_path), Reader)  # a dataset by its folder
+        encode.open_images(str(tmp_path / "none"), toy_dataset.parent)
+    assert isinstance(encode.open_images(str(toy_dataset), tmp_path), Reader)  # a dataset by its folder
 
 
 def test_the_command_names_what_it_skipped_and_succeeds(folder, encoder, tmp_path):

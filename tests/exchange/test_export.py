@@ -11,6 +11,7 @@ from semmae.data.dataset import Reader
 from semmae.evaluation.features import CenterView
 from semmae.exchange import export
 from semmae.models import classifier, frozen_encoder, mae, teacher, vit
+from tests.data.readers import sample_table
 
 SIZES = [
     {"img_size": 96, "patch_size": 8, "embed_dim": 72, "depth": 2, "num_heads": 3},
@@ -23,7 +24,7 @@ class Picture(Reader):
     """One smooth image."""
 
     def __init__(self) -> None:
-        self.keys = ["picture"]
+        self.samples = sample_table(["picture"])
         noise = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         self.picture = Image.fromarray(noise).resize((150, 120), Image.Resampling.BICUBIC)
 

@@ -78,12 +78,12 @@ def test_a_stage_that_trains_reads_as_few_shards_at_a_time_as_it_is_told(
     epoch_order, found = order.epoch_order, []
 
     def noted(*arguments: Any, **keywords: Any) -> np.ndarray:
-        found.append((keywords["window"], epoch_order(*arguments, **keywords)))
+        found.append((keywords["shuffle_shards"], epoch_order(*arguments, **keywords)))
         return found[-1][1]
 
     monkeypatch.setattr(order, "epoch_order", noted)
     call(stage, *(["toy"] if "protocol" in section else []))
-    assert {window for window, _ in found} == {2}
+    assert {shuffle_shards for shuffle_shards, _ in found} == {2}
 
 
 def test_images_grow_while_an_encoder_learns(inside: Project, monkeypatch: pytest.MonkeyPatch):

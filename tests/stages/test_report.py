@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from semmae.core.atomic_files import write_json
 from semmae.data import decoding
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
+from semmae.data.loader import batches
 from semmae.data.transforms import Whole
 from semmae.evaluation import curve_files, predictions, scores
 from semmae.evaluation.scores import Scores

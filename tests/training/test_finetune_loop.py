@@ -18,7 +18,8 @@ from semmae.core import distributed, optim
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import load_config, read_yaml
 from semmae.core.digests import file_digest
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
+from semmae.data.loader import batches
 from semmae.data.rand_augment import Augmented, RandAugment, policy
 from semmae.data.transforms import Crop
 from semmae.evaluation import curve_files, features, scores, subsets
@@ -222,7 +223,7 @@ def test_a_batch_is_never_larger_than_the_set_and_even_where_pairs_are_mixed():
 
 def test_a_batch_is_no_larger_than_an_epoch_of_sources_that_are_seen_by_half(toy_dataset, tmp_path):
     few = Reader(toy_dataset, "train").select(np.arange(10))
-    few.weights = np.full(10, 0.5)
+    few.samples = replace(few.samples, weight=np.full(10, 0.5))
     validation = finetune_loop.Validation(few, img_size=32, batch_size=8, every_epochs=0, compute=COMPUTE, world=ALONE)
     how = recipe(epochs=1, batch_size=64, warmup_epochs=0, ema_decay=None, mixup=0.0, cutmix=0.0)
     with run.Run("finetune", ALONE, out=tmp_path, params=how, inputs=[], checkpoint_minutes=5) as now:

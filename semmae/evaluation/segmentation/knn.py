@@ -16,8 +16,9 @@ from torch import Tensor
 from semmae.core.config import STRICT
 from semmae.core.rng import numpy_generator
 from semmae.data.crops import WHOLE, crop_part_map
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
+from semmae.data.loader import batches
 from semmae.evaluation import classification_metrics
 from semmae.evaluation.part_metrics import cell_counts
 from semmae.evaluation.segmentation.heads import Encode, Train, TrainedHead

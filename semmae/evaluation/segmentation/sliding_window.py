@@ -20,8 +20,9 @@ from torch import Tensor
 
 from semmae.core import distributed
 from semmae.data.crops import WHOLE, crop_part_map
-from semmae.data.dataset import Reader, batches
+from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
+from semmae.data.loader import batches
 from semmae.evaluation.segmentation import metrics
 from semmae.evaluation.segmentation.transforms import PLACES, WholeImage, mask_of
 

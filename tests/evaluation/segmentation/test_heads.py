@@ -24,6 +24,7 @@ from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, 
 from semmae.evaluation.segmentation.transforms import Crops, TrainCrop, WholeImage
 from semmae.models import teacher, vit
 from semmae.runs.run import Run
+from tests.data.readers import sample_table
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 WHOLE = TrainCrop(0, Crops((1.0, 1.0), 0.0), short_side=32, side=32)  # of images of 32 pixels: as they are
@@ -59,21 +60,17 @@ class Noisy(Reader):
     """Images whose colors say of which class a pixel probably is, and masks that ignore some of the pixels."""
 
     def __init__(self, number: int, seed: int, side: int = 32) -> None:
-        self.keys, self.meta = [str(i) for i in range(number)], {"mask_names": list("abcd")}
-        self.weights = self.window = None
-        self._shard = np.zeros(number, np.int32)
+        self.samples, self.meta = sample_table([str(i) for i in range(number)]), {"mask_names": list("abcd")}
+        self.shuffle_shards = None
         rng = np.random.default_rng(seed)
         self.masks = (4 * rng.random((number, side, side)) ** 2).astype(np.uint8)
         centers = np.array([[90, 120, 120], [130, 110, 150], [150, 160, 100], [110, 150, 140]])
         self.images = (centers[self.masks] + 20 * rng.normal(size=(*self.masks.shape, 3))).clip(0, 255).astype(np.uint8)
         self.masks[rng.random(self.masks.shape) < 0.1] = IGNORE
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def select(self, ids):
         view = copy.copy(self)
-        view.keys, view.masks, view.images = [self.keys[i] for i in ids], self.masks[ids], self.images[ids]
+        view.samples, view.masks, view.images = self.samples.take(ids), self.masks[ids], self.images[ids]
         return view
 
     def size(self, index):

@@ -17,6 +17,7 @@ from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, 
 from semmae.evaluation.segmentation.transforms import GRAY, Crops, TrainCrop, WholeImage, masked_split
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.sources import Creatures
+from tests.data.readers import sample_table
 
 MARGIN = [0, 1, 2, 3, -4, -3, -2, -1]
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -26,7 +27,7 @@ class Painted(Reader):
     """Images whose pixels are their mask's labels, 20 gray values apart; every fifth row of pixels is ignored."""
 
     def __init__(self, *sizes: tuple[int, int], cell: int = 12) -> None:
-        self.keys = [f"{height}x{width}" for height, width in sizes]
+        self.samples = sample_table([f"{height}x{width}" for height, width in sizes])
         rng, self.masks = np.random.default_rng(0), []
         for height, width in sizes:
             labels = rng.integers(0, 12, (-(-height // cell), -(-width // cell)), dtype=np.uint8)

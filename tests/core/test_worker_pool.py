@@ -43,7 +43,7 @@ def test_results_are_in_the_order_of_the_items_and_draw_no_random_number(workers
 
 @pytest.mark.parametrize(("workers", "method"), [(0, None), (2, None), (2, "forkserver")])
 def test_an_error_of_the_user_arrives_unchanged(workers, method):
-    with pytest.raises(ValueError, match="^item 5 is bad: expected another$"):
+    with pytest.raises(ValueError, match=r"^item 5 is bad: expected another$"):
         list(ordered_map(fail, range(20), workers=workers, start_method=method, preload=PRELOAD))
 
 

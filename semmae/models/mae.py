@@ -1,8 +1,8 @@
-"""The masked autoencoder (He et al. 2022): encode the visible patches, regress the pixels of the masked ones.
+"""The masked autoencoder (MAE, He et al. 2022): encode the visible patches, predict the pixels of the masked ones.
 
-The encoder is a ViT that never sees a masked patch; the decoder is a few narrow blocks over the encoder's tokens and
-a shared mask token; the loss is the squared error on masked patches, each patch optionally normalized by its own
-mean and deviation. MAE also predicts the visible patches, of which no loss asks; what only they need is left out here.
+The encoder is a ViT that receives the visible patches alone. The decoder is a few narrow blocks over the encoder's
+tokens and one mask token per decoded patch. The loss is the squared error of the decoded patches. The original also
+decodes the visible patches, which its loss ignores; this module does not compute them.
 """
 
 from pathlib import Path
@@ -20,11 +20,18 @@ from semmae.core.model_files import load_model, save_model
 from semmae.models import masking, vit
 from semmae.models.vit import encode_tokens, sincos_positions
 
-EPSILON = 1e-6  # added to a patch's variance: a patch of one color becomes zeros, not NaN
+EPSILON = 1e-6  # added to the variance of a patch, so that a patch of one color becomes 0 instead of NaN
 
 
 class MAE(nn.Module):
-    """An encoder and the decoder that trains it; `embed_dim`, `depth`, `num_heads` are the decoder's."""
+    """An encoder and the decoder that trains it.
+
+    Args:
+        encoder: the ViT to train; its images and patches are square.
+        embed_dim: width of the decoder.
+        depth: number of decoder blocks.
+        num_heads: attention heads of the decoder.
+    """
 
     positions: Tensor
 
@@ -44,76 +51,89 @@ class MAE(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.register_buffer("positions", sincos_positions(side, embed_dim), persistent=False)
         nn.init.normal_(self.mask_token, std=0.02)
-        self.decoder.apply(_xavier)
-
-    def encode(
-        self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"], num_masked: int
-    ) -> Float[Tensor, "b t d"]:
-        """The latent: class token and visible patches, in the order of their places."""
-        ids_keep, _, _ = masking.split_indices(mask, num_masked)
-        return encode_tokens(self.encoder, images, ids_keep)
-
-    def decode(
-        self, latent: Float[Tensor, "b t d"], mask: Bool[Tensor, "b n"], num_masked: int,
-        some: Bool[Tensor, "b n"] | None = None, num_decode: int = 0,
-    ) -> Float[Tensor, "b n v"]:  # fmt: skip
-        """The predicted pixels of the masked patches, v = p * p * 3 values each, or of `some` of them, `num_decode` per
-        sample: the decoder is not told of the others. 0 where nothing is predicted.
-        """
-        if some is None:
-            some, num_decode = mask, num_masked
-        (ids_keep, _, _), (_, ids_some, _) = (
-            masking.split_indices(mask, num_masked),
-            masking.split_indices(some, num_decode),
-        )
-        x = self.decoder["embed"](latent)
-        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_decode, -1)], dim=1)
-        places = torch.cat([torch.zeros_like(ids_keep[:, :1]), torch.cat([ids_keep, ids_some], dim=1) + 1], dim=1)
-        pred = self._predict(x + self._places(mask.shape[1])[0, places], num_decode)
-        b, _, v = pred.shape
-        return pred.new_zeros(b, mask.shape[1], v).scatter(1, _columns(ids_some, v), pred)
-
-    def _places(self, n: int) -> Float[Tensor, "1 {n+1} d"]:
-        """The decoder's positions on a square grid of `n` patches, resampled as timm does the encoder's."""
-        side = int(n**0.5)
-        return resample_abs_pos_embed(self.positions, [side, side], num_prefix_tokens=1)
-
-    def _predict(self, x: Float[Tensor, "b t d"], last: int) -> Float[Tensor, "b {last} v"]:
-        """Of the `last` tokens; from the last block's attention on, the others have no say."""
-        blocks = cast(nn.Sequential, self.decoder["blocks"])
-        x, end = blocks[:-1](x), cast(Block, blocks[-1])
-        x = (x + end.attn(end.norm1(x)))[:, -last:]
-        x = x + end.mlp(end.norm2(x))
-        return self.decoder["pred"](self.decoder["norm"](x))
+        self.decoder.apply(_init_linear)
 
     def forward(
-        self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"], num_masked: int,
-        some: Bool[Tensor, "b n"] | None = None, num_decode: int = 0,
-    ) -> Float[Tensor, "b n v"]:  # fmt: skip
-        """`decode` of the patches that `mask` leaves; each row of a mask has as many True as its number says."""
-        return self.decode(self.encode(images, mask, num_masked), mask, num_masked, some, num_decode)
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        mask: Bool[Tensor, "b n"],
+        num_masked: int,
+        decode_mask: Bool[Tensor, "b n"] | None = None,
+        num_decode: int = 0,
+    ) -> Float[Tensor, "b n v"]:
+        """Predict the pixels of masked patches from the visible patches.
 
+        Args:
+            images: normalized images.
+            mask: True for masked patches, `num_masked` per image.
+            num_masked: number of masked patches per image.
+            decode_mask: True for the masked patches to decode, `num_decode` per image; None decodes all of them.
+            num_decode: number of decoded patches per image.
 
-def _columns(ids: Integer[Tensor, "b k"], width: int) -> Integer[Tensor, "b k {width}"]:
-    """The same index in every one of so many columns, as gather and scatter want it."""
-    return ids[:, :, None].expand(-1, -1, width)
+        Returns:
+            v = 3 * patch_size ** 2 values per patch, in the order of `patchify`; 0 for patches that are not decoded.
+        """
+        keep_indices, decode_indices, _ = masking.split_indices(mask, num_masked)
+        if decode_mask is not None:
+            _, decode_indices, _ = masking.split_indices(decode_mask, num_decode)
+        return self.decode(self.encode(images, keep_indices), keep_indices, decode_indices, mask.shape[1])
+
+    def encode(self, images: Float[Tensor, "b 3 H W"], keep_indices: Integer[Tensor, "b k"]) -> Float[Tensor, "b t d"]:
+        """Return the encoder's class token and the tokens of the visible patches, in the order of `keep_indices`."""
+        return encode_tokens(self.encoder, images, keep_indices)
+
+    def decode(
+        self,
+        latent: Float[Tensor, "b t d"],
+        keep_indices: Integer[Tensor, "b k"],
+        decode_indices: Integer[Tensor, "b m"],
+        num_patches: int,
+    ) -> Float[Tensor, "b {num_patches} v"]:
+        """Predict the pixels of the patches at `decode_indices`; see `forward`.
+
+        The decoder receives the visible patches and the decoded ones, and no token for any other patch.
+        """
+        num_decode = decode_indices.shape[1]
+        x = self.decoder["embed"](latent)
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_decode, -1)], dim=1)
+        patches = torch.cat([keep_indices, decode_indices], dim=1)
+        indices = torch.cat([torch.zeros_like(keep_indices[:, :1]), patches + 1], dim=1)  # 0 is the class token
+        pred = self._predict_last(x + self._positions(num_patches)[0, indices], num_decode)
+        b, _, v = pred.shape
+        return pred.new_zeros(b, num_patches, v).scatter(1, decode_indices[:, :, None].expand(-1, -1, v), pred)
+
+    def _positions(self, num_patches: int) -> Float[Tensor, "1 {num_patches+1} d"]:
+        """Return the decoder's positions on a square grid, resampled as timm resamples the encoder's."""
+        side = int(num_patches**0.5)
+        return resample_abs_pos_embed(self.positions, [side, side], num_prefix_tokens=1)
+
+    def _predict_last(self, x: Float[Tensor, "b t d"], count: int) -> Float[Tensor, "b {count} v"]:
+        """Predict the pixels of the last `count` tokens.
+
+        After the attention of the last block, the other tokens have no influence and are dropped.
+        """
+        blocks = cast(nn.Sequential, self.decoder["blocks"])
+        x, last = blocks[:-1](x), cast(Block, blocks[-1])
+        x = (x + last.attn(last.norm1(x)))[:, -count:]
+        x = x + last.mlp(last.norm2(x))
+        return self.decoder["pred"](self.decoder["norm"](x))
 
 
 def patchify(images: Float[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor, "b n v"]:
-    """Images to rows of patches, values in the order row, column, channel."""
+    """Cut images into patches, row by row; the values of a patch are in the order row, column, channel."""
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
 def unpatchify(patches: Float[Tensor, "b n v"], patch_size: int) -> Float[Tensor, "b 3 H W"]:
-    """The inverse of `patchify`, for square images."""
+    """Put patches together to square images: the inverse of `patchify`."""
     side = int(patches.shape[1] ** 0.5)
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)
 
 
 def moments(patches: Float[Tensor, "b n v"]) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:
-    """Each patch's mean and (Bessel-corrected) standard deviation."""
+    """Return the mean and the standard deviation (with Bessel's correction) of each patch."""
     mean = patches.mean(-1, keepdim=True)
-    norm = torch.linalg.vector_norm(patches - mean, dim=-1, keepdim=True)  # on CPUs twenty times as fast as `var`
+    norm = torch.linalg.vector_norm(patches - mean, dim=-1, keepdim=True)  # 20 times as fast as `var` on a CPU
     return mean, (norm.square() / (patches.shape[-1] - 1) + EPSILON).sqrt()
 
 
@@ -125,7 +145,10 @@ def loss(
     patch_size: int,
     norm_pix_loss: bool,
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the masked patches (MAE section 3, "reconstruction target"), in float32."""
+    """Return the mean squared error over the patches under `mask`, in float32 (MAE section 3, "reconstruction target").
+
+    With `norm_pix_loss`, the target of a patch is normalized by the patch's own mean and standard deviation.
+    """
     target = patchify(images, patch_size).float()
     if norm_pix_loss:
         mean, deviation = moments(target)
@@ -142,9 +165,9 @@ def reconstruct(
     patch_size: int,
     norm_pix_loss: bool,
 ) -> Float[Tensor, "b 3 H W"]:
-    """The image with its masked patches replaced by the prediction, in the units of `images`.
+    """Replace the patches under `mask` by their predictions, in the units of `images`.
 
-    A norm-pix prediction knows a patch's pattern, not its mean and contrast: those are taken from the image itself.
+    With `norm_pix_loss`, a prediction lacks the mean and the contrast of its patch. They are taken from the image.
     """
     original = patchify(images, patch_size)
     if norm_pix_loss:
@@ -154,8 +177,13 @@ def reconstruct(
 
 
 def save(folder: Path, model: MAE, *, encoder: dict[str, Any], decoder: dict[str, Any]) -> None:
-    """Write encoder and decoder, each with the config that rebuilds it (`encoder`: vit.CONFIG; `decoder`: MAE's
-    keywords).
+    """Write the encoder and the decoder, each with the config that rebuilds it.
+
+    Args:
+        folder: where to write encoder.safetensors, encoder.json, decoder.safetensors and decoder.json.
+        model: the trained autoencoder.
+        encoder: config of the encoder, with the keys `vit.CONFIG_KEYS`.
+        decoder: config of the decoder: `embed_dim`, `depth`, `num_heads`.
     """
     vit.save(folder, model.encoder, encoder)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
@@ -163,7 +191,7 @@ def save(folder: Path, model: MAE, *, encoder: dict[str, Any], decoder: dict[str
 
 
 def load(folder: Path) -> tuple[MAE, dict[str, Any]]:
-    """The autoencoder in `folder`, frozen, and the decoder's config."""
+    """Load the autoencoder in `folder`, frozen, and the config of its decoder."""
     encoder, _ = vit.load(folder)
     state, config = load_model(folder, "decoder")
     model = MAE(encoder, **{name: config[name] for name in ("embed_dim", "depth", "num_heads")})
@@ -171,7 +199,8 @@ def load(folder: Path) -> tuple[MAE, dict[str, Any]]:
     return model.eval().requires_grad_(False), config
 
 
-def _xavier(module: nn.Module) -> None:
+def _init_linear(module: nn.Module) -> None:
+    """Initialize a linear layer as MAE does: Xavier-uniform weights, no bias."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

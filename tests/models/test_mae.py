@@ -44,21 +44,34 @@ def test_changing_masked_pixels_does_not_change_the_latent(model, images, mask):
     noise = torch.randn_like(mae.patchify(images, 8))
     changed = mae.unpatchify(torch.where(mask[:, :, None], noise, mae.patchify(images, 8)), 8)
     assert not torch.equal(changed, images)
+    keep_indices, _, _ = masking.split_indices(mask, MASKED)
     with torch.no_grad():
-        assert torch.equal(model.encode(images, mask, MASKED), model.encode(changed, mask, MASKED))
+        assert torch.equal(model.encode(images, keep_indices), model.encode(changed, keep_indices))
 
 
-def test_what_is_not_decoded_is_as_if_it_had_never_been_there(model, images, mask):
-    some = masking.subsample_mask(mask, torch.rand(3, N, generator=torch.Generator().manual_seed(3)), 5)
-    latent = model.encode(images, mask, MASKED)
+def test_patches_that_are_not_decoded_have_no_influence(model, images, mask):
+    decode_mask = masking.subsample_mask(mask, torch.rand(3, N, generator=torch.Generator().manual_seed(3)), 5)
+    latent = model.encode(images, masking.split_indices(mask, MASKED)[0])
+    pred = model(images, mask, MASKED, decode_mask, 5)
     x = torch.cat([model.decoder["embed"](latent), model.mask_token.expand(3, 5, -1)], dim=1)
-    for row in range(3):  # by hand: its places in any order
-        places = [0, *(1 + i for i in range(N) if not mask[row, i]), *(1 + i for i in range(N) if some[row, i])]
-        shuffled = torch.randperm(len(places), generator=torch.Generator().manual_seed(row))
-        tokens = (x[row] + model.positions[0, places])[shuffled][None]
+    for row in range(3):  # the decoder by hand, on its tokens in a random order
+        visible, decoded = (~mask[row]).nonzero()[:, 0], decode_mask[row].nonzero()[:, 0]
+        indices = torch.cat([torch.zeros(1, dtype=torch.int64), visible + 1, decoded + 1])
+        shuffled = torch.randperm(len(indices), generator=torch.Generator().manual_seed(row))
+        tokens = (x[row] + model.positions[0, indices])[shuffled][None]
         out = model.decoder["pred"](model.decoder["norm"](model.decoder["blocks"](tokens)))[0]
         expected = out[shuffled.argsort()][-5:]
-        torch.testing.assert_close(model(images, mask, MASKED, some, 5)[row][some[row]], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pred[row][decode_mask[row]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_indices_of_each_mask_are_computed_once(model, images, mask, monkeypatch):
+    masks, split_indices = [], masking.split_indices
+    monkeypatch.setattr(masking, "split_indices", lambda mask, count: masks.append(mask) or split_indices(mask, count))
+    decode_mask = masking.subsample_mask(mask, torch.rand(3, N), 5)
+    model(images, mask, MASKED)
+    assert [id(given) for given in masks] == [id(mask)]
+    model(images, mask, MASKED, decode_mask, 5)
+    assert [id(given) for given in masks[1:]] == [id(mask), id(decode_mask)]
 
 
 def test_visible_patches_carry_no_loss(model, images, mask):

@@ -77,7 +77,7 @@ def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> d
     """Images per second of all processes from shards and from a ready batch, and their ratio."""
     reader, grid = Reader(root / "shards"), IMAGE // SHAPES[args.model]["patch_size"]
     bands = (np.arange(grid**2) * PARTS // grid**2).astype(np.uint8)
-    maps = PartMaps(reader.keys, np.tile(bands, (len(reader), 1)), None, {"grid": (grid, grid)}, 0)
+    maps = PartMaps(reader.keys, {"part_map": np.tile(bands, (len(reader), 1))}, {"grid": (grid, grid)}, 0)
     recipe = mae_loop.MAERecipe(
         epochs=1, batch_size=args.batch, shuffle_shards=None, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=0, weight_decay=0.05,
         betas=(0.9, 0.95), clip_grad=None, max_skipped_steps=0, norm_pix_loss=True, decode_fraction=1.0, resolution=None,

@@ -63,7 +63,7 @@ def prepare(root: Path, samples: int) -> None:
     made = {"grid": list(GRID), "num_parts": 7, "background": None, "teacher": "a", "parts": "b"}
     for number, entry in enumerate(entries):
         part_maps.write(
-            root / MAPS / entry["file"].replace(".tar", ".parquet"), part_maps=labels, attention=None,
+            root / MAPS / entry["file"].replace(".tar", ".parquet"), channels={"part_map": labels},
             keys=keys[number * PER_SHARD : (number + 1) * PER_SHARD], metadata=made | {"shard": entry["sha256"]},
         )  # fmt: skip
 

@@ -120,7 +120,7 @@ def pipelines(
     """A function per row that begins an epoch of batches; `joins` gets what part maps cost per image of a batch."""
     reader = Reader(root / "shards", "train")
     labels = np.random.default_rng(0).integers(0, 7, (len(reader), GRID[0] * GRID[1]), dtype=np.uint8)
-    maps = PartMaps(reader.keys, labels, None, {"grid": list(GRID)}, 0)
+    maps = PartMaps(reader.keys, {"part_map": labels}, {"grid": list(GRID)}, 0)
     drawn = partial(OneCrop(0, Crop(scale=SCALE, ratio=(3 / 4, 4 / 3), flip=0.5), [CROP]), epoch=0)
     tars = [str(file) for file in sorted((root / "shards").glob("*.tar"))]
     folder, files = ImageFolder(str(root / "files/train"), V1), sorted((root / "files").rglob("*.jpg"))

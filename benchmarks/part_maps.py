@@ -28,11 +28,11 @@ from semmae.data.dataset import Reader
 from semmae.data.loader import batches
 from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
-from semmae.parts import part_learner, part_maps
+from semmae.parts import part_learner, part_maps, part_store
 from semmae.sharding import shard_writer
 from semmae.sharding.creatures import draw
 from semmae.sharding.sources.sources import Tree
-from stages.part_maps import PartMapsConfig, cache
+from stages.part_maps import PartMapsConfig, label_shards
 
 NUM_PARTS, BATCH = 12, 32
 
@@ -71,11 +71,12 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     }  # fmt: skip
 
     def store(name: str, labels: np.ndarray, _: np.ndarray) -> None:
-        path = part_maps.store_path("b", made["shard"])
-        part_maps.write(path, keys=reader.keys, part_maps=labels, attention=None, metadata=made)
+        path = part_store.store_path("b", made["shard"])
+        part_maps.write(path, keys=reader.keys, channels={"part_map": labels}, metadata=made)
 
     def cached() -> None:
-        list(cache(section, reader, {shard["file"]: list(range(len(reader)))}, elder.encode, learner, device, store))
+        rows = {shard["file"]: list(range(len(reader)))}
+        list(label_shards(section, reader, rows, elder.encode, learner, device, store))
 
     def bare() -> None:
         for images in ready:
@@ -86,7 +87,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     for _ in range(args.rounds + 1):  # the first warms up
         alone = len(reader) / seconds(bare, device, 1)
         rates.append((alone, len(reader) / seconds(cached, device, 1)))
-    part_maps.assemble(root / "maps", digest="b", shards={shard["file"]: shard["sha256"]})
+    part_store.assemble(root / "maps", digest="b", shards={shard["file"]: shard["sha256"]})
     start = time.perf_counter()
     maps = part_maps.join(root / "maps", reader, teacher=elder.digest, parts=None)
     return {

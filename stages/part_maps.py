@@ -1,10 +1,10 @@
-"""part_maps: the label of every patch of every image, cached, one Parquet file per shard.
+"""part_maps: cache the label of every patch of every image, in one Parquet file per shard.
 
     python -m stages.part_maps
 
 Reads  data/shards/<part_maps.dataset> (all splits), data/teacher, data/parts
-Calls  teacher.encode and parts.assign on whole images, for the shards that the store does not know yet
-Writes data/part_maps/<dataset>/<shard stem>.parquet; results/part_maps/metrics.json: a summary
+Calls  Teacher.encode and PartMethod.assign on whole images, for the shards whose part maps are not in the store
+Writes data/part_maps/<dataset>/<shard stem>.parquet, results/part_maps/metrics.json
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from rich.console import Console
@@ -30,11 +31,16 @@ from semmae.core.locks import exclusive_lock
 from semmae.data.dataset import Reader, verify_shards
 from semmae.data.loader import load_groups
 from semmae.data.transforms import Whole
-from semmae.models import teacher, vit
-from semmae.parts import part_learner, part_maps
+from semmae.models import vit
+from semmae.models.teacher import Tokens, load_teacher
+from semmae.parts import part_learner, part_maps, part_store
+from semmae.parts.part_learner import PartMethod
 
 OUT, RESULTS, SHARDS = Path("data/part_maps"), Path("results/part_maps"), Path("data/shards")
 TEACHER, PARTS = Path("data/teacher"), Path("data/parts")
+
+Labels = UInt8[np.ndarray, "b n"]
+Attention = Float[np.ndarray, "b n"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,94 +49,119 @@ class PartMapsConfig:
 
     dataset: str
     batch_size: PositiveInt
-    attention: bool
+    attention: bool  # store the class token's attention too, which the mask strategy `attention` needs
     compute: ComputeConfig
 
 
 def main() -> None:
-    """Map the shards that are new under this teacher and these parts; take the others from the store."""
+    """Label the shards that the store lacks, then assemble the output from the store."""
     section = load_config(PartMapsConfig, "part_maps")
-    shards = SHARDS / section.dataset
-    verify_shards(shards)
-    reader, elder = Reader(shards), teacher.load_teacher(TEACHER)
-    learner = part_learner.load(PARTS, teacher=elder.digest)
+    verify_shards(SHARDS / section.dataset)
+    reader, teacher = Reader(SHARDS / section.dataset), load_teacher(TEACHER)
+    learner = part_learner.load(PARTS, teacher=teacher.digest)
     device = distributed.choose_device(section.compute.device)
-    elder, learner = elder.to(device), learner.to(device)
-    vit.use_fastest_attention(elder, device, frozen_at=learner.config["grid"])
-    encode = section.compute.compile_function(elder.encode)
-    made_with = {"attention": section.attention, "precision": section.compute.precision}
-    digest = part_maps.store_digest(teacher=elder.digest, parts=learner.digest, params=made_with)
-    digests = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}
-    rows: dict[str, list[int]] = {name: [] for name in digests}
+    teacher, learner = teacher.to(device), learner.to(device)
+    vit.use_fastest_attention(teacher, device, frozen_at=learner.config["grid"])
+    encode = section.compute.compile_function(teacher.encode)
+    params = {"attention": section.attention, "precision": section.compute.precision}
+    digest = part_store.store_digest(teacher=teacher.digest, parts=learner.digest, params=params)
+    shards = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}
+    rows: dict[str, list[int]] = {name: [] for name in shards}
     for row, name in enumerate(reader.shards):
         rows[name].append(row)
-    made = {
+    keys = {name: [reader.keys[row] for row in rows[name]] for name in shards}
+    origin = {
         "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
-        "teacher": elder.digest, "parts": learner.digest,
+        "teacher": teacher.digest, "parts": learner.digest,
     }  # fmt: skip
 
-    def store(name: str, labels: np.ndarray, attention: np.ndarray) -> None:
-        part_maps.write(
-            part_maps.store_path(digest, digests[name]), keys=[reader.keys[row] for row in rows[name]],
-            part_maps=labels, attention=part_maps.quantize_attention(attention) if section.attention else None,
-            metadata=made | {"shard": digests[name]},
-        )  # fmt: skip
+    def store(name: str, labels: Labels, attention: Attention) -> None:
+        channels = {"part_map": labels}
+        if section.attention:
+            channels["attention"] = part_maps.quantize_attention(attention)
+        path = part_store.store_path(digest, shards[name])
+        part_maps.write(path, keys=keys[name], channels=channels, metadata=origin | {"shard": shards[name]})
 
     with exclusive_lock("output", str((OUT / section.dataset).absolute())):
-        missing = [
-            name for name in digests
-            if not part_maps.stored(digest, digests[name], keys=[reader.keys[row] for row in rows[name]])
-        ]  # fmt: skip
-        print(f"part_maps: {len(missing)} of {len(digests)} shards to compute, the others are in the store")
-        cached = cache(section, reader, {name: rows[name] for name in missing}, encode, learner, device, store)
-        list(track(cached, "part_maps", len(missing), console=Console(stderr=True), disable=not missing))
-        part_maps.assemble(OUT / section.dataset, digest=digest, shards=digests)
-    maps = part_maps.join(OUT / section.dataset, reader, teacher=elder.digest, parts=learner.digest)
-    write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summary(maps)})
+        missing = [name for name in shards if not part_store.is_stored(digest, shards[name], keys=keys[name])]
+        print(f"part_maps: {len(missing)} of {len(shards)} shards to compute, the others are in the store")
+        labeled = label_shards(section, reader, {name: rows[name] for name in missing}, encode, learner, device, store)
+        for _ in track(labeled, "part_maps", len(missing), console=Console(stderr=True), disable=not missing):
+            pass
+        part_store.assemble(OUT / section.dataset, digest=digest, shards=shards)
+    maps = part_maps.join(OUT / section.dataset, reader, teacher=teacher.digest, parts=learner.digest)
+    write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summarize(maps)})
 
 
-def cache(
-    section: PartMapsConfig, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
-    learner: part_learner.PartMethod, device: torch.device, store: Callable[[str, np.ndarray, np.ndarray], None],
-) -> Iterator[str]:  # fmt: skip
-    """Map one shard after the other and store it while the next one is at work; their names."""
-    found = groupby(mapped(section, reader, shards, encode, learner, device), itemgetter(0))
-    with ThreadPoolExecutor(1) as beside:
+def label_shards(
+    section: PartMapsConfig,
+    reader: Reader,
+    shards: dict[str, list[int]],
+    encode: Callable[[torch.Tensor], Tokens],
+    learner: PartMethod,
+    device: torch.device,
+    store: Callable[[str, Labels, Attention], None],
+) -> Iterator[str]:
+    """Label shard after shard. A thread stores each while the next one is computed.
+
+    Args:
+        section: Batch size, precision and number of workers.
+        reader: The data set.
+        shards: The rows of the samples of each shard.
+        encode: The teacher's `encode`.
+        learner: The part learner.
+        device: The device of both.
+        store: Called with name, labels and attention of each shard.
+
+    Yields:
+        The name of each shard that was computed.
+    """
+    batches = groupby(label_batches(section, reader, shards, encode, learner, device), itemgetter(0))
+    with ThreadPoolExecutor(1) as writer:
         storing = None
-        for name, pieces in found:
+        for name, pieces in batches:
             _, labels, attention = zip(*pieces, strict=True)
             if storing:
                 storing.result()
-            storing = beside.submit(store, name, np.concatenate(labels), np.concatenate(attention))
+            storing = writer.submit(store, name, np.concatenate(labels), np.concatenate(attention))
             yield name
         if storing:
             storing.result()
 
 
-def mapped(
-    section: PartMapsConfig, reader: Reader, shards: dict[str, list[int]], encode: Callable[[torch.Tensor], teacher.Tokens],
-    learner: part_learner.PartMethod, device: torch.device,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:  # fmt: skip
-    """Batch by batch the shard, the labels and the class token's attention, read off the device when the next batch has
-    been told to it. No batch has images of two shards: what a shard's maps are depends on nothing else.
+def label_batches(
+    section: PartMapsConfig,
+    reader: Reader,
+    shards: dict[str, list[int]],
+    encode: Callable[[torch.Tensor], Tokens],
+    learner: PartMethod,
+    device: torch.device,
+) -> Iterator[tuple[str, Labels, Attention]]:
+    """Label the samples of `shards` batch by batch; the arguments are those of `label_shards`.
+
+    A batch holds images of one shard only, so the part maps of a shard depend on no other shard. The results of a
+    batch are copied from the device after the next batch was launched.
+
+    Yields:
+        The name of the shard, the labels, and the class token's attention.
     """
-    size, view = section.batch_size, Whole(learner.config["img_size"], seed=0, flip=0.0)
-    groups = [(name, np.array(ids[i : i + size])) for name, ids in shards.items() for i in range(0, len(ids), size)]
-    loaded = load_groups(reader, [ids for _, ids in groups], view, workers=section.compute.workers)
-    told: deque[tuple[str, PendingCopy, PendingCopy]] = deque()
+    size, transform = section.batch_size, Whole(learner.config["img_size"], seed=0, flip=0.0)
+    groups = [(name, np.array(rows[i : i + size])) for name, rows in shards.items() for i in range(0, len(rows), size)]
+    loaded = load_groups(reader, [rows for _, rows in groups], transform, workers=section.compute.workers)
+    launched: deque[tuple[str, PendingCopy, PendingCopy]] = deque()
     for (name, _), batch in zip(groups, loaded, strict=True):
         with distributed.autocast(device, section.compute.precision):
             tokens = encode(to_device(device, batch["image"]))
             labels = learner.assign(tokens).argmax(1).to(torch.uint8)
-        told.append((name, PendingCopy(labels), PendingCopy(tokens.attention)))
-        if len(told) > 1:
-            yield _read(*told.popleft())
-    for last in told:
+        launched.append((name, PendingCopy(labels), PendingCopy(tokens.attention)))
+        if len(launched) > 1:
+            yield _read(*launched.popleft())
+    for last in launched:
         yield _read(*last)
 
 
-def _read(name: str, labels: PendingCopy, attention: PendingCopy) -> tuple[str, np.ndarray, np.ndarray]:
-    """Copies: what has arrived lies in pinned memory, which a whole shard should not hold."""
+def _read(name: str, labels: PendingCopy, attention: PendingCopy) -> tuple[str, Labels, Attention]:
+    """Wait for both copies, and move the arrays out of pinned memory, which is too scarce for a whole shard."""
     return name, labels.read().numpy().copy(), attention.read().numpy().copy()
 
 

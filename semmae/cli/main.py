@@ -228,7 +228,7 @@ def list_state() -> None:
     """List unfinished runs and cached part maps, with their sizes and when they were last used."""
     from semmae.cli import state_dir as kept
     from semmae.core.paths import state_root
-    from semmae.parts import part_maps
+    from semmae.parts import part_store
 
     typer.echo(f"state root: {state_root()}")
     table = _table("unfinished runs", "stage", "fingerprint", "step", "MB", "last used", "")
@@ -238,7 +238,7 @@ def list_state() -> None:
         table.add_row(run.stage, run.fingerprint[:12], step, f"{run.num_bytes / 1e6:.1f}", _ago(run.used), at_work)
     console.print(table)
     table = _table("part maps", "digest", "shards", "MB", "last used")
-    for entry in part_maps.listing():
+    for entry in part_store.list_entries():
         size = f"{entry.num_bytes / 1e6:.1f}"
         table.add_row(entry.digest[:12], str(entry.num_shards), size, _ago(entry.used))
     console.print(table)
@@ -263,14 +263,14 @@ def collect_state(
     """Delete unfinished runs and cached part maps that nobody has used for long, and digests of files that are gone."""
     from semmae.cli import state_dir as kept
     from semmae.core import hash_cache
-    from semmae.parts import part_maps
+    from semmae.parts import part_store
 
     old = kept.prune_runs(unused_days=unused_days)
     typer.echo(f"{len(old)} unfinished runs deleted, {sum(run.num_bytes for run in old) / 1e6:.1f} MB")
     if at_work := kept.at_work():
         typer.echo(f"part maps left alone: process {', '.join(at_work)} is at work and may need them")
     else:
-        typer.echo(f"{part_maps.prune(unused_days=unused_days) / 1e6:.1f} MB of part maps deleted")
+        typer.echo(f"{part_store.prune(unused_days=unused_days) / 1e6:.1f} MB of part maps deleted")
     typer.echo(f"{hash_cache.prune()} digests forgotten, of files that are gone")
 
 

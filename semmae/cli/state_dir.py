@@ -4,7 +4,7 @@
   that nobody has used for long.
 - `at_work()`: the processes that hold a lock; what is locked is never touched.
 
-The part-map store keeps its own house: `part_maps.listing`, `part_maps.prune`.
+The part-map store keeps its own house: `part_store.list_entries`, `part_store.prune`.
 """
 
 import contextlib

@@ -56,12 +56,9 @@ def samples(
     boxes = [central(*image.shape[:2]) for image in whole]
     evidence = {}
     if maps is not None:
-        for name, field in (("part_map", maps.part_map), ("attention", maps.attention)):
-            if field is not None:
-                rows = [
-                    crop_part_map(field[i].reshape(maps.grid), box, grid) for i, box in zip(ids, boxes, strict=True)
-                ]
-                evidence[name] = torch.from_numpy(np.stack(rows).reshape(len(ids), -1))
+        for name, values in maps.channels.items():
+            rows = [crop_part_map(values[i].reshape(maps.grid), box, grid) for i, box in zip(ids, boxes, strict=True)]
+            evidence[name] = torch.from_numpy(np.stack(rows).reshape(len(ids), -1))
     small = [crop_image(image, box, img_size) for image, box in zip(whole, boxes, strict=True)]
     return FigureSamples(
         torch.from_numpy(np.stack(small).transpose(0, 3, 1, 2).copy()),
@@ -139,7 +136,7 @@ def pair(
     image = reader.image(index)
     box = central(*image.shape[:2])
     picture = crop_image(image, box, TILE)
-    labels = crop_part_map(maps.part_map[index].reshape(maps.grid), box, (TILE, TILE))
+    labels = crop_part_map(maps.channels["part_map"][index].reshape(maps.grid), box, (TILE, TILE))
     return picture, overlay(picture, labels, colors=colors)
 
 

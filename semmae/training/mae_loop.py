@@ -112,7 +112,7 @@ def pretrain(
         size: patch_budget((size // patch_size) ** 2, masks.mask_ratio, recipe.decode_fraction) for size in set(sizes)
     }
     evidence = next((name for name in ("part_map", "attention") if name in strategy.inputs), None)
-    if evidence and getattr(maps, evidence) is None:
+    if evidence and (maps is None or evidence not in maps.channels):
         raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")
     crops = OneCrop(seed, recipe.crop, sizes)
 

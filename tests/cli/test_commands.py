@@ -13,7 +13,7 @@ from semmae.cli.main import app
 from semmae.core.atomic_files import write_json
 from semmae.core.locks import exclusive_lock
 from semmae.core.paths import state_root
-from semmae.parts import part_maps
+from semmae.parts import part_store
 from tests.project import Project
 
 
@@ -65,12 +65,12 @@ def test_state_lists_and_prunes_what_nobody_uses(inside: Project):
     said = semmae("state", "ls")
     assert str(state_root()) in said
     assert ["pretrain", "0123456789ab", "7"] in [line.split()[:3] for line in said.splitlines()]
-    (maps,) = part_maps.listing()
+    (maps,) = part_store.list_entries()
     assert f"{maps.digest[:12]}" in said
 
     semmae("state", "gc", "--unused-days", "1")
     assert run.exists()
-    assert part_maps.listing() == [maps]
+    assert part_store.list_entries() == [maps]
     for path in [run, *run.rglob("*")]:
         os.utime(path, (time.time() - 2 * 86_400,) * 2)
     with exclusive_lock("run", run.name):
@@ -80,7 +80,7 @@ def test_state_lists_and_prunes_what_nobody_uses(inside: Project):
     assert "1 unfinished runs deleted" in semmae("state", "gc", "--unused-days", "1")
     assert not run.exists()
     semmae("state", "gc", "--unused-days", "0")
-    assert part_maps.listing() == []
+    assert part_store.list_entries() == []
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def painted(reader: Reader) -> PartMaps:
     """Part maps that say what color a patch is: 1 where its red is above the median."""
     cells = np.stack([reader.image(i)[..., 0].reshape(4, 8, 4, 8).mean((1, 3)).reshape(-1) for i in range(len(reader))])
     labels = (cells > np.median(cells)).astype(np.uint8)
-    return PartMaps(reader.keys, labels, None, {"grid": [4, 4], "num_parts": 2, "background": None}, 0)
+    return PartMaps(reader.keys, {"part_map": labels}, {"grid": [4, 4], "num_parts": 2, "background": None}, 0)
 
 
 def test_a_crop_depends_on_seed_epoch_and_key_alone(reader):
@@ -41,7 +41,7 @@ def test_the_evidence_is_cropped_with_the_image(reader):
     load, order = OneCrop(0, whole, [32] * 2), np.array([3, 7, 0, 5])
     (batch,) = batches(reader, order, lambda reader, i: load(reader, i, 0), batch_size=4, workers=0)
     cropped = maps.crops("part_map", batch["index"], batch["span"], (4, 4)).numpy()
-    assert np.array_equal(cropped.reshape(4, 4, 4), maps.part_map[order].reshape(4, 4, 4)[:, :, ::-1])
+    assert np.array_equal(cropped.reshape(4, 4, 4), maps.channels["part_map"][order].reshape(4, 4, 4)[:, :, ::-1])
     assert np.array_equal(batch["image"][1], reader.image(7)[:, ::-1].transpose(2, 0, 1))
 
 

@@ -99,9 +99,8 @@ def test_a_run_does_not_go_on_with_other_part_maps_than_it_began_with(inside: Pr
         if change:
             old = part_maps.read(maps)
             maps.chmod(0o644)
-            part_maps.write(
-                maps, keys=old.keys, part_maps=old.part_map[:, ::-1], attention=old.attention, metadata=old.metadata
-            )
+            flipped = old.channels | {"part_map": old.channels["part_map"][:, ::-1]}
+            part_maps.write(maps, keys=old.keys, channels=flipped, metadata=old.metadata)
         with pytest.raises(SystemExit):
             call("pretrain")
     assert began[0] == began[1]

@@ -26,7 +26,7 @@ def maps(reader):
     quadrants = np.kron(np.arange(4, dtype=np.uint8).reshape(2, 2), np.ones((2, 2), np.uint8)).reshape(1, -1)
     metadata = {"grid": [4, 4], "num_parts": 3, "background": 3, "teacher": "", "parts": ""}
     labels = quadrants.repeat(len(reader), axis=0)
-    return PartMaps(reader.keys, labels, labels + 1, metadata, 0)
+    return PartMaps(reader.keys, {"part_map": labels, "attention": labels + 1}, metadata, 0)
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ class Counting(Run):
 def _pretrained(run: Run, dataset: Path, strategy: Any, decode_fraction: float = 1.0, world: World = ALONE) -> None:
     reader = Reader(dataset, "train")
     labels = np.random.default_rng(0).integers(0, 4, (2, len(reader), 16), dtype=np.uint8)
-    maps = PartMaps(reader.keys, labels[0], labels[1], {"grid": [4, 4]}, 0)
+    maps = PartMaps(reader.keys, {"part_map": labels[0], "attention": labels[1]}, {"grid": [4, 4]}, 0)
     recipe = dataclasses.replace(
         load_config(mae_loop.MAERecipe, "pretrain", "recipe", file=TOY),
         epochs=2,

@@ -29,7 +29,7 @@ def mapped() -> part_learner.PartMethod:
         Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=elder, parts=learned.digest
     )
     assert maps.grid == learned.grid
-    found = np.unique(maps.part_map)
+    found = np.unique(maps.channels["part_map"])
     assert len(found) > 1
     assert set(found) <= set(range(learned.num_labels))
     return learned

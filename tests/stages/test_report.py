@@ -82,11 +82,14 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
         tokens = elder.encode(batch["image"])
         part_maps.write(
             Path("data/part_maps") / dataset / f"{Path(name).stem}.parquet", keys=rows.keys,
-            part_maps=learner.assign(tokens).argmax(1).to(torch.uint8).numpy(),
-            attention=part_maps.quantize_attention(tokens.attention.numpy()), metadata=known_of | {"shard": sha256},
+            channels={
+                "part_map": learner.assign(tokens).argmax(1).to(torch.uint8).numpy(),
+                "attention": part_maps.quantize_attention(tokens.attention.numpy()),
+            },
+            metadata=known_of | {"shard": sha256},
         )  # fmt: skip
     maps = part_maps.join(Path("data/part_maps") / dataset, reader, teacher=None, parts=None)
-    write_json(Path("results/part_maps/metrics.json"), {"part_maps": part_maps.summary(maps)})
+    write_json(Path("results/part_maps/metrics.json"), {"part_maps": part_maps.summarize(maps)})
 
     masking = {"strategy": strategy, "mask_ratio": 0.75, "curriculum": {"start": 0.0, "end": 1.0, "power": 2.0}}
     run = {"dataset": dataset, "seed": 7, "img_size": 32, "masking": masking}

@@ -296,14 +296,14 @@ def test_a_seeded_split_keeps_groups_together_and_part_maps_in_their_rows(web, t
         rows = [i for i, name in enumerate(reader.shards) if name == shard["file"]]
         part_maps.write(
             tmp_path / "maps" / f"{Path(shard['file']).stem}.parquet", keys=[reader.keys[i] for i in rows],
-            part_maps=np.array([[i % 3, i % 2] for i in rows], np.uint8), attention=None,
+            channels={"part_map": np.array([[i % 3, i % 2] for i in rows], np.uint8)},
             metadata=metadata | {"shard": shard["sha256"]},
         )  # fmt: skip
     for split in ("train", "val"):
         view = Reader(tmp_path / "set", split)
         joined = part_maps.join(tmp_path / "maps", view, teacher="t", parts="p")
         ids = [reader.keys.index(key) for key in view.keys]
-        assert joined.part_map.tolist() == [[i % 3, i % 2] for i in ids]
+        assert joined.channels["part_map"].tolist() == [[i % 3, i % 2] for i in ids]
 
 
 def test_a_project_reads_shards_where_they_lie(inside: Project):

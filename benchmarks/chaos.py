@@ -160,7 +160,8 @@ def finish(project: Project, targets: list[str]) -> str:
             return f"nothing new in {PATIENCE} seconds\n{process.communicate()[0]}"
         if process.returncode == 0:
             return ""
-        for cut in (*doctor.cut_short(project.folder), *doctor.half_written(project.folder / ".dvc/cache/runs")):
+        run_cache = project.folder / ".dvc/cache/runs"
+        for cut in (*doctor.truncated_files(project.folder), *doctor.incomplete_cache_entries(run_cache)):
             print(f"cut short by a kill of DVC, and removed: {cut}", file=sys.stderr)
             shutil.rmtree(cut) if cut.is_dir() else cut.unlink()
         time.sleep(2)

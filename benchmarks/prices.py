@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, flops
-from semmae.cli import recipes
+from semmae.cli import recipe
 from semmae.core.config import load_config
 from semmae.models import mae, vit
 from semmae.training.mae_loop import patch_budget
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGENET)
     args = parser.parse_args()
     speeds = measured(args.speeds)
-    for name, file in recipes.found(Path("recipes")).items():
+    for name, file in recipe.find_recipes(Path("recipes")).items():
         section = load_config(PretrainConfig, "pretrain", file=file)
         network = next((key for key, shape in SHAPES.items() if shape == vars(section.encoder)), "of another shape")
         if network not in speeds or vars(section.recipe.decoder) != DECODER:

@@ -1,7 +1,7 @@
-"""Is this machine fit to run the pipeline? Every check says what it found and, where that is not good, what to do.
+"""`semmae doctor`: check whether this machine can run the pipeline.
 
-`examine` looks at packages, disk, Git, DVC, the processor and the state root; it changes nothing. A check is `ok`,
-`warn` (works, with a reason to know) or `fail` (something will stop).
+The checks cover packages, disk space, the state root, Git, DVC and the processor. They change nothing. Each check
+reports `ok`, `warn` (a run works, with a limitation) or `fail` (a run will stop), its finding and a remedy.
 """
 
 import shutil
@@ -12,154 +12,166 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from packaging.requirements import Requirement
 
-from semmae.cli import state_dir
+from semmae.cli.output import console, new_table
 from semmae.core.paths import state_root
 
-SCARCE, NONE_LEFT = 10e9, 1e9  # bytes
-VOLATILE = ("tmpfs", "ramfs")
+Verdict = Literal["ok", "warn", "fail"]
+LOW_SPACE, NO_SPACE = 10e9, 1e9  # bytes
+IN_MEMORY = ("tmpfs", "ramfs")
 
 
 class Check(NamedTuple):
-    """What was looked at, how it is, what was found, what to do about it ("" where nothing is to be done)."""
+    """The result of one check; `remedy` is "" if there is nothing to do."""
 
-    what: str
-    verdict: Literal["ok", "warn", "fail"]
-    found: str
+    subject: str
+    verdict: Verdict
+    finding: str
     remedy: str = ""
 
 
+def doctor() -> None:
+    """Check whether this machine can run the pipeline, and print a remedy for each problem."""
+    table, num_failed = new_table("doctor", "", "subject", "finding", "remedy"), 0
+    for check in examine(Path(".")):
+        num_failed += check.verdict == "fail"
+        table.add_row(check.verdict, check.subject, check.finding, check.remedy)
+    console.print(table)
+    if num_failed:
+        raise ValueError(f"{num_failed} checks failed; apply the remedies in the table above")
+
+
 def examine(project: Path) -> Iterator[Check]:
-    """All checks, for the project in that folder."""
-    yield _packages()
-    yield from (_disk(what, place) for what, place in {"data": project, "state root": state_root()}.items())
-    yield _state_root(state_root())
-    yield from _git(project)
-    yield from _dvc(project)
-    yield _processor()
+    """Run all checks for the project in the folder `project`."""
+    yield _check_packages()
+    yield _check_disk("data", project)
+    yield _check_disk("state root", state_root())
+    yield _check_state_root(state_root())
+    yield from _check_git(project)
+    yield from _check_dvc(project)
+    yield _check_processor()
 
 
-def _packages() -> Check:
-    """Are the packages that pyproject.toml asks for there, in versions that it allows?"""
-    wanted = [Requirement(line) for line in requires("semmae") or []]
-    wrong, count = [], 0
-    for package in wanted:
+def _check_packages() -> Check:
+    """Check that the dependencies of pyproject.toml are installed in versions that it allows."""
+    requirements = [Requirement(line) for line in requires("semmae") or []]
+    problems, count = [], 0
+    for package in requirements:
         if package.marker is not None and not package.marker.evaluate({"extra": ""}):
             continue
         count += 1
         try:
-            found = version(package.name)
+            installed = version(package.name)
         except PackageNotFoundError:
-            wrong.append(f"{package.name} is missing")
+            problems.append(f"{package.name} is missing")
             continue
-        if not package.specifier.contains(found, prereleases=True):
-            wrong.append(f"{package.name} {found} is not {package.specifier}")
-    if wrong:
-        return Check(
-            "packages", "fail", "; ".join(wrong), "pip install -c constraints.txt -e . (or: rm -r .venv; make demo)"
-        )
+        if not package.specifier.contains(installed, prereleases=True):
+            problems.append(f"{package.name} {installed} is not {package.specifier}")
+    if problems:
+        remedy = "pip install -c constraints.txt -e . (or: rm -r .venv; make demo)"
+        return Check("packages", "fail", "; ".join(problems), remedy)
     return Check("packages", "ok", f"{count} direct dependencies, torch {version('torch')}")
 
 
-def _disk(what: str, place: Path) -> Check:
-    """Is there room?"""
-    free = shutil.disk_usage(place).free
-    verdict: Literal["ok", "warn", "fail"] = "fail" if free < NONE_LEFT else "warn" if free < SCARCE else "ok"
-    remedy = (
-        ""
-        if verdict == "ok"
-        else "free some: dvc gc --workspace, semmae state gc; or move it (dvc cache dir, SEMMAE_STATE)"
-    )
-    return Check(f"disk of the {what}", verdict, f"{free / 1e9:.1f} GB free at {place.absolute()}", remedy)
+def _check_disk(subject: str, path: Path) -> Check:
+    """Check the free space of the disk that holds `path`."""
+    free = shutil.disk_usage(path).free
+    verdict: Verdict = "fail" if free < NO_SPACE else "warn" if free < LOW_SPACE else "ok"
+    remedy = "free space: dvc gc --workspace, semmae state gc; or move the data: dvc cache dir, SEMMAE_STATE"
+    finding = f"{free / 1e9:.1f} GB free at {path.absolute()}"
+    return Check(f"disk of the {subject}", verdict, finding, "" if verdict == "ok" else remedy)
 
 
-def _state_root(root: Path) -> Check:
-    """Is it a place that lasts, and this user's alone to write?"""
-    unfinished, busy = len(state_dir.runs()), len(state_dir.at_work())
-    found = f"{root}: {unfinished} unfinished runs, {busy} processes at work"
+def _check_state_root(root: Path) -> Check:
+    """Check that the state root is on a disk and that only this user can write to it."""
+    from semmae.cli import state_dir
+
     if root.stat().st_mode & stat.S_IWOTH:
-        return Check("state root", "fail", f"{root} is writable for everyone", f"chmod o-w {root}")
-    if (kind := _filesystem(root)) in VOLATILE:
-        return Check("state root", "warn", f"{root} is in memory ({kind})", "set SEMMAE_STATE to a folder on a disk")
-    return Check("state root", "ok", found)
+        return Check("state root", "fail", f"every user can write to {root}", f"chmod o-w {root}")
+    if (filesystem := _filesystem_type(root)) in IN_MEMORY:
+        remedy = "set SEMMAE_STATE to a folder on a disk"
+        return Check("state root", "warn", f"{root} is in memory ({filesystem})", remedy)
+    num_unfinished, num_processes = len(state_dir.runs()), len(state_dir.at_work())
+    return Check("state root", "ok", f"{root}: {num_unfinished} unfinished runs, {num_processes} running processes")
 
 
-def _filesystem(place: Path) -> str:
-    """The type of the file system that holds `place`, by the longest mount point above it; "" where /proc is not."""
-    mounts = Path("/proc/mounts")
-    points = [line.split()[1:3] for line in mounts.read_text().splitlines()] if mounts.exists() else []
-    above = [(len(point), kind) for point, kind in points if place.is_relative_to(point)]
-    return max(above)[1] if above else ""
+def _filesystem_type(path: Path) -> str:
+    """Return the type of the file system that holds `path`; "" if /proc/mounts does not exist."""
+    file = Path("/proc/mounts")
+    mounts = [line.split()[1:3] for line in file.read_text().splitlines()] if file.exists() else []
+    parents = [(len(point), filesystem) for point, filesystem in mounts if path.is_relative_to(point)]
+    return max(parents)[1] if parents else ""
 
 
-def _git(project: Path) -> Iterator[Check]:
-    """Is the project a repository of this user's, with a name for experiments?"""
-    inside = _said("git", "-C", str(project), "rev-parse", "--show-toplevel")
-    if inside.returncode:
+def _check_git(project: Path) -> Iterator[Check]:
+    """Check that the project is a Git repository of this user, with a name and an email address for commits."""
+    toplevel = _run("git", "-C", str(project), "rev-parse", "--show-toplevel")
+    if toplevel.returncode:
         remedy = (
-            "git init && git add . && git commit; a folder of another user's: git config --global --add safe.directory"
+            "git init && git add . && git commit; "
+            "if the folder belongs to another user: git config --global --add safe.directory"
         )
-        yield Check("git", "fail", inside.stderr.strip().partition("\n")[0], remedy)
+        yield Check("git", "fail", toplevel.stderr.strip().partition("\n")[0], remedy)
         return
-    who = [_said("git", "-C", str(project), "config", f"user.{key}").stdout.strip() for key in ("name", "email")]
-    if all(who):
-        yield Check("git", "ok", f"experiments are committed by {who[0]} <{who[1]}>")
+    name, email = (_run("git", "-C", str(project), "config", f"user.{key}").stdout.strip() for key in ("name", "email"))
+    if name and email:
+        yield Check("git", "ok", f"commits experiments as {name} <{email}>")
     else:
-        remedy = "git config user.name ... and user.email ...; dvc repro works without"
+        remedy = "git config user.name ... and user.email ...; dvc repro works without them"
         yield Check("git", "warn", "no user.name or user.email, which dvc exp run needs", remedy)
 
 
-def _said(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def _dvc(project: Path) -> Iterator[Check]:
-    """Does DVC keep to itself, and keep what it stores safe?"""
+def _check_dvc(project: Path) -> Iterator[Check]:
+    """Check that DVC can read the project, sends no data, and protects its cache."""
     try:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
     except ImportError:
-        yield Check(
-            "dvc",
-            "warn",
-            "not installed",
-            "stages still run: python -m stages.<name>; pip install dvc for the pipeline",
-        )
+        remedy = "pip install dvc to run the pipeline; single stages run without it: python -m stages.<name>"
+        yield Check("dvc", "warn", "not installed", remedy)
         return
     try:
         repo = Repo(str(project))
     except DvcException as error:
-        yield Check(
-            "dvc", "fail", str(error).partition("\n")[0], "run it in the project's root, where .dvc/ and dvc.yaml are"
-        )
+        remedy = "run the command in the project's root, the folder with .dvc/ and dvc.yaml"
+        yield Check("dvc", "fail", str(error).partition("\n")[0], remedy)
         return
-    for lock in cut_short(project):
-        found = f"{lock} is cut short: DVC was killed while it wrote it, and refuses to run (treeverse/dvc#7615)"
-        yield Check(lock.name, "fail", found, f"rm {lock}, once no DVC is at work here")
-    for entry in half_written(Path(repo.stage_cache.cache_dir)):
-        found = f"{entry} is unfinished: DVC was killed there, or is at work; its stage may fail with 'outs' or join()"
-        yield Check("dvc run cache", "warn", found, f"rm -r {entry}, once no DVC is at work here")
-    talks = [key for key in ("analytics", "check_update") if repo.config["core"].get(key, True)]
-    if talks:
-        yield Check("dvc", "warn", f"core.{talks[0]} is on", f"dvc config core.{talks[0]} false")
+    yield from _check_interrupted_writes(project, Path(repo.stage_cache.cache_dir))
+    reporting = [key for key in ("analytics", "check_update") if repo.config["core"].get(key, True)]
+    if reporting:
+        yield Check("dvc", "warn", f"core.{reporting[0]} is on", f"dvc config core.{reporting[0]} false")
     links = set(repo.config["cache"].get("type") or []) & {"hardlink", "symlink"}
     if links:
-        found = f"cache.type is {', '.join(sorted(links))}: a file changed in place changes the cache with it"
-        yield Check("dvc cache", "warn", found, "dvc config cache.type reflink,copy")
+        finding = f"cache.type is {', '.join(sorted(links))}: an edit of a data file also changes the cached copy"
+        yield Check("dvc cache", "warn", finding, "dvc config cache.type reflink,copy")
     for name, remote in repo.config["remote"].items():
         if not remote.get("verify"):
-            yield Check(
-                f"dvc remote {name}", "warn", "downloads are not verified", f"dvc remote modify {name} verify true"
-            )
-    if not talks and not links:
+            remedy = f"dvc remote modify {name} verify true"
+            yield Check(f"dvc remote {name}", "warn", "downloads are not verified", remedy)
+    if not reporting and not links:
         yield Check("dvc", "ok", f"{version('dvc')}, no analytics")
 
 
-def cut_short(project: Path) -> Iterator[Path]:
-    """The files that DVC writes in place and cannot read any more, having been killed over one. Nothing is lost with
-    them: the one tells who is at work, and what dvc.lock tells stands in the run cache too.
+def _check_interrupted_writes(project: Path, run_cache: Path) -> Iterator[Check]:
+    """Check for files that DVC left incomplete when it was killed."""
+    for file in truncated_files(project):
+        finding = f"{file} is truncated: DVC was killed while writing it, and now cannot run (treeverse/dvc#7615)"
+        yield Check(file.name, "fail", finding, f"rm {file} when no DVC process is running")
+    for entry in incomplete_cache_entries(run_cache):
+        finding = f"{entry} is incomplete: DVC was killed while writing it, or is running; its stage may fail"
+        yield Check("dvc run cache", "warn", finding, f"rm -r {entry} when no DVC process is running")
+
+
+def truncated_files(project: Path) -> Iterator[Path]:
+    """Find the files that DVC writes in place and can no longer parse, because a kill interrupted the write.
+
+    It is safe to delete them: the lock file only lists running processes, and the run cache also holds the content of
+    dvc.lock.
     """
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
@@ -167,36 +179,41 @@ def cut_short(project: Path) -> Iterator[Path]:
     from dvc.utils.serialize import ParseError, load_json
 
     try:
-        if (lock := project / ".dvc/tmp/rwlock").exists():
-            load_json(lock)
+        if (file := project / ".dvc/tmp/rwlock").exists():
+            load_json(file)
     except ParseError:
-        yield lock
+        yield file
     try:
-        if (lock := project / "dvc.lock").exists():
-            Lockfile(Repo(str(project)), str(lock)).load()
+        if (file := project / "dvc.lock").exists():
+            Lockfile(Repo(str(project)), str(file)).load()
     except DvcException:
-        yield lock
+        yield file
 
 
-def half_written(run_cache: Path) -> Iterator[Path]:
-    """What a kill (or a DVC still at work) has left in DVC's run cache: entries that have their temporary name, which
-    it takes for whole ones, and folders without any other. Their stages have not ended, so nothing is lost with them.
+def incomplete_cache_entries(run_cache: Path) -> Iterator[Path]:
+    """Find incomplete entries in DVC's run cache, left by a kill or being written by a running DVC process.
+
+    An entry with a temporary name next to complete entries is returned itself, since DVC would read it as complete. A
+    folder without complete entries is returned as a whole. The stages of such entries never finished, so deleting them
+    loses nothing.
     """
     for folder in run_cache.glob("*/*"):
-        entries, unfinished = set(folder.glob("[!.]*")), set(folder.glob(".*.tmp"))
-        yield from unfinished if entries else [folder]
+        complete, incomplete = set(folder.glob("[!.]*")), set(folder.glob(".*.tmp"))
+        yield from incomplete if complete else [folder]
 
 
-def _processor() -> Check:
-    """What will `device: auto` compute on, and is bf16 fast there?"""
+def _check_processor() -> Check:
+    """Report the device that `device: auto` selects, and whether it computes bf16 natively."""
+    import torch
+
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
-        found = f"{torch.cuda.device_count()} x {card.name}, {card.total_memory / 2**30:.0f} GiB each"
+        finding = f"{torch.cuda.device_count()} x {card.name}, {card.total_memory / 2**30:.0f} GiB each"
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Check("processor", "ok", found)
-        return Check("processor", "warn", f"{found}, without bf16", "set precision to fp32")
+            return Check("processor", "ok", finding)
+        return Check("processor", "warn", f"{finding}, without bf16", "set precision to fp32")
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = f"CPU, {torch.get_num_threads()} threads; torch {torch.__version__} sees no GPU"
+    finding = f"CPU, {torch.get_num_threads()} threads; torch {torch.__version__} finds no GPU"
     if "avx512_bf16" in flags or "amx_bf16" in flags or not flags:
-        return Check("processor", "ok", found)
-    return Check("processor", "warn", f"{found}, no bf16 instructions", "precision: fp32 is faster here")
+        return Check("processor", "ok", finding)
+    return Check("processor", "warn", f"{finding}, no bf16 instructions", "set precision to fp32, which is faster here")

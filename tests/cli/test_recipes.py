@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import prices
-from semmae.cli import recipes
+from semmae.cli import recipe as recipe_command
 from semmae.cli.main import app, main
 from semmae.core import optim
 from semmae.core.config import load_config
@@ -66,7 +66,7 @@ def git(*arguments: str) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_recipe_begins_with_its_command_cost_and_score(file: Path):
-    head = recipes.head(file)
+    head = recipe_command.read_header(file)
     assert head["title"].endswith(".")
     assert head["command"].startswith(f"semmae recipe {file.stem} && dvc repro")
     assert head["cost"]
@@ -180,7 +180,7 @@ def test_the_work_of_a_step_is_counted_as_it_is_computed(name: str, side: int):
 def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
     """Backward is twice forward; pretraining epoch by epoch at its size of images."""
     file, shape = ROOT / f"recipes/{name}.yaml", PRICED[name]
-    cost, patch = recipes.head(file)["cost"], shape[2]
+    cost, patch = recipe_command.read_header(file)["cost"], shape[2]
     section, tuned = (
         load_config(PretrainConfig, "pretrain", file=file),
         load_config(FinetuneConfig, "finetune", file=file),
@@ -204,7 +204,7 @@ def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
 def test_a_day_is_enough_for_the_recipe_of_one_day():
     """Pretraining at the rate that its price assumes, and half as long again for all else."""
     section = load_config(PretrainConfig, "pretrain", file=ROOT / "recipes/h200_one_day.yaml")
-    cost = recipes.head(ROOT / "recipes/h200_one_day.yaml")["cost"]
+    cost = recipe_command.read_header(ROOT / "recipes/h200_one_day.yaml")["cost"]
     assert 1.5 * float(re.search(r"([\d,]+) GPU hours if", cost)[1]) <= 24
     sizes = epoch_sizes(section.recipe.resolution, img_size=224, epochs=300, patch_size=16)
     shape = PRICED["h200_one_day"]
@@ -217,7 +217,7 @@ def test_a_day_is_enough_for_the_recipe_of_one_day():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_score_names_its_source(file: Path):
     """Published ones by an address, measured ones by the section of the results that has the numbers."""
-    score = recipes.head(file)["score"]
+    score = recipe_command.read_header(file)["score"]
     if file.stem in PRICED:
         assert "https://arxiv.org/abs/" in score
         assert re.search(r"table \d", score)
@@ -321,7 +321,7 @@ def test_a_recipe_becomes_params_yaml_and_says_what_changes(project: Path):
     said = semmae("recipe", "long").splitlines()
     assert {"-epochs: 5", "+epochs: 9"} <= {line.rstrip() for line in said}
     assert (project / "params.yaml").read_bytes() == (project / "recipes/long.yaml").read_bytes()
-    assert "params.yaml is recipes/long.yaml already" in semmae("recipe", "long")
+    assert "params.yaml already equals recipes/long.yaml" in semmae("recipe", "long")
     semmae("recipe", "short")  # nothing is lost: long.yaml is still there
     assert (project / "params.yaml").read_bytes() == (project / "recipes/short.yaml").read_bytes()
 
@@ -345,11 +345,11 @@ def test_params_that_git_does_not_have_stay_unless_forced(project: Path, why: st
 
 def test_mistakes_are_sentences(project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["semmae", "recipe", "shirt"])
-    with pytest.raises(SystemExit, match=r"^error: there is no recipe 'shirt'; perhaps short$"):
+    with pytest.raises(SystemExit, match=r"^error: unknown recipe: 'shirt'; did you mean short\?$"):
         main()
     monkeypatch.chdir(project / "recipes")
     with pytest.raises(ValueError, match="run from the project's root"):
         semmae("recipe")
     (project / "recipes/bare.yaml").write_text("# Bare.\n# cost: nothing\nseed: 0\n")
-    with pytest.raises(ValueError, match=r"bare\.yaml does not say its command and score"):
-        recipes.head(project / "recipes/bare.yaml")
+    with pytest.raises(ValueError, match=r"bare\.yaml lacks command and score"):
+        recipe_command.read_header(project / "recipes/bare.yaml")

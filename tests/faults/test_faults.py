@@ -150,8 +150,8 @@ def test_what_dvc_was_killed_over_is_found_and_removed_without_a_loss(toy: Proje
     told, bits = lock.read_text(), before.read_bytes()
     for damaged in (lock, toy.folder / ".dvc/tmp/rwlock"):
         damaged.write_text("")  # opened for writing, as far as the kill let it come
-    assert set(doctor.cut_short(toy.folder)) == {lock, toy.folder / ".dvc/tmp/rwlock"}
-    for damaged in doctor.cut_short(toy.folder):
+    assert set(doctor.truncated_files(toy.folder)) == {lock, toy.folder / ".dvc/tmp/rwlock"}
+    for damaged in doctor.truncated_files(toy.folder):
         assert "JSON structure is corrupted" in (said := toy.dvc("repro", expect=255)) or "validation failed" in said
         damaged.unlink()
     assert "Running stage" not in toy.dvc("repro")  # all of it was in the run cache
@@ -165,16 +165,16 @@ def test_an_entry_of_the_run_cache_that_dvc_was_killed_over_is_found_and_removed
     unfinished.write_text(unfinished.read_text().partition("outs:")[0])  # readable, as far as the kill let it come
     (toy.folder / "dvc.lock").unlink()
     assert "failed to reproduce 'report': 'outs'" in toy.dvc("repro", "--single-item", "report", expect=255)
-    assert list(doctor.half_written(runs)) == [entry.parent]
+    assert list(doctor.incomplete_cache_entries(runs)) == [entry.parent]
     unfinished.unlink()  # as DVC does where it cannot read it
     assert "failed to reproduce 'report': join()" in toy.dvc("repro", "--single-item", "report", expect=255)
-    assert list(doctor.half_written(runs)) == [entry.parent]
+    assert list(doctor.incomplete_cache_entries(runs)) == [entry.parent]
     assert any(check.verdict == "warn" and str(entry.parent) in check.remedy for check in doctor.examine(toy.folder))
     entry.parent.rmdir()
     assert "Running stage 'report'" in toy.dvc("repro")
     (entry,) = entry.parent.iterdir()
     (beside := entry.with_name(".Ab2.tmp")).touch()
-    assert list(doctor.half_written(runs)) == [beside]  # the whole one stays
+    assert list(doctor.incomplete_cache_entries(runs)) == [beside]  # the whole one stays
 
 
 def test_a_clone_of_another_owner_reproduces_and_an_experiment_says_what_is_wrong(tmp_path: Path):

@@ -325,7 +325,7 @@ def test_a_project_reads_shards_where_they_lie(inside: Project):
     call("part_maps")
     assert sorted(path.name for path in Path("data/part_maps/toy").iterdir()) == ["train-0.parquet", "val-0.parquet"]
     index = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["index", "toy", "--check"])
-    assert "the sources are as they were" in index.output
+    assert "no source has changed" in index.output
     write_tar(Path("data/raw/web/val-0.tar"), samples[1:])
     index = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["index", "toy", "--check"])
-    assert "changed since then: web; run: dvc repro -f shards@toy" in index.output
+    assert "sources changed: web; run: dvc repro -f shards@toy" in index.output

@@ -1,0 +1,33 @@
+"""`semmae encode`: write the features of many images to a Parquet file."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+SHARDS = Path("data/shards")
+
+
+def encode(
+    images: Annotated[str, typer.Argument(help="A dataset under data/shards, or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    encoder: Annotated[Path, typer.Option(help="A folder with an encoder or a teacher.")] = Path("data/pretrain"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="The device that computes; auto prefers a GPU.")
+    ] = "auto",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The number format of the network.")] = "fp32",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+) -> None:
+    """Write the class token and the mean patch token of every image to a Parquet file."""
+    from semmae.core import distributed
+    from semmae.exchange import encode as encoding
+    from semmae.models import frozen_encoder
+
+    reader, network = encoding.open_images(images, SHARDS), frozen_encoder.load_encoder(encoder)
+    options = encoding.EncodeOptions(batch_size, workers, distributed.choose_device(device), precision)
+    skipped = encoding.encode(reader, network, out, options)
+    for image in skipped:
+        typer.echo(f"skipped: {image.key}: {image.reason}", err=True)
+    typer.echo(f"{len(skipped)} of {len(reader)} images skipped", err=True)
+    typer.echo(f"{out}: {len(reader) - len(skipped)} images, width {network.network.embed_dim}")

@@ -1,0 +1,34 @@
+"""`semmae import`: convert a published MAE checkpoint, so that the evaluations can score its encoder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+REPLACEABLE = {"encoder.json", "encoder.safetensors", "decoder.json", "decoder.safetensors", "history.json"}
+
+
+def import_encoder(
+    file: Annotated[Path, typer.Argument(help="A checkpoint in MAE's format, pretrained or fine-tuned.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; the evaluations read data/pretrain.")],
+    img_size: Annotated[
+        int | None, typer.Option(help="Resample the position embeddings to images of this many pixels.")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="The number of attention heads, if it does not follow from the width.")
+    ] = None,
+) -> None:
+    """Import the encoder of an MAE checkpoint, so that the evaluations can score it."""
+    from semmae.core.atomic_files import atomic_write
+    from semmae.models import pretrained_weights, vit
+
+    unknown = {path.name for path in out.iterdir()} - REPLACEABLE if out.is_dir() else set()
+    if unknown or out.is_file():
+        content = ", ".join(sorted(unknown)) or "it is a file"
+        raise ValueError(f"{out} holds more than an encoder ({content}); choose another folder with --out")
+    network, config = pretrained_weights.load_mae_encoder(file, img_size=img_size, num_heads=num_heads)
+    with atomic_write(out) as folder:
+        vit.save(folder, network, config)
+    shape = ", ".join(f"{key} {config[key]}" for key in vit.CONFIG_KEYS)
+    typer.echo(f"{out}: the encoder of {file}: {shape}; positions: {config['imported']['positions']}")
+    typer.echo("Score it with: dvc repro --single-item knn@<dataset>. Restore your own encoder with: dvc repro")

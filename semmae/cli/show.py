@@ -1,0 +1,55 @@
+"""`semmae show`: draw parts, heat maps, masks or reconstructions of a few images."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+SHARDS, PART_MAPS = Path("data/shards"), Path("data/part_maps")
+TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
+
+
+def show(
+    what: Annotated[Literal["parts", "heat", "masks", "reconstructions"], typer.Argument(help="What to draw.")],
+    dataset: Annotated[str, typer.Option(help="A dataset under data/shards.")],
+    out: Annotated[Path, typer.Option(help="The image file to write, e.g. grid.png.")],
+    split: Annotated[str, typer.Option(help="The split to take images from.")] = "val",
+    count: Annotated[int, typer.Option(min=1, help="The number of images.")] = 8,
+    seed: Annotated[int, typer.Option(help="Selects the images and the noise of the masks.")] = 0,
+    colors: Annotated[str, typer.Option(help="The palette of the parts: okabe_ito or tol_bright.")] = "okabe_ito",
+) -> None:
+    """Draw a grid of images with their parts, a heat map per part, masks or reconstructions."""
+    from semmae.core.atomic_files import read_json
+    from semmae.core.config import load_config, read_yaml
+    from semmae.data.dataset import Reader
+    from semmae.models import mae, teacher
+    from semmae.parts import part_learner, part_maps
+    from semmae.report import figures, heat_maps
+    from stages.pretrain import PretrainConfig
+
+    reader = Reader(SHARDS / dataset, split)
+    folder = PART_MAPS / dataset
+    needs_maps = what == "parts" or (what != "heat" and folder.exists())
+    maps = part_maps.join(folder, reader, teacher=None, parts=None) if needs_maps else None
+    selection = {"count": count, "seed": seed}
+    if what == "parts":
+        assert maps is not None
+        image = figures.parts_grid(reader, maps, colors=colors, **selection)
+    elif what == "heat":
+        frozen_teacher = teacher.load_teacher(TEACHER)
+        method = part_learner.load(PARTS, teacher=frozen_teacher.digest)
+        image = heat_maps.heat_grid(reader, frozen_teacher, method, colors=colors, **selection)
+    elif what == "masks":
+        section = load_config(PretrainConfig, "pretrain")
+        size = {"img_size": section.img_size, "patch_size": section.encoder.patch_size}
+        masking = read_yaml()["pretrain"]["masking"]
+        image = figures.masks_grid(reader, maps, masking=masking, **size, colors=colors, **selection)
+    else:
+        model, decoder = mae.load(PRETRAIN)
+        masking = read_json(PRETRAIN / "encoder.json")["params"]["masking"]
+        norm_pix_loss = decoder["norm_pix_loss"]
+        image = figures.reconstructions_grid(
+            reader, maps, model=model, masking=masking, norm_pix_loss=norm_pix_loss, **selection
+        )
+    image.save(out)
+    typer.echo(f"{out}: {what} of {dataset}, {image.width} x {image.height} pixels")

@@ -348,7 +348,7 @@ def test_mistakes_are_sentences(project: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SystemExit, match=r"^error: unknown recipe: 'shirt'; did you mean short\?$"):
         main()
     monkeypatch.chdir(project / "recipes")
-    with pytest.raises(ValueError, match="run from the project's root"):
+    with pytest.raises(ValueError, match="run the command from the project's root"):
         semmae("recipe")
     (project / "recipes/bare.yaml").write_text("# Bare.\n# cost: nothing\nseed: 0\n")
     with pytest.raises(ValueError, match=r"bare\.yaml lacks command and score"):

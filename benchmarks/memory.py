@@ -65,7 +65,9 @@ def prepare(root: Path, images: int) -> None:
     clusters.fit(torch.randn(8, 16, elder.embed_dim), seed=0)
     part_learner.save(root / "data/parts", clusters)
     YAML().dump(
-        {name: {"protocol": protocol(name), "datasets": {DATASET: {}}} for name in EVALUATIONS}, root / "params.yaml"
+        {"evaluations": {name: {DATASET: {}} for name in EVALUATIONS}}
+        | {name: {"protocol": protocol(name)} for name in EVALUATIONS},
+        root / "params.yaml",
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import atomic_write
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, load_config
+from semmae.core.config import STRICT, load_config, with_overrides
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
@@ -54,11 +54,18 @@ class FinetuneProtocol:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FinetuneOverrides:
-    """What a dataset sets for itself; null or absent: as in the protocol."""
+class FinetuneRecipeOverrides:
+    """The keys of the recipe that a dataset may set for itself."""
 
     epochs: PositiveInt | None = None
     base_lr: PositiveFloat | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class FinetuneOverrides:
+    """The keys of the protocol that a dataset may set for itself."""
+
+    recipe: FinetuneRecipeOverrides | None = None
     low_shot: list[subsets.Shots] | None = None
 
 
@@ -88,7 +95,7 @@ def main() -> None:
     """Fine-tune on the dataset named on the command line."""
     section = load_config(FinetuneConfig, "finetune")
     name, own = stage.dataset_from_command_line(section.datasets, "finetune")
-    protocol = settled(section.protocol, own)
+    protocol = with_overrides(section.protocol, own)
     train, val = features.labeled_splits(SHARDS / name)
     encoder, config = vit.load(PRETRAIN)
     config |= {"img_size": protocol.img_size or config["img_size"]}
@@ -122,13 +129,6 @@ def main() -> None:
         if world.leads:
             evaluated = Scores(result.measured(), baseline_metrics, low_shot=low_shot)
             write(name, protocol, config, result, evaluated, curves, val)
-
-
-def settled(protocol: FinetuneProtocol, dataset: FinetuneOverrides) -> FinetuneProtocol:
-    """The protocol with what a dataset sets for itself."""
-    own = {key: value for key in ("epochs", "base_lr") if (value := getattr(dataset, key)) is not None}
-    low_shot = protocol.low_shot if dataset.low_shot is None else dataset.low_shot
-    return replace(protocol, recipe=replace(protocol.recipe, **own), low_shot=low_shot)
 
 
 def inputs(name: str) -> list[str]:

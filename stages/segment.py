@@ -27,7 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import atomic_write, read_json
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Share, load_config
+from semmae.core.config import STRICT, Share, load_config, with_overrides
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
 from semmae.core.rng import numpy_generator
@@ -119,8 +119,7 @@ def main() -> None:
     """Score the dataset named on the command line."""
     section = load_config(SegmentConfig, "segment")
     name, dataset = stage.dataset_from_command_line(section.datasets, "segment")
-    own = {key: value for key, value in vars(dataset).items() if value is not None}
-    protocol = replace(section.protocol, **own)
+    protocol = with_overrides(section.protocol, dataset)
     train, counts = transforms.masked_split(SHARDS / name, "train")
     val, val_counts = transforms.masked_split(SHARDS / name, "val")
     if missing := [c for c, t, v in zip(val.mask_names, counts.sum(0), val_counts.sum(0), strict=True) if v and not t]:

@@ -64,7 +64,7 @@ def clone(tmp_path: Path) -> Project:
         "finetune",
         "segment",
     ):  # each costs every run of a page seconds
-        project.set(f"{stage}.datasets", {})
+        project.set(f"evaluations.{stage}", {})
     (project.folder / "data/raw/pictures/images/train").rename(project.folder / "data/raw/photos")
     (project.folder / "Makefile").write_text((ROOT / "Makefile").read_text())
     commands = project.folder / ".venv/bin"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from semmae.core.config import load_config, read_yaml
+from semmae.core.config import INHERITED, load_config, read_yaml
 from tests.imports import ROOT, code_dependencies
 from tests.project import AUTHOR, Project, call
 
@@ -124,7 +124,7 @@ def test_one_more_image_is_one_more_shard_to_map(toy: Project):
 def test_another_dataset_is_scored_alone(toy: Project):
     drawn = {"kind": "creatures", "train": 16, "val": 8, "size": 32, "seed": 1}
     toy.set("shards.datasets.more", {"sources": {"drawn": drawn}})
-    toy.set("knn.datasets.more", {})
+    toy.set("evaluations.knn.more", {})
     said = toy.dvc("repro")
     assert ran(said) == {"shards@more", "knn@more", "report"}
 
@@ -132,7 +132,7 @@ def test_another_dataset_is_scored_alone(toy: Project):
 def test_images_alone_are_enough(inside: Project):
     """A folder without labels and masks, nothing to score: all stages but the scores, and the report."""
     for stage in ("knn", "linear", "segment", "finetune", "attentive", "part_scores"):
-        inside.set(f"{stage}.datasets", {})
+        inside.set(f"evaluations.{stage}", {})
         for file in Path("results", stage).glob("*.*s*"):
             file.unlink()
     inside.set("shards.datasets.toy.sources.pictures.labels", False)
@@ -196,9 +196,11 @@ def test_who_knows_the_name_of_a_stage_knows_five_things(stage: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_reads_its_own_section(stage: str):
-    assert stage in {key.partition(".")[0] for key in STAGES[stage]["params"]}
-    if stage != "report":  # which also asks what was scored
-        assert {key.partition(".")[0] for key in STAGES[stage]["params"]} == {stage}
+    sections = {key.partition(".")[0] for key in STAGES[stage]["params"]}
+    assert stage in sections
+    if stage != "report":  # it also shows the parameters of the other stages
+        inherited = {source[0] for path, source in INHERITED.items() if path[0] == stage}
+        assert sections == {stage} | inherited
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=[str(file.relative_to(ROOT)) for file in RECIPES])

@@ -1,6 +1,8 @@
 """params.yaml is read strictly: what is unknown, missing, ill-typed or out of range is refused by its full name."""
 
 import importlib
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
 
 from semmae.core.config import STRICT, load_config, read_yaml
+from semmae.training.mae_loop import MAERecipe
 
 TOY = Path(__file__).parents[1] / "toy/params.yaml"
 
@@ -99,9 +102,9 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
         ("teacher.network.patch_size", 0, ""),
         ("teacher.mae.mask_ratio", 1.0, ""),
         ("teacher.mae.recipe.epochs", 0, ""),
-        ("teacher.mae.recipe.crop.scale", [0.0, 1.0], ".0"),
-        ("teacher.mae.recipe.crop.scale", [1.0, 0.4], ""),
-        ("teacher.mae.recipe.crop.flip", 1.5, ""),
+        ("mae_recipe.crop.scale", [0.0, 1.0], ".0"),
+        ("mae_recipe.crop.scale", [1.0, 0.4], ""),
+        ("mae_recipe.crop.flip", 1.5, ""),
         ("teacher.ibot.epochs", 0, ""),
         ("teacher.ibot.mask_ratio", [0.0, 0.5], ".0"),
         ("teacher.ibot.mask_ratio", [0.5, 0.1], ""),
@@ -132,11 +135,11 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
         ("pretrain.masking.mask_ratio", 0.0, ""),
         ("pretrain.masking.curriculum.end", 1.1, ""),
         ("pretrain.masking.curriculum.power", 0.0, ""),
-        ("pretrain.recipe.batch_size", 0, ""),
-        ("pretrain.recipe.base_lr", -1.0e-3, ""),
-        ("pretrain.recipe.weight_decay", -0.05, ""),
-        ("pretrain.recipe.betas", [0.9, 1.0], ".1"),
-        ("pretrain.recipe.decoder", {"embed_dim": 20, "depth": 1, "num_heads": 2}, ""),
+        ("mae_recipe.batch_size", 0, ""),
+        ("mae_recipe.base_lr", -1.0e-3, ""),
+        ("mae_recipe.weight_decay", -0.05, ""),
+        ("mae_recipe.betas", [0.9, 1.0], ".1"),
+        ("mae_recipe.decoder", {"embed_dim": 20, "depth": 1, "num_heads": 2}, ""),
         ("pretrain.online_eval.every_epochs", -1, ""),
         ("attentive.protocol.betas", [0.9, 1.0], ".1"),
     ],
@@ -144,6 +147,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
 def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: Any, named: str):
     content, (stage, *between, last) = read_yaml(TOY), key.split(".")
     section = content[stage]
+    stage = "pretrain" if stage == "mae_recipe" else stage
     for name in between:
         section = section[name]
     assert section[last] != value
@@ -155,3 +159,48 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: Any, nam
     sentence = str(caught.value)
     assert sentence.startswith(f"{file}: {key}{named} is ")
     assert len(sentence.splitlines()) == 1
+
+
+def test_a_section_inherits_what_it_lacks_and_its_own_values_win(tmp_path: Path):
+    content = read_yaml(TOY)
+    content["pretrain"]["recipe"] |= {"base_lr": 0.5, "crop": {"flip": 0.0}}
+    YAML().dump(content, file := tmp_path / "params.yaml")
+    teacher, pretrain = (
+        load_config(MAERecipe, *path, file=file) for path in (("teacher", "mae", "recipe"), ("pretrain", "recipe"))
+    )
+    shared = content["mae_recipe"]
+    assert (teacher.base_lr, teacher.crop.flip) == (shared["base_lr"], shared["crop"]["flip"])
+    assert pretrain == replace(
+        teacher, epochs=content["pretrain"]["recipe"]["epochs"], base_lr=0.5, crop=replace(teacher.crop, flip=0.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("mae_recipe.base_lr", -1.0, "mae_recipe.base_lr is -1.0"),
+        ("pretrain.recipe.base_lr", -1.0, "pretrain.recipe.base_lr is -1.0"),
+        ("mae_recipe.speed", 1, "unknown key mae_recipe.speed"),
+        ("pretrain.recipe.speed", 1, "unknown key pretrain.recipe.speed"),
+        ("evaluations.linear.toy", {"epoch": 1}, "unknown key evaluations.linear.toy.epoch"),
+    ],
+)
+def test_a_mistake_in_an_inherited_value_is_named_where_it_is_written(tmp_path: Path, key: str, value: Any, named: str):
+    content, (*path, last) = read_yaml(TOY), key.split(".")
+    section = content
+    for name in path:
+        section = section[name]
+    section[last] = value
+    YAML().dump(content, file := tmp_path / "params.yaml")
+    stage = "linear" if path[0] == "evaluations" else "pretrain"
+    schema = getattr(importlib.import_module(f"stages.{stage}"), f"{stage.title()}Config")
+    with pytest.raises(ValueError, match=re.escape(named)):
+        load_config(schema, stage, file=file)
+
+
+def test_a_missing_key_of_the_recipe_is_named_in_the_shared_section(tmp_path: Path):
+    content = read_yaml(TOY)
+    del content["mae_recipe"]["betas"]
+    YAML().dump(content, file := tmp_path / "params.yaml")
+    with pytest.raises(ValueError, match=r"missing key mae_recipe\.betas; add it"):
+        load_config(MAERecipe, "pretrain", "recipe", file=file)

@@ -37,7 +37,7 @@ def test_a_promoted_encoder_becomes_a_teacher_with_its_features(inside: Project)
 @pytest.mark.heavy
 def test_an_experiment_is_promoted_from_the_cache(toy: Project):
     for stage in ("part_scores", "knn", "linear", "attentive", "finetune", "segment"):  # nothing is to be scored here
-        toy.set(f"{stage}.datasets", {})
+        toy.set(f"evaluations.{stage}", {})
     toy.dvc("exp", "run", "-n", "other", "-S", "pretrain.seed=5", **AUTHOR)
     digest = json.loads((toy.folder / "data/pretrain/encoder.json").read_text())["sha256"]
     toy.dvc("exp", "run", "-n", "another", "-S", "pretrain.seed=6", **AUTHOR)

@@ -25,23 +25,20 @@ from stages import attentive, knn, linear, part_scores
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 STAGES = {"attentive": attentive, "knn": knn, "linear": linear, "part_scores": part_scores}
 PARAMS = """
+evaluations: {knn: {toy: {}, gone: {}}, linear: {toy: {epochs: 3}}, attentive: {toy: {epochs: 3}}, part_scores: {toy: {}}}
 knn:
   protocol: {k: 20, temperature: 0.07, whiten: false, pool: patch_mean, baselines: true, seed: 0, batch_size: 16,
     compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
-  datasets: {toy: {}, gone: {}}
 linear:
   protocol: {base_lrs: [1.0, 0.1], holdout: 0.25, epochs: 4, warmup_epochs: 1, views: 2, batch_size: 16,
     low_shot: [{per_class: 1}, {share: 0.5}], pool: both, baselines: true, seed: 0,
     encode_batch_size: 16, compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
-  datasets: {toy: {epochs: 3}}
 attentive:
   protocol: {queries: 4, base_lrs: [0.1, 0.01], weight_decays: [0.05, 0.0], holdout: 0.25, epochs: 4, warmup_epochs: 1,
     batch_size: 8, shuffle_shards: null, betas: [0.9, 0.95], baselines: true, seed: 0, checkpoint_minutes: 5,
     compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
-  datasets: {toy: {epochs: 3}}
 part_scores:
   protocol: {num_images: 20, baselines: true, seed: 0, batch_size: 16, compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
-  datasets: {toy: {}}
 """
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,9 +106,8 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
 
 def write_params(**evaluated: list[str]) -> None:
     """params.yaml as far as the report reads it; `evaluated` lists datasets per evaluation."""
-    sections = {
-        name: {"protocol": {"seed": 0}, "datasets": {d: {} for d in evaluated.get(name, [])}} for name in EVALUATIONS
-    }
+    sections: dict[str, Any] = {name: {"protocol": {"seed": 0}} for name in EVALUATIONS}
+    sections["evaluations"] = {name: {d: {} for d in evaluated.get(name, [])} for name in EVALUATIONS}
     stages = {"shards": {"writing": {"short_side": 77}, "datasets": {}}, "part_maps": {"attention": True}}
     YAML().dump({"report": SECTION, **stages, **sections}, Path("params.yaml"))
 

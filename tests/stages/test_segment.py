@@ -18,6 +18,7 @@ from stages import segment
 
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 PARAMS = """
+evaluations: {segment: {toy: {}, gone: {}}}
 segment:
   protocol:
     heads: [linear, knn]
@@ -39,7 +40,6 @@ segment:
     seed: 0
     checkpoint_minutes: 5
     compute: {device: cpu, precision: fp32, compile: false, workers: 0}
-  datasets: {toy: {}, gone: {}}
 """
 
 

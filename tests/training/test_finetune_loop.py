@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semmae.core import distributed, optim
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import load_config, read_yaml
+from semmae.core.config import load_config, read_yaml, with_overrides
 from semmae.core.digests import file_digest
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
@@ -281,8 +281,8 @@ def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) 
     vit.save(Path("data/pretrain"), encoder(), CONFIG)
     section = YAML(typ="safe").load(ROOT / "tests/toy/params.yaml")["finetune"]
     section["protocol"]["recipe"] |= {"epochs": 3, "ema_decay": 0.9}
-    section["datasets"]["gone"] = {}
-    YAML().dump({"finetune": section}, tmp_path / "params.yaml")
+    params = {"evaluations": {"finetune": {"toy": {}, "gone": {}}}, "finetune": section}
+    YAML().dump(params, tmp_path / "params.yaml")
     return tmp_path
 
 
@@ -378,9 +378,10 @@ def test_a_dataset_may_set_its_own_epochs_rate_and_shots():
     from stages import finetune
 
     section = load_config(finetune.FinetuneConfig, "finetune", file=ROOT / "tests/toy/params.yaml")
-    own = finetune.settled(section.protocol, finetune.FinetuneOverrides(epochs=7, base_lr=1e-5, low_shot=[]))
+    recipe = finetune.FinetuneRecipeOverrides(epochs=7, base_lr=1e-5)
+    own = with_overrides(section.protocol, finetune.FinetuneOverrides(recipe=recipe, low_shot=[]))
     assert (own.recipe.epochs, own.recipe.base_lr, own.low_shot) == (7, 1e-5, [])
-    assert finetune.settled(section.protocol, finetune.FinetuneOverrides()) == section.protocol
+    assert with_overrides(section.protocol, finetune.FinetuneOverrides()) == section.protocol
 
 
 @pytest.mark.parametrize(

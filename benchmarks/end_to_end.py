@@ -69,8 +69,8 @@ class Ready(Timed):
         batch = first.batch | {"image": async_copy.to_device(self.world.device, first.batch["image"])}
         for number in range(first.steps):
             yield (step := Step(number, first.steps, first.per_epoch, number // first.per_epoch, batch, False))
-            self.book.close(step, stop=False, due=False)
-            list(self.book.settle(self.book.lag, retry=False, max_skipped_steps=0))
+            self.step_log.enqueue(step, stop=False, checkpoint_due=False)
+            self.step_log.read_completed(leave=self.step_log.delay)
 
 
 def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> dict[str, float]:

@@ -31,6 +31,7 @@ from semmae.evaluation import baselines, classification_metrics, curve_files, fe
 from semmae.evaluation.scores import Scores
 from semmae.models import classifier, vit
 from semmae.runs import run
+from semmae.runs.fingerprint import artifact_params
 from semmae.training import finetune_loop
 
 OUT, RESULTS = Path("data/finetune"), Path("results/finetune")
@@ -166,7 +167,7 @@ def write(
     shape = {key: config[key] for key in vit.CONFIG_KEYS}
     known = {"pool": protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
     with atomic_write(OUT / name) as folder:
-        classifier.save(folder, result.model, shape | known | {"params": run.described(protocol)})
+        classifier.save(folder, result.model, shape | known | {"params": artifact_params(protocol)})
     scores.write(RESULTS / f"{name}.json", evaluated)
     curve_files.write(RESULTS / "curves" / name, curves)
     predictions.write(

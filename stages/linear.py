@@ -92,7 +92,7 @@ def main() -> None:
     if protocol.baselines:
         inputs.append(model_digest(TEACHER, "teacher"))
         lines |= baselines.beside(config, teacher.load_teacher(TEACHER), seed=protocol.seed, **how)
-    with eval_cache.folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
+    with eval_cache.resumable_folder("linear", out=OUT / name, params=protocol, inputs=inputs) as folder:
         probes = {line: LinearProbe(*how, train, val, protocol, device, folder / line) for line, how in lines.items()}
         encoder = probes.pop("encoder")
         labels = torch.from_numpy(val.labels)

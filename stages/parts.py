@@ -28,6 +28,8 @@ from semmae.data.transforms import Whole
 from semmae.models import teacher, vit
 from semmae.parts import part_learner
 from semmae.runs import run
+from semmae.runs.fingerprint import artifact_params
+from semmae.runs.history_files import write_history
 
 OUT, RESULTS, SHARDS, TEACHER = Path("data/parts"), Path("results/parts"), Path("data/shards"), Path("data/teacher")
 
@@ -98,7 +100,7 @@ def main() -> None:
     config = {
         "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,
         "grid": elder.grid(section.img_size), "width": elder.embed_dim, "teacher": elder.digest,
-        "params": run.described(section),
+        "params": artifact_params(section),
     }  # fmt: skip
     inputs = [file_digest(SHARDS / section.dataset / "shards.json"), elder.digest]
     minutes = section.checkpoint_minutes
@@ -116,7 +118,7 @@ def main() -> None:
                 part_learner.save(folder, model)
                 write_json(folder / "history.json", now.history)
             write_json(RESULTS / "metrics.json", {"parts": quality})
-            run.write_history(RESULTS / "live", "parts", now.history)
+            write_history(RESULTS / "live", "parts", now.history)
 
 
 def patch_sample(

@@ -27,6 +27,8 @@ from semmae.data.dataset import Reader, verify_shards
 from semmae.models import mae, vit
 from semmae.parts import part_maps
 from semmae.runs import run
+from semmae.runs.fingerprint import artifact_params
+from semmae.runs.history_files import write_history
 from semmae.training import mae_loop
 from semmae.training.online_eval import OnlineEvalConfig, OnlineEvaluator
 
@@ -79,13 +81,13 @@ def main() -> None:
         )  # fmt: skip
         if world.leads:
             with atomic_write(OUT) as folder:
-                encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": run.described(section)} | now.adopted
+                encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": artifact_params(section)} | now.adopted
                 decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
                 mae.save(folder, model, encoder=encoder, decoder=decoder)
                 write_json(folder / "history.json", now.history)
             final = {name: value for name, value in now.history[-1].items() if name != "epoch"}
             write_json(RESULTS / "metrics.json", {"pretrain": final})
-            run.write_history(RESULTS / "live", "pretrain", now.history)
+            write_history(RESULTS / "live", "pretrain", now.history)
 
 
 if __name__ == "__main__":

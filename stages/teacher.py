@@ -25,6 +25,8 @@ from semmae.core.rng import fold
 from semmae.data.dataset import Reader, verify_shards
 from semmae.models import teacher, vit
 from semmae.runs import run
+from semmae.runs.fingerprint import artifact_params
+from semmae.runs.history_files import write_history
 from semmae.training import ibot_loop, mae_loop
 from semmae.training.online_eval import OnlineEvalConfig, OnlineEvaluator
 
@@ -85,12 +87,12 @@ def main() -> None:
         watch.pool = "class" if config["class_token"] else "patch_mean"
         if world.leads:
             with atomic_write(OUT) as folder:
-                described = {"source": section.source, "params": run.described(section)} | now.adopted
+                described = {"source": section.source, "params": artifact_params(section)} | now.adopted
                 teacher.save_teacher(folder, network, config | described)
                 write_json(folder / "history.json", now.history)
             quality = watch.measure(network.eval()) | ({"loss": now.history[-1]["loss"]} if now.history else {})
             write_json(RESULTS / "metrics.json", {"teacher": quality})
-            run.write_history(RESULTS / "live", "teacher", now.history)
+            write_history(RESULTS / "live", "teacher", now.history)
 
 
 def from_mae(

@@ -85,7 +85,7 @@ def test_a_checkpoint_of_a_run_is_not_unpickled_either():
     file = weights("run/step-000000001/state.pt", "zip")
     write_json(file.parent / "manifest.json", {"state.pt": file_digest(file)})
     with contextlib.suppress(pickle.UnpicklingError):
-        assert checkpoint.latest(Path("run"), map_location=torch.device("cpu")) is None
+        assert checkpoint.load_latest(Path("run"), map_location=torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -1,8 +1,8 @@
-"""Between host and device, with nobody waiting.
+"""Copies between host and device that do not block the host.
 
-Whoever reads a number off a GPU waits for all that it was told to do, and the GPU then waits for new orders; a copy
-from memory that is not pinned does the same. So what a step takes goes by `to_device`, and what comes of it sets out
-(`PendingCopy`, `PendingScalars`), to be read once the next step has been told.
+A copy from unpinned memory, or the read of a scalar from a GPU, blocks the host until all queued kernels have finished;
+the GPU is then idle until the host queues more. A training loop therefore uploads its batches with `to_device` and
+downloads its values with `PendingCopy`, and reads those after it has launched the next step.
 """
 
 import torch
@@ -10,37 +10,24 @@ from torch import Tensor
 
 
 def to_device(device: torch.device, tensor: Tensor) -> Tensor:
-    """A tensor on the device; from the host it goes by pinned memory."""
+    """Copy a tensor to the device without a wait; a host tensor is pinned first if the device is a GPU."""
     pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return pinned.to(device, non_blocking=True)
 
 
 class PendingCopy:
-    """A tensor on its way to the host."""
+    """An asynchronous copy of a tensor to the host. A CPU tensor is not copied."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.here, self.arrived = tensor.detach(), None
+        self._host_tensor, self._done = tensor.detach(), None
         if tensor.device.type == "cuda":
-            self.here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self.here.copy_(tensor, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
+            self._host_tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host_tensor.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
 
     def read(self) -> Tensor:
-        """Waits for what was told to the device before it set out, and for nothing later."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.here
-
-
-class PendingScalars:
-    """Named numbers on their way to the host."""
-
-    def __init__(self, numbers: dict[str, Tensor], device: torch.device) -> None:
-        self.names = list(numbers)
-        self.values = PendingCopy(torch.stack([value.detach().to(device, torch.float64) for value in numbers.values()]))
-
-    def read(self, begin: str) -> dict[str, float]:
-        """Those whose names begin so, by the rest of their names."""
-        found = zip(self.names, self.values.read().tolist(), strict=True)
-        return {name.removeprefix(begin): value for name, value in found if name.startswith(begin)}
+        """Wait for the kernels queued before the copy and for the copy itself, then return the host tensor."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host_tensor

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: a new folder per save, named in a manifest with its digest, two kept, never half of one.
+"""Checkpoints of a run: one folder per save, with a manifest that has the digest of the state.
 
-A save writes, syncs and renames, and only then drops the oldest; a checkpoint that fails its manifest is skipped,
-loudly, for the one before. They hold tensors, numbers and strings, read with `weights_only=True`.
+A new checkpoint is complete on the disk before an old one is deleted; the newest two are kept. A damaged checkpoint is
+skipped with a warning. Checkpoints hold tensors, numbers and strings, and are read with `weights_only=True`.
 """
 
 import pickle
@@ -15,23 +15,24 @@ import torch
 from semmae.core.atomic_files import atomic_write, read_json, write_json
 from semmae.core.digests import file_digest
 
-KEPT = 2
+NUM_KEPT = 2
 
 
 def save(folder: Path, step: int, content: dict[str, Any]) -> None:
-    """Keep `content` as the state after `step` steps."""
-    with atomic_write(folder / f"step-{step:09d}") as temporary:
+    """Save `content` as the state after `step` steps, and delete all but the newest checkpoints."""
+    name = f"step-{step:09d}"
+    with atomic_write(folder / name) as temporary:
         temporary.mkdir(parents=True)
         torch.save(content, temporary / "state.pt")
         write_json(temporary / "manifest.json", {"state.pt": file_digest(temporary / "state.pt")})
-    later = [path for path in _saves(folder) if path.name > f"step-{step:09d}"]  # it could not be read
-    for old in later + _saves(folder)[len(later) + KEPT :]:
+    later = [path for path in _checkpoints(folder) if path.name > name]  # damaged: the run restarted before them
+    for old in later + _checkpoints(folder)[len(later) + NUM_KEPT :]:
         shutil.rmtree(old)
 
 
-def latest(folder: Path, *, map_location: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole, or None."""
-    for path in _saves(folder):
+def load_latest(folder: Path, *, map_location: torch.device) -> dict[str, Any] | None:
+    """Load the newest checkpoint that is not damaged, or return None if there is none."""
+    for path in _checkpoints(folder):
         try:
             if read_json(path / "manifest.json") != {"state.pt": file_digest(path / "state.pt")}:
                 raise ValueError(f"{path / 'state.pt'} does not match its manifest")
@@ -41,11 +42,11 @@ def latest(folder: Path, *, map_location: torch.device) -> dict[str, Any] | None
     return None
 
 
-def forget(folder: Path) -> None:
-    """Remove a finished run's checkpoints."""
+def delete_all(folder: Path) -> None:
+    """Delete the folder of a finished run with its checkpoints."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _saves(folder: Path) -> list[Path]:
-    """The saves in `folder`, newest first."""
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, newest first."""
     return sorted(folder.glob("step-*"), reverse=True)

@@ -96,7 +96,7 @@ def gather(rows: Tensor, world: World) -> Tensor:
     return torch.cat(parts)
 
 
-def highest(values: Tensor, world: World) -> Tensor:
+def maximum(values: Tensor, world: World) -> Tensor:
     """Each value's highest over the ranks, on the device, where nobody waits for it."""
     if world.size > 1:
         values = values.clone()
@@ -106,7 +106,7 @@ def highest(values: Tensor, world: World) -> Tensor:
 
 def any_rank(flag: bool, world: World) -> bool:
     """Whether `flag` is set on any rank, agreed by all; waits for it."""
-    return flag if world.size == 1 else bool(highest(torch.full((), int(flag), device=world.device), world))
+    return flag if world.size == 1 else bool(maximum(torch.full((), int(flag), device=world.device), world))
 
 
 def barrier(world: World) -> None:

@@ -1,7 +1,8 @@
-"""Digests of large files, computed once per change: a stage that starts need not read a terabyte to trust it.
+"""A cache of the digests of large files, so that a stage need not read all shards again at its start.
 
-A file's size, time and inode are remembered with its digest under the state root. What changes a file without a write
-(bits that rot on the disk) is not seen; where the folder `digests` is deleted, the next look reads everything.
+The cache keeps the size, modification time and inode of a file with its digest, under the state root. Damage that
+happens without a write, such as a flipped bit on the disk, is therefore not detected. Deleting the folder `digests`
+makes the next stage read all files again.
 """
 
 import json
@@ -13,36 +14,36 @@ from semmae.core.atomic_files import write_json
 from semmae.core.digests import file_digest, json_digest
 from semmae.core.paths import state_root
 
-FRESH = 2_000_000_000  # nanoseconds: a younger file may change again within one tick of its time
+MIN_AGE = 2_000_000_000  # nanoseconds; a younger file may change again within one tick of its modification time
 
 
 def cached_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hex, read only if the file is not as it was when it was last read."""
+    """Return the SHA-256 of a file in hex; read the file only if it has changed since it was last read."""
     stat = path.stat()
-    seal, memo = [stat.st_size, stat.st_mtime_ns, stat.st_ino], _folder() / json_digest(str(path.absolute()))
-    if (remembered := _read(memo)).get("seal") == seal:
-        return remembered["sha256"]
-    found = file_digest(path)
-    if time.time_ns() - stat.st_mtime_ns > FRESH:
-        write_json(memo, {"path": str(path.absolute()), "seal": seal, "sha256": found})
-    return found
+    version, entry_file = [stat.st_size, stat.st_mtime_ns, stat.st_ino], _folder() / json_digest(str(path.absolute()))
+    if (entry := _read_entry(entry_file)).get("version") == version:
+        return entry["sha256"]
+    digest = file_digest(path)
+    if time.time_ns() - stat.st_mtime_ns > MIN_AGE:
+        write_json(entry_file, {"path": str(path.absolute()), "version": version, "sha256": digest})
+    return digest
 
 
 def prune() -> int:
-    """Forget files that are no more; returns how many."""
-    gone = [memo for memo in _folder().glob("[!.]*") if not Path(_read(memo).get("path", "")).is_file()]
-    for memo in gone:
-        memo.unlink(missing_ok=True)
+    """Delete the entries of files that no longer exist; return their number."""
+    gone = [entry for entry in _folder().glob("[!.]*") if not Path(_read_entry(entry).get("path", "")).is_file()]
+    for entry in gone:
+        entry.unlink(missing_ok=True)
     return len(gone)
 
 
-def _read(memo: Path) -> dict[str, Any]:
-    """What is remembered of a file: its path, its seal, its digest; {} if never seen, or damaged."""
+def _read_entry(entry_file: Path) -> dict[str, Any]:
+    """Return the path, version and digest of an entry; {} if it is missing or damaged."""
     try:
-        found = json.loads(memo.read_text())
+        entry = json.loads(entry_file.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and found.keys() == {"path", "seal", "sha256"} else {}
+    return entry if isinstance(entry, dict) and entry.keys() == {"path", "version", "sha256"} else {}
 
 
 def _folder() -> Path:

@@ -1,9 +1,9 @@
-"""What a killed evaluation leaves to the next one: a folder under the state root, found again by its fingerprint.
+"""Results of a killed evaluation, kept for the next attempt in a folder under the state root.
 
-For work that is a sequence of files; a training goes on by `run.Run`, whose fingerprints and locks these are.
+This is for evaluations whose work is a sequence of files. A training is resumed by `runs.run`, whose fingerprints and
+locks this module uses too.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,23 +14,27 @@ from semmae.core.atomic_files import write_json
 from semmae.core.digests import json_digest
 from semmae.core.locks import exclusive_lock
 from semmae.core.paths import state_root
-from semmae.runs import run
+from semmae.runs.fingerprint import run_identity
 
 
 @contextmanager
-def folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator[Path]:
-    """The folder of this stage with these params (a dataclass), digests of inputs and source; deleted on success.
+def resumable_folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator[Path]:
+    """Yield the folder of this evaluation; delete it on success, keep it after an error.
 
-    Raises BlockingIOError naming the process that is at work on the same `out`; waits its turn where the same work is
-    done for another one: experiments side by side share their baselines.
+    A process that computes the same for another output waits until this one has finished.
+
+    Args:
+        out: Output of the stage. A second process that writes it is refused.
+        params: Parameters of the stage, a dataclass; part of the fingerprint.
+        inputs: Digests of the files that the stage reads; part of the fingerprint.
+
+    Raises:
+        BlockingIOError: Another process writes `out`. The message names the process.
     """
-    identity = {
-        "stage": stage, "params": run.lasting(dataclasses.asdict(params)), "inputs": inputs,
-        "source": run.source_digest(),
-    }  # fmt: skip
+    identity = run_identity(stage, params, inputs)
     fingerprint = json_digest(identity)
-    place = state_root() / "runs" / fingerprint
+    folder = state_root() / "runs" / fingerprint
     with exclusive_lock("output", str(out.absolute())), exclusive_lock("run", fingerprint, wait=True):
-        write_json(place / "identity.json", identity)
-        yield place
-        checkpoint.forget(place)
+        write_json(folder / "identity.json", identity)
+        yield folder
+        checkpoint.delete_all(folder)

@@ -1,9 +1,8 @@
-"""Going on after an edit of the source: the checkpoints of a run are handed to the one that differs in its code alone.
+"""Handover of checkpoints to a run with edited source.
 
-A run is found again by a fingerprint of params, inputs and source, so after an edit there is another and it begins
-anew. Who knows that the edit is harmless says so: `offer` marks the old run (`semmae state adopt`), the next run that
-equals it in stage, params and inputs takes its checkpoints (`take`), and both it and what it makes remember the old
-source.
+The fingerprint of a run includes its source, so an edit starts a new run. If the edit changes no result, the user
+offers the old run for adoption (`semmae state adopt`). The next run with the same stage, parameters and inputs takes
+its checkpoints. This run and its artifact keep the digest of the old source.
 """
 
 import json
@@ -19,54 +18,67 @@ from semmae.core.digests import json_digest
 from semmae.core.locks import exclusive_lock
 from semmae.core.paths import state_root
 
-OFFER, SOURCES, LOG = "offer.json", "adopted.json", "adoptions.jsonl"
+OFFER_FILE, SOURCES_FILE, LOG_FILE = "offer.json", "adopted.json", "adoptions.jsonl"
 
 
 def offer(folder: Path) -> None:
-    """Mark the run in `folder` to be adopted. ValueError where it has no checkpoint, BlockingIOError while at work."""
+    """Offer the run in `folder` for adoption.
+
+    Raises:
+        ValueError: The run has no checkpoint.
+        BlockingIOError: A process is at work on the run.
+    """
     if not any(folder.glob("step-*")):
         raise ValueError(f"run {folder.name[:12]} has no checkpoint yet; there is nothing to adopt")
     with exclusive_lock("run", folder.name):
-        write_json(folder / OFFER, {"offered": time.strftime("%FT%T%z")})
+        write_json(folder / OFFER_FILE, {"offered": time.strftime("%FT%T%z")})
 
 
-def take(identity: dict[str, Any], folder: Path) -> list[str]:
-    """Move the checkpoints of an offered run to `folder`, the run with `identity`, unless it has some of its own.
+def adopt_offered(identity: dict[str, Any], folder: Path) -> list[str]:
+    """Move the checkpoints of an offered run to `folder`, the folder of the run with `identity`.
 
-    Returns the digests of all sources, before its own, by which the run in `folder` was computed; mostly none. An
-    offered run of the same stage that differs in more than its source is left alone, with a warning.
+    Does nothing if `folder` has checkpoints. An offered run of the same stage with other parameters or inputs is left
+    alone, with a warning.
+
+    Returns:
+        Digests of the older source that computed a part of the run in `folder`, oldest first; mostly empty.
     """
-    for mark in sorted(folder.parent.glob(f"*/{OFFER}")):
-        other = mark.parent
-        theirs = read_json(other / "identity.json")
-        if other == folder or theirs["stage"] != identity["stage"] or any(folder.glob("step-*")):
+    for offer_file in sorted(folder.parent.glob(f"*/{OFFER_FILE}")):
+        offered = offer_file.parent
+        offered_identity = read_json(offered / "identity.json")
+        if offered == folder or offered_identity["stage"] != identity["stage"] or any(folder.glob("step-*")):
             continue
-        if not any(other.glob("step-*")):  # taken before, by a process that was killed at the end of it
-            shutil.rmtree(other)
+        if not any(offered.glob("step-*")):  # a killed process has moved its checkpoints, but not deleted its folder
+            shutil.rmtree(offered)
             continue
-        if differing := [key for key in ("params", "inputs") if json_digest(theirs[key]) != json_digest(identity[key])]:
+        differences = [
+            key for key in ("params", "inputs") if json_digest(offered_identity[key]) != json_digest(identity[key])
+        ]
+        if differences:
             print(
-                f"warning: {identity['stage']} does not adopt run {other.name[:12]}: other {' and '.join(differing)}",
+                f"warning: {identity['stage']} does not adopt run {offered.name[:12]}: it has other "
+                f"{' and '.join(differences)}",
                 file=sys.stderr,
             )
             continue
-        with exclusive_lock("run", other.name):
-            _move(other, folder, [*_sources(other), theirs["source"]])
-    return _sources(folder)
+        with exclusive_lock("run", offered.name):
+            _move_checkpoints(offered, folder, [*_older_sources(offered), offered_identity["source"]])
+    return _older_sources(folder)
 
 
-def _move(other: Path, folder: Path, sources: list[str]) -> None:
-    """Newest first: a kill half-way loses an older save at most."""
-    write_json(folder / SOURCES, sources)
-    saves = sorted(other.glob("step-*"), reverse=True)
-    record = {"at": time.strftime("%FT%T%z"), "from": other.name, "to": folder.name, "saves": [s.name for s in saves]}
-    with open(state_root() / LOG, "a") as log:
+def _move_checkpoints(offered: Path, folder: Path, sources: list[str]) -> None:
+    """Move the checkpoints, newest first: if the process is killed meanwhile, at most an older checkpoint is lost."""
+    write_json(folder / SOURCES_FILE, sources)
+    saves = sorted(offered.glob("step-*"), reverse=True)
+    names = [save.name for save in saves]
+    record = {"at": time.strftime("%FT%T%z"), "from": offered.name, "to": folder.name, "saves": names}
+    with open(state_root() / LOG_FILE, "a") as log:
         log.write(json.dumps(record) + "\n")
     for save in saves:
         os.rename(save, folder / save.name)
-    shutil.rmtree(other)
-    print(f"adopted run {other.name[:12]}, at {saves[0].name}, which other source had computed", file=sys.stderr)
+    shutil.rmtree(offered)
+    print(f"adopted run {offered.name[:12]} at {names[0]}, which older source has computed", file=sys.stderr)
 
 
-def _sources(folder: Path) -> list[str]:
-    return read_json(folder / SOURCES) if (folder / SOURCES).exists() else []
+def _older_sources(folder: Path) -> list[str]:
+    return read_json(folder / SOURCES_FILE) if (folder / SOURCES_FILE).exists() else []

@@ -1,22 +1,25 @@
-"""A training run between its steps: order of the data, checkpoints, clean stops, history, progress.
+"""The run of a training: order of the data, retries, checkpoints, stop signals, history and progress.
 
-A stage keeps its loop visible and asks a `Run` for the next step:
+A training loop stays visible and takes its steps from a `Run`:
 
-    with Run("pretrain", world, out=..., params=..., inputs=...) as run:
+    with Run("pretrain", world, out=..., params=..., inputs=..., checkpoint_minutes=...) as run:
         for step in run.steps(reader, load, ...):
-            loss = ...; loss.backward(); optimizer.step()
+            loss = ...
+            loss.backward()
+            optimizer.step()
             run.record(loss=loss)
 
-A run is known by its fingerprint: stage, params (but not the number of workers), digests of its inputs and of the
-source it imported. A run with the same fingerprint goes on at the step where the last one was killed, with the same
-numbers; anything else starts afresh, unless it adopts what other source has begun (`adoption`).
+A killed run is resumed by a run with the same fingerprint (`fingerprint`), from its last checkpoint and with the same
+results. Any other run starts at its first step, unless it adopts the checkpoints of a run with older source
+(`handover`).
 """
 
-import dataclasses
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -27,25 +30,44 @@ from torch import Tensor
 from semmae.console.progress import Progress
 from semmae.core import checkpoint, distributed
 from semmae.core.atomic_files import write_json
-from semmae.core.digests import file_digest, json_digest
+from semmae.core.digests import json_digest
 from semmae.core.locks import exclusive_lock
 from semmae.core.paths import state_root
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_size
 from semmae.data.loader import batches
 from semmae.runs import handover
+from semmae.runs.fingerprint import run_identity
 from semmae.runs.step_log import Step, StepLog
+
+LoadSample = Callable[[Reader, int, int], dict[str, Any]]  # (reader, sample index, epoch) -> sample
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps: a module or an optimizer."""
+    """An object whose state a checkpoint keeps: a module or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
 class Run:
-    """The bookkeeping of one training run; use as a context manager."""
+    """A training run; use it as a context manager.
+
+    The block holds two locks: one on the output, one on the fingerprint. On success the checkpoints are deleted; after
+    an error they stay.
+
+    Args:
+        stage: Name of the stage, for messages.
+        out: Output of the stage. A second process that writes it is refused.
+        params: Parameters of the stage, a dataclass; part of the fingerprint.
+        inputs: Digests of the files that the stage reads; part of the fingerprint.
+        checkpoint_minutes: Time between two checkpoints within an epoch.
+
+    Attributes:
+        history: One row per finished epoch: `epoch` (from 1), the means of the recorded values, the logged values.
+        adopted: Key `adopted` with the digests of older source that computed a part of this run; empty for most runs.
+            The artifact of the stage keeps it.
+    """
 
     def __init__(
         self,
@@ -58,46 +80,38 @@ class Run:
         checkpoint_minutes: float,
     ) -> None:
         self.stage, self.world, self.out = stage, world, out
-        self.identity = {
-            "stage": stage,
-            "params": lasting(dataclasses.asdict(params)),
-            "inputs": inputs,
-            "source": source_digest(),
-        }
+        self.identity = run_identity(stage, params, inputs)
         self.fingerprint = json_digest(self.identity)
         self.folder = state_root() / "runs" / self.fingerprint
-        self.checkpoint_seconds = 60 * checkpoint_minutes
+        self.step_log = StepLog(stage, world)
         self.history: list[dict[str, float]] = []
-        self.book = StepLog(stage, world)
-        self._measured: dict[str, float] = {}
-        self.adopted: dict[str, list[str]] = {}  # the other sources by which it was computed; into its artifact
+        self.adopted: dict[str, list[str]] = {}
+        self._checkpoint_seconds, self._last_checkpoint = 60 * checkpoint_minutes, 0.0
+        self._measured: dict[str, float] = {}  # at the end of the current epoch
         self._signal = 0
 
     def __enter__(self) -> Self:
-        if self.world.leads:
-            self._locks = [
-                exclusive_lock("output", str(self.out.absolute())),
-                exclusive_lock("run", self.fingerprint, wait=True),  # experiments side by side share their baselines
-            ]
-            for lock in self._locks:
-                lock.__enter__()
-            write_json(self.folder / "identity.json", self.identity)
-            if sources := handover.take(self.identity, self.folder):
-                self.adopted = {"adopted": sources}
-        distributed.barrier(self.world)  # whoever restores a checkpoint finds what was adopted
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        with ExitStack() as locks, ExitStack() as handlers:
+            if self.world.leads:
+                locks.enter_context(exclusive_lock("output", str(self.out.absolute())))
+                # Experiments that run at the same time train the same baselines: the second waits, then trains anew.
+                locks.enter_context(exclusive_lock("run", self.fingerprint, wait=True))
+                write_json(self.folder / "identity.json", self.identity)
+                if sources := handover.adopt_offered(self.identity, self.folder):
+                    self.adopted = {"adopted": sources}
+            distributed.barrier(self.world)  # before any rank looks for checkpoints, the adopted ones are in place
+            for number in (signal.SIGTERM, signal.SIGINT):
+                handlers.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            self._locks, self._signal_handlers = locks.pop_all(), handlers.pop_all()
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        done = kind is None and not self._signal
-        if self.world.leads:
-            if done:
-                checkpoint.forget(self.folder)
-            for lock in reversed(self._locks):
-                lock.__exit__(None, None, None)
-        if kind is None and not done:  # nothing has heeded it: who is stopped has not finished
+        self._signal_handlers.close()
+        finished = kind is None and not self._signal
+        with self._locks:
+            if finished and self.world.leads:
+                checkpoint.delete_all(self.folder)
+        if kind is None and not finished:  # a signal came after the last step, and nothing has reacted to it
             self.exit_if_stopped("when its work was done")
 
     def _on_signal(self, number: int, _: Any) -> None:
@@ -106,7 +120,7 @@ class Run:
     def steps(
         self,
         reader: Reader,
-        load: Callable[[Reader, int, int], dict[str, Any]],
+        load: LoadSample,
         *,
         batch_size: int,
         epochs: int,
@@ -116,174 +130,166 @@ class Run:
         retry: bool = False,
         max_skipped_steps: int = 0,
     ) -> Iterator[Step]:
-        """Every step of `epochs`, from where the last run with this fingerprint stopped; `load(reader, index, epoch)`.
+        """Yield the steps of the run, from the last checkpoint on.
 
-        Step s of an epoch takes the samples s * batch_size ... of the epoch's permutation, each rank its slice, so
-        the order is a function of (seed, epoch) alone. What does not fill a batch is left to other epochs. A step that
-        is not finite comes `again` with `retry` (on a GPU after the step that was told meanwhile, if one was), and
-        `max_skipped_steps` are left out; the loop sees to it that such a step moves nothing (`finite`).
+        The order of the samples is a function of seed and epoch only. Each rank gets its slice of the batch. Samples
+        that do not fill a batch at the end of an epoch are dropped for that epoch.
+
+        Args:
+            load: Loads a sample, in a worker process.
+            batch_size: Samples per step over all ranks.
+            workers: Processes that load samples; 0 loads them between the steps.
+            state: Objects whose state a checkpoint keeps, by name. `model` must be finite when it is saved.
+            retry: Yield a step that is not finite once more, with `is_retry`. On a GPU the next step may come first.
+            max_skipped_steps: Number of steps that may be skipped because they are not finite. The loop must not update
+                its weights in such a step; see `all_finite` and `optim.step_if`.
+
+        Raises:
+            ValueError: An epoch has no full batch, or the ranks cannot share a batch evenly.
+            FloatingPointError: A step is not finite and may not be skipped, or a weight of the model is not finite.
+            SystemExit: A stop signal was received. The run has saved a checkpoint.
         """
-        per_epoch = (size := epoch_size(len(reader), reader.weights)) // batch_size
-        if per_epoch == 0:
+        per_epoch = self._steps_per_epoch(reader, batch_size)
+        steps, first, log = epochs * per_epoch, self._restore(state), self.step_log
+        log.retry, log.max_skipped_steps = retry, max_skipped_steps
+        self._last_checkpoint = time.monotonic()
+        new_steps = self._new_steps(reader, load, batch_size, range(first, steps), per_epoch, seed, workers)
+        with Progress(self.stage, steps, per_epoch, batch_size, start=first, shown=self.world.leads) as progress:
+            for step in new_steps:
+                if step.ends_epoch:
+                    yield from self._failed_steps(leave=0)  # values measured after this step cover all earlier ones
+                yield step
+                self._enqueue(step)
+                yield from self._failed_steps(leave=0 if step.ends_epoch else log.delay)
+                progress.advance(log.latest_loss)
+                if step.ends_epoch:
+                    self._close_epoch(step.epoch, progress)
+                if log.stop or log.checkpoint_due or (step.ends_epoch and not step.ends_run):
+                    yield from self._failed_steps(leave=0)
+                    self._save(step.number + 1, state)
+                elif step.ends_run:
+                    self._check_weights(step.number + 1, state)
+                if log.stop:
+                    saved = f"saved under {self.folder}; run the same command again to resume from there"
+                    self._stop(f"after step {step.number + 1} of {steps}, {saved}")
+
+    def _steps_per_epoch(self, reader: Reader, batch_size: int) -> int:
+        size = epoch_size(len(reader), reader.weights)
+        if size < batch_size:
             raise ValueError(f"{self.stage}: batch_size is {batch_size}, but an epoch has {size} samples")
         if batch_size % self.world.size:
             raise ValueError(
                 f"{self.stage}: batch_size is {batch_size}; {self.world.size} processes cannot share it evenly"
             )
-        share, book = batch_size // self.world.size, self.book
-        number, steps, saved = self._restore(state), epochs * per_epoch, time.monotonic()
+        return size // batch_size
 
-        def close(step: Step) -> None:
-            late = time.monotonic() - saved > self.checkpoint_seconds
-            book.close(step, stop=self._signal != 0, due=late)
+    def _new_steps(
+        self, reader: Reader, load: LoadSample, batch_size: int, numbers: range, per_epoch: int, seed: int, workers: int
+    ) -> Iterator[Step]:
+        """Yield the steps with these numbers, each with this rank's share of its batch."""
+        share, number = batch_size // self.world.size, numbers.start
+        while number < numbers.stop:
+            epoch, first = divmod(number, per_epoch)
+            order = reader.epoch_order(seed=seed, epoch=epoch)[: per_epoch * batch_size]
+            indices = order.reshape(per_epoch, self.world.size, share)[first:, self.world.rank].reshape(-1)
+            for batch in batches(reader, indices, _LoadAtEpoch(load, epoch), batch_size=share, workers=workers):
+                yield Step(number, numbers.stop, per_epoch, epoch, batch, ends_epoch=(number + 1) % per_epoch == 0)
+                number += 1
 
-        def settle(left: int) -> Iterator[Step]:
-            for step in book.settle(left, retry=retry, max_skipped_steps=max_skipped_steps):
-                yield step
-                close(step)
+    def _failed_steps(self, *, leave: int) -> Iterator[Step]:
+        """Read the values of all launched steps but the last `leave`, and yield each step that must be retried."""
+        while step := self.step_log.read_completed(leave=leave):
+            yield step
+            self._enqueue(step)
 
-        with Progress(self.stage, steps, per_epoch, batch_size, start=number, shown=self.world.leads) as progress:
-            while number < steps:
-                epoch, first = divmod(number, per_epoch)
-                order = reader.epoch_order(seed=seed, epoch=epoch)[: per_epoch * batch_size].reshape(
-                    per_epoch, self.world.size, share
-                )
-                mine = order[first:, self.world.rank].reshape(-1)
-                for batch in batches(reader, mine, _Load(load, epoch), batch_size=share, workers=workers):
-                    ends_epoch = (number + 1) % per_epoch == 0
-                    if ends_epoch:
-                        yield from settle(0)  # what is measured at an epoch's end has seen all that was before
-                    yield (step := Step(number, steps, per_epoch, epoch, batch, ends_epoch))
-                    close(step)
-                    yield from settle(0 if ends_epoch else book.lag)
-                    number += 1
-                    progress.advance(book.latest)
-                    if ends_epoch:
-                        self.history.append({"epoch": epoch + 1} | book.close_epoch() | self._measured)
-                        self._measured = {}
-                        progress.line(self.history[-1])
-                    if book.stop or book.due or (ends_epoch and number < steps):
-                        yield from settle(0)
-                        self._save(number, state)
-                        saved, book.due = time.monotonic(), False
-                    elif number == steps:
-                        self._demand_finite(number, state)
-                    if book.stop:
-                        where = f"saved under {self.folder}; run the same command again to go on from there"
-                        self._stop(f"after step {number} of {steps}, {where}")
+    def _enqueue(self, step: Step) -> None:
+        """Start the copy of the step's values to the host."""
+        age = time.monotonic() - self._last_checkpoint
+        self.step_log.enqueue(step, stop=self._signal != 0, checkpoint_due=age > self._checkpoint_seconds)
 
-    def exit_if_stopped(self, where: str = "after its last step", *, together: bool = False) -> None:
-        """Stop here if a signal has asked for it: for long work that has no step to finish. `together`: if any rank's
-        has, where all of them come by equally often.
+    def _close_epoch(self, epoch: int, progress: Progress) -> None:
+        """Add the row of a finished epoch to the history and print it."""
+        self.history.append({"epoch": epoch + 1} | self.step_log.close_epoch() | self._measured)
+        self._measured = {}
+        progress.print_epoch(self.history[-1])
+
+    def all_finite(self, **checked: Tensor) -> Bool[Tensor, ""]:
+        """Check that scalars of the current step, for example loss and gradient norm, are finite on every rank.
+
+        Returns:
+            A flag on the device, for `optim.step_if`. The host does not wait for it.
         """
-        if distributed.any_rank(self._signal != 0, self.world) if together else self._signal:
-            self._stop(f"{where}; run the same command again to go on from the last checkpoint, if there is one")
-
-    def finite(self, **computed: Tensor) -> Bool[Tensor, ""]:
-        """Whether what this step has computed (its loss, the norm of its gradient) is finite on every rank: a flag on
-        the device, for `optim.step_if`.
-        """
-        return self.book.finite(**computed)
+        return self.step_log.all_finite(**checked)
 
     def record(self, **values: Tensor | float) -> None:
-        """Values of this step, averaged over the epoch's steps and the ranks; `loss` must be finite."""
-        self.book.record(**values)
+        """Record scalars of the current step, to be averaged over the epoch and the ranks. `loss` must be finite."""
+        self.step_log.record(**values)
 
     def log(self, **values: float) -> None:
-        """Values measured once, at the end of this epoch."""
+        """Log values that are measured once, at the end of the current epoch."""
         self._measured.update(values)
 
+    def exit_if_stopped(self, when: str = "after its last step", *, together: bool = False) -> None:
+        """Exit if a stop signal was received. Long work without steps calls this between its parts.
+
+        Args:
+            when: When the run stopped, for the message.
+            together: Exit if any rank has received a signal. All ranks must call this equally often.
+        """
+        if distributed.any_rank(self._signal != 0, self.world) if together else self._signal:
+            self._stop(f"{when}; run the same command again to resume from the last checkpoint, if there is one")
+
+    def _stop(self, when: str) -> None:
+        number = self._signal or signal.SIGTERM  # another rank may have received the signal
+        if self.world.leads:
+            print(f"{self.stage}: stopped by {signal.Signals(number).name} {when}", file=sys.stderr)
+        raise SystemExit(128 + number)
+
     def _restore(self, state: dict[str, Stateful]) -> int:
-        saved = checkpoint.latest(self.folder, map_location=self.world.device)
+        """Restore the newest checkpoint, if there is one, and return the number of steps done."""
+        saved = checkpoint.load_latest(self.folder, map_location=self.world.device)
         if saved is None:
             return 0
-        if "book" not in saved:
-            raise ValueError(f"{self.folder} is of an older version, which kept less; remove it to begin anew")
+        if "step_log" not in saved:
+            raise ValueError(
+                f"{self.folder} has checkpoints of an older version, which this one cannot resume; delete the folder "
+                "and run the same command again"
+            )
         for name, owner in state.items():
             owner.load_state_dict(saved["state"][name])
         self.history = saved["history"]
-        self.book.load_state_dict(saved["book"])
+        self.step_log.load_state_dict(saved["step_log"])
         return saved["step"]
 
-    def _demand_finite(self, number: int, state: dict[str, Stateful]) -> None:
-        """FloatingPointError if a weight of the model is not finite: it is neither saved nor anybody's result. (Many
-        heads that are trained side by side are no `model`: one that diverges is out of the running.)
+    def _save(self, steps_done: int, state: dict[str, Stateful]) -> None:
+        """Save a checkpoint. All values of the launched steps must have been read."""
+        self._check_weights(steps_done, state)
+        content = {"step": steps_done, "history": self.history, "step_log": self.step_log.state_dict()}
+        if self.world.leads:
+            content["state"] = {name: owner.state_dict() for name, owner in state.items()}
+            checkpoint.save(self.folder, steps_done, content)
+        distributed.barrier(self.world)
+        self._last_checkpoint, self.step_log.checkpoint_due = time.monotonic(), False
+
+    def _check_weights(self, steps_done: int, state: dict[str, Stateful]) -> None:
+        """Raise FloatingPointError if a weight of the state `model` is not finite.
+
+        Linear heads that train side by side are not called `model`, since one of them may diverge: it is not chosen.
         """
         for key, value in state["model"].state_dict().items() if "model" in state else ():
             if not bool(torch.isfinite(value).all()):
                 raise FloatingPointError(
-                    f"{self.stage}: {key} of the model is not finite after step {number}; the last checkpoint is of "
-                    "before: lower base_lr or set precision to fp32, and run the same command again"
+                    f"{self.stage}: {key} of the model is not finite after step {steps_done}; the last checkpoint is "
+                    "older: lower base_lr or set precision to fp32, and run the same command again"
                 )
 
-    def _save(self, number: int, state: dict[str, Stateful]) -> None:
-        self._demand_finite(number, state)
-        content: dict[str, Any] = {"step": number, "history": self.history, "book": self.book.state_dict()}
-        if self.world.leads:
-            content["state"] = {name: owner.state_dict() for name, owner in state.items()}
-            checkpoint.save(self.folder, number, content)
-        distributed.barrier(self.world)
 
-    def _stop(self, when: str) -> None:
-        name = signal.Signals(self._signal or signal.SIGTERM).name
-        if self.world.leads:
-            print(f"{self.stage}: stopped by {name} {when}", file=sys.stderr)
-        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+@dataclass(frozen=True)
+class _LoadAtEpoch:
+    """`load` at one epoch. A class, because worker processes cannot receive a closure."""
 
-
-@dataclasses.dataclass(frozen=True)
-class _Load:
-    """`load` at one epoch, as `reader.batches` calls it (a class, so that worker processes can receive it)."""
-
-    load: Callable[[Reader, int, int], dict[str, Any]]
+    load: LoadSample
     epoch: int
 
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
         return self.load(reader, index, self.epoch)
-
-
-def lasting(params: dict[str, Any]) -> dict[str, Any]:
-    """The params of a run without those that it may go on without: how its images are loaded, how often it saves."""
-    return {
-        name: lasting(value) if isinstance(value, dict) else value
-        for name, value in params.items() if name not in ("workers", "checkpoint_minutes")
-    }  # fmt: skip
-
-
-def source_digest() -> str:
-    """The digest of the project's own source that this process has imported, the running stage included."""
-    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("semmae", "stages")}
-    files = {
-        module.__file__ for module in (*modules.values(), sys.modules["__main__"]) if getattr(module, "__file__", None)
-    }
-    return json_digest(sorted(file_digest(Path(file)) for file in files if file))
-
-
-def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> None:
-    """The curves of a run for `dvc plots` and `dvc exp show`: one DVCLive TSV per column, rewritten whole.
-
-    Without DVCLive (a training machine that has no DVC) there is nobody to read them: the history in the artifact
-    stays.
-    """
-    try:
-        from dvclive import Live
-    except ImportError:
-        return
-    with Live(str(folder), resume=False, dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False) as live:
-        for row in history:
-            live.step = int(row["epoch"])
-            for name, value in row.items():
-                if name != "epoch":
-                    live.log_metric(f"{stage}/{name}", value, plot=True)
-            live.make_summary()
-
-
-def described(section: Any) -> dict[str, Any]:
-    """Return the parameters of a stage that can change its result, for the JSON of its artifact.
-
-    Args:
-        section: The section of the stage, a dataclass with a field `compute`.
-    """
-    parameters = lasting(dataclasses.asdict(section))
-    del parameters["compute"]
-    return parameters | {"precision": section.compute.precision}

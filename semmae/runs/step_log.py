@@ -1,30 +1,37 @@
-"""The book of a training run: what each step says of itself, entered when reading it makes no device wait.
+"""The values of a run's steps, read without a wait for the device.
 
-A step is closed when its work was told to the device, and settled when its numbers are here: at once on a CPU, one step
-later on a GPU. A settled step counts in the means of its epoch; one that is not finite comes again, is left out, or
-ends the run, on all ranks alike.
+A GPU runs behind the host: when the host has launched a step, the GPU may still compute the one before. On a GPU the
+host therefore reads the values of a step after it has launched the next one; on a CPU it reads them at once. A step
+whose values are finite counts in the means of its epoch. Any other step is retried, skipped or ends the run, and all
+ranks decide alike.
 """
 
 import dataclasses
 import math
 import sys
 from collections import deque
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from semmae.core import distributed
-from semmae.core.async_copy import PendingScalars
-from semmae.runs.loss_spikes import LossSpikes
+from semmae.core.async_copy import PendingCopy
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One optimizer update of a run: its epoch, this process's share of the batch, whether the epoch ends with it;
-    `again` if what it computed before was not finite, so that it should take more care.
+    """One optimizer step of a run.
+
+    Attributes:
+        number: Index of the step in the run, from 0.
+        steps: Number of steps of the run.
+        per_epoch: Number of steps of an epoch.
+        epoch: Index of the epoch, from 0.
+        batch: This rank's share of the batch.
+        ends_epoch: Whether this is the last step of its epoch.
+        is_retry: Whether the first attempt was not finite; the loop then computes the step in fp32.
     """
 
     number: int
@@ -33,148 +40,244 @@ class Step:
     epoch: int
     batch: dict[str, Any]
     ends_epoch: bool
-    again: bool = False
+    is_retry: bool = False
 
     @property
     def progress(self) -> float:
-        """0 at the first step of the whole run, 1 at the last."""
+        """Progress of the run: 0 at its first step, 1 at its last."""
         return self.number / max(1, self.steps - 1)
 
     @property
     def ends_run(self) -> bool:
-        """Whether this is the last step."""
+        """Whether this is the last step of the run."""
         return self.number == self.steps - 1
 
 
-class Closed(NamedTuple):
-    """A step whose numbers are on their way."""
+class StepFlags(NamedTuple):
+    """Flags of a step: 1 if the condition holds on any rank, else 0."""
 
-    step: Step
-    numbers: PendingScalars
-    known: dict[str, float]  # recorded, and no device's
+    nonfinite: float  # a checked value is not finite
+    nonfinite_loss: float  # the recorded loss is not finite
+    stop: float  # a stop signal was received
+    checkpoint_due: float  # the last checkpoint is older than `checkpoint_minutes`
+
+
+class StepValues(NamedTuple):
+    """The values of a step on the host."""
+
+    flags: StepFlags
+    checked: dict[str, float]
+    recorded: dict[str, float]
+
+
+class PendingValues:
+    """The values of a step, on their way to the host in one asynchronous copy.
+
+    Args:
+        flags: The fields of `StepFlags`, on the device.
+        checked: Scalars that must be finite, for example loss and gradient norm.
+        recorded: Scalars to average over the epoch; numbers of the host are not copied.
+    """
+
+    def __init__(
+        self, flags: Float64[Tensor, "4"], checked: dict[str, Tensor], recorded: dict[str, Tensor | float]
+    ) -> None:
+        on_device = {name: value for name, value in recorded.items() if isinstance(value, Tensor)}
+        self._checked_names, self._recorded_names = list(checked), list(on_device)
+        self._host_values = {name: float(value) for name, value in recorded.items() if name not in on_device}
+        scalars = [value.detach().to(flags) for value in (*checked.values(), *on_device.values())]
+        self._copy = PendingCopy(torch.stack([*flags, *scalars]))
+
+    def read(self) -> StepValues:
+        """Wait for the copy and return the values."""
+        values = self._copy.read().tolist()
+        num_flags, num_checked = len(StepFlags._fields), len(self._checked_names)
+        checked = dict(zip(self._checked_names, values[num_flags:][:num_checked], strict=True))
+        recorded = dict(zip(self._recorded_names, values[num_flags + num_checked :], strict=True))
+        return StepValues(StepFlags(*values[:num_flags]), checked, recorded | self._host_values)
 
 
 class StepLog:
-    """What the steps of a run say, in their order."""
+    """The log of the steps of a run, in their order.
+
+    Attributes:
+        delay: Number of launched steps whose values are not read yet when the next one is launched.
+        stop: Whether a rank has received a stop signal.
+        checkpoint_due: Whether a checkpoint is due on any rank.
+        latest_loss: The loss of the last step that was read.
+        skipped: Number of steps skipped so far.
+        retry: Whether a step that is not finite is computed once more.
+        max_skipped_steps: Number of skipped steps that a run survives.
+    """
 
     def __init__(self, stage: str, world: distributed.World) -> None:
         self.stage, self.world = stage, world
-        self.lag = 1 if world.device.type == "cuda" else 0  # steps that stay open while the next one is told
-        self.sums: dict[str, float] = {}  # of the values recorded in this epoch
-        self.count = 0
-        self.losses = LossSpikes()
-        self.latest = 0.0  # the last loss
-        self.skipped = 0  # steps left out since they were not finite
-        self.stop = self.due = False  # whether a rank has been asked to stop, or finds that it is time to save
-        self._open: deque[Closed] = deque()
-        self._computed: dict[str, Tensor] = {}
-        self._bad: Tensor | None = None  # 1 if any of that is not finite on any rank
+        self.delay = 1 if world.device.type == "cuda" else 0
+        self.stop = self.checkpoint_due = False
+        self.latest_loss, self.skipped = 0.0, 0
+        self.retry, self.max_skipped_steps = False, 0
+        self.sums: dict[str, float] = {}  # of the recorded values, over the epoch
+        self.count = 0  # steps in these sums
+        self.loss_spikes = LossSpikes()
+        self._launched: deque[tuple[Step, PendingValues]] = deque()
+        self._checked: dict[str, Tensor] = {}
+        self._nonfinite: Float64[Tensor, ""] | None = None
         self._recorded: dict[str, Tensor | float] = {}
 
-    def finite(self, **computed: Tensor) -> Bool[Tensor, ""]:
-        """Whether all of this is finite on every rank, on the device."""
-        self._computed, self._bad = computed, distributed.highest(_bad(computed, self.world), self.world)
-        return self._bad == 0
+    def all_finite(self, **checked: Tensor) -> Bool[Tensor, ""]:
+        """Check that values of the current step are finite on every rank; see `Run.all_finite`."""
+        self._checked, nonfinite = checked, _any_nonfinite(checked, self.world)
+        self._nonfinite = distributed.maximum(nonfinite, self.world)
+        return self._nonfinite == 0
 
     def record(self, **values: Tensor | float) -> None:
-        """What counts in the means of the epoch once the step is settled."""
+        """Keep values of the current step for the means of the epoch."""
         self._recorded = values
 
-    def close(self, step: Step, *, stop: bool, due: bool) -> None:
-        """All of this step was told to the device; its numbers set out, with what this rank has to say besides."""
-        recorded = {name: value for name, value in self._recorded.items() if isinstance(value, Tensor)}
-        known = {name: float(value) for name, value in self._recorded.items() if name not in recorded}
-        lost = _bad({name: value for name, value in recorded.items() if name == "loss"}, self.world)
-        said = [torch.full((), float(flag), dtype=torch.float64, device=self.world.device) for flag in (stop, due)]
-        flags = distributed.highest(torch.stack([lost if self._bad is None else self._bad, lost, *said]), self.world)
-        numbers = dict(zip(("flag bad", "flag lost", "flag stop", "flag due"), flags, strict=True))
-        numbers |= {f"computed {name}": value for name, value in self._computed.items()}
-        numbers |= {f"recorded {name}": value for name, value in recorded.items()}
-        self._open.append(Closed(step, PendingScalars(numbers, self.world.device), known))
-        self._computed, self._recorded, self._bad = {}, {}, None
+    def enqueue(self, step: Step, *, stop: bool, checkpoint_due: bool) -> None:
+        """Start the copy of a launched step's values to the host, with two flags of this rank."""
+        loss = {name: value for name, value in self._recorded.items() if name == "loss" and isinstance(value, Tensor)}
+        nonfinite_loss = _any_nonfinite(loss, self.world)
+        nonfinite = nonfinite_loss if self._nonfinite is None else self._nonfinite
+        flags = [
+            nonfinite,
+            nonfinite_loss,
+            *(torch.full_like(nonfinite, float(flag)) for flag in (stop, checkpoint_due)),
+        ]
+        pending = PendingValues(
+            distributed.maximum(torch.stack(flags), self.world), checked=self._checked, recorded=self._recorded
+        )
+        self._launched.append((step, pending))
+        self._checked, self._recorded, self._nonfinite = {}, {}, None
 
-    def settle(self, left: int, *, retry: bool, max_skipped_steps: int) -> Iterator[Step]:
-        """Read the numbers of all closed steps but the last `left`. With `retry`, a step that is not finite is handed
-        out to be computed again, and closed again; one that was is left out, `max_skipped_steps` of a run, one more raises
-        FloatingPointError.
+    def read_completed(self, *, leave: int) -> Step | None:
+        """Read the values of launched steps, oldest first, until `leave` of them are left or one must be retried.
+
+        Returns:
+            The step to compute again, or None.
+
+        Raises:
+            FloatingPointError: A step is not finite and may be neither retried nor skipped.
         """
-        while len(self._open) > left:
-            step, numbers, known = self._open.popleft()
-            flags, computed, recorded = (numbers.read(kind) for kind in ("flag ", "computed ", "recorded "))
-            self.stop, self.due = self.stop or flags["stop"] > 0, self.due or flags["due"] > 0
-            if not flags["bad"] and not flags["lost"]:
-                self._enter(step, recorded | known)
+        while len(self._launched) > leave:
+            step, pending = self._launched.popleft()
+            values = pending.read()
+            self.stop = self.stop or values.flags.stop > 0
+            self.checkpoint_due = self.checkpoint_due or values.flags.checkpoint_due > 0
+            if not values.flags.nonfinite and not values.flags.nonfinite_loss:
+                self._count(step, values.recorded)
                 continue
-            wrong = _wrong(computed | recorded, lost=flags["lost"] > 0)
-            if retry and not step.again:
-                self._tell(f"{wrong or 'another rank is not finite'} at step {step.number}, which comes again in fp32")
-                yield dataclasses.replace(step, again=True)
-            else:
-                self._leave_out(step, wrong, max_skipped_steps)
+            cause = _cause(values)
+            if not self.retry or step.is_retry:
+                self._skip(step, cause)
+                continue
+            self._print(
+                f"{cause or 'a value of another rank is not finite'} at step {step.number}; retrying it in fp32"
+            )
+            return dataclasses.replace(step, is_retry=True)
+        return None
 
     def close_epoch(self) -> dict[str, float]:
-        """The means of the epoch over its steps and the ranks."""
+        """Return the means of the epoch over its steps and the ranks, and start the next epoch."""
         means = {name: self._mean(total / self.count) for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: of this epoch what the ranks have on average, since all of them go on from it."""
+        """Return the state for a checkpoint. Its sums are means over the ranks, since all ranks resume from it."""
         sums = {name: self._mean(total) for name, total in self.sums.items()}
-        return {"sums": sums, "count": self.count, "skipped": self.skipped, "losses": self.losses.state_dict()}
+        loss_spikes = self.loss_spikes.state_dict()
+        return {"sums": sums, "count": self.count, "skipped": self.skipped, "loss_spikes": loss_spikes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state of a checkpoint."""
         self.sums, self.count, self.skipped = state["sums"], state["count"], state["skipped"]
-        self.losses.load_state_dict(state["losses"])
+        self.loss_spikes.load_state_dict(state["loss_spikes"])
 
     def _mean(self, value: float) -> float:
         return float(distributed.mean(torch.tensor(value, dtype=torch.float64), self.world))
 
-    def _enter(self, step: Step, values: dict[str, float]) -> None:
+    def _count(self, step: Step, recorded: dict[str, float]) -> None:
+        """Add a finite step to the sums of the epoch; warn if its loss is a spike."""
         self.count += 1
-        for name, value in values.items():
+        for name, value in recorded.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        if (loss := values.get("loss")) is None:
+        if (loss := recorded.get("loss")) is None:
             return
-        self.latest, mean = loss, self.losses.mean
-        if self.losses.is_spike(loss):
-            self._tell(
-                f"spike at step {step.number}: the loss is {loss:.4g}, lately {mean:.4g}; its samples: {_some(step)}"
+        self.latest_loss, mean = loss, self.loss_spikes.mean
+        if self.loss_spikes.is_spike(loss):
+            self._print(
+                f"loss spike at step {step.number}: {loss:.4g}, moving mean {mean:.4g}; its samples: {_samples(step)}"
             )
 
-    def _leave_out(self, step: Step, wrong: str | None, max_skipped_steps: int) -> None:
-        """Told by the ranks that are to blame, with their samples."""
+    def _skip(self, step: Step, cause: str | None) -> None:
+        """Skip a step, or end the run. The ranks whose values are not finite print the samples of the step."""
         self.skipped += 1
-        blamed = f"{self.stage}: {wrong} at step {step.number} on rank {self.world.rank}; its samples: {_some(step)}"
-        if self.skipped <= max_skipped_steps:
-            if wrong:
-                print(f"{blamed}; the step is left out", file=sys.stderr)
-        elif wrong:
-            raise FloatingPointError(f"{blamed}; lower base_lr or set precision to fp32")
+        message = (
+            f"{self.stage}: {cause} at step {step.number} on rank {self.world.rank}; its samples: {_samples(step)}"
+        )
+        if self.skipped <= self.max_skipped_steps:
+            if cause:
+                print(f"{message}; the step is skipped", file=sys.stderr)
+        elif cause:
+            raise FloatingPointError(f"{message}; lower base_lr or set precision to fp32")
         else:
-            raise FloatingPointError(f"{self.stage}: not finite at step {step.number}, on another rank than this")
+            raise FloatingPointError(f"{self.stage}: a value of another rank is not finite at step {step.number}")
 
-    def _tell(self, what: str) -> None:
+    def _print(self, message: str) -> None:
         if self.world.leads:
-            print(f"{self.stage}: {what}", file=sys.stderr)
+            print(f"{self.stage}: {message}", file=sys.stderr)
 
 
-def _bad(computed: dict[str, Tensor], world: distributed.World) -> Tensor:
-    """1 if anything is not finite, else 0."""
-    wrong = [~torch.isfinite(value.detach()).all() for value in computed.values()]
-    none = torch.zeros((), dtype=torch.float64, device=world.device)
-    return torch.stack([none, *(one.to(none) for one in wrong)]).amax()
+def _any_nonfinite(values: dict[str, Tensor], world: distributed.World) -> Float64[Tensor, ""]:
+    """Return 1 on the device if any value is not finite, else 0."""
+    zero = torch.zeros((), dtype=torch.float64, device=world.device)
+    return torch.stack([zero, *((~torch.isfinite(value.detach()).all()).to(zero) for value in values.values())]).amax()
 
 
-def _wrong(values: dict[str, float], *, lost: bool) -> str | None:
-    """What is not finite here, None if nothing is; where a rank's loss was `lost`, everybody's gradient is, for which
-    only a loss of one's own is to blame.
+def _cause(values: StepValues) -> str | None:
+    """Return in words which value of this rank is not finite, None if none is.
+
+    If the loss of any rank is not finite, the averaged gradients of all ranks are not either. Then only a rank whose
+    own loss is not finite is the cause.
     """
-    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
-    name = "loss" if lost else next(iter(wrong), "")
-    return f"the {name} is {wrong[name]}" if name in wrong else None
+    nonfinite = {name: v for name, v in (values.checked | values.recorded).items() if not math.isfinite(v)}
+    name = "loss" if values.flags.nonfinite_loss else next(iter(nonfinite), "")
+    return f"the {name} is {nonfinite[name]}" if name in nonfinite else None
 
 
-def _some(step: Step) -> str:
+def _samples(step: Step) -> str:
+    """Return the keys of the step's first samples."""
     keys = step.batch["key"]
     return ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
+
+
+class LossSpikes:
+    """Detects losses far above the moving mean of the previous losses."""
+
+    DECAY = 0.98  # of the moving mean and variance: about 50 steps
+    WARMUP = 50  # losses before anything counts as a spike
+    MAX_DEVIATIONS = 6.0  # above the mean; a loss beyond it is a spike
+    MIN_DEVIATION = 0.05  # lower bound of the standard deviation, as a share of the mean
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.variance = 0, 0.0, 0.0
+
+    def is_spike(self, loss: float) -> bool:
+        """Return whether `loss` is a spike, then include it in the moving mean and variance."""
+        deviation = max(math.sqrt(self.variance), self.MIN_DEVIATION * abs(self.mean))
+        spike = self.count >= self.WARMUP and loss - self.mean > self.MAX_DEVIATIONS * deviation
+        decay = min(self.DECAY, self.count / (self.count + 1))  # a plain mean over the first losses
+        distance = loss - self.mean
+        self.mean += (1 - decay) * distance
+        self.variance = decay * (self.variance + (1 - decay) * distance**2)
+        self.count += 1
+        return spike
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the state for a checkpoint."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore the state of a checkpoint."""
+        vars(self).update(state)

@@ -150,13 +150,13 @@ def pretrain(
             noise = torch.rand(b, mask.shape[1], generator=torch_generator(seed, "reconstruct", step.number))
             decoded = masking.subsample_mask(mask, onto(world.slice(noise)), num_decoded)
         images = vit.normalize(onto(step.batch["image"]))
-        with distributed.autocast(world.device, "fp32" if step.again else compute.precision):  # what bf16 cannot say
+        with distributed.autocast(world.device, "fp32" if step.is_retry else compute.precision):  # what bf16 cannot say
             pred = parallel(images, mask, num_masked, decoded, num_decoded)
         scored = mask if decoded is None else decoded
         loss = mae.loss(pred, images, scored, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        finite = run.finite(loss=loss, gradient=optim.clip(model, recipe.clip_grad))
+        finite = run.all_finite(loss=loss, gradient=optim.clip(model, recipe.clip_grad))
         optim.set_rate(optimizer, lr)
         optim.step_if(finite, optimizer)
         hardness = {"curriculum_weight": curriculum_weight} if "curriculum_weight" in strategy.inputs else {}

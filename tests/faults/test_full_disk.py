@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk: Path):
     checkpoint.save(small_disk, 1, {"step": 1, "weight": torch.ones(4)})
     with pytest.raises(OSError, match="is full: step-000000002 was not written"):
         checkpoint.save(small_disk, 2, {"step": 2, "weight": torch.ones(2**19)})
-    found = checkpoint.latest(small_disk, map_location=torch.device("cpu"))
+    found = checkpoint.load_latest(small_disk, map_location=torch.device("cpu"))
     assert found is not None
     assert found["step"] == 1
 

@@ -46,7 +46,7 @@ def test_the_process_whose_loss_is_not_finite_names_its_samples_and_both_go_on(t
     theirs = [reader.keys[i] for i in reader.epoch_order(seed=section.seed, epoch=0)[2 * b + b // 2 : 3 * b]]
     told = re.findall(r"^pretrain: .* at step 2.*", said, re.MULTILINE)
     assert told == [
-        f"pretrain: the loss is nan at step 2 on rank 1; its samples: {', '.join(theirs[:8])}; the step is left out"
+        f"pretrain: the loss is nan at step 2 on rank 1; its samples: {', '.join(theirs[:8])}; the step is skipped"
     ]
     assert epochs(said)[-1] == section.recipe.epochs
 

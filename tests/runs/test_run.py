@@ -24,8 +24,11 @@ from semmae.core.model_files import CONFIG_DIGEST, load_model, save_model
 from semmae.core.paths import state_root
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_order
-from semmae.runs import handover, run
-from semmae.runs.run import Run, write_history
+from semmae.runs import fingerprint, handover
+from semmae.runs.history_files import write_history
+from semmae.runs.run import Run
+from tests.imports import WITHOUT_EFFECT
+from tests.project import ROOT
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -160,14 +163,14 @@ def test_two_checkpoints_are_kept(tmp_path: Path):
     for step in (1, 2, 10):
         checkpoint.save(tmp_path, step, {"step": step})
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002", "step-000000010"]
-    assert checkpoint.latest(tmp_path, map_location=ALONE.device) == {"step": 10}
+    assert checkpoint.load_latest(tmp_path, map_location=ALONE.device) == {"step": 10}
 
 
 def test_a_run_that_begins_anew_keeps_its_own_checkpoints_and_not_those_that_nobody_can_read(tmp_path: Path):
     for step in (190, 200):
         checkpoint.save(tmp_path, step, {"step": step})
         os.truncate(tmp_path / f"step-{step:09d}/state.pt", 10)
-    assert checkpoint.latest(tmp_path, map_location=ALONE.device) is None
+    assert checkpoint.load_latest(tmp_path, map_location=ALONE.device) is None
     for step in (10, 20, 30):
         checkpoint.save(tmp_path, step, {"step": step})
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000020", "step-000000030"]
@@ -186,7 +189,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
         os.truncate(newest / "state.pt", 100)
     else:
         (newest / ("manifest.json" if damage == "no manifest" else "state.pt")).unlink()
-    found = checkpoint.latest(tmp_path, map_location=ALONE.device)
+    found = checkpoint.load_latest(tmp_path, map_location=ALONE.device)
     assert found is not None
     assert found["step"] == 1
     assert "checkpoint skipped" in capsys.readouterr().err
@@ -197,7 +200,7 @@ def test_half_a_save_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
     with pytest.raises(OSError, match="is full: step-000000002 was not written"):
         checkpoint.save(tmp_path, 2, {"step": 2})
-    assert checkpoint.latest(tmp_path, map_location=ALONE.device) == {"step": 1}
+    assert checkpoint.load_latest(tmp_path, map_location=ALONE.device) == {"step": 1}
 
 
 # Runs
@@ -298,12 +301,12 @@ def test_an_offered_run_goes_on_under_other_source_and_says_so(
     toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     whole, weight, history = _train(toy_dataset, tmp_path / "out")
-    before = run.source_digest()
+    before = fingerprint.source_digest()
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=12)
     (left,) = state_dir.runs()
     state_dir.adopt(left.fingerprint[:6])
-    monkeypatch.setattr(run, "source_digest", lambda: "edited")
+    monkeypatch.setattr(fingerprint, "source_digest", lambda: "edited")
     assert len(_train(toy_dataset, tmp_path / "out", lr=0.2)[0]) == 15
     assert "toy does not adopt run" in (said := capsys.readouterr().err)
     assert "other params" in said
@@ -319,7 +322,14 @@ def test_an_offered_run_goes_on_under_other_source_and_says_so(
     assert (record["from"], record["to"]) == (left.fingerprint, taken.fingerprint)
 
 
-def test_what_cannot_be_adopted_is_told(toy_dataset: Path, tmp_path: Path):
+def test_an_edit_of_the_console_output_or_of_the_version_keeps_the_fingerprint():
+    files = fingerprint.source_files()
+    assert {ROOT / "semmae/runs/run.py", ROOT / "semmae/core/checkpoint.py"} <= files
+    assert "semmae.console.progress" in sys.modules
+    assert not [file for file in files if any(map(file.is_relative_to, WITHOUT_EFFECT))]
+
+
+def test_a_run_that_cannot_be_adopted_is_refused(toy_dataset: Path, tmp_path: Path):
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=2)
     (left,) = state_dir.runs()
@@ -339,7 +349,9 @@ def test_a_checkpoint_of_an_older_layout_is_refused_in_words(toy_dataset: Path, 
     (left,) = state_dir.runs()
     folder = state_root() / "runs" / left.fingerprint
     checkpoint.save(folder, 6, {"step": 6, "history": [], "sums": {}, "count": 0, "state": {}})
-    with pytest.raises(ValueError, match=f"{folder} is of an older version, which kept less; remove it to begin anew"):
+    with pytest.raises(
+        ValueError, match=f"{folder} has checkpoints of an older version, which this one cannot resume; delete"
+    ):
         _train(toy_dataset, tmp_path / "out")
 
 
@@ -415,19 +427,19 @@ def test_what_ranks_agree_on_is_moved_to_their_device(monkeypatch: pytest.Monkey
 
 def test_a_checkpoint_holds_what_the_ranks_have_recorded_on_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as now:
-        now.book.sums = {"loss": 1.0}
+        now.step_log.sums = {"loss": 1.0}
         monkeypatch.setattr(distributed, "mean", lambda value, world: (value + 10.0) / 2)  # the other rank's loss is 10
         now._save(1, {})
-        saved = checkpoint.latest(now.folder, map_location=ALONE.device)
+        saved = checkpoint.load_latest(now.folder, map_location=ALONE.device)
     assert saved is not None
-    assert saved["book"]["sums"] == {"loss": 5.5}
+    assert saved["step_log"]["sums"] == {"loss": 5.5}
 
 
 def test_more_than_a_day_is_told_in_days(capsys: pytest.CaptureFixture[str]):
     with Progress("toy", steps=1001, per_epoch=1, batch_size=1, start=0, shown=True) as progress:
-        progress.began -= 108  # seconds
+        progress.started -= 108  # seconds
         progress.done = 1
-        progress.line({"epoch": 1, "loss": 1.0})
+        progress.print_epoch({"epoch": 1, "loss": 1.0})
     assert "1 day, 6:00:0" in capsys.readouterr().err
 
 
@@ -444,6 +456,6 @@ def test_an_offer_that_was_taken_before_is_no_offer(state_root: Path):
     left, begun = state_root / "runs/left", state_root / "runs/begun"
     write_json(left / "identity.json", identity | {"source": "old"})
     write_json(left / "offer.json", {"offered": "then"})
-    assert handover.take(identity, begun) == []
+    assert handover.adopt_offered(identity, begun) == []
     assert not left.exists()
     assert not begun.exists()

@@ -3,6 +3,7 @@ read; a step reads nothing off its device.
 """
 
 import dataclasses
+import random
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +24,7 @@ from semmae.data.epoch_order import epoch_order
 from semmae.models import masking, vit
 from semmae.parts.part_maps import PartMaps
 from semmae.runs.run import Run
-from semmae.runs.step_log import Step
+from semmae.runs.step_log import LossSpikes, Step
 from semmae.training import ibot_loop, mae_loop
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -42,80 +43,80 @@ def _load(reader: Reader, index: int, epoch: int) -> dict[str, object]:
 
 
 def _run(
-    dataset: Path, out: Path, losses: dict[tuple[int, bool], float], *, lag: int = 0, epochs: int = 1,
+    dataset: Path, out: Path, losses: dict[tuple[int, bool], float], *, delay: int = 0, epochs: int = 1,
     signaled_at: int | None = None, **kwargs: int,
 ) -> tuple[Run, list[tuple[int, bool]], float]:  # fmt: skip
-    """Epochs of 5 steps whose loss is 2, or what `losses` says of (step, again). A step moves a weight by one, if it
+    """Epochs of 5 steps whose loss is 2, or what `losses` says of (step, is_retry). A step moves a weight by one, if it
     may. The run, its steps in their order, the weight.
     """
     seen: list[tuple[int, bool]] = []
     model = torch.nn.ParameterList([torch.zeros(1)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0, fused=True)
     with Run("toy", ALONE, out=out, params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
-        run.book.lag = lag
+        run.step_log.delay = delay
         for step in run.steps(
             Reader(dataset, "train"), _load, batch_size=8, epochs=epochs, seed=0, workers=0,
             state={"model": model, "optimizer": optimizer}, **kwargs,
         ):  # fmt: skip
             if step.number == signaled_at:
                 signal.raise_signal(signal.SIGTERM)
-            seen.append((step.number, step.again))
+            seen.append((step.number, step.is_retry))
             loss = torch.tensor(losses.get(seen[-1], 2.0))
             model[0].grad = -(loss / loss).expand(1)  # one, or nan
-            optim.step_if(run.finite(loss=loss), optimizer)
+            optim.step_if(run.all_finite(loss=loss), optimizer)
             run.record(loss=loss, constant=1.0)
             if step.ends_epoch:
                 run.log(weight=float(model[0].detach()))
     return run, seen, float(model[0].detach())
 
 
-@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("delay", [0, 1])
 def test_a_step_that_is_not_finite_comes_again_and_then_counts(
-    toy_dataset: Path, tmp_path: Path, lag: int, capsys: pytest.CaptureFixture[str]
+    toy_dataset: Path, tmp_path: Path, delay: int, capsys: pytest.CaptureFixture[str]
 ):
     plain, _, _ = _run(toy_dataset, tmp_path / "plain", {}, epochs=2)
     losses = {(1, False): NAN, (1, True): 4.0, (4, False): float("inf"), (4, True): 4.0}
-    run, seen, weight = _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2, retry=True)
-    late = [(2, False), (1, True)] if lag else [(1, True), (2, False)]  # a GPU has been told the next one meanwhile
+    run, seen, weight = _run(toy_dataset, tmp_path / "out", losses, delay=delay, epochs=2, retry=True)
+    late = [(2, False), (1, True)] if delay else [(1, True), (2, False)]  # a GPU has been told the next one meanwhile
     rest = [(number, False) for number in (5, 6, 7, 8, 9)]
     assert seen == [(0, False), (1, False), *late, (3, False), (4, False), (4, True), *rest]
     assert weight == pytest.approx(plain.history[-1]["weight"], abs=1e-3)
-    assert run.book.skipped == 0
+    assert run.step_log.skipped == 0
     assert [row["loss"] for row in run.history] == [pytest.approx((2 * 3 + 4 * 2) / 5), 2.0]
     assert run.history[0]["weight"] == pytest.approx(5, abs=1e-3)  # measured anew after the last step came again
     assert [row["constant"] for row in run.history] == [1.0, 1.0]
     said = capsys.readouterr().err
-    assert "toy: the loss is nan at step 1, which comes again in fp32\n" in said
-    assert "toy: the loss is inf at step 4, which comes again in fp32\n" in said
+    assert "toy: the loss is nan at step 1; retrying it in fp32\n" in said
+    assert "toy: the loss is inf at step 4; retrying it in fp32\n" in said
 
 
-@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_step_that_stays_so_is_left_out_if_that_is_allowed(
-    toy_dataset: Path, tmp_path: Path, lag: int, retry: bool, capsys: pytest.CaptureFixture[str]
+    toy_dataset: Path, tmp_path: Path, delay: int, retry: bool, capsys: pytest.CaptureFixture[str]
 ):
     losses = {(number, again): NAN for number in (1, 3) for again in (False, True)}
-    run, _, weight = _run(toy_dataset, tmp_path / "out", losses, lag=lag, retry=retry, max_skipped_steps=2)
-    assert (run.book.skipped, run.history[-1]["loss"]) == (2, 2.0)
+    run, _, weight = _run(toy_dataset, tmp_path / "out", losses, delay=delay, retry=retry, max_skipped_steps=2)
+    assert (run.step_log.skipped, run.history[-1]["loss"]) == (2, 2.0)
     assert weight == pytest.approx(3, abs=1e-3)
     keys = [Reader(toy_dataset, "train").keys[i] for i in epoch_order(40, seed=0, epoch=0)]
     said = capsys.readouterr().err
     assert f"toy: the loss is nan at step 1 on rank 0; its samples: {keys[8]}, " in said
-    assert said.count("; the step is left out") == 2
+    assert said.count("; the step is skipped") == 2
     said = f"toy: the loss is nan at step 3 on rank 0; its samples: {keys[24]}, .*; lower base_lr or set precision to"
     with pytest.raises(FloatingPointError, match=said):
-        _run(toy_dataset, tmp_path / "other", losses, lag=lag, retry=retry, max_skipped_steps=1)
+        _run(toy_dataset, tmp_path / "other", losses, delay=delay, retry=retry, max_skipped_steps=1)
 
 
-@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize("number", [0, 3, 4, 8, 9])
-def test_a_run_that_is_stopped_goes_on_to_the_same_end(toy_dataset: Path, tmp_path: Path, lag: int, number: int):
+def test_a_run_that_is_stopped_goes_on_to_the_same_end(toy_dataset: Path, tmp_path: Path, delay: int, number: int):
     losses = {(number, again): 3.0 for number in (3, 7) for again in (False, True)}
-    whole, steps, weight = _run(toy_dataset, tmp_path / "whole", losses, lag=lag, epochs=2)
+    whole, steps, weight = _run(toy_dataset, tmp_path / "whole", losses, delay=delay, epochs=2)
     with pytest.raises(SystemExit, match="143"):
-        _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2, signaled_at=number)
-    run, rest, weight_again = _run(toy_dataset, tmp_path / "out", losses, lag=lag, epochs=2)
-    stopped_after = number + 1 + (lag if number % 5 < 4 else 0)  # a GPU has been told the next one
+        _run(toy_dataset, tmp_path / "out", losses, delay=delay, epochs=2, signaled_at=number)
+    run, rest, weight_again = _run(toy_dataset, tmp_path / "out", losses, delay=delay, epochs=2)
+    stopped_after = number + 1 + (delay if number % 5 < 4 else 0)  # a GPU has been told the next one
     assert rest == steps[stopped_after:]
     assert (weight_again, run.history) == (weight, whole.history)
 
@@ -123,15 +124,50 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(toy_dataset: Path, tmp_pa
 def test_a_rank_whose_own_loss_is_finite_stops_with_the_one_whose_is_not(
     toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(distributed, "highest", lambda values, world: torch.ones_like(values))  # another rank says so
-    with pytest.raises(FloatingPointError, match="toy: not finite at step 0, on another rank than this"):
+    monkeypatch.setattr(distributed, "maximum", lambda values, world: torch.ones_like(values))  # another rank says so
+    with pytest.raises(FloatingPointError, match="toy: a value of another rank is not finite at step 0"):
         _run(toy_dataset, tmp_path / "out", {})
 
 
 def test_a_spike_is_told_with_its_samples(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     _run(toy_dataset, tmp_path / "out", {(55, False): 50.0}, epochs=12)
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
-    assert told.startswith("toy: spike at step 55: the loss is 50, lately 2; its samples: ")
+    assert told.startswith("toy: loss spike at step 55: 50, moving mean 2; its samples: ")
+
+
+def falling_losses(steps: int) -> list[float]:
+    """Return losses that fall with some noise, as those of a training do."""
+    noise = random.Random(0)
+    return [1 + 2 / (1 + step / 20) + noise.gauss(0, 0.02) for step in range(steps)]
+
+
+def test_falling_losses_have_no_spikes_and_a_jump_is_one():
+    spikes = LossSpikes()
+    assert not any(spikes.is_spike(loss) for loss in falling_losses(400))
+    assert spikes.is_spike(3.0)
+    assert not spikes.is_spike(1.1)
+
+
+def test_nothing_is_a_spike_during_the_warmup():
+    spikes = LossSpikes()
+    assert not any(spikes.is_spike(loss) for loss in [1.0] * (LossSpikes.WARMUP - 1) + [100.0])
+
+
+def test_constant_losses_may_vary_a_little():
+    spikes = LossSpikes()
+    for _ in range(LossSpikes.WARMUP):
+        spikes.is_spike(1.0)
+    assert not spikes.is_spike(1.2)
+    assert spikes.is_spike(2.0)
+
+
+def test_a_checkpoint_keeps_the_moving_mean_of_the_loss():
+    spikes, restored = LossSpikes(), LossSpikes()
+    for loss in falling_losses(100):
+        spikes.is_spike(loss)
+    restored.load_state_dict(spikes.state_dict())
+    assert [spikes.is_spike(loss) for loss in (1.1, 9.0, 1.1)] == [restored.is_spike(loss) for loss in (1.1, 9.0, 1.1)]
+    assert spikes.state_dict() == restored.state_dict()
 
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal.default")

@@ -1,8 +1,4 @@
-"""A classifier on top of an encoder: timm's `VisionTransformer` with a head, all of it to be trained.
-
-- `from_encoder`: the encoder's weights, a fresh head; positions are resampled to another image size, and trainable.
-- `save` / `load`: weights and config with the names of the classes, enough to rebuild and use it with no flags.
-"""
+"""A classifier for finetuning: timm's `VisionTransformer` with the weights of an encoder and a fresh linear head."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +12,23 @@ from semmae.core.rng import torch_generator
 from semmae.models import vit
 
 Pool = Literal["class", "patch_mean"]
-HEAD_STD = 2e-5  # MAE: the first steps are the encoder's, not the noise of the head's
+HEAD_STD = 2e-5  # as in MAE: the random head hardly disturbs the encoder in the first steps
 
 
 def build(config: dict[str, Any], *, num_classes: int, pool: Pool, drop_path: float = 0.0) -> VisionTransformer:
-    """A ViT with the keys vit.CONFIG and a linear head: on the class token after the final norm, or on the mean of the
-    patch tokens with a norm of its own and none before it (MAE).
+    """Build a ViT with a linear head.
+
+    With the pool `class`, the head is on the class token after the final norm. With `patch_mean` it is on the mean of
+    the patch tokens, with a norm after the pooling in place of the final norm (MAE).
+
+    Args:
+        config: holds `vit.CONFIG_KEYS`.
+        num_classes: outputs of the head.
+        pool: input of the head.
+        drop_path: rate of stochastic depth in the last block.
+
+    Raises:
+        ValueError: `patch_size` does not divide `img_size`.
     """
     size, patch = config["img_size"], config["patch_size"]
     if size % patch:
@@ -38,14 +45,23 @@ def build(config: dict[str, Any], *, num_classes: int, pool: Pool, drop_path: fl
 def from_encoder(
     encoder: VisionTransformer, config: dict[str, Any], *, num_classes: int, pool: Pool, drop_path: float, seed: int
 ) -> VisionTransformer:
-    """A classifier with the weights of `encoder`; `config` is the encoder's, with the img_size that is wanted."""
+    """Build a classifier with the weights of `encoder` and a random head.
+
+    Args:
+        encoder: the pretrained ViT.
+        config: the config of the encoder, with the `img_size` of the classifier; the positions are resampled to it.
+        num_classes: outputs of the head.
+        pool: input of the head.
+        drop_path: rate of stochastic depth in the last block.
+        seed: seed of the head's weights.
+    """
     model = build(config, num_classes=num_classes, pool=pool, drop_path=drop_path)
     state = encoder.state_dict()
     assert model.pos_embed is not None
     state["pos_embed"] = resample_abs_pos_embed(
         state["pos_embed"], new_size=list(model.patch_embed.grid_size), num_prefix_tokens=encoder.num_prefix_tokens
     )
-    if pool == "patch_mean":  # the norm after the pooling takes the place of the one before it
+    if pool == "patch_mean":  # the final norm is replaced by a norm after the pooling
         state = {name: value for name, value in state.items() if not name.startswith("norm.")}
     missing, unknown = model.load_state_dict(state, strict=False)
     assert not unknown
@@ -57,12 +73,15 @@ def from_encoder(
 
 
 def save(folder: Path, model: VisionTransformer, config: dict[str, Any]) -> None:
-    """Write `classifier.safetensors` and `classifier.json`; `config` holds vit.CONFIG, `pool` and `class_names`."""
+    """Write `classifier.safetensors` and `classifier.json`; `config` holds its shape, `pool` and `class_names`."""
     save_model(folder, "classifier", model.state_dict(), config)
 
 
 def load(folder: Path) -> tuple[VisionTransformer, dict[str, Any]]:
-    """The classifier in `folder`, in evaluation mode and frozen, and its config; `vit.normalize` its images."""
+    """Load the classifier in `folder`, frozen and in evaluation mode, and its config.
+
+    Its images must be normalized by `vit.normalize`.
+    """
     state, config = load_model(folder, "classifier")
     model = build(config, num_classes=len(config["class_names"]), pool=config["pool"])
     model.load_state_dict(state, strict=True)

@@ -1,14 +1,21 @@
-"""A frozen network by its folder, whichever stage wrote it: what leaves the project is one of these."""
+"""Load the encoder or the teacher of any stage, for evaluation, export and promotion."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from semmae.core.model_files import model_digest
-from semmae.models import teacher, vit
+from semmae.models import vit
+from semmae.models.teacher import load_teacher
 
 
 class FrozenEncoder(NamedTuple):
-    """A frozen ViT; `config` holds at least img_size, mean, std, and `timm` where the architecture is one of timm's."""
+    """A frozen ViT.
+
+    Attributes:
+        network: the ViT, in evaluation mode.
+        config: holds at least `img_size`, `mean` and `std`, and `timm` if the architecture is one of timm's.
+        digest: digest of the config, which holds the digest of the weights.
+    """
 
     network: vit.Network
     config: dict[str, Any]
@@ -16,10 +23,14 @@ class FrozenEncoder(NamedTuple):
 
 
 def load_encoder(folder: Path) -> FrozenEncoder:
-    """The encoder or the teacher in `folder`; strict about its weights. ValueError: there is neither."""
+    """Load teacher.json or encoder.json with its weights, which must fit exactly.
+
+    Raises:
+        ValueError: `folder` holds neither file.
+    """
     if (folder / "teacher.json").is_file():
-        elder = teacher.load_teacher(folder)
-        return FrozenEncoder(elder.network, elder.config, elder.digest)
+        teacher = load_teacher(folder)
+        return FrozenEncoder(teacher.network, teacher.config, teacher.digest)
     if not (folder / "encoder.json").is_file():
         raise ValueError(f"{folder} holds neither encoder.json nor teacher.json; run dvc repro, or name another folder")
     network, config = vit.load(folder)

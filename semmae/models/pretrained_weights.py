@@ -1,10 +1,7 @@
-"""Checkpoint files of others: opened without running anything, unwrapped, loaded strictly or refused in one sentence.
+"""Read checkpoints that other projects have published: DINO, iBOT, DINOv2, DINOv3, MAE and timm.
 
-- `read_state_dict`: the backbone's weights in a file of DINO, iBOT, DINOv2, DINOv3, MAE or timm, however they are wrapped.
-- `load_strictly`: those weights into a network, all of them and no others.
-- `is_mae`: whether MAE trained them, and so nothing their class token.
-- `is_self_distilled`: whether they are laid out as DINO's and iBOT's are, and so want ImageNet's mean and deviation.
-- `load_mae_encoder`: an MAE-format file as a ViT of ours, its shape read off the weights.
+Reading a file runs no code from it. The weights must fit the network exactly; otherwise the error names the first
+tensor that does not.
 """
 
 import argparse
@@ -27,35 +24,43 @@ from torch import Tensor
 from semmae.core.digests import file_digest
 from semmae.models import vit
 
-# A .pth file is a pickle: a list of calls. `weights_only` makes torch refuse all but tensors and plain values. What
-# training scripts keep beside the weights (`args`; learning rates that are NumPy scalars) needs these names as well.
-# They are inert: each only holds the values it is given; none imports, opens or calls anything. Everything else is
-# refused. Files name paths and NumPy's scalars by where those lived in the Python and NumPy that wrote them.
+# A .pth file is a pickle, a list of calls. `weights_only` makes torch refuse every call but those that build tensors and
+# plain values. Training scripts also store their arguments, paths and NumPy scalars. The classes below are added for
+# these. They hold the values that they receive; none of them imports, opens or calls anything. The strings are the names
+# of the same class in other versions of Python and NumPy.
 _SCALAR = np.float64(0).__reduce__()[0]
-INERT: list[Any] = [
+HARMLESS_CLASSES: list[Any] = [
     argparse.Namespace,
     np.dtype, type(np.dtype("f8")), type(np.dtype("f4")), type(np.dtype("i8")),
     (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"),
     (pathlib.PurePosixPath, "pathlib.PosixPath"), (pathlib.PurePosixPath, "pathlib._local.PosixPath"),
 ]  # fmt: skip
-WRAPPERS = ("teacher", "state_dict", "model", "student")  # in this order: the moving average is the better network
-BESIDE = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed")  # what training adds to a ViT
-# All that a backbone of DINO or iBOT holds: no norm before the blocks (CLIP), no layer scale (DINOv2), no classifier.
-PLAIN = re.compile(
+WRAPPERS = ("teacher", "state_dict", "model", "student")  # first match wins: the moving average is the better network
+EXTRA_PREFIXES = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed")  # what training adds to a ViT
+# The names in a backbone of DINO or iBOT. Norms before the blocks (CLIP), layer scale (DINOv2) and classifiers differ.
+DINO_NAMES = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
 )
-PROJECTION = ("head.mlp.", "head.last_layer", "masked_embed")  # of self-distillation, where a file keeps it
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of ViT-Ti, S, B, L, H by width: weights do not tell it
+DINO_HEAD_PREFIXES = (
+    "head.mlp.",
+    "head.last_layer",
+    "masked_embed",
+)  # the head of DINO and iBOT, which a file may hold
+HEADS_BY_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # ViT-Ti, S, B, L, H; weights do not hold this number
 
 
 def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """The weights of the one backbone in `path`, named as timm, DINO and MAE name a ViT's; heads of wrappers left out.
+    """Read the weights of the backbone in `path`, under the names that timm, DINO and MAE use for a ViT.
 
-    Raises ValueError: no such file, another digest than `sha256`, what is no checkpoint, one that holds more than
-    weights and plain values (names what).
+    Wrappers are removed: the dictionaries of training scripts, the prefixes of DDP and torch.compile, and the
+    projection head beside a backbone of DINO.
+
+    Raises:
+        ValueError: there is no such file, its digest is not `sha256`, it is no checkpoint, or it holds more than
+            weights and plain values.
     """
     verify_file(path, sha256)
-    content = _content(path)
+    content = _load_dict(path)
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -65,86 +70,106 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         state = {key.removeprefix("backbone."): state[key] for key in state if key.startswith("backbone.")}
     state = {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
     if not state:
-        kept = ", ".join(map(str, content)) or "nothing"
-        raise ValueError(f"{path} holds no weights but {kept}; give a checkpoint")
+        names = ", ".join(map(str, content)) or "nothing"
+        raise ValueError(f"{path} holds no weights, only {names}; give a checkpoint")
     return state
 
 
 def verify_file(path: Path, sha256: str | None) -> None:
-    """That there is such a file and, if a digest is given, that it is the file's; else ValueError."""
+    """Check that a file exists and has the expected digest, if one is given.
+
+    Raises:
+        ValueError: there is no such file, or its digest differs.
+    """
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give the path of a checkpoint")
-    if sha256 is not None and (found := file_digest(path)) != sha256:
-        raise ValueError(f"{path} has sha256 {found}, but params.yaml says {sha256}; correct one or the other")
+    if sha256 is not None and (digest := file_digest(path)) != sha256:
+        raise ValueError(f"{path} has sha256 {digest}, but params.yaml has {sha256}; correct the file or params.yaml")
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """Whatever dictionary a file holds: safetensors, or what torch.save wrote."""
+def _load_dict(path: Path) -> dict[str, Any]:
+    """Load the dictionary in a safetensors file or a file of torch.save."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(INERT):
+        with torch.serialization.safe_globals(HARMLESS_CLASSES):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds {_forbidden(path, error)}, and only weights and plain values are read from a file; "
-            "save its state dict alone"
+            f"{path} holds {_refused_names(path, error)}; expected only weights and plain values. Save its state dict alone"
         ) from None
     except (RuntimeError, OSError, EOFError, UnicodeDecodeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0] or "it is empty"
-        raise ValueError(f"{path} is no checkpoint: {reason}") from None
+        raise ValueError(f"{path} is no checkpoint: {reason}; give a safetensors file or a state dict") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds one {type(content).__name__}, no state dict; save its state dict alone")
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a state dict. Save its state dict alone")
     return content
 
 
-def _forbidden(path: Path, error: pickle.UnpicklingError) -> str:
-    """The names that a file would call and may not."""
+def _refused_names(path: Path, error: pickle.UnpicklingError) -> str:
+    """List the names that a file calls and that torch refuses."""
     try:
-        with torch.serialization.safe_globals(INERT):
+        with torch.serialization.safe_globals(HARMLESS_CLASSES):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (pickle.UnpicklingError, RuntimeError, ValueError):  # the old format, or no checkpoint at all
+    except (pickle.UnpicklingError, RuntimeError, ValueError):  # the format before torch 1.6, or no checkpoint
         names = re.findall(r"GLOBAL (\S+)", str(error))
     return ", ".join(sorted(names)) or "no weights that torch knows"
 
 
 def load_strictly(network: torch.nn.Module, state: dict[str, Tensor], *, path: Path, name: str) -> None:
-    """Load `state` strictly into `network`, leaving out heads and decoders that it does not have.
+    """Load `state` into `network`, without the heads and decoders that the network does not have.
 
-    Raises ValueError saying what `path` lacks, has too much or has in another shape than the architecture `name`.
+    Args:
+        network: receives the weights.
+        state: the weights; every tensor of the network must be in it, with the same shape.
+        path: the file of the weights, for errors.
+        name: the architecture of the network, for errors.
+
+    Raises:
+        ValueError: a tensor is missing, not expected, or has another shape.
     """
-    wanted = network.state_dict()
-    state = {key: value for key, value in state.items() if key in wanted or not key.startswith(BESIDE)}
-    if lacking := [key for key in wanted if key not in state]:
-        reason = f"it lacks {_listed(lacking)}"
-    elif unknown := [key for key in state if key not in wanted]:
-        reason = f"it has {_listed(unknown)}, unknown there"
-    elif other := [key for key in wanted if state[key].shape != wanted[key].shape]:
-        shapes = (" x ".join(map(str, found[other[0]].shape)) for found in (state, wanted))
-        reason = "its {} is {}, there {}".format(other[0], *shapes)
+    expected = network.state_dict()
+    state = {key: value for key, value in state.items() if key in expected or not key.startswith(EXTRA_PREFIXES)}
+    if missing := [key for key in expected if key not in state]:
+        reason = f"it lacks {_first_and_count(missing)}"
+    elif unexpected := [key for key in state if key not in expected]:
+        reason = f"it has {_first_and_count(unexpected)}, which is not expected"
+    elif mismatched := [key for key in expected if state[key].shape != expected[key].shape]:
+        shape, expected_shape = (" x ".join(map(str, tensors[mismatched[0]].shape)) for tensors in (state, expected))
+        reason = f"its {mismatched[0]} is {shape}, expected {expected_shape}"
     else:
         network.load_state_dict(state)
         return
-    raise ValueError(f"{path} does not hold the weights of {name}: {reason}")
+    raise ValueError(f"{path} does not hold the weights of {name}: {reason}; choose the architecture of this file")
 
 
-def _listed(keys: list[str]) -> str:
+def _first_and_count(keys: list[str]) -> str:
     return keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 
 def load_mae_encoder(
     path: Path, *, img_size: int | None = None, num_heads: int | None = None
 ) -> tuple[VisionTransformer, dict[str, Any]]:
-    """The encoder in an MAE-format file, frozen, and the config that `vit.save` writes beside it.
+    """Load the encoder in a file in MAE's format, frozen, with its config.
 
-    Everything is read off the weights but `num_heads` (by default as in HEADS). `img_size` in pixels resamples the
-    positions; by default they stay as they are. A fine-tuned file's norm after pooling becomes the norm of the tokens.
-    Raises ValueError for a file of another format.
+    The shape of the network is derived from the weights. In a finetuned file, the norm after the pooling becomes the
+    final norm of the encoder.
+
+    Args:
+        path: pretrained or finetuned weights.
+        img_size: resamples the positions to images of this side; None keeps the positions.
+        num_heads: attention heads; None takes them from HEADS_BY_WIDTH.
+
+    Returns:
+        The encoder, and the config to pass to `vit.save`.
+
+    Raises:
+        ValueError: the file is not in MAE's format, or the number of heads is not known.
     """
     state = read_state_dict(path)
     if "fc_norm.weight" in state and "norm.weight" not in state:
         state |= {f"norm.{part}": state[f"fc_norm.{part}"] for part in ("weight", "bias")}
-    config = _shape(path, state, num_heads)
+    config = _infer_config(path, state, num_heads)
     network = vit.build(config)
     load_strictly(network, state, path=path, name="an MAE encoder")
     positions = "sine-cosine" if is_sincos(state["pos_embed"].float()) else "its own"
@@ -156,47 +181,53 @@ def load_mae_encoder(
 
 
 def is_mae(state: dict[str, Tensor]) -> bool:
-    """Whether these are weights of MAE's: its decoder is there, or (its published encoders have none) its positions."""
+    """Return whether MAE trained these weights: they hold its decoder, or its positions.
+
+    The published encoders of MAE come without the decoder.
+    """
     return any(key.startswith("decoder_") for key in state) or (
         "pos_embed" in state and state["pos_embed"].ndim == 3 and is_sincos(state["pos_embed"].float())
     )
 
 
 def is_self_distilled(state: dict[str, Tensor]) -> bool:
-    """Whether these are laid out as the backbones of DINO and iBOT: a plain ViT with biases, without a classifier."""
-    kept = [key for key in state if not key.startswith(PROJECTION)]
-    return "blocks.0.attn.qkv.bias" in kept and all(PLAIN.fullmatch(key) for key in kept)
+    """Return whether a state dict has the layout of DINO and iBOT: a plain ViT with biases, without a classifier."""
+    names = [key for key in state if not key.startswith(DINO_HEAD_PREFIXES)]
+    return "blocks.0.attn.qkv.bias" in names and all(DINO_NAMES.fullmatch(key) for key in names)
 
 
 def is_sincos(positions: Float[Tensor, "1 t d"]) -> bool:
-    """Whether these are our fixed positions, whatever the order of sine, cosine, row and column among the channels."""
+    """Return whether these are fixed sine-cosine positions.
+
+    Sine and cosine, row and column may be in any order among the channels.
+    """
     side, width = math.isqrt(positions.shape[1] - 1), positions.shape[2]
     if positions.shape[1] != side**2 + 1 or width % 4:
         return False
     quarters = vit.sincos_positions(side, width).unflatten(2, (4, -1))
     orders = (quarters[:, :, list(order)].flatten(2) for order in itertools.permutations(range(4)))
-    return any(torch.allclose(positions, order, atol=1e-3) for order in orders)  # 1e-3: half precision
+    return any(torch.allclose(positions, order, atol=1e-3) for order in orders)  # the file may be in half precision
 
 
-def _shape(path: Path, state: dict[str, Tensor], num_heads: int | None) -> dict[str, Any]:
-    """vit.CONFIG of the ViT whose weights these are."""
+def _infer_config(path: Path, state: dict[str, Tensor], num_heads: int | None) -> dict[str, Any]:
+    """Derive the config of a ViT (`vit.CONFIG_KEYS`) from its weights."""
     for key in ("patch_embed.proj.weight", "pos_embed", "cls_token", "blocks.0.attn.qkv.weight"):
         if key not in state:
-            raise ValueError(f"{path} is no MAE-format checkpoint: it lacks {key}")
+            raise ValueError(f"{path} is not in MAE's format: it lacks {key}; give a checkpoint of MAE")
     patch, positions = state["patch_embed.proj.weight"].shape, state["pos_embed"].shape
     if len(patch) != 4 or patch[1] != 3 or patch[2] != patch[3] or len(positions) != 3:
-        found = " x ".join(map(str, patch))
-        raise ValueError(f"{path} is no MAE-format checkpoint: its patches are {found}, not width x 3 x p x p")
+        given = " x ".join(map(str, patch))
+        raise ValueError(f"{path} is not in MAE's format: its patches are {given}; expected width x 3 x p x p")
     width, side = patch[0], math.isqrt(positions[1] - 1)
     if side**2 != positions[1] - 1:
         raise ValueError(f"{path} has {positions[1]} positions; expected a class token and a square of patches")
-    if num_heads is None and width not in HEADS:
+    if num_heads is None and width not in HEADS_BY_WIDTH:
         raise ValueError(
-            f"{path} has width {width}, and only of {', '.join(map(str, HEADS))} is the number of heads known; "
-            "give --num-heads"
+            f"{path} has width {width}; the number of heads is known for {', '.join(map(str, HEADS_BY_WIDTH))}. "
+            "Give --num-heads"
         )
     return {
         "img_size": side * patch[2], "patch_size": patch[2], "embed_dim": width,
         "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
-        "num_heads": num_heads or HEADS[width],
+        "num_heads": num_heads or HEADS_BY_WIDTH[width],
     }  # fmt: skip

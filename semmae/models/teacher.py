@@ -1,8 +1,8 @@
-"""The frozen teacher, one format for all of them: patch tokens, class token, class-token attention.
+"""The frozen teacher: a ViT that returns patch tokens, a class token and class-token attention.
 
-Where it comes from (iBOT or MAE on your own shards, a file of others by `from_timm`, an encoder of yours by
-`from_encoder`) is the teacher stage's business; what follows only sees `Teacher.encode`. A teacher is any timm
-VisionTransformer, or timm's DINOv3; it takes images of any size that its patches divide.
+A teacher is a timm `VisionTransformer` or timm's DINOv3. Its weights come from self-distillation or MAE on your own
+shards, from an earlier encoder (`from_encoder`), or from timm and other published checkpoints (`from_timm`). Later
+stages use every teacher through `Teacher.encode`.
 """
 
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ from semmae.models import pretrained_weights, vit
 
 
 class Tokens(NamedTuple):
-    """What a teacher says of a batch of images."""
+    """The output of a teacher for a batch of images, in float32."""
 
     patch: Float[Tensor, "b n d"]
     cls: Float[Tensor, "b d"]
@@ -28,7 +28,13 @@ class Tokens(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """A frozen ViT and what is known of it; `class_token` tells whether its class token was trained."""
+    """A frozen ViT with its config. It accepts images of any size that its patches divide.
+
+    Args:
+        network: the ViT; this class freezes it.
+        config: holds `mean` and `std` of its pixels, and `class_token`: whether training reached its class token.
+        digest: identifies the teacher in the metadata of part maps.
+    """
 
     def __init__(self, network: vit.Network, config: dict[str, Any], digest: str) -> None:
         super().__init__()
@@ -38,7 +44,11 @@ class Teacher(nn.Module):
         self.class_token: bool = config["class_token"]
 
     def grid(self, img_size: int) -> tuple[int, int]:
-        """Rows and columns of patches in a square image; ValueError where patches do not fit."""
+        """Return the rows and columns of patches in a square image.
+
+        Raises:
+            ValueError: the patch size does not divide `img_size`.
+        """
         if img_size % self.patch_size:
             raise ValueError(
                 f"img_size is {img_size}; the teacher needs a multiple of its patch size {self.patch_size}"
@@ -46,12 +56,15 @@ class Teacher(nn.Module):
         return img_size // self.patch_size, img_size // self.patch_size
 
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Tokens:
-        """Tokens of whole images, in float32. Where no class token was trained, `cls` is the mean of the patches."""
+        """Encode whole images with pixels from 0 to 255.
+
+        If the class token was not trained, `Tokens.cls` is the mean of the patch tokens.
+        """
         return self.encode_with_heads(images)[0]
 
     @torch.no_grad()
     def encode_with_heads(self, images: UInt8[Tensor, "b 3 H W"]) -> tuple[Tokens, Float[Tensor, "b a n"]]:
-        """Tokens, and the class token's attention in the last block by head, each head's sum over the patches 1."""
+        """Encode images, and also return the class-token attention of each of the `a` heads, which sums to 1."""
         pixels = vit.normalize(images, tuple(self.config["mean"]), tuple(self.config["std"]))
         out, heads = vit.class_attention(self.network, pixels)
         patch, attention = out[:, self.network.num_prefix_tokens :].float(), heads.mean(1)
@@ -60,101 +73,135 @@ class Teacher(nn.Module):
         return tokens, heads / heads.sum(2, keepdim=True)
 
 
-def from_timm(
-    name: str, *, img_size: int, checkpoint: Path | None, sha256: str | None = None
-) -> tuple[vit.Network, dict[str, Any]]:
-    """A timm ViT by name with timm's published weights or those in `checkpoint`, positions resampled to `img_size`.
+def save_teacher(folder: Path, network: vit.Network, config: dict[str, Any]) -> None:
+    """Write teacher.safetensors and teacher.json to `folder`."""
+    save_model(folder, "teacher", network.state_dict(), config)
 
-    `checkpoint` is a file in the layout of timm or of the model's authors (`foreign.read`), `sha256` its digest. Mean
-    and deviation are those of the name's tag; without a tag those of timm's default weights (0.5, 0.5 for most), but
-    ImageNet's for a file laid out as DINO's and iBOT's.
-    Raises ValueError for a name that is no such ViT, a model without a class token, foreign weights, MAE's by another
-    name, an `img_size` that its patches do not divide.
-    """
-    architectures = list_architectures()
-    if name.split(".")[0] not in architectures:
-        near = get_close_matches(name, architectures, n=5, cutoff=0.3)
-        raise ValueError(
-            f"teacher.model is {name!r}, none of timm's VisionTransformers or DINOv3, such as "
-            f"{', '.join(near or architectures[:5])}"
-        )
-    try:
-        network = create_network(name, img_size, pretrained=checkpoint is None)
-    except (RuntimeError, OSError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"teacher.model is {name!r}: {reason}; without a network, give teacher.checkpoint a file"
-        ) from None
-    if network.cls_token is None:
-        raise ValueError(f"teacher.model is {name!r}, which has no class token; choose one that has")
-    published = cast(dict[str, Any], network.pretrained_cfg)
-    architecture, by_mae = published["architecture"], published.get("tag") == "mae"
-    _refuse_broken_patches(img_size, network.patch_embed.patch_size[0], f"teacher.model {name}")
-    known = {key: list(published[key]) for key in ("mean", "std")}
-    if checkpoint is not None:
-        state = pretrained_weights.read_state_dict(checkpoint, sha256)
-        if pretrained_weights.is_mae(state) and not by_mae:
-            raise ValueError(
-                f"{checkpoint} holds weights of MAE's, of which no loss trained the class token, and teacher.model is "
-                f"{name!r}; {_mae_of(architecture)}"
-            )
-        _fill(network, state, checkpoint, architecture)
-        if "." not in name and pretrained_weights.is_self_distilled(state):
-            known = {"mean": list(vit.MEAN), "std": list(vit.STD)}
-    return network, {"timm": name, "img_size": img_size, "class_token": not by_mae} | known
+
+def load_teacher(folder: Path) -> Teacher:
+    """Load the teacher in `folder`; its weights must fit the architecture exactly."""
+    state, config = load_model(folder, "teacher")
+    network = create_network(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
+    network.load_state_dict(state, strict=True)
+    return Teacher(network, config, model_digest(folder, "teacher"))
 
 
 def from_encoder(
     file: Path, sha256: str, *, img_size: int
 ) -> tuple[vision_transformer.VisionTransformer, dict[str, Any]]:
-    """An encoder or a teacher of ours, `file` with its JSON beside it, positions resampled to `img_size`.
+    """Make a teacher of an encoder or a teacher that this project has trained.
 
-    Its class token is offered as one if its JSON says that it was trained; an encoder's says nothing: no loss of MAE
-    touches it.
+    The JSON of a teacher says whether its class token was trained. The JSON of an encoder does not, because the loss
+    of MAE does not reach the class token.
+
+    Args:
+        file: the weights; the JSON with the same stem lies in the same folder.
+        sha256: the expected digest of `file`.
+        img_size: side of the teacher's images; the positions are resampled to it.
+
+    Raises:
+        ValueError: there is no such file, its digest differs, or its patch size does not divide `img_size`.
     """
     pretrained_weights.verify_file(file, sha256)
     network, config = vit.load(file.parent, name=file.stem)
-    _refuse_broken_patches(img_size, config["patch_size"], f"the encoder in {file}")
-    kept = {key: config[key] for key in (*vit.CONFIG_KEYS, "mean", "std")} | {
-        "class_token": config.get("class_token", False)
-    }
+    _check_img_size(img_size, config["patch_size"], f"the encoder in {file}")
+    kept = {key: config[key] for key in (*vit.CONFIG_KEYS, "mean", "std")}
+    kept["class_token"] = config.get("class_token", False)
     return network, vit.resize(network, kept, img_size)
 
 
+def from_timm(
+    name: str, *, img_size: int, checkpoint: Path | None, sha256: str | None = None
+) -> tuple[vit.Network, dict[str, Any]]:
+    """Make a teacher of a timm model.
+
+    Pixels are normalized as timm's config of `name` says. Exception: a name without a tag and a checkpoint in the
+    layout of DINO and iBOT, whose authors use ImageNet's mean and deviation.
+
+    Args:
+        name: a name that timm knows, such as vit_small_patch16_224.dino.
+        img_size: side of the teacher's images; the positions are resampled to it.
+        checkpoint: weights in the layout of timm or of the model's authors; None downloads timm's weights.
+        sha256: the expected digest of `checkpoint`.
+
+    Raises:
+        ValueError: the name is not a ViT, the model has no class token, the weights do not fit it, they come from MAE
+            but the name does not, or the patch size does not divide `img_size`.
+    """
+    network = _create_with_class_token(name, img_size, pretrained=checkpoint is None)
+    published = cast(dict[str, Any], network.pretrained_cfg)
+    architecture, is_mae = published["architecture"], published.get("tag") == "mae"
+    _check_img_size(img_size, network.patch_embed.patch_size[0], f"teacher.model {name}")
+    normalization = {key: list(published[key]) for key in ("mean", "std")}
+    if checkpoint is not None:
+        state = pretrained_weights.read_state_dict(checkpoint, sha256)
+        if pretrained_weights.is_mae(state) and not is_mae:
+            raise ValueError(
+                f"{checkpoint} holds weights of MAE, which did not train the class token, but teacher.model is "
+                f"{name!r}; {_remedy_for_mae(architecture)}"
+            )
+        _load_published(network, state, checkpoint, architecture)
+        if "." not in name and pretrained_weights.is_self_distilled(state):
+            normalization = {"mean": list(vit.MEAN), "std": list(vit.STD)}
+    return network, {"timm": name, "img_size": img_size, "class_token": not is_mae} | normalization
+
+
 def list_architectures() -> list[str]:
-    """The names of timm's ViTs that can teach."""
+    """List the timm architectures that `from_timm` accepts."""
     return timm.list_models(module="vision_transformer") + timm.list_models("*dinov3*", module="eva")
 
 
 def create_network(name: str, img_size: int, *, pretrained: bool = False) -> vit.Network:
-    """A timm ViT without its classifier; without published weights it is fresh."""
+    """Create a timm ViT without its classifier; the weights are random unless `pretrained` is set."""
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=img_size, dynamic_img_size=True)
     return cast(vit.Network, network)
 
 
-def _refuse_broken_patches(img_size: int, patch_size: int, whose: str) -> None:
-    """ValueError where an image is no whole number of patches."""
-    if img_size % patch_size:
-        raise ValueError(f"teacher.img_size is {img_size}; {whose} needs a multiple of its patch size {patch_size}")
-
-
-def _mae_of(architecture: str) -> str:
-    """What to do instead with weights of MAE's that fit `architecture`."""
-    if timm.models.is_model_pretrained(f"{architecture}.mae"):
-        return f"make it {architecture}.mae"
-    return "import them (semmae import), and make teacher.source semmae"
-
-
-def _fill(network: vit.Network, state: dict[str, Tensor], path: Path, name: str) -> None:
-    """Strictly load the weights of a file: timm knows the layouts of the authors and resamples positions."""
-    patch, ours = state.get("patch_embed.proj.weight"), network.patch_embed.proj.weight
-    if patch is not None and patch.ndim == 4 and patch.shape[2:] != ours.shape[2:]:  # timm would resample them
+def _create_with_class_token(name: str, img_size: int, *, pretrained: bool) -> vit.Network:
+    """Create a timm ViT; raise ValueError if the name is unknown, the download fails or it has no class token."""
+    architectures = list_architectures()
+    if name.split(".")[0] not in architectures:
+        suggestions = get_close_matches(name, architectures, n=5, cutoff=0.3) or architectures[:5]
         raise ValueError(
-            f"{path} does not hold the weights of {name}: its patches are {patch.shape[-1]} pixels wide, there "
-            f"{ours.shape[-1]}"
+            f"teacher.model is {name!r}; expected a VisionTransformer or a DINOv3 of timm, such as "
+            f"{', '.join(suggestions)}"
         )
-    if "storage_tokens" in state and isinstance(network, eva.Eva):  # DINOv3 as published
-        state = _without_zero_biases(network, state, path, name)
+    try:
+        network = create_network(name, img_size, pretrained=pretrained)
+    except (RuntimeError, OSError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"teacher.model is {name!r}: {reason}; without internet access, give a file as teacher.checkpoint"
+        ) from None
+    if network.cls_token is None:
+        raise ValueError(f"teacher.model is {name!r}, which has no class token; choose a model with a class token")
+    return network
+
+
+def _check_img_size(img_size: int, patch_size: int, owner: str) -> None:
+    """Raise ValueError if the patch size of `owner` does not divide `img_size`."""
+    if img_size % patch_size:
+        raise ValueError(f"teacher.img_size is {img_size}; {owner} needs a multiple of its patch size {patch_size}")
+
+
+def _remedy_for_mae(architecture: str) -> str:
+    """Return how to use weights of MAE that fit `architecture`."""
+    if timm.models.is_model_pretrained(f"{architecture}.mae"):
+        return f"set teacher.model to {architecture}.mae"
+    return "import them (semmae import), and set teacher.source to semmae"
+
+
+def _load_published(network: vit.Network, state: dict[str, Tensor], path: Path, name: str) -> None:
+    """Load weights in the layout of timm or of the model's authors; timm translates them and resamples positions."""
+    patch_weight, expected = state.get("patch_embed.proj.weight"), network.patch_embed.proj.weight
+    if patch_weight is not None and patch_weight.ndim == 4 and patch_weight.shape[2:] != expected.shape[2:]:
+        # timm would resample the patch embedding, which changes the network
+        raise ValueError(
+            f"{path} does not hold the weights of {name}: its patches are {patch_weight.shape[-1]} pixels wide, "
+            f"expected {expected.shape[-1]}; choose a teacher.model with these patches"
+        )
+    if "storage_tokens" in state and isinstance(network, eva.Eva):  # the layout of DINOv3's authors
+        state = _drop_zero_biases(network, state, path, name)
     layout = eva if isinstance(network, eva.Eva) else vision_transformer
     try:
         state = layout.checkpoint_filter_fn(state, network)
@@ -163,24 +210,13 @@ def _fill(network: vit.Network, state: dict[str, Tensor], path: Path, name: str)
     pretrained_weights.load_strictly(network, state, path=path, name=name)
 
 
-def _without_zero_biases(network: eva.Eva, state: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
-    """DINOv3's weights for an architecture without biases of queries and values, which must then be zero."""
+def _drop_zero_biases(network: eva.Eva, state: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
+    """Drop DINOv3's biases of queries and values if the architecture has none; raise ValueError if one is not 0."""
     if cast(Any, network.blocks[0]).attn.q_bias is not None:
         return state
     biases = [key for key in state if key.endswith("qkv.bias")]
     if any(part.any() for key in biases for part in state[key].chunk(3)[::2]):
-        raise ValueError(f"{path} has biases of queries and values, which {name} leaves out; choose its twin with qkvb")
+        raise ValueError(
+            f"{path} has biases of queries and values, but {name} has none; choose the teacher.model with qkvb"
+        )
     return {key: value for key, value in state.items() if key not in biases}
-
-
-def save_teacher(folder: Path, network: vit.Network, config: dict[str, Any]) -> None:
-    """Freeze `network` into `folder`: teacher.safetensors and teacher.json."""
-    save_model(folder, "teacher", network.state_dict(), config)
-
-
-def load_teacher(folder: Path) -> Teacher:
-    """The teacher in `folder`, frozen; strict about its weights."""
-    state, config = load_model(folder, "teacher")
-    network = create_network(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
-    network.load_state_dict(state, strict=True)
-    return Teacher(network, config, model_digest(folder, "teacher"))

@@ -1,11 +1,7 @@
-"""The Vision Transformer: timm's own, so that weights come from timm and go back to it without translation.
+"""The Vision Transformer of this project: timm's `VisionTransformer`, with the fixed sine-cosine positions of MAE.
 
-- `build`: a `VisionTransformer` from a small config, with the fixed 2-D sine-cosine positions of MAE.
-- `encode_tokens`: its forward pass in the order of timm's `forward_features`, with masked patches left out before the first
-  block.
-- `class_attention`: how much the class token of the last block attends to each patch, by head; also of DINOv3, timm's
-  `Eva`.
-- `save` / `load`: weights and config, enough to rebuild it with no flags.
+Because the network is timm's, its weights move between timm and this project without a translation. Functions that
+accept a `Network` also accept timm's `Eva`, the architecture of DINOv3.
 """
 
 import math
@@ -22,35 +18,44 @@ from torch import Tensor, nn
 
 from semmae.core.model_files import load_model, save_model
 
-CONFIG_KEYS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], the convention of timm and MAE
+CONFIG_KEYS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")  # what `build` needs
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's mean and deviation of pixels in [0, 1], as in timm and MAE
 STD = (0.229, 0.224, 0.225)
-FUSED_ATTENTION_MIN_PATCHES = 400  # patches; with 256 explicit products are faster in bf16 (benchmarks/attention.py)
+FUSED_ATTENTION_MIN_PATCHES = 400  # on a CPU; with 256 patches explicit products are faster (benchmarks/attention.py)
 
-Network = VisionTransformer | Eva  # Eva: a ViT whose attention may turn queries and keys by their place (RoPE)
+Network = VisionTransformer | Eva  # Eva: a ViT that may have rotary positions (RoPE)
 
 
 def build(config: dict[str, Any], *, drop_path: float = 0.0) -> VisionTransformer:
-    """A class-token ViT with the keys CONFIG; `img_size` is the side in pixels, other sizes resample the positions."""
+    """Build a ViT with a class token, fixed positions and no classifier.
+
+    Args:
+        config: holds CONFIG_KEYS. `img_size` is the side in pixels; images of other sizes resample the positions.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
+
+    Raises:
+        ValueError: `patch_size` does not divide `img_size`, or 4 * num_heads does not divide `embed_dim`.
+    """
     size, patch = config["img_size"], config["patch_size"]
     if size % patch:
         raise ValueError(f"img_size is {size}; it must be a multiple of patch_size, which is {patch}")
     if config["embed_dim"] % (4 * config["num_heads"]):
         raise ValueError(f"embed_dim is {config['embed_dim']}; it must be a multiple of 4 * num_heads")
-    vit = VisionTransformer(
+    network = VisionTransformer(
         **{key: config[key] for key in CONFIG_KEYS}, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path
     )
-    assert vit.pos_embed is not None
-    assert vit.cls_token is not None
-    vit.pos_embed.requires_grad_(False)
-    vit.pos_embed.data.copy_(sincos_positions(size // patch, config["embed_dim"]))
-    nn.init.normal_(vit.cls_token, std=0.02)
-    return vit
+    assert network.pos_embed is not None
+    assert network.cls_token is not None
+    network.pos_embed.requires_grad_(False)
+    network.pos_embed.data.copy_(sincos_positions(size // patch, config["embed_dim"]))
+    nn.init.normal_(network.cls_token, std=0.02)
+    return network
 
 
 def sincos_positions(side: int, width: int) -> Float[Tensor, "1 n d"]:
-    """Fixed positions for a class token (zeros) and side * side patches (MAE appendix A; Vaswani et al. 2017, in
-    2-D).
+    """Return fixed positions: zeros for the class token, then 2-D sine-cosine for side * side patches.
+
+    The encoding is that of Vaswani et al. 2017, extended to two dimensions as in MAE (appendix A).
     """
     patches = build_sincos2d_pos_embed([side, side], dim=width)
     return torch.cat([torch.zeros(1, width), patches])[None]
@@ -59,82 +64,102 @@ def sincos_positions(side: int, width: int) -> Float[Tensor, "1 n d"]:
 def normalize(
     images: UInt8[Tensor, "b 3 H W"], mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
 ) -> Float[Tensor, "b 3 H W"]:
-    """Pixels 0...255 to zero mean and unit variance over a large set (ImageNet), on whatever device they are."""
-    center, scale = (_filled(values, images.device) for values in (mean, std))
+    """Scale pixels from 0...255 to [0, 1], subtract `mean`, and divide by `std`, on the device of the images."""
+    center, scale = (_per_channel(values, images.device) for values in (mean, std))
     return (images.float() / 255 - center) / scale
 
 
-def _filled(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
-    """One value per channel, each filled in on the device: a copy from the host would wait for it."""
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
+    """Create a tensor of one value per channel on the device. Filling it there avoids a copy that blocks."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 def embed(
-    vit: VisionTransformer, images: Float[Tensor, "b 3 H W"], ids_keep: Integer[Tensor, "b k"] | None = None
+    network: VisionTransformer, images: Float[Tensor, "b 3 H W"], keep_indices: Integer[Tensor, "b k"] | None = None
 ) -> Float[Tensor, "b t d"]:
-    """Prefix tokens and patch tokens (all, or those at `ids_keep`) with their positions, before the first block."""
-    x = vit._pos_embed(vit.patch_embed(images))  # (b, t, d)
-    if ids_keep is not None:
-        prefix, patches = x[:, : vit.num_prefix_tokens], x[:, vit.num_prefix_tokens :]
-        patches = patches.gather(1, ids_keep[:, :, None].expand(-1, -1, patches.shape[2]))
+    """Return the input of the first block: prefix tokens and patch tokens with their positions.
+
+    Args:
+        network: the ViT.
+        images: normalized images.
+        keep_indices: the patches to keep; None keeps all of them.
+    """
+    x = network._pos_embed(network.patch_embed(images))  # (b, t, d)
+    if keep_indices is not None:
+        prefix, patches = x[:, : network.num_prefix_tokens], x[:, network.num_prefix_tokens :]
+        patches = patches.gather(1, keep_indices[:, :, None].expand(-1, -1, patches.shape[2]))
         x = torch.cat([prefix, patches], dim=1)
-    return vit.norm_pre(x)
+    return network.norm_pre(x)
 
 
 def encode_tokens(
-    vit: Network, images: Float[Tensor, "b 3 H W"], ids_keep: Integer[Tensor, "b k"] | None = None
+    network: Network, images: Float[Tensor, "b 3 H W"], keep_indices: Integer[Tensor, "b k"] | None = None
 ) -> Float[Tensor, "b t d"]:
-    """The normalized output tokens: `vit.num_prefix_tokens` first (the class token leads), then the patches.
+    """Return the normalized output tokens: `network.num_prefix_tokens` prefix tokens, then the patches.
 
-    Patches can be left out (`ids_keep`) of a VisionTransformer only.
+    The class token is the first prefix token; registers follow it.
+
+    Args:
+        network: the ViT.
+        images: normalized images.
+        keep_indices: the patches to encode, only for a `VisionTransformer`; None encodes all of them.
     """
-    if ids_keep is None:
-        return vit.forward_features(images)
-    assert isinstance(vit, VisionTransformer)
-    return vit.norm(vit.blocks(embed(vit, images, ids_keep)))
+    if keep_indices is None:
+        return network.forward_features(images)
+    assert isinstance(network, VisionTransformer)
+    return network.norm(network.blocks(embed(network, images, keep_indices)))
 
 
 def class_attention(
-    vit: Network, images: Float[Tensor, "b 3 H W"]
+    network: Network, images: Float[Tensor, "b 3 H W"]
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b a n"]]:
-    """`encode_tokens`, and the last block's class-token attention to the patches in each of its `a` heads.
+    """Return the output tokens, and the attention from the class token to the patches in the last block.
 
-    What the class token spends on itself and on registers is left out, so a head's sum is below 1.
+    Returns:
+        The tokens of `encode_tokens`, and one weight for each of the `a` heads and `n` patches. A head's weights sum
+        to less than 1, because the class token also attends to itself and to registers.
     """
-    last, seen = cast(Any, vit.blocks[-1]), dict[str, Any]()
+    last_block, block_input = cast(Any, network.blocks[-1]), dict[str, Any]()
 
-    def see(_: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
-        seen.update(x=inputs[0], rope=keywords.get("rope"))
+    def keep_input(_: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
+        block_input.update(x=inputs[0], rope=keywords.get("rope"))
 
-    with last.register_forward_pre_hook(see, with_kwargs=True):
-        out = encode_tokens(vit, images)
-    q, k = _queries_and_keys(last.attn, last.norm1(seen["x"]), seen["rope"])
-    weights = (q[:, :, :1] * last.attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
-    return out, weights[:, :, 0, vit.num_prefix_tokens :].float()
+    with last_block.register_forward_pre_hook(keep_input, with_kwargs=True):
+        tokens = encode_tokens(network, images)
+    q, k = _queries_and_keys(last_block.attn, last_block.norm1(block_input["x"]), block_input["rope"])
+    weights = (q[:, :, :1] * last_block.attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
+    return tokens, weights[:, :, 0, network.num_prefix_tokens :].float()
 
 
 def _queries_and_keys(attn: Any, x: Float[Tensor, "b t d"], rope: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Queries and keys (b, heads, t, d / heads) of a timm attention layer; `rope` turns all but the prefix tokens."""
+    """Return queries and keys (b, heads, t, d / heads) of a timm attention layer, with rotary positions if any."""
     b, t, _ = x.shape
     qkv = attn.qkv(x)
-    if getattr(attn, "q_bias", None) is not None:  # Eva keeps its biases apart
+    if getattr(attn, "q_bias", None) is not None:  # Eva stores these biases outside its linear layer
         qkv = qkv + torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
     q, k, _ = qkv.reshape(b, t, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     q, k = attn.q_norm(q), attn.k_norm(k)
     if rope is not None:
-        q, k = (_turned(z, rope, attn) for z in (q, k))
+        q, k = (_rotate(z, rope, attn) for z in (q, k))
     return q, k
 
 
-def _turned(z: Tensor, rope: Tensor, attn: Any) -> Tensor:
-    """Queries or keys with their rotary positions; prefix tokens have none."""
+def _rotate(z: Tensor, rope: Tensor, attn: Any) -> Tensor:
+    """Apply rotary positions to the patches; prefix tokens have none."""
     prefix, patches = z[:, :, : attn.num_prefix_tokens], z[:, :, attn.num_prefix_tokens :]
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=attn.rotate_half)], dim=2).type_as(z)
 
 
 def use_fastest_attention(model: nn.Module, device: torch.device, *, frozen_at: Sequence[int] = (0,)) -> None:
-    """Fused attention on GPUs; on CPUs explicit products, whose backward pass is twice as fast, but for a model that
-    learns nothing and is said to see a grid of MANY patches: there fused attention is faster, in half of the memory.
+    """Choose between fused attention and explicit matrix products, in every layer of `model`.
+
+    A GPU always uses fused attention. On a CPU the backward pass of explicit products is twice as fast. A frozen model
+    needs no backward pass: from FUSED_ATTENTION_MIN_PATCHES on, fused attention is faster and halves the memory.
+
+    Args:
+        model: any module with timm's attention layers.
+        device: the device that the model runs on.
+        frozen_at: the grid of patches that a frozen model encodes; the default is for a model that learns.
     """
     fused = device.type == "cuda" or math.prod(frozen_at) >= FUSED_ATTENTION_MIN_PATCHES
     for module in model.modules():
@@ -142,26 +167,28 @@ def use_fastest_attention(model: nn.Module, device: torch.device, *, frozen_at: 
             cast(Any, module).fused_attn = fused
 
 
-def resize(vit: VisionTransformer, config: dict[str, Any], img_size: int) -> dict[str, Any]:
-    """Make `vit` one for images of `img_size` pixels, its positions resampled; its config with that size."""
+def resize(network: VisionTransformer, config: dict[str, Any], img_size: int) -> dict[str, Any]:
+    """Resample the positions in place to images of `img_size` pixels, and return the config with that size.
+
+    Raises:
+        ValueError: `patch_size` does not divide `img_size`.
+    """
     if img_size % config["patch_size"]:
         raise ValueError(
             f"img_size is {img_size}; it must be a multiple of patch_size, which is {config['patch_size']}"
         )
-    vit.set_input_size((img_size, img_size))
+    network.set_input_size((img_size, img_size))
     return config | {"img_size": img_size}
 
 
-def save(folder: Path, vit: VisionTransformer, config: dict[str, Any], *, name: str = "encoder") -> None:
-    """Write `<name>.safetensors` and `<name>.json`; `config` holds CONFIG and whatever else tells where it comes
-    from.
-    """
-    save_model(folder, name, vit.state_dict(), config)
+def save(folder: Path, network: VisionTransformer, config: dict[str, Any], *, name: str = "encoder") -> None:
+    """Write `<name>.safetensors` and `<name>.json`; `config` holds CONFIG_KEYS and any notes on the origin."""
+    save_model(folder, name, network.state_dict(), config)
 
 
 def load(folder: Path, *, name: str = "encoder") -> tuple[VisionTransformer, dict[str, Any]]:
-    """The encoder in `folder`, in evaluation mode and frozen, and its config."""
+    """Load the encoder in `folder`, frozen and in evaluation mode, and its config."""
     state, config = load_model(folder, name)
-    vit = build(config)
-    vit.load_state_dict(state, strict=True)
-    return vit.eval().requires_grad_(False), config
+    network = build(config)
+    network.load_state_dict(state, strict=True)
+    return network.eval().requires_grad_(False), config

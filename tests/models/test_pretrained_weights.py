@@ -1,4 +1,4 @@
-"""Files of others: nothing in them runs, what is no checkpoint is refused by name, MAE's encoders become ours."""
+"""Published checkpoints: no code in them runs, other files are refused with a reason, encoders of MAE load unchanged."""
 
 import zipfile
 from pathlib import Path
@@ -30,16 +30,16 @@ def mae_network() -> VisionTransformer:
 
 
 def mae_positions(side: int, width: int) -> Tensor:
-    """Sine and cosine of the column, then of the row, as MAE's files have them; zeros for the class token."""
+    """Sine and cosine of the column, then of the row, as in MAE's files; zeros for the class token."""
     frequency = 10000 ** -(np.arange(width // 4) / (width / 4))
     row, column = np.divmod(np.arange(side**2), side)
-    angles = [np.outer(place, frequency) for place in (column, row)]
+    angles = [np.outer(position, frequency) for position in (column, row)]
     table = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
     return torch.from_numpy(np.concatenate([np.zeros((1, width)), table])).float()[None]
 
 
 def mae_state(network: VisionTransformer) -> dict[str, Tensor]:
-    """What a pretraining file holds: the encoder beside the decoder."""
+    """The content of a pretraining file: encoder and decoder."""
     decoder = {"mask_token": torch.ones(1, 1, 16), "decoder_pos_embed": torch.ones(1, 17, 16)}
     return network.state_dict() | decoder | {"decoder_blocks.0.norm1.weight": torch.ones(16)}
 
@@ -51,7 +51,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_mae_file_gives_its_networks_tokens_through_our_format(file, tmp_path):
+def test_an_encoder_of_mae_gives_the_same_tokens_after_saving_and_loading(file, tmp_path):
     network, config = pretrained_weights.load_mae_encoder(file, num_heads=3)
     assert {key: config[key] for key in SHAPE} == SHAPE
     assert config["imported"]["positions"] == "sine-cosine"
@@ -63,7 +63,7 @@ def test_an_mae_file_gives_its_networks_tokens_through_our_format(file, tmp_path
     )
 
 
-def test_another_size_resamples_the_positions_as_timm_does(file):
+def test_positions_are_resampled_as_by_timm(file):
     network, config = pretrained_weights.load_mae_encoder(file, img_size=48, num_heads=3)
     assert config["img_size"] == 48
     other = mae_network()
@@ -72,7 +72,7 @@ def test_another_size_resamples_the_positions_as_timm_does(file):
     torch.testing.assert_close(vit.encode_tokens(network, images), other.forward_features(images), rtol=0, atol=1e-5)
 
 
-def test_a_fine_tuned_file_gives_its_encoder_and_its_last_norm(tmp_path):
+def test_the_norm_of_a_finetuned_file_becomes_the_final_norm(tmp_path):
     state = mae_network().state_dict()
     norm = {f"fc_norm.{part}": state.pop(f"norm.{part}") for part in ("weight", "bias")}
     torch.save({"model": state | norm | {"head.weight": torch.ones(5, 48)}}, tmp_path / "tuned.pth")
@@ -80,7 +80,7 @@ def test_a_fine_tuned_file_gives_its_encoder_and_its_last_norm(tmp_path):
     assert torch.equal(network.norm.weight, norm["fc_norm.weight"])
 
 
-def test_learned_positions_are_kept_and_told_apart(tmp_path):
+def test_learned_positions_are_kept_and_recorded(tmp_path):
     state = mae_network().state_dict()
     state["pos_embed"] = torch.randn(1, 17, 48)
     torch.save(state, tmp_path / "own.pth")
@@ -92,14 +92,14 @@ def test_learned_positions_are_kept_and_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"patch_embed.proj.weight": torch.ones(48, 3, 8, 4)}, "its patches are 48 x 3 x 8 x 4, not width x 3 x p x p"),
+        ({"patch_embed.proj.weight": torch.ones(48, 3, 8, 4)}, "its patches are 48 x 3 x 8 x 4; expected width x 3 x p x p"),
         ({"patch_embed.proj.weight": None}, "it lacks patch_embed.proj.weight"),
         ({"pos_embed": torch.ones(1, 16, 48)}, "has 16 positions; expected a class token and a square of patches"),
         ({"blocks.1.mlp.fc2.bias": None}, "the weights of an MAE encoder: it lacks blocks.1.mlp.fc2.bias"),
-        ({"blocks.0.gamma_1": torch.ones(48)}, "it has blocks.0.gamma_1, unknown there"),
+        ({"blocks.0.gamma_1": torch.ones(48)}, "it has blocks.0.gamma_1, which is not expected"),
     ],
 )  # fmt: skip
-def test_another_format_is_refused_in_one_sentence(change, reason, tmp_path):
+def test_another_format_is_refused_on_one_line(change, reason, tmp_path):
     state = mae_state(mae_network()) | change
     torch.save({key: value for key, value in state.items() if value is not None}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=reason) as refused:
@@ -107,8 +107,8 @@ def test_another_format_is_refused_in_one_sentence(change, reason, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_heads_are_known_by_width_or_asked_for(file):
-    with pytest.raises(ValueError, match="has width 48, .* give --num-heads"):  # noqa: RUF043
+def test_the_number_of_heads_follows_from_the_width_or_is_given(file):
+    with pytest.raises(ValueError, match="has width 48; .* Give --num-heads"):  # noqa: RUF043
         pretrained_weights.load_mae_encoder(file)
     with pytest.raises(ValueError, match="embed_dim is 48"):
         pretrained_weights.load_mae_encoder(file, num_heads=5)
@@ -117,12 +117,12 @@ def test_heads_are_known_by_width_or_asked_for(file):
 @pytest.mark.parametrize("old", [False, True])
 def test_a_pickle_does_not_run(old, tmp_path, capsys):
     torch.save({"model": Boom()}, tmp_path / "boom.pth", _use_new_zipfile_serialization=not old)
-    with pytest.raises(ValueError, match=r"holds (builtins\.)?print, and only weights and plain values are read"):
+    with pytest.raises(ValueError, match=r"holds (builtins\.)?print; expected only weights and plain values"):
         pretrained_weights.read_state_dict(tmp_path / "boom.pth")
     assert "unpickled" not in capsys.readouterr().out
 
 
-def test_numpys_scalars_are_read_under_their_old_name_too(tmp_path):
+def test_numpy_scalars_are_read_under_their_old_name(tmp_path):
     torch.save({"x": torch.ones(1), "lr": np.float64(0.5)}, tmp_path / "new.pth")
     with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
         for name in new.namelist():
@@ -136,11 +136,11 @@ def test_numpys_scalars_are_read_under_their_old_name_too(tmp_path):
     [
         (b"no checkpoint", "x.pth (is no checkpoint|holds no weights that torch knows)"),
         (b"", "x.pth is no checkpoint"),
-        ({"epoch": 3}, "holds no weights but epoch"),
-        (torch.ones(3), "holds one Tensor, no state dict"),
+        ({"epoch": 3}, "holds no weights, only epoch"),
+        (torch.ones(3), "holds a Tensor; expected a state dict"),
     ],
 )
-def test_what_holds_no_weights_is_refused(content, reason, tmp_path):
+def test_a_file_without_weights_is_refused(content, reason, tmp_path):
     file = tmp_path / "x.pth"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     with pytest.raises(ValueError, match=reason) as refused:
@@ -151,5 +151,5 @@ def test_what_holds_no_weights_is_refused(content, reason, tmp_path):
 def test_a_missing_file_and_a_wrong_digest_are_refused(file):
     with pytest.raises(ValueError, match="there is no file"):
         pretrained_weights.read_state_dict(file.with_name("none.pth"))
-    with pytest.raises(ValueError, match=r"but params\.yaml says 0000"):
+    with pytest.raises(ValueError, match=r"but params\.yaml has 0000"):
         pretrained_weights.read_state_dict(file, "0000")

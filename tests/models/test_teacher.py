@@ -222,14 +222,14 @@ def test_mae_offers_no_class_token_and_is_normalized_as_its_authors_do(layout, t
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("vit_base_patch16_224", "make it vit_base_patch16_224.mae"),  # timm: another mean and deviation
-        ("vit_base_patch16_224.dino", "make it vit_base_patch16_224.mae"),
-        ("vit_small_patch16_224", "import them .*teacher.source semmae"),  # MAE published none of this size
+        ("vit_base_patch16_224", "set teacher.model to vit_base_patch16_224.mae"),  # timm: another mean and deviation
+        ("vit_base_patch16_224.dino", "set teacher.model to vit_base_patch16_224.mae"),
+        ("vit_small_patch16_224", "import them .*teacher.source to semmae"),  # MAE published none of this size
     ],
 )
-def test_mae_under_another_name_is_told_the_right_one(name, instead, layout, tmp_path):
+def test_weights_of_mae_under_another_name_are_refused_with_the_right_name(name, instead, layout, tmp_path):
     torch.save({"model": layout(drawn(name).state_dict())}, tmp_path / "mae.pth")
-    with pytest.raises(ValueError, match=f"mae.pth holds weights of MAE's, .*{name}'; {instead}$") as refused:
+    with pytest.raises(ValueError, match=f"mae.pth holds weights of MAE, .*{name}'; {instead}$") as refused:
         teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "mae.pth")
     assert "\n" not in str(refused.value)
 
@@ -250,10 +250,10 @@ def biased(state: State) -> State:
     ("name", "source", "change", "reason"),
     [
         (DINO, DINO, shallow, "it lacks blocks.1.norm1.weight and 11 more"),
-        (DINO, DINO, widened, "its cls_token is 1 x 1 x 32, there 1 x 1 x 24"),
-        (DINO, DINO, lambda s: s | {"rel_pos": torch.ones(1)}, "it has rel_pos, unknown there"),
-        (DINO, "vit_small_patch8_224.dino", dict, "its patches are 8 pixels wide, there 16"),
-        (DINO, DINOV2_REG, dict, "its patches are 14 pixels wide, there 16"),
+        (DINO, DINO, widened, "its cls_token is 1 x 1 x 32, expected 1 x 1 x 24"),
+        (DINO, DINO, lambda s: s | {"rel_pos": torch.ones(1)}, "it has rel_pos, which is not expected"),
+        (DINO, "vit_small_patch8_224.dino", dict, "its patches are 8 pixels wide, expected 16"),
+        (DINO, DINOV2_REG, dict, "its patches are 14 pixels wide, expected 16"),
         (DINO, DINOV3, dict, "it lacks pos_embed"),
         (DINO, DINOV3, dinov3_as_published, "it lacks pos_embed"),
         (DINOV3, DINO, dict, "it lacks reg_token"),
@@ -285,7 +285,7 @@ def test_a_teacher_from_an_encoder_is_that_encoder(tmp_path):
         torch.testing.assert_close(tokens.cls, expected.mean(1))
     with pytest.raises(ValueError, match="img_size is 36"):
         teacher.from_encoder(file, sha256, img_size=36)
-    with pytest.raises(ValueError, match=r"but params\.yaml says 0000"):
+    with pytest.raises(ValueError, match=r"but params\.yaml has 0000"):
         teacher.from_encoder(file, "0000", img_size=32)
     with pytest.raises(ValueError, match="there is no file"):
         teacher.from_encoder(tmp_path / "none.safetensors", sha256, img_size=32)

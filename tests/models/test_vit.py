@@ -100,7 +100,7 @@ def test_foreign_weights_and_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not hold the weights"):
         teacher.from_timm("vit_tiny_patch16_224", img_size=96, checkpoint=tmp_path / "x.safetensors")
     for name in ("vit_tyni", "resnet10t"):
-        with pytest.raises(ValueError, match="none of timm's VisionTransformers or DINOv3"):
+        with pytest.raises(ValueError, match="expected a VisionTransformer or a DINOv3 of timm"):
             teacher.from_timm(name, img_size=96, checkpoint=None)
     with pytest.raises(ValueError, match="no class token"):
         teacher.from_timm("vit_base_patch16_siglip_224", img_size=96, checkpoint=tmp_path / "x.safetensors")

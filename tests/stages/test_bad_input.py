@@ -134,7 +134,10 @@ def test_a_teacher_of_another_patch_size(source: str, inside: Project, capsys: p
         file = Path("tiny.pth").resolve()
         torch.save(teacher.create_network(model, 32).state_dict(), file)
         inside.set("teacher.model", "vit_small_patch8_224.dino")
-        sentences = ["its patches are 16 pixels wide, there 8", f"teacher.model {model} needs a multiple of its patch"]
+        sentences = [
+            "its patches are 16 pixels wide, expected 8",
+            f"teacher.model {model} needs a multiple of its patch",
+        ]
     else:
         file = encoder(Path("data/encoders/other"), 16, 32)
         sentences = ["has patch_size 16, teacher has 8; make them equal", f"the encoder in {file} needs a multiple"]

@@ -24,10 +24,10 @@ from torch import Tensor
 from semmae.core.digests import file_digest
 from semmae.models import vit
 
-# A .pth file is a pickle, a list of calls. `weights_only` makes torch refuse every call but those that build tensors and
-# plain values. Training scripts also store their arguments, paths and NumPy scalars. The classes below are added for
-# these. They hold the values that they receive; none of them imports, opens or calls anything. The strings are the names
-# of the same class in other versions of Python and NumPy.
+# A .pth file is a pickle, a list of calls. With `weights_only`, torch refuses all calls but those that build tensors
+# and plain values. Training scripts also store their arguments, paths and NumPy scalars; the classes below are added
+# for these. They hold the values that they receive; none of them imports, opens or calls anything. Each string is the
+# name of the same class in another version of Python or NumPy.
 _SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS_CLASSES: list[Any] = [
     argparse.Namespace,
@@ -41,11 +41,7 @@ EXTRA_PREFIXES = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed")
 DINO_NAMES = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
 )
-DINO_HEAD_PREFIXES = (
-    "head.mlp.",
-    "head.last_layer",
-    "masked_embed",
-)  # the head of DINO and iBOT, which a file may hold
+DINO_HEAD_PREFIXES = ("head.mlp.", "head.last_layer", "masked_embed")  # the optional head in a file of DINO or iBOT
 HEADS_BY_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # ViT-Ti, S, B, L, H; weights do not hold this number
 
 
@@ -96,7 +92,8 @@ def _load_dict(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds {_refused_names(path, error)}; expected only weights and plain values. Save its state dict alone"
+            f"{path} holds {_refused_names(path, error)}; expected only weights and plain values. "
+            "Save its state dict alone"
         ) from None
     except (RuntimeError, OSError, EOFError, UnicodeDecodeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0] or "it is empty"
@@ -140,7 +137,7 @@ def load_strictly(network: torch.nn.Module, state: dict[str, Tensor], *, path: P
     else:
         network.load_state_dict(state)
         return
-    raise ValueError(f"{path} does not hold the weights of {name}: {reason}; choose the architecture of this file")
+    raise ValueError(f"{path} does not hold the weights of {name}: {reason}; give weights of this architecture")
 
 
 def _first_and_count(keys: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Published checkpoints: no code in them runs, other files are refused with a reason, encoders of MAE load unchanged."""
+"""Published checkpoints: no code in them runs, other files are refused, encoders of MAE load unchanged."""
 
 import zipfile
 from pathlib import Path

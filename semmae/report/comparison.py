@@ -1,162 +1,257 @@
-"""Runs side by side: the mean and the spread of every score over the runs that share a setting.
-
-- `read`: the table that `dvc exp show --csv` prints, one row per run.
-- `summary`: a row per score, a column per setting: mean ± standard deviation over runs; how far the settings lie apart.
-- `lines`: what is scored beside the encoder, a row per score, a column per line: teacher, thumbnails, untrained.
-- `parts`: part scores of one dataset, a row per line (the parts, what is beside them), a column per score.
-- `ablation`: part scores of the parts, a row per setting.
-- `markdown`: that table for a page.
-"""
+"""Tables that compare the scores of runs, computed from the output of `dvc exp show --csv`."""
 
 import math
-import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-SCORES = (
-    r"(knn|linear|attentive|finetune)\.[^.]+\.top1$|segment\.[^.]+\.[^.]+\.miou$|part_scores\.[^.]+\.patch\.fg_iou$"
+DEFAULT_SCORES = (
+    "knn.*.top1",
+    "linear.*.top1",
+    "attentive.*.top1",
+    "finetune.*.top1",
+    "segment.*.*.miou",
+    "part_scores.*.patch.fg_iou",
 )
-BESIDE = re.compile(r"(?P<score>.+)\.(?P<line>thumbnails|untrained|teacher)\.(?P<metric>top1|miou)")
+SECTIONS = ("encoder", "baselines", "references", "low_shot")
 UNFINISHED = ("Queued", "Running", "Failed")
+UNCHANGED = "as it is"  # the setting that most runs share
+
+
+class ScoreColumn(NamedTuple):
+    """The address of a score: its place in the metrics files that `semmae.evaluation.scores` writes.
+
+    Attributes:
+        stage: The evaluation stage, e.g. "knn".
+        dataset: The dataset that was evaluated.
+        group: The head of `segment` or the level of `part_scores`; "" for other stages.
+        section: One of SECTIONS.
+        name: The baseline, reference or number of labels; "" in the section "encoder".
+        metric: The metric, e.g. "top1".
+    """
+
+    stage: str
+    dataset: str
+    group: str
+    section: str
+    name: str
+    metric: str
+
+    @property
+    def encoder_score(self) -> str:
+        """The column of the same metric of the encoder."""
+        return ".".join(filter(None, (self.stage, self.dataset, self.group, self.metric)))
+
+
+def parse_column(column: str) -> ScoreColumn | None:
+    """Split the name of a column, e.g. `knn.photos.baselines.teacher.top1`; None if it cannot name a score."""
+    stage, *path = column.split(".")
+    if len(path) < 2:
+        return None
+    dataset, *path, metric = path
+    section, name = "encoder", ""
+    if len(path) >= 2 and path[-2] in SECTIONS:
+        *path, section, name = path
+    if len(path) > 1:
+        return None
+    return ScoreColumn(stage, dataset, path[0] if path else "", section, name, metric)
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The finished runs in a CSV of `dvc exp show --csv`: experiments, or every row where none is marked as one."""
+    """Read the finished runs from a file that `dvc exp show --csv` printed.
+
+    Returns:
+        A row per experiment. If no row is marked as an experiment, all finished rows.
+
+    Raises:
+        ValueError: The file is no such table, or it has no finished run.
+    """
     try:
-        runs = pd.read_csv(path, na_values=["!", "-"])  # DVC's signs for a value that it could not read, and for none
+        runs = pd.read_csv(path, na_values=["!", "-"])  # DVC prints "!" for an unreadable value, "-" for none
     except (FileNotFoundError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} cannot be read as the table of dvc exp show --csv: {error}") from None
+        raise ValueError(
+            f"cannot read {path} as a table of runs: {error}; write it with: dvc exp show --csv > {path}"
+        ) from None
     if "State" in runs:
         runs = runs[~runs["State"].isin(UNFINISHED)]
     if "typ" in runs:
         runs = runs[runs["typ"].str.startswith("branch")]
     if runs.empty:
-        raise ValueError(f"{path} has no finished experiment; dvc exp show lists them, dvc queue status what runs")
+        raise ValueError(
+            f"{path} has no finished experiment; list experiments with dvc exp show, queued ones with dvc queue status"
+        )
     return runs
 
 
-def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: str = SCORES) -> pd.DataFrame:
-    """Per score (columns that match `scores`): mean ± standard deviation (number of runs) for every setting of `by`.
+def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: Sequence[str] = DEFAULT_SCORES) -> pd.DataFrame:
+    """Compare the scores of settings.
 
-    With two settings or more, `difference` is the last one's mean less the first one's, ± its standard error
-    (Welch: the root of the sum of variance / runs), which wants three runs a setting before it means much. ValueError
-    where there is nothing to compare.
+    Args:
+        runs: The table of `read`.
+        by: Names of the parameters that distinguish the settings.
+        scores: Names of columns. `*` matches any text between two dots.
+
+    Returns:
+        A row per score and a column per setting: mean ± standard deviation (number of runs). With two or more settings,
+        the column `difference` holds the mean of the last setting minus the mean of the first, ± Welch's standard error
+        sqrt(var_1 / n_1 + var_2 / n_2). The error is unreliable for fewer than three runs per setting.
+
+    Raises:
+        ValueError: A parameter is unknown, or no column matches `scores`.
     """
-    try:
-        re.compile(scores)
-    except re.error as error:
-        raise ValueError(f"--scores is {scores!r}, which is no regular expression: {error}") from None
-    if missing := [name for name in by if name not in runs]:
-        known = ", ".join(name for name in runs if "." in name and not re.search(scores, name))
-        raise ValueError(f"the runs have no parameter {missing[0]!r}; they have {known or 'none'}")
-    columns = [name for name in runs if re.search(scores, name) and runs[name].notna().any()]
+    columns = [name for name in runs if _matches(name, scores)]
+    if unknown := [name for name in by if name not in runs]:
+        known = ", ".join(name for name in runs if "." in name and name not in columns)
+        raise ValueError(f"unknown parameter: {unknown[0]!r}; expected --by with names from: {known or 'none'}")
+    columns = [name for name in columns if runs[name].notna().any()]
     if not columns:
-        raise ValueError(f"no column of the runs matches {scores!r}; choose others with --scores")
-    settings = runs[list(by)].map(_short)
+        raise ValueError(f"no column matches {','.join(scores)!r}; choose columns of the file with --scores")
+    settings = runs[list(by)].map(_format_param)
     groups = {" ".join(setting): group for setting, group in runs.groupby([settings[name] for name in by])}
     table = pd.DataFrame({"score": columns})
     for setting, group in groups.items():
-        table[setting] = [_told(group[name].dropna()) for name in columns]
+        table[setting] = [_format_mean(group[name].dropna()) for name in columns]
     if len(groups) > 1:
         first, *_, last = groups.values()
-        table["difference"] = [_difference(first[name].dropna(), last[name].dropna()) for name in columns]
+        table["difference"] = [_format_difference(first[name].dropna(), last[name].dropna()) for name in columns]
     return table
 
 
-def lines(runs: pd.DataFrame) -> pd.DataFrame:
-    """The scores of the lines beside the encoder over all runs, told as by `parts`. ValueError where no run has any."""
-    cells = {(f"{m['score']}.{m['metric']}", m["line"]): name for name in runs if (m := BESIDE.fullmatch(name))}
+def baselines(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of the baselines of encoders: a row per score, a column per baseline.
+
+    The scores are top-1 accuracy and segmentation mIoU; `parts` returns the baselines of parts.
+
+    Raises:
+        ValueError: No run has scores of baselines.
+    """
+    cells = {
+        (column.encoder_score, column.name): name
+        for name in runs
+        if (column := parse_column(name))
+        and column.section == "baselines"
+        and column.stage != "part_scores"
+        and column.metric in ("top1", "miou")
+    }
     if not cells:
-        raise ValueError("the runs have no lines beside the encoder; set knn.protocol.baselines and so on to true")
-    scores, columns = dict.fromkeys(score for score, _ in cells), sorted({line for _, line in cells})
-    rows = [[score, *(_cell(runs, cells.get((score, line))) for line in columns)] for score in scores]
-    return pd.DataFrame(rows, columns=["score", *columns])
+        raise ValueError("the runs have no baselines; set <stage>.protocol.baselines to true, e.g. of knn")
+    scores, names = dict.fromkeys(score for score, _ in cells), sorted({name for _, name in cells})
+    rows = [[score, *(_cell(runs, cells.get((score, name))) for name in names)] for score in scores]
+    return pd.DataFrame(rows, columns=["score", *names])
 
 
 def parts(runs: pd.DataFrame, dataset: str, *, level: str) -> pd.DataFrame:
-    """The part scores at a level (`patch` or `pixel`): per line, the parts first, mean ± standard deviation (runs).
+    """Return the part scores of a dataset: a row per method (parts, baselines, references), a column per metric.
 
-    Where all runs say the same, which is one computation shared by them, that number stands alone. ValueError where no
-    run has part scores of the dataset.
+    A cell is mean ± standard deviation (number of runs), or only the value if it is the same in all runs.
+
+    Args:
+        runs: The table of `read`.
+        dataset: The name of the dataset.
+        level: "patch" or "pixel".
+
+    Raises:
+        ValueError: No run has part scores of the dataset at this level.
     """
-    column = re.compile(rf"part_scores\.{re.escape(dataset)}\.(?:(?P<line>\w+)\.)?{level}\.(?P<score>\w+)")
-    cells = {(m["line"] or "parts", m["score"]): name for name in runs if (m := column.fullmatch(name))}
+    columns = {name: column for name in runs if (column := parse_column(name)) and column.stage == "part_scores"}
+    cells = {
+        (SECTIONS.index(column.section), column.name or "parts", column.metric): name
+        for name, column in columns.items()
+        if (column.dataset, column.group) == (dataset, level)
+    }
     if not cells:
-        scored = (re.match(rf"part_scores\.([^.]+)\.(?:\w+\.)?{level}\.", name) for name in runs)
-        known = sorted({m[1] for m in scored if m})
-        raise ValueError(f"the runs have no {level} part scores of {dataset!r}; they have {', '.join(known) or 'none'}")
-    names, scores = (list(dict.fromkeys(found)) for found in zip(*sorted(cells, key=_parts_first), strict=True))
-    rows = [[line, *(_cell(runs, cells.get((line, score))) for score in scores)] for line in names]
-    return pd.DataFrame(rows, columns=["line", *scores])
+        known = sorted({column.dataset for column in columns.values() if column.group == level})
+        raise ValueError(
+            f"the runs have no part scores of {dataset!r} per {level}; expected one of: {', '.join(known) or 'none'}"
+        )
+    methods = sorted(dict.fromkeys(key[:2] for key in cells), key=lambda method: method[0])
+    metrics = dict.fromkeys(metric for _, _, metric in sorted(cells, key=lambda key: key[0]))
+    rows = [[method[1], *(_cell(runs, cells.get((*method, metric))) for metric in metrics)] for method in methods]
+    return pd.DataFrame(rows, columns=["method", *metrics])
 
 
 def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[str, Any]) -> pd.DataFrame:
-    """The part scores as by `parts`, of the parts alone and setting by setting; first what most runs have in common.
+    """Return the scores of the parts for each setting of the parameters; the most frequent setting comes first.
 
-    A setting is named by those of `parameters` (params.yaml) in which it differs from the commonest values; seeds are
-    its runs, and how it was scored is none of it.
+    A setting is named by the parameters that differ from their most frequent values. Runs that differ only in seeds or
+    in the section `part_scores` share a setting.
+
+    Args:
+        runs: The table of `read`.
+        dataset: The name of the dataset.
+        level: "patch" or "pixel".
+        parameters: The content of params.yaml; its keys tell the columns of parameters from the columns of scores.
     """
     known = pd.json_normalize(parameters).columns
-    names = [  # also of sections that are null in params.yaml, not in the runs
-        name for name in runs
-        if any(name == other or name.startswith(f"{other}.") for other in known)
-        and not name.endswith("seed") and not name.startswith("part_scores.")
-    ]  # fmt: skip
-    values = runs[names].map(_short)
-    usual = values.mode().iloc[0]
+    names = [
+        name
+        for name in runs
+        # The second condition finds the keys of a section that params.yaml sets to null and a run does not.
+        if any(name == key or name.startswith(f"{key}.") for key in known)
+        and not name.endswith("seed")
+        and not name.startswith("part_scores.")
+    ]
+    values = runs[names].map(_format_param)
+    most_frequent = values.mode().iloc[0]
 
-    def setting(row: pd.Series) -> str:
-        told = []
+    def name_setting(row: pd.Series) -> str:
+        changes = []
         for name in names:
             section = f"{name.rpartition('.')[0]}."
-            gone = all(row[sibling] == "null" for sibling in names if sibling.startswith(section))
-            if row[name] != usual[name]:
-                told.append(f"{section[:-1]}=null" if gone else f"{name}={row[name]}")
-        return ", ".join(dict.fromkeys(told)) or "as it is"
+            section_is_null = all(row[sibling] == "null" for sibling in names if sibling.startswith(section))
+            if row[name] != most_frequent[name]:
+                changes.append(f"{section[:-1]}=null" if section_is_null else f"{name}={row[name]}")
+        return ", ".join(dict.fromkeys(changes)) or UNCHANGED
 
-    groups = dict(list(runs.groupby(values.apply(setting, axis=1), sort=False)))
-    order = sorted(groups, key=lambda name: name != "as it is")
-    tables = [parts(groups[name], dataset, level=level).query("line == 'parts'").assign(line=name) for name in order]
-    return pd.concat(tables).rename(columns={"line": "setting"}).fillna("-")
+    groups = dict(list(runs.groupby(values.apply(name_setting, axis=1), sort=False)))
+    settings = sorted(groups, key=lambda name: name != UNCHANGED)
+    tables = [
+        parts(groups[name], dataset, level=level).query("method == 'parts'").assign(method=name) for name in settings
+    ]
+    return pd.concat(tables).rename(columns={"method": "setting"}).fillna("-")
 
 
-def _short(value: object) -> str:
-    """A value of params.yaml as one would type it: null is an empty cell, and beside one whole numbers come as 1.0."""
+def markdown(table: pd.DataFrame) -> str:
+    """Format a table in Markdown."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def _matches(column: str, patterns: Sequence[str]) -> bool:
+    """Return whether one of the patterns matches; `*` does not match a dot."""
+    path = column.split(".")
+    return any(
+        len(path) == pattern.count(".") + 1 and all(map(fnmatchcase, path, pattern.split("."))) for pattern in patterns
+    )
+
+
+def _format_param(value: object) -> str:
+    """Format a parameter as in params.yaml; pandas reads null as NaN, and integers in a column with nulls as floats."""
     if pd.isna(value):
         return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _parts_first(cell: tuple[str, str]) -> bool:
-    return cell[0] != "parts"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """The table as a page shows it."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
-
-
 def _cell(runs: pd.DataFrame, name: str | None) -> str:
-    """What the runs say in a column; "-" where there is none."""
+    """Format the values of a column: only the value if all are equal; "-" if there are none."""
     values = runs[name].dropna() if name else pd.Series(dtype=float)
-    return f"{values.iloc[0]:.3f}" if values.nunique() == 1 else _told(values)
+    return f"{values.iloc[0]:.3f}" if values.nunique() == 1 else _format_mean(values)
 
 
-def _told(values: pd.Series) -> str:
+def _format_mean(values: pd.Series) -> str:
     if values.empty:
         return "-"
     spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
     return f"{values.mean():.3f}{spread} ({len(values)})"
 
 
-def _difference(first: pd.Series, last: pd.Series) -> str:
+def _format_difference(first: pd.Series, last: pd.Series) -> str:
     if first.empty or last.empty:
         return "-"
-    apart = f"{last.mean() - first.mean():+.3f}"
+    difference = f"{last.mean() - first.mean():+.3f}"
     if min(len(first), len(last)) < 2:
-        return apart
-    return f"{apart} ± {math.sqrt(first.var() / len(first) + last.var() / len(last)):.3f}"
+        return difference
+    return f"{difference} ± {math.sqrt(first.var() / len(first) + last.var() / len(last)):.3f}"

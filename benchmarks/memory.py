@@ -58,12 +58,12 @@ def prepare(root: Path, images: int) -> None:
     vit.save(root / "data/pretrain", vit.build(CONFIG), described)
     teacher.save_teacher(root / "data/teacher", vit.build(CONFIG), described | {"class_token": False})
     elder = teacher.load_teacher(root / "data/teacher")
-    shape = {"grid": elder.grid(SIZE), "width": elder.embed_dim, "img_size": SIZE, "teacher": elder.digest}
+    shape = {"grid": elder.grid(SIZE), "embed_dim": elder.embed_dim, "img_size": SIZE, "teacher": elder.digest}
     clusters = part_learner.KMeansParts(
         {"method": "kmeans", "num_parts": 4, "background": False, "temperature": 0.1, **shape}
     )
     clusters.fit(torch.randn(8, 16, elder.embed_dim), seed=0)
-    part_learner.save(root / "data/parts", clusters)
+    part_learner.save_parts(root / "data/parts", clusters)
     YAML().dump(
         {"evaluations": {name: {DATASET: {}} for name in EVALUATIONS}}
         | {name: {"protocol": protocol(name)} for name in EVALUATIONS},

@@ -103,7 +103,7 @@ def learned(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> part
     """The parts as the learner starts: its foreground and its queries fitted to the tokens of a batch."""
     config = {
         "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size, "class_token": True,
-        "grid": elder.grid(img_size), "width": elder.embed_dim, "values": elder.embed_dim, "teacher": elder.digest,
+        "grid": elder.grid(img_size), "embed_dim": elder.embed_dim, "target_dim": elder.embed_dim, "teacher": elder.digest,
         "foreground": {"clusterings": 16, "clusters": 24, "center_prior": 1.0, "diffusion_steps": 10, "threshold_classes": 3}, "position_weight": 1.0,
         "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 64, "decoder_depth": 2,
     }  # fmt: skip

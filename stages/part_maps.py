@@ -58,7 +58,7 @@ def main() -> None:
     section = load_config(PartMapsConfig, "part_maps")
     verify_shards(SHARDS / section.dataset)
     reader, teacher = Reader(SHARDS / section.dataset), load_teacher(TEACHER)
-    learner = part_learner.load(PARTS, teacher=teacher.digest)
+    learner = part_learner.load_parts(PARTS, teacher=teacher.digest)
     device = distributed.choose_device(section.compute.device)
     teacher, learner = teacher.to(device), learner.to(device)
     vit.use_fastest_attention(teacher, device, frozen_at=learner.config["grid"])

@@ -108,7 +108,7 @@ def main() -> None:
 def networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teacher, PartMethod, Teacher]:
     """The teacher, the parts that were learned from it, and the teacher before it learned anything."""
     elder = teacher.load_teacher(TEACHER)
-    learner = part_learner.load(PARTS, teacher=elder.digest)
+    learner = part_learner.load_parts(PARTS, teacher=elder.digest)
     untrained = Teacher(baselines.untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")
     for network in (elder, untrained):
         vit.use_fastest_attention(network, device, frozen_at=learner.config["grid"])

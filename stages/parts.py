@@ -99,7 +99,7 @@ def main() -> None:
     elder = teacher.load_teacher(TEACHER)
     config = {
         "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size,
-        "grid": elder.grid(section.img_size), "width": elder.embed_dim, "teacher": elder.digest,
+        "grid": elder.grid(section.img_size), "embed_dim": elder.embed_dim, "teacher": elder.digest,
         "params": artifact_params(section),
     }  # fmt: skip
     inputs = [file_digest(SHARDS / section.dataset / "shards.json"), elder.digest]
@@ -115,7 +115,7 @@ def main() -> None:
         model, quality = learn(section, config, sample, reader, elder, world, now)
         if world.leads:
             with atomic_write(OUT) as folder:
-                part_learner.save(folder, model)
+                part_learner.save_parts(folder, model)
                 write_json(folder / "history.json", now.history)
             write_json(RESULTS / "metrics.json", {"parts": quality})
             write_history(RESULTS / "live", "parts", now.history)
@@ -154,7 +154,7 @@ def learned(
     config |= asdict(recipe) | {
         "background": recipe.foreground is not None,
         "class_token": elder.class_token,
-        "values": 3 * elder.patch_size**2 if pixels else elder.embed_dim,
+        "target_dim": 3 * elder.patch_size**2 if pixels else elder.embed_dim,
         **now.adopted,
     }
     torch.manual_seed(fold(section.seed, "parts"))
@@ -175,11 +175,11 @@ def learned(
         images = async_copy.to_device(world.device, step.batch["image"])
         with distributed.autocast(world.device, section.compute.precision):
             tokens = encode(images)
-        target = part_learner.pixel_target(images, elder.patch_size) if pixels else model.prepare(tokens.patch)
+        target = part_learner.pixel_targets(images, elder.patch_size) if pixels else model.prepare(tokens.patch)
         maps, rebuilt = parallel(tokens)
         reconstruction = (rebuilt - target).square().mean()
-        diversity = part_learner.diversity(maps)
-        balance = part_learner.balance(distributed.mean(maps.mean((0, 2)), world), recipe.balance_floor)
+        diversity = part_learner.diversity_loss(maps)
+        balance = part_learner.balance_loss(distributed.mean(maps.mean((0, 2)), world), recipe.balance_floor)
         loss = reconstruction + recipe.diversity * diversity + recipe.balance * balance
         warmup = recipe.warmup_epochs * step.per_epoch
         optim.set_rate(optimizer, optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=0.0))

@@ -67,7 +67,7 @@ def main() -> None:
     """Gather what there is and write the page."""
     section = load_config(ReportConfig, "report")
     encoder, elder = read_json(PRETRAIN / "encoder.json"), teacher.load_teacher(TEACHER)
-    learner = part_learner.load(PARTS, teacher=elder.digest)
+    learner = part_learner.load_parts(PARTS, teacher=elder.digest)
     if "params" not in encoder:
         raise ValueError(
             f"{PRETRAIN} holds an imported encoder, which no run here has trained; its scores are in results/"

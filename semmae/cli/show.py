@@ -37,7 +37,7 @@ def show(
         image = figures.parts_grid(reader, maps, colors=colors, **selection)
     elif what == "heat":
         frozen_teacher = teacher.load_teacher(TEACHER)
-        method = part_learner.load(PARTS, teacher=frozen_teacher.digest)
+        method = part_learner.load_parts(PARTS, teacher=frozen_teacher.digest)
         image = heat_maps.heat_grid(reader, frozen_teacher, method, colors=colors, **selection)
     elif what == "masks":
         section = load_config(PretrainConfig, "pretrain")

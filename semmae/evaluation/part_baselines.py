@@ -131,7 +131,7 @@ def _token_kmeans(
     """Clusters as `parts.method: kmeans` does."""
     patches = torch.cat([patch_tokens(batch).cpu() for batch in sample])
     clusters = KMeansParts(
-        {"num_parts": num_labels, "background": False, "grid": grid, "width": patches.shape[2], "temperature": 1.0}
+        {"num_parts": num_labels, "background": False, "grid": grid, "embed_dim": patches.shape[2], "temperature": 1.0}
     )
     clusters.fit(patches, seed=seed)
 

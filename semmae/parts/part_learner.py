@@ -50,8 +50,8 @@ class PartMethod(nn.Module):
         self.num_parts: int = config["num_parts"]
         self.background: int | None = config["num_parts"] if config["background"] else None
         self.num_labels = self.num_parts + (self.background is not None)
-        self.register_buffer("position_mean", torch.zeros(self.grid[0] * self.grid[1], config["width"]))
-        self.register_buffer("whiten", torch.eye(config["width"]))
+        self.register_buffer("position_mean", torch.zeros(self.grid[0] * self.grid[1], config["embed_dim"]))
+        self.register_buffer("whiten", torch.eye(config["embed_dim"]))
 
     def prepare(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Whitened tokens without what their place alone says, each plus the mean of the 3 x 3 patches around it."""
@@ -78,13 +78,13 @@ class KMeansParts(PartMethod):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self.register_buffer("centroids", torch.zeros(self.num_labels, config["width"]))
+        self.register_buffer("centroids", torch.zeros(self.num_labels, config["embed_dim"]))
 
     def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> float:
         """Find the directions in the tokens of a sample of images; returns the mean cosine to the nearest one."""
         self.fit_scale(patch)
         unit = F.normalize(self.prepare(patch), dim=-1).flatten(0, 1)
-        self.centroids.copy_(directions(unit, self.num_labels, seed=seed))
+        self.centroids.copy_(spherical_kmeans(unit, self.num_labels, seed=seed))
         return float((unit @ self.centroids.T).amax(1).mean())
 
     def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
@@ -92,7 +92,7 @@ class KMeansParts(PartMethod):
         return (cosine / self.config["temperature"]).softmax(-1).transpose(1, 2)
 
 
-def directions(unit: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Tensor, "p d"]:
+def spherical_kmeans(unit: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Tensor, "p d"]:
     """Spherical k-means: `count` unit vectors near which the rows of `unit` lie; ValueError for fewer rows."""
     if len(unit) < count:
         raise ValueError(
@@ -109,7 +109,7 @@ class PartLearner(PartMethod):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        width = config["width"]
+        width = config["embed_dim"]
         if self.background is not None:
             self.foreground = Foreground(config["foreground"], grid=self.grid, width=width)
         self.queries = nn.Parameter(torch.randn(self.num_parts, width + OBJECT_CODE))
@@ -122,7 +122,7 @@ class PartLearner(PartMethod):
         self.embed_patch = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.embed_patch.weight)
         self.decoder = PartDecoder(
-            self.num_labels, config["decoder_width"], config["decoder_depth"], width, config["values"]
+            self.num_labels, config["decoder_width"], config["decoder_depth"], width, config["target_dim"]
         )
 
     def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> None:
@@ -140,7 +140,7 @@ class PartLearner(PartMethod):
                 f"parts.num_parts is {self.num_parts}, but {count} patches of {len(patch)} images are foreground; "
                 "lower it, or raise parts.num_images"
             )
-        self.queries.data.copy_(directions(keys[share > 0.5], self.num_parts, seed=seed))
+        self.queries.data.copy_(spherical_kmeans(keys[share > 0.5], self.num_parts, seed=seed))
 
     def keys(self, patch: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n"]]:
         """Unit vectors of what a patch shows and, with the weight `position_weight`, where on the object it lies; and its
@@ -206,7 +206,7 @@ def blur(maps: Float[Tensor, "b p h w"], sigma: float) -> Float[Tensor, "b p h w
     return F.conv2d(x, kernel.transpose(2, 3), groups=maps.shape[1])
 
 
-def diversity(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
+def diversity_loss(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
     """How much maps overlap: the sum over ordered pairs of labels of their product, mean over patches.
 
     0 when every patch is decided; what a foreground that is found beforehand is unsure of, stays.
@@ -214,7 +214,7 @@ def diversity(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
     return (1 - maps.square().sum(1)).mean()
 
 
-def balance(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
+def balance_loss(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
     """How far the labels' shares of a batch's patches fall below `floor`, relative to it, mean over labels; 0 when all
     are used.
 
@@ -223,25 +223,25 @@ def balance(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
     return (1 - shares / floor).clamp(min=0).mean()
 
 
-def pixel_target(images: UInt8[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor, "b n v"]:
+def pixel_targets(images: UInt8[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor, "b n v"]:
     """Pixels as the decoder's target, row by row of patches, in the teacher's zero-mean, unit-variance units."""
     return patchify(normalize(images), patch_size)
 
 
-METHODS = {"learned": PartLearner, "kmeans": KMeansParts}
+PART_METHODS = {"learned": PartLearner, "kmeans": KMeansParts}
 
 
-def save(folder: Path, parts: PartMethod) -> None:
+def save_parts(folder: Path, parts: PartMethod) -> None:
     """Write parts.safetensors and parts.json."""
     save_model(folder, "parts", parts.state_dict(), parts.config)
 
 
-def load(folder: Path, *, teacher: str | None = None) -> PartMethod:
+def load_parts(folder: Path, *, teacher: str | None = None) -> PartMethod:
     """The part method in `folder`, frozen; ValueError if it was learned from a teacher with another digest."""
     state, config = load_model(folder, "parts")
     if teacher is not None and teacher != config["teacher"]:
         raise ValueError(f"{folder} was learned from another teacher than the one beside it; run dvc repro parts")
-    parts = METHODS[config["method"]](config)
+    parts = PART_METHODS[config["method"]](config)
     parts.load_state_dict(state, strict=True)
     parts.digest = model_digest(folder, "parts")
     return parts.eval().requires_grad_(False)

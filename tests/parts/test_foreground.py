@@ -13,9 +13,9 @@ from semmae.parts.foreground import Foreground
 GRID, WIDTH = (8, 8), 16
 CONFIG = {"clusterings": 8, "clusters": 8, "center_prior": 0.0, "diffusion_steps": 0, "threshold_classes": 2}
 LEARNER = {
-    "num_parts": 2, "grid": GRID, "width": WIDTH, "background": True, "class_token": False,
+    "num_parts": 2, "grid": GRID, "embed_dim": WIDTH, "background": True, "class_token": False,
     "foreground": CONFIG, "position_weight": 2.0, "temperature": 0.1, "blur_sigma": 0.0,
-    "decoder_width": 8, "decoder_depth": 1, "values": WIDTH,
+    "decoder_width": 8, "decoder_depth": 1, "target_dim": WIDTH,
 }  # fmt: skip
 
 

@@ -12,10 +12,10 @@ GRID, WIDTH = (6, 6), 12
 
 
 def config(method: str, **changes) -> dict:
-    shape = {"method": method, "num_parts": 4, "grid": GRID, "width": WIDTH, "background": False}
+    shape = {"method": method, "num_parts": 4, "grid": GRID, "embed_dim": WIDTH, "background": False}
     learned = {
         "foreground": {"clusterings": 4, "clusters": 6, "center_prior": 0.2, "diffusion_steps": 2, "threshold_classes": 2}, "position_weight": 0.0,
-        "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 16, "decoder_depth": 2, "values": WIDTH,
+        "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 16, "decoder_depth": 2, "target_dim": WIDTH,
         "class_token": False,
     }  # fmt: skip
     return shape | learned | changes
@@ -45,7 +45,7 @@ def test_the_learner_finds_planted_parts():
         tokens, _ = planted(16, step)
         maps, rebuilt = model(tokens)
         loss = (rebuilt - model.prepare(tokens.patch)).square().mean()
-        loss = loss + 0.1 * part_learner.diversity(maps) + part_learner.balance(maps.mean((0, 2)), 0.05)
+        loss = loss + 0.1 * part_learner.diversity_loss(maps) + part_learner.balance_loss(maps.mean((0, 2)), 0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -63,14 +63,14 @@ def test_kmeans_finds_planted_parts():
 
 @pytest.mark.parametrize(("method", "background"), [("learned", True), ("learned", False), ("kmeans", False)])
 def test_shares_sum_to_one_and_survive_saving(method, background, tmp_path):
-    model = part_learner.METHODS[method](config(method, background=background))
+    model = part_learner.PART_METHODS[method](config(method, background=background))
     tokens, _ = planted(4, 0)
     model.fit_scale(tokens.patch)
     shares = model.assign(tokens)
     assert shares.shape == (4, model.num_labels, 36)
     torch.testing.assert_close(shares.sum(1), torch.ones(4, 36))
-    part_learner.save(tmp_path, model)
-    again = part_learner.load(tmp_path)
+    part_learner.save_parts(tmp_path, model)
+    again = part_learner.load_parts(tmp_path)
     assert torch.equal(again.assign(tokens), shares)
     assert again.background == (4 if background else None)
     assert again.digest
@@ -99,15 +99,15 @@ def test_the_maps_are_the_decoders_only_spatial_input():
 def test_diversity_is_the_overlap_of_pairs():
     maps = torch.rand(2, 3, 5).softmax(1)
     pairs = sum((maps[:, i] * maps[:, j]).mean() for i in range(3) for j in range(3) if i != j)
-    torch.testing.assert_close(part_learner.diversity(maps), pairs)
+    torch.testing.assert_close(part_learner.diversity_loss(maps), pairs)
     decided = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 5)), 3).transpose(1, 2).float()
-    assert part_learner.diversity(decided) == 0
+    assert part_learner.diversity_loss(decided) == 0
 
 
 def test_balance_asks_for_a_floor_and_nothing_more():
-    assert part_learner.balance(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels is missing altogether
-    assert part_learner.balance(torch.tensor([0.9, 0.1]), 0.1) == 0
-    assert part_learner.balance(torch.tensor([0.9, 0.1]), 0.2) == 0.25
+    assert part_learner.balance_loss(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels is missing altogether
+    assert part_learner.balance_loss(torch.tensor([0.9, 0.1]), 0.1) == 0
+    assert part_learner.balance_loss(torch.tensor([0.9, 0.1]), 0.2) == 0.25
 
 
 def test_blur_keeps_the_mean_and_spreads_a_point():

@@ -70,6 +70,8 @@ def test_every_imported_model_part_and_image_module_is_a_label_source_or_known_t
     """A module that the stage begins to import must be added to `LABEL_MODULES`, or here with a reason."""
     no_labels = {
         "semmae.data.dataset",  # reads bytes by key; `join` verifies the keys
+        "semmae.data.loader",  # order and processes
+        "semmae.data.sample_table",
         "semmae.data.epoch_order",  # order of training
         "semmae.models.mae",  # targets of the part learner's training
         "semmae.models.masking",

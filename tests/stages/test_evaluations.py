@@ -53,11 +53,11 @@ def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) 
     described = CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
     teacher.save_teacher(Path("data/teacher"), vit.build(CONFIG), described)
     learner = KMeansParts(
-        {"method": "kmeans", "num_parts": 3, "background": False, "width": 32, "temperature": 0.1, "img_size": 32,
+        {"method": "kmeans", "num_parts": 3, "background": False, "embed_dim": 32, "temperature": 0.1, "img_size": 32,
          "grid": [4, 4], "teacher": teacher.load_teacher(Path("data/teacher")).digest}
     )  # fmt: skip
     learner.centroids.copy_(torch.eye(32)[:3])
-    parts_module.save(Path("data/parts"), learner)
+    parts_module.save_parts(Path("data/parts"), learner)
     return tmp_path
 
 

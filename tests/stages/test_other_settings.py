@@ -24,7 +24,7 @@ from tests.project import Project, call
 def mapped() -> part_learner.PartMethod:
     """The parts of the project in this folder, after their maps of all images have been made and read back."""
     call("part_maps")
-    learned, elder = part_learner.load(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")
+    learned, elder = part_learner.load_parts(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")
     maps = part_maps.join(
         Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=elder, parts=learned.digest
     )
@@ -39,7 +39,7 @@ def mapped() -> part_learner.PartMethod:
     ("key", "value", "config"),
     [
         ("parts.method", "kmeans", {"method": "kmeans", "temperature": 0.1, "background": False}),
-        ("parts.learned.target", "pixels", {"method": "learned", "target": "pixels", "values": 3 * 8 * 8}),
+        ("parts.learned.target", "pixels", {"method": "learned", "target": "pixels", "target_dim": 3 * 8 * 8}),
     ],
 )
 def test_parts_are_learned_another_way(inside: Project, key: str, value: Any, config: dict[str, Any]):
@@ -181,7 +181,7 @@ def test_a_checkpoint_in_timms_layout_teaches(inside: Project):
     for name, value in published.blocks.state_dict().items():
         assert torch.equal(elder.network.blocks.state_dict()[name], value)
     call("parts")
-    assert mapped().config.items() >= {"class_token": True, "width": 192, "grid": [2, 2]}.items()
+    assert mapped().config.items() >= {"class_token": True, "embed_dim": 192, "grid": [2, 2]}.items()
 
 
 @pytest.mark.parametrize("stage", ["knn", "linear", "part_scores"])

@@ -55,8 +55,8 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     teacher.save_teacher(Path("data/teacher"), vit.build(SIZE), SIZE | known | taught)
     elder = teacher.load_teacher(Path("data/teacher"))
 
-    config = {"method": method, "num_parts": 3, "background": method == "learned", "width": 32, "grid": [4, 4]}
-    config |= {"img_size": 32, "temperature": 0.1, "decoder_width": 8, "decoder_depth": 1, "values": 32}
+    config = {"method": method, "num_parts": 3, "background": method == "learned", "embed_dim": 32, "grid": [4, 4]}
+    config |= {"img_size": 32, "temperature": 0.1, "decoder_width": 8, "decoder_depth": 1, "target_dim": 32}
     config |= {
         "foreground": {
             "clusterings": 2,
@@ -68,10 +68,10 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
         "position_weight": 1.0,
     }
     config |= {"class_token": False, "params": {"method": method}, "teacher": elder.digest}
-    learner = part_learner.METHODS[method](config)
+    learner = part_learner.PART_METHODS[method](config)
     torch.nn.init.normal_(learner.position_mean)
-    part_learner.save(Path("data/parts"), learner)
-    learner = part_learner.load(Path("data/parts"))
+    part_learner.save_parts(Path("data/parts"), learner)
+    learner = part_learner.load_parts(Path("data/parts"))
 
     reader = Reader(Path("data/shards") / dataset)
     digests = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}

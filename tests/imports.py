@@ -1,20 +1,27 @@
-"""What a file of the project imports from the project, read from its source without running it.
+"""Find what a file of the project imports from the project, without running it.
 
-python -m tests.imports        # rewrite the code dependencies of every stage in dvc.yaml
+`python -m tests.imports` rewrites the code dependencies of every stage in dvc.yaml. Run it after an import has changed.
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_EFFECT = (ROOT / "semmae/console", ROOT / "semmae/__init__.py")  # progress bars, the version: change no output
+WHOLE = {  # folders that a stage lists as folders if it imports a file of them
+    "shards": set(),
+    "report": {path.name for path in (ROOT / "semmae").iterdir() if path.is_dir()},
+}
+WHOLE_BY_DEFAULT = {"core", "data", "runs"}
 
 
-def imported(path: Path) -> set[Path]:
-    """The project's files that `path` imports directly, `__init__.py` of their packages included."""
-    found: set[Path] = set()
+@cache
+def imported(path: Path) -> frozenset[Path]:
+    """Return the project's files that `path` imports directly, with the `__init__.py` of their packages."""
+    files: set[Path] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -25,29 +32,35 @@ def imported(path: Path) -> set[Path]:
         for name in names:
             parts = name.split(".")
             packages = [ROOT.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts) + 1)]
-            found |= {file for file in (*packages, ROOT.joinpath(*parts).with_suffix(".py")) if file.exists()}
-    return found
+            files |= {file for file in (*packages, ROOT.joinpath(*parts).with_suffix(".py")) if file.exists()}
+    return frozenset(files)
 
 
 def closure(path: Path) -> set[Path]:
-    """`path` and every file of the project that it imports, directly or not, without those that change no output."""
-    seen, todo = set(), {path}
-    while todo:
-        file = todo.pop()
-        seen.add(file)
-        todo |= {other for other in imported(file) - seen if not any(map(other.is_relative_to, WITHOUT_EFFECT))}
-    return seen
+    """Return `path` and every file that it imports, directly or not, except those that change no output."""
+    visited, to_visit = set(), {path}
+    while to_visit:
+        file = to_visit.pop()
+        visited.add(file)
+        to_visit |= {other for other in imported(file) - visited if not any(map(other.is_relative_to, WITHOUT_EFFECT))}
+    return visited
 
 
 def code_dependencies(stage: str) -> list[str]:
-    """What a stage lists in dvc.yaml: a folder if it imports all of it, single files otherwise."""
+    """Return the code that a stage lists in dvc.yaml: folders that it imports whole, single files otherwise.
+
+    Some folders are listed whole if a stage imports any file of them, which keeps dvc.yaml short. The stages that
+    take hours import all of core, data and runs anyway; the report takes seconds; `shards` lists single files.
+    """
     files = closure(ROOT / f"stages/{stage}.py")
-    folders = [
+    coarse = WHOLE.get(stage, WHOLE_BY_DEFAULT)
+    listed = {
         folder
         for folder in (ROOT / "semmae").rglob("*/")
-        if set(folder.rglob("*.py")) and set(folder.rglob("*.py")) <= files
-    ]
-    whole = {folder for folder in folders if folder.parent not in folders}
+        if (sources := {file for file in folder.rglob("*.py") if file.stat().st_size}) & files
+        and (sources <= files or (folder.name in coarse and folder.parent.name == "semmae"))
+    }
+    whole = {folder for folder in listed if folder.parent not in listed}
     single = {
         file for file in files if file.stat().st_size and not any(file.is_relative_to(folder) for folder in whole)
     }
@@ -55,7 +68,7 @@ def code_dependencies(stage: str) -> list[str]:
 
 
 def rewrite(graph: Path) -> None:
-    """Let each stage in `graph` depend on the code that it imports; its other dependencies stay, before them."""
+    """Replace the code dependencies of each stage in `graph`; its other dependencies stay, in front of them."""
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 1000, True
     yaml.indent(mapping=2, sequence=4, offset=2)

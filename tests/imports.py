@@ -47,12 +47,12 @@ def closure(path: Path) -> set[Path]:
 
 
 def code_dependencies(stage: str) -> list[str]:
-    """Return the code that a stage lists in dvc.yaml: folders that it imports whole, single files otherwise.
+    """Return the code that a stage lists in dvc.yaml, its page template included.
 
     Some folders are listed whole if a stage imports any file of them, which keeps dvc.yaml short. The stages that
     take hours import all of core, data and runs anyway; the report takes seconds; `shards` lists single files.
     """
-    files = closure(ROOT / f"stages/{stage}.py")
+    files = closure(ROOT / f"stages/{stage}.py") | set((ROOT / "stages").glob(f"{stage}.*"))
     coarse = WHOLE.get(stage, WHOLE_BY_DEFAULT)
     listed = {
         folder

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Integer
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from semmae.core.model_files import load_model, save_model
 from semmae.models import masking, vit
+from semmae.models.patches import patchify, unpatchify
 from semmae.models.vit import encode_tokens, sincos_positions
 
 EPSILON = 1e-6  # added to the variance of a patch, so that a patch of one color becomes 0 instead of NaN
@@ -117,17 +117,6 @@ class MAE(nn.Module):
         x = (x + last.attn(last.norm1(x)))[:, -count:]
         x = x + last.mlp(last.norm2(x))
         return self.decoder["pred"](self.decoder["norm"](x))
-
-
-def patchify(images: Float[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor, "b n v"]:
-    """Cut images into patches, row by row; the values of a patch are in the order row, column, channel."""
-    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
-
-
-def unpatchify(patches: Float[Tensor, "b n v"], patch_size: int) -> Float[Tensor, "b 3 H W"]:
-    """Put patches together to square images: the inverse of `patchify`."""
-    side = int(patches.shape[1] ** 0.5)
-    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)
 
 
 def moments(patches: Float[Tensor, "b n v"]) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:

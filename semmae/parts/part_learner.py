@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from semmae.core.model_files import load_model, model_digest, save_model
 from semmae.core.rng import fold
-from semmae.models.mae import patchify
+from semmae.models.patches import patchify
 from semmae.models.teacher import Tokens
 from semmae.models.vit import normalize
 from semmae.parts.foreground import CHUNK, Foreground, object_code

@@ -1,8 +1,8 @@
-"""The stages of the pipeline, one file each, run as `python -m stages.<name>`; see dvc.yaml for what reads what."""
+"""The stages of the pipeline, one file each, run as `python -m stages.<name>`; see dvc.yaml for their inputs and outputs."""
 
 import os
 
-# Threads that spin while they wait for each other starve whoever shares their cores (a step of 0.15 s took 6 s
-# beside one other process on two cores). OpenMP reads this once, when torch is first imported, so it stands before
-# any import of it.
+# OpenMP threads must not spin while they wait: on two cores shared with one other process, a step of 0.15 s took 6 s.
+# OpenMP reads this variable once, when torch is first imported. `python -m stages.<name>` imports this file before the
+# stage, and with it torch, so the setting has no later place.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

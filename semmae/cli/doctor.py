@@ -92,7 +92,7 @@ def _check_state_root(root: Path) -> Check:
     if (filesystem := _filesystem_type(root)) in IN_MEMORY:
         remedy = "set SEMMAE_STATE to a folder on a disk"
         return Check("state root", "warn", f"{root} is in memory ({filesystem})", remedy)
-    num_unfinished, num_processes = len(state_dir.runs()), len(state_dir.at_work())
+    num_unfinished, num_processes = len(state_dir.list_runs()), len(state_dir.lock_holders())
     return Check("state root", "ok", f"{root}: {num_unfinished} unfinished runs, {num_processes} running processes")
 
 

@@ -18,7 +18,7 @@ def list_state() -> None:
 
     typer.echo(f"state root: {state_root()}")
     table = new_table("unfinished runs", "stage", "fingerprint", "step", "MB", "last used", "")
-    for run in state_dir.runs():
+    for run in state_dir.list_runs():
         step = "-" if run.step is None else str(run.step)
         status = "running" if run.locked else ""
         table.add_row(run.stage, run.fingerprint[:12], step, f"{run.num_bytes / 1e6:.1f}", time_ago(run.used), status)
@@ -53,7 +53,7 @@ def delete_unused(
 
     deleted = state_dir.prune_runs(unused_days=unused_days)
     typer.echo(f"{len(deleted)} unfinished runs deleted, {sum(run.num_bytes for run in deleted) / 1e6:.1f} MB")
-    if active := state_dir.at_work():
+    if active := state_dir.lock_holders():
         typer.echo(f"part maps kept: process {', '.join(active)} is running and may need them")
     else:
         typer.echo(f"{part_store.prune(unused_days=unused_days) / 1e6:.1f} MB of part maps deleted")

@@ -1,10 +1,6 @@
-"""What lies under the state root: unfinished runs and their checkpoints, and who is at work there.
+"""Unfinished runs and locks under the state root, for `semmae state` and `semmae doctor`.
 
-- `runs()`: every unfinished run, the last used first; `adopt` hands one to edited source, `prune_runs` deletes those
-  that nobody has used for long.
-- `at_work()`: the processes that hold a lock; what is locked is never touched.
-
-The part-map store keeps its own house: `part_store.list_entries`, `part_store.prune`.
+The store of part maps has its own module, `parts.part_store`.
 """
 
 import contextlib
@@ -28,72 +24,78 @@ class UnfinishedRun:
 
     fingerprint: str
     stage: str
-    step: int | None  # of its last checkpoint, None: it has none yet
+    step: int | None  # of its last checkpoint; None: it has no checkpoint yet
     num_bytes: int
-    used: float  # seconds since 1970
+    used: float  # time of its last write, in seconds since 1970
     locked: bool  # a process is at work on it
 
 
-def runs() -> list[UnfinishedRun]:
-    """The unfinished runs, the last used first."""
-    found = []
-    for folder in _runs().glob("*/"):
+def list_runs() -> list[UnfinishedRun]:
+    """Return the unfinished runs, the last used first."""
+    unfinished = []
+    for folder in _runs_folder().glob("*/"):
         identity = read_json(folder / "identity.json") if (folder / "identity.json").exists() else {}
         if not (stats := list(_stats(folder))):
-            continue  # it has just ended
+            continue  # the run has just finished and deleted its folder
         steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
-        found.append(
+        unfinished.append(
             UnfinishedRun(
                 fingerprint=folder.name,
                 stage=identity.get("stage", "unknown"),
                 step=max(steps, default=None),
                 num_bytes=sum(stat.st_size for stat in stats[1:]),
                 used=max(stat.st_mtime for stat in stats),
-                locked=_holder(lock_path("run", folder.name)) is not None,
+                locked=_lock_holder(lock_path("run", folder.name)) is not None,
             )
         )
-    return sorted(found, key=lambda run: -run.used)
+    return sorted(unfinished, key=lambda run: -run.used)
 
 
 def _stats(folder: Path) -> Iterator[os.stat_result]:
-    """Of a folder, then of all in it; what a run at work removes meanwhile is left out."""
-    for root, _, files in os.walk(folder):  # a walk passes over folders that are gone, rglob fails
+    """Yield the status of a folder, then of all files and folders in it, except those that a run deletes meanwhile."""
+    for root, _, files in os.walk(folder):  # os.walk skips folders that are gone; rglob raises an error
         for path in (Path(root), *(Path(root, file) for file in files)):
             with contextlib.suppress(FileNotFoundError):
                 yield path.stat()
 
 
 def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:
-    """Delete the runs that were not used for so many days and are not at work; returns them."""
-    old = [run for run in runs() if not run.locked and run.used <= time.time() - unused_days * 86_400]
-    for run in old:
+    """Delete and return the runs without a write in the last `unused_days` days, except those that are locked."""
+    oldest = time.time() - unused_days * 86_400
+    unused = [run for run in list_runs() if not run.locked and run.used <= oldest]
+    for run in unused:
         with exclusive_lock("run", run.fingerprint):
-            shutil.rmtree(_runs() / run.fingerprint)
-    return old
+            shutil.rmtree(_runs_folder() / run.fingerprint)
+    return unused
 
 
 def adopt(prefix: str) -> UnfinishedRun:
-    """Offer the unfinished run whose fingerprint begins so to the next one that differs in its source alone.
+    """Offer a run to the next run that differs from it in its source only; return the offered run.
 
-    ValueError where no run, or more than one, begins so, or it has no checkpoint; BlockingIOError while it is at work.
+    Args:
+        prefix: First characters of the run's fingerprint.
+
+    Raises:
+        ValueError: The prefix fits no run or several, or the run has no checkpoint.
+        BlockingIOError: A process is at work on the run.
     """
-    known = runs()
-    found = [run for run in known if run.fingerprint.startswith(prefix)]
-    if len(found) != 1:
-        names = ", ".join(f"{run.fingerprint[:12]} ({run.stage})" for run in found or known) or "none"
-        raise ValueError(f"{len(found)} unfinished runs begin with {prefix!r}; there are: {names}")
-    handover.offer(_runs() / found[0].fingerprint)
-    return found[0]
+    unfinished = list_runs()
+    matches = [run for run in unfinished if run.fingerprint.startswith(prefix)]
+    if len(matches) != 1:
+        names = ", ".join(f"{run.fingerprint[:12]} ({run.stage})" for run in matches or unfinished) or "none"
+        raise ValueError(f"{len(matches)} unfinished runs begin with {prefix!r}; there are: {names}")
+    handover.offer(_runs_folder() / matches[0].fingerprint)
+    return matches[0]
 
 
-def at_work() -> list[str]:
-    """The ids of the processes that hold any lock under the state root."""
-    holders = {_holder(path) for path in lock_path().parent.glob("*")}
+def lock_holders() -> list[str]:
+    """Return the ids of the processes that hold a lock under the state root."""
+    holders = {_lock_holder(path) for path in lock_path().parent.glob("*")}
     return sorted(holder for holder in holders if holder)
 
 
-def _holder(path: Path) -> str | None:
-    """The id of the process that holds the lock file, None if nobody does."""
+def _lock_holder(path: Path) -> str | None:
+    """Return the id of the process that holds a lock, or None."""
     if not path.exists():
         return None
     with open(path) as file:
@@ -104,5 +106,5 @@ def _holder(path: Path) -> str | None:
     return None
 
 
-def _runs() -> Path:
+def _runs_folder() -> Path:
     return state_root() / "runs"

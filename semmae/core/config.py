@@ -1,8 +1,10 @@
-"""The typed loader of params.yaml: unknown, missing and ill-typed keys fail by name.
+"""The typed loader of params.yaml.
 
-A stage describes its section as a frozen pydantic dataclass without defaults (a default in Python is a parameter
-that DVC cannot see) and calls `load_config(PretrainConfig, "pretrain")`. A field's type bounds its value: pydantic's `PositiveInt`
-and the like, or one of those below. YAML 1.2 is read as DVC reads it: `1e-3` is a float, `no` is a string.
+A stage describes its section as a frozen pydantic dataclass and loads it by `load_config(PretrainConfig, "pretrain")`.
+The dataclass has no defaults, because DVC does not see a default in Python. The type of a field bounds its values:
+pydantic's `PositiveInt` and the like, or a type of this module. Unknown, missing and ill-typed keys are errors.
+
+YAML is read as DVC reads it, in version 1.2: `1e-3` is a float, `no` is a string.
 """
 
 import copy
@@ -17,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 
+from semmae.core.config_errors import describe_mistake
 from semmae.core.renamed_keys import EVALUATIONS, find_renamed
 
 STRICT = ConfigDict(extra="forbid", strict=True)  # `@dataclass(frozen=True, config=STRICT)` from pydantic.dataclasses
@@ -36,12 +39,12 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-Share = Annotated[float, Field(gt=0, lt=1)]  # of a whole: neither nothing nor all of it
-Portion = Annotated[float, Field(gt=0, le=1)]  # some of it, or all
-UpTo1 = Annotated[float, Field(ge=0, le=1)]
-Below1 = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]  # (0, 1)
+Portion = Annotated[float, Field(gt=0, le=1)]  # (0, 1]
+UpTo1 = Annotated[float, Field(ge=0, le=1)]  # [0, 1]
+Below1 = Annotated[float, Field(ge=0, lt=1)]  # [0, 1)
 Betas = tuple[Below1, Below1]  # of AdamW
-Range = Annotated[tuple[T, T], AfterValidator(_ordered)]  # from the smallest to the largest, `Range[Share]`
+Range = Annotated[tuple[T, T], AfterValidator(_ordered)]  # smallest and largest value, for example `Range[Share]`
 
 
 def load_config(schema: type[T], *path: str, file: Path = PARAMS) -> T:
@@ -58,15 +61,18 @@ def load_config(schema: type[T], *path: str, file: Path = PARAMS) -> T:
     section: Any = inherit(params)
     for depth, key in enumerate(path):
         if not isinstance(section, dict) or key not in section:
-            above = ".".join(path[:depth]) or "the file"
-            known = ", ".join(section) if isinstance(section, dict) and section else "nothing"
-            raise ValueError(f"{file}: no '{key}' in {above}; it has {known}")
+            parent = f"section {'.'.join(path[:depth])}" if depth else "file"
+            known = ", ".join(section) if isinstance(section, dict) and section else "no keys"
+            raise ValueError(f"{file}: missing key {'.'.join(path[: depth + 1])}; the {parent} has {known}")
         section = section[key]
     try:
-        # JSON mode: strict about types, yet a YAML list may fill a tuple.
+        # In JSON mode pydantic is strict about types, but accepts a YAML list for a tuple.
         return TypeAdapter(schema).validate_json(json.dumps(section))
     except ValidationError as error:
-        lines = [_sentence(_written_key((*path, *mistake["loc"]), params), mistake) for mistake in error.errors()]
+        lines = [
+            describe_mistake(_written_key((*path, *mistake["loc"]), params), mistake, schema)
+            for mistake in error.errors()
+        ]
         raise ValueError("\n".join(f"{file}: {line}" for line in lines)) from None
 
 
@@ -81,9 +87,13 @@ def inherit(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(file: Path = PARAMS) -> dict[str, Any]:
-    """The whole of `file` as plain dicts, lists and scalars; a duplicate key or a syntax error is a ValueError."""
+    """Return the content of `file` as dicts, lists and scalars.
+
+    Raises:
+        ValueError: The file does not exist, is not YAML, or has a duplicate key.
+    """
     if not file.exists():
-        raise ValueError(f"{file} does not exist in {Path.cwd()}; run from the project's root")
+        raise ValueError(f"{file} does not exist in {Path.cwd()}; run the command in the root folder of the project")
     try:
         return YAML(typ="safe", pure=True).load(file) or {}
     except DuplicateKeyError as error:
@@ -122,22 +132,19 @@ def _lookup(params: Any, path: tuple[str, ...]) -> Any:
 
 
 def _written_key(path: tuple[str | int, ...], params: dict[str, Any]) -> str:
-    """Return the key to correct in the file: an inherited value stands in the section that it comes from."""
+    """Return the key to correct in the file.
+
+    An inherited value stands in the section that it comes from. The tag that pydantic adds to the path of a union's
+    member stands nowhere in the file.
+    """
     for heir, source in INHERITED.items():
         depth = len(heir)
         if path[:depth] == heir and len(path) > depth and path[depth] not in (_lookup(params, heir) or {}):
             path = (*source, *path[depth:])
-    return ".".join(map(str, path))
-
-
-def _sentence(key: str, mistake: Any) -> str:
-    """Describe one mistake: the key, the given value, the allowed values."""
-    match mistake["type"]:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"unknown key {key}; remove it or correct its spelling"
-        case "missing" | "missing_argument":
-            return f"missing key {key}; add it"
-        case "literal_error":
-            return f"{key} is {mistake['input']!r}; expected one of {mistake['ctx']['expected']}"
-        case _:
-            return f"{key} is {mistake['input']!r}; {mistake['msg'].removeprefix('Value error, ')}"
+    keys: list[str | int] = []
+    value: Any = params
+    for part in path[:-1]:
+        if isinstance(part, int) or part in value:
+            keys.append(part)
+            value = value[part]
+    return ".".join(map(str, (*keys, path[-1])))

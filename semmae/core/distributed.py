@@ -1,7 +1,7 @@
-"""Ranks and devices: one process is the same code path as many.
+"""Ranks and devices: the code for one process is the code for many.
 
-Started by torchrun, a stage finds its rank in the environment; started alone it is rank 0 of 1 and every function
-here is the identity.
+torchrun announces the ranks in environment variables. In a process without them, rank 0 of 1, all collective functions
+of this module return their input.
 """
 
 import os
@@ -19,7 +19,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`, and the device it computes on."""
+    """The rank of this process, the number of ranks, and the device of this rank."""
 
     rank: int
     size: int
@@ -27,18 +27,18 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process logs and writes."""
+        """Whether this is rank 0, the rank that prints and writes files."""
         return self.rank == 0
 
     def slice(self, rows: Tensor) -> Tensor:
-        """This process's rows of something drawn for the global batch."""
+        """Return this rank's rows of a tensor that was drawn for the global batch."""
         share = len(rows) // self.size
         return rows[self.rank * share : (self.rank + 1) * share]
 
 
 @contextmanager
 def world(device: Device) -> Iterator[World]:
-    """Join the process group that torchrun announces, if any; leave it at the end."""
+    """Join the process group that torchrun announces, if there is one; leave it at the end of the block."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = choose_device(device)
     if chosen.type == "cuda":
@@ -53,8 +53,10 @@ def world(device: Device) -> Iterator[World]:
 
 
 def choose_device(device: Device) -> torch.device:
-    """`auto` is this rank's GPU where there is one, else the CPU; asking for a GPU that is not there is a
-    ValueError.
+    """Return the device of this rank. `auto` is its GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: `device` is cuda, but torch finds no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here; set device to cpu or auto in params.yaml")
@@ -64,18 +66,19 @@ def choose_device(device: Device) -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Mixed precision: bfloat16 needs no gradient scaling."""
+    """Return the context of mixed precision. bfloat16 needs no scaling of the gradient."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def parallel(model: nn.Module, world: World) -> nn.Module:
-    """`model` with gradients averaged over the ranks."""
+    """Wrap `model` so that its gradients are averaged over the ranks."""
     return nn.parallel.DistributedDataParallel(model) if world.size > 1 else model
 
 
 def mean(value: Tensor, world: World) -> Tensor:
-    """The mean of a tensor over the ranks, on this rank's device, for NCCL knows no other; its gradient is that of
-    this rank's share, for `parallel` averages them.
+    """Return the mean of a tensor over the ranks, on this rank's device, since NCCL needs device tensors.
+
+    The gradient flows to the local value only, with weight 1, because `parallel` averages the gradients of the ranks.
     """
     if world.size == 1:
         return value
@@ -87,7 +90,7 @@ def mean(value: Tensor, world: World) -> Tensor:
 
 
 def gather(rows: Tensor, world: World) -> Tensor:
-    """The rows of all ranks, in the order of ranks, on this rank's device; without gradient."""
+    """Concatenate the rows of all ranks, in the order of ranks, on this rank's device. The result has no gradient."""
     if world.size == 1:
         return rows
     rows = rows.to(world.device)
@@ -97,7 +100,7 @@ def gather(rows: Tensor, world: World) -> Tensor:
 
 
 def maximum(values: Tensor, world: World) -> Tensor:
-    """Each value's highest over the ranks, on the device, where nobody waits for it."""
+    """Return the elementwise maximum over the ranks, on the device. The host does not wait for it."""
     if world.size > 1:
         values = values.clone()
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
@@ -105,11 +108,11 @@ def maximum(values: Tensor, world: World) -> Tensor:
 
 
 def any_rank(flag: bool, world: World) -> bool:
-    """Whether `flag` is set on any rank, agreed by all; waits for it."""
+    """Return on every rank whether `flag` is set on any rank. The host waits for the device."""
     return flag if world.size == 1 else bool(maximum(torch.full((), int(flag), device=world.device), world))
 
 
 def barrier(world: World) -> None:
-    """Wait for every rank."""
+    """Wait until every rank has called this function."""
     if world.size > 1:
         distributed.barrier()

@@ -1,4 +1,6 @@
-"""AdamW as MAE and iBOT use it: no decay on vectors, rates by layer if asked for, linear warm-up, half a cosine."""
+"""AdamW and learning-rate schedules as in MAE and iBOT: no weight decay on vectors, layer-wise learning rates, linear
+warmup and half a cosine.
+"""
 
 import math
 
@@ -10,9 +12,9 @@ from torch import Tensor, nn
 
 
 def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `model`; biases, norms and single tokens are not decayed.
+    """Return AdamW over the trainable parameters of `model`, without weight decay on biases, norms and single tokens.
 
-    Learning rate and decay are set at every step (`set_rate`), so the optimizer starts at zero.
+    The learning rate is 0 until `set_rate` sets it, at every step.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrix = [p for name, p in trainable if p.squeeze().ndim > 1]
@@ -27,10 +29,11 @@ def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) 
 def layer_decayed_adamw(
     model: VisionTransformer, *, weight_decay: float, layer_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """AdamW whose rate falls by `layer_decay` with every layer below the head (BEiT, MAE): `lr_scale` of a group is
-    1 for the head, layer_decay ** (depth + 1 - i) for block i = 1...depth, layer_decay ** (depth + 1) below them.
+    """Return AdamW whose learning rate decays with each layer below the head, as in BEiT and MAE.
 
-    The groups are timm's. Vectors, the class token and the positions are not decayed.
+    `lr_scale` of a parameter group is 1 for the head, layer_decay ** (depth + 1 - i) for block i = 1...depth, and
+    layer_decay ** (depth + 1) for the layers below the blocks. Vectors, the class token and the positions have no
+    weight decay.
     """
     groups = param_groups_layer_decay(
         model, weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
@@ -39,7 +42,7 @@ def layer_decayed_adamw(
 
 
 def clip(model: nn.Module, max_norm: float | None) -> Tensor:
-    """The norm of the gradient, which is scaled down to `max_norm` where it is larger (None: to nothing)."""
+    """Clip the gradient to the norm `max_norm` and return its norm before; None only measures the norm."""
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
@@ -47,8 +50,12 @@ def clip(model: nn.Module, max_norm: float | None) -> Tensor:
 
 
 def step_if(allowed: Bool[Tensor, ""], optimizer: torch.optim.AdamW) -> None:
-    """One update, unless the flag on the device forbids it: then neither weights nor moments move. Nobody waits to
-    know: it is the switch that torch's fused optimizers have for gradients that were scaled.
+    """Update the weights if `allowed`, else leave weights and moments unchanged.
+
+    Avoids a device sync: uses `found_inf`, the AMP hook of the fused optimizers.
+
+    Args:
+        allowed: A flag on the device.
     """
     vars(optimizer)["found_inf"] = (~allowed).float()
     optimizer.step()
@@ -56,7 +63,7 @@ def step_if(allowed: Bool[Tensor, ""], optimizer: torch.optim.AdamW) -> None:
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float) -> float:
-    """The value at `step` of 0...steps-1: linear up to `peak` over `warmup` steps, then half a cosine to `end`."""
+    """Return the value at `step` (0...steps-1): a linear rise to `peak` over `warmup` steps, then half a cosine."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)
@@ -64,8 +71,9 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float
 
 
 def warmup_poly(step: int, *, steps: int, warmup: int, peak: float, end: float, power: float) -> float:
-    """The value at `step` of 0...steps-1: linear up to `peak` over `warmup` steps, then as (1 - progress) ** power
-    to `end`.
+    """Return the value at `step` (0...steps-1): a linear rise to `peak` over `warmup` steps, then a fall to `end`.
+
+    The fall follows (1 - progress) ** power.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -74,7 +82,11 @@ def warmup_poly(step: int, *, steps: int, warmup: int, peak: float, end: float, 
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, *, weight_decay: float | None = None) -> None:
-    """The learning rate of all groups, times a group's `lr_scale`; if given, the weight decay of `adamw`'s first."""
+    """Set the learning rate of each parameter group to `rate` times its `lr_scale`.
+
+    Args:
+        weight_decay: New weight decay of the decayed group of `adamw`; None leaves it.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
         if weight_decay is not None and group["decayed"]:

@@ -66,10 +66,11 @@ def test_an_integer_is_a_float_where_one_is_asked_for_but_not_the_reverse(tmp_pa
         ("epochs: 2", "epochs: '2'", r"section\.recipe\.epochs is '2'; .*integer"),
         ("compile: false", "compile: no", r"section\.compile is 'no'; .*boolean"),  # YAML 1.2: a string
         ("epochs: 2, ", "", r"missing key section\.recipe\.epochs"),
-        ("epochs: 2", "epochs: 2, epoch: 3", r"unknown key section\.recipe\.epoch;"),
+        ("epochs: 2", "epochs: 2, epoch: 3", r"unknown key section\.recipe\.epoch; did you mean epochs\?"),
+        ("epochs: 2", "epochs: 2, x: 3", r"unknown key section\.recipe\.x; expected one of lr, epochs, betas"),
         ("betas: [0.9, 0.95]", "betas: [0.9]", r"section\.recipe\.betas"),
         ("  compile: false\n", "  compile: false\n  compile: true\n", r'duplicate key "compile"'),
-        ("section:", "sektion:", r"no 'section' in the file; it has sektion"),
+        ("section:", "sektion:", r"missing key section; the file has sektion"),
         ("recipe: {", "recipe: [", r"is not YAML"),
     ],
 )
@@ -88,7 +89,9 @@ def test_every_mistake_is_told_at_once(tmp_path: Path):
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"params\.yaml does not exist in .*run from the project's root"):
+    with pytest.raises(
+        ValueError, match=r"params\.yaml does not exist in .*run the command in the root folder of the project"
+    ):
         load_config(Section, "section")
 
 

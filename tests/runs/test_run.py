@@ -143,11 +143,11 @@ def test_a_lock_names_its_holder_and_ends_with_it(state_root: Path):
         ):
             pass
         with exclusive_lock("output", "y"):
-            assert state_dir.at_work() == sorted([str(other.pid), str(os.getpid())])
+            assert state_dir.lock_holders() == sorted([str(other.pid), str(os.getpid())])
         other.kill()
     with exclusive_lock("output", "x"):
-        assert state_dir.at_work() == [str(os.getpid())]
-    assert state_dir.at_work() == []
+        assert state_dir.lock_holders() == [str(os.getpid())]
+    assert state_dir.lock_holders() == []
 
 
 # Checkpoints
@@ -280,13 +280,13 @@ def test_a_stopped_run_goes_on_and_ends_the_same_with_any_number_of_workers(
     whole, weight, history = _train(toy_dataset, tmp_path / "out")
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=12)
-    (left,) = state_dir.runs()
+    (left,) = state_dir.list_runs()
     assert (left.stage, left.step, left.locked) == ("toy", 10, False)
     rest, weight_again, history_again = _train(toy_dataset, tmp_path / "out", workers=workers)
     assert rest == whole[10:]  # the last checkpoint was after the second epoch
     assert torch.equal(weight_again, weight)
     assert history_again == history
-    assert state_dir.runs() == []  # a finished run leaves nothing
+    assert state_dir.list_runs() == []  # a finished run leaves nothing
 
 
 def test_a_changed_parameter_does_not_resume(toy_dataset: Path, tmp_path: Path):
@@ -294,7 +294,7 @@ def test_a_changed_parameter_does_not_resume(toy_dataset: Path, tmp_path: Path):
         _train(toy_dataset, tmp_path / "out", halt_after=12)
     seen, _, _ = _train(toy_dataset, tmp_path / "out", lr=0.2)
     assert len(seen) == 15
-    assert [left.step for left in state_dir.runs()] == [10]  # the other one still could
+    assert [left.step for left in state_dir.list_runs()] == [10]  # the other one still could
 
 
 def test_an_offered_run_goes_on_under_other_source_and_says_so(
@@ -304,7 +304,7 @@ def test_an_offered_run_goes_on_under_other_source_and_says_so(
     before = fingerprint.source_digest()
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=12)
-    (left,) = state_dir.runs()
+    (left,) = state_dir.list_runs()
     state_dir.adopt(left.fingerprint[:6])
     monkeypatch.setattr(fingerprint, "source_digest", lambda: "edited")
     assert len(_train(toy_dataset, tmp_path / "out", lr=0.2)[0]) == 15
@@ -312,7 +312,7 @@ def test_an_offered_run_goes_on_under_other_source_and_says_so(
     assert "other params" in said
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=13)
-    (taken,) = state_dir.runs()
+    (taken,) = state_dir.list_runs()
     assert (taken.fingerprint != left.fingerprint, taken.step) == (True, 10)
     rest, weight_again, history_again = _train(toy_dataset, tmp_path / "out", adopted=[before])
     assert rest == whole[10:]
@@ -332,7 +332,7 @@ def test_an_edit_of_the_console_output_or_of_the_version_keeps_the_fingerprint()
 def test_a_run_that_cannot_be_adopted_is_refused(toy_dataset: Path, tmp_path: Path):
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=2)
-    (left,) = state_dir.runs()
+    (left,) = state_dir.list_runs()
     with pytest.raises(ValueError, match=f"0 unfinished runs begin with 'x'; there are: {left.fingerprint[:12]}"):
         state_dir.adopt("x")
     with pytest.raises(ValueError, match="has no checkpoint yet"):
@@ -346,7 +346,7 @@ def test_a_run_that_cannot_be_adopted_is_refused(toy_dataset: Path, tmp_path: Pa
 def test_a_checkpoint_of_an_older_layout_is_refused_in_words(toy_dataset: Path, tmp_path: Path):
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=6)
-    (left,) = state_dir.runs()
+    (left,) = state_dir.list_runs()
     folder = state_root() / "runs" / left.fingerprint
     checkpoint.save(folder, 6, {"step": 6, "history": [], "sums": {}, "count": 0, "state": {}})
     with pytest.raises(
@@ -358,12 +358,12 @@ def test_a_checkpoint_of_an_older_layout_is_refused_in_words(toy_dataset: Path, 
 def test_old_runs_are_pruned_and_locked_ones_are_not(toy_dataset: Path, tmp_path: Path):
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=6)
-    (left,) = state_dir.runs()
+    (left,) = state_dir.list_runs()
     assert state_dir.prune_runs(unused_days=1) == []
     with exclusive_lock("run", left.fingerprint):
         assert state_dir.prune_runs(unused_days=0) == []
     assert [run.fingerprint for run in state_dir.prune_runs(unused_days=0)] == [left.fingerprint]
-    assert state_dir.runs() == []
+    assert state_dir.list_runs() == []
 
 
 def test_runs_are_listed_while_one_of_them_saves(state_root: Path):
@@ -377,9 +377,9 @@ def test_runs_are_listed_while_one_of_them_saves(state_root: Path):
     thread = threading.Thread(target=save)
     thread.start()
     while not saving.is_set():
-        assert len(state_dir.runs()) <= 1
+        assert len(state_dir.list_runs()) <= 1
     thread.join()
-    assert [run.step for run in state_dir.runs()] == [199]
+    assert [run.step for run in state_dir.list_runs()] == [199]
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_samples(toy_dataset: Path, tmp_path: Path):
@@ -402,7 +402,7 @@ def test_the_same_run_for_another_output_waits_its_turn(
     """Experiments side by side train the same baselines."""
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=2)
-    (left,) = state_dir.runs()
+    (left,) = state_dir.list_runs()
     with contextlib.ExitStack() as held:
         held.enter_context(exclusive_lock("run", left.fingerprint))
         threading.Timer(0.5, held.close).start()

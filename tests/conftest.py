@@ -1,4 +1,4 @@
-"""What all tests share: shapes are checked, state stays in a temporary folder, one thread, one toy dataset."""
+"""Shared by all tests: checks of tensor shapes, a temporary state root, one thread, a toy dataset and a toy project."""
 
 import fcntl
 import inspect
@@ -16,30 +16,30 @@ from jaxtyping import install_import_hook
 if TYPE_CHECKING:
     from tests.project import Project
 
-os.environ["SEMMAE_STATE"] = tempfile.mkdtemp(prefix="semmae-state-")  # also for the processes that tests start
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and several test processes at a time
+os.environ["SEMMAE_STATE"] = tempfile.mkdtemp(prefix="semmae-state-")  # the processes that tests start inherit it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are small, and several test processes run at a time
 
 
-LONG = ("test_docs.py", "test_flow.py", "test_chaos.py")
+LONGEST = ("test_docs.py", "test_flow.py", "test_chaos.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: nobody waits for them at the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    """Start the longest test files first, so that the test processes end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
-def shapes(function: Callable) -> Callable:
-    """The type checker of the import hook: functions that state shapes are checked at every call, others left alone."""
-    states_shapes = "jaxtyping" in str(inspect.get_annotations(function))
-    return beartype(function) if states_shapes else function
+def check_shapes(function: Callable) -> Callable:
+    """Check the arguments of functions with shape annotations at every call; leave other functions unchanged."""
+    has_shapes = "jaxtyping" in str(inspect.get_annotations(function))
+    return beartype(function) if has_shapes else function
 
 
-install_import_hook("semmae", f"{__name__}.shapes")  # must precede the first import of semmae
+install_import_hook("semmae", f"{__name__}.check_shapes")  # must precede the first import of semmae
 
 
 @pytest.fixture(autouse=True)
 def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state root of its own for every test."""
+    """Set a separate state root for every test."""
     root = tmp_path / "state"
     monkeypatch.setenv("SEMMAE_STATE", str(root))
     return root
@@ -47,7 +47,7 @@ def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 + 16 creatures of 32 pixels in 5 + 2 shards."""
+    """A dataset of 40 + 16 drawn creatures of 32 pixels, in 5 + 2 shards."""
     from semmae.sharding import shard_writer
     from semmae.sharding.sources.sources import Creatures
 
@@ -59,29 +59,29 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> "Project":
-    """The toy project after `dvc repro`, which the first of the test processes runs for all. Look, do not touch."""
+    """The toy project after `dvc repro`, shared by all test processes; tests must not change it."""
     from tests import project
 
     shared = tmp_path_factory.getbasetemp()
     shared = shared if worker_id == "master" else shared.parent
     with open(shared / "finished.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if not (shared / "finished/said").exists():
+        if not (shared / "finished/output").exists():
             shutil.rmtree(shared / "finished", ignore_errors=True)
-            said = project.create(shared / "finished").dvc("repro")
-            (shared / "finished/said").write_text(said)
+            output = project.create(shared / "finished").dvc("repro")
+            (shared / "finished/output").write_text(output)
     return project.Project(shared / "finished")
 
 
 @pytest.fixture
 def toy(finished: "Project", tmp_path: Path) -> "Project":
-    """A copy of the finished toy project, to do anything with."""
+    """A copy of the finished toy project that a test may change."""
     return finished.copy(tmp_path / "toy")
 
 
 @pytest.fixture
 def inside(toy: "Project", monkeypatch: pytest.MonkeyPatch) -> "Project":
-    """A copy of the finished toy project, this process in its folder and with its state."""
+    """A copy of the finished toy project, with this process in its folder and with its state root."""
     monkeypatch.chdir(toy.folder)
     monkeypatch.setenv("SEMMAE_STATE", str(toy.root / "state"))
     return toy

@@ -1,4 +1,4 @@
-"""Stages that meet their fate at a given step: programs for `python -c`, and what a stage has said and written."""
+"""Programs that kill a stage at a given step, for `python -c`, and readers of a stage's output and files."""
 
 import json
 import random
@@ -7,7 +7,7 @@ import re
 from semmae.core.digests import file_digest
 from tests.project import Project
 
-# `python -m stages.pretrain`, or another stage, but at the given step the process sends itself a signal.
+# Run a stage that sends itself a signal at a step: <step> <signal> [<stage> <its arguments>]; default: pretrain.
 SIGNALED = """
 import os, runpy, sys
 from semmae.runs import run
@@ -24,8 +24,8 @@ run.Run.record = counted
 runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 """
 
-# A stage that sends itself a signal as soon as a function, named as `module:function` or `module:Class.method`, has
-# returned for the n-th time: <module:function> <n> <signal> <stage> <its arguments>.
+# Run a stage that sends itself a signal when a function has returned for the n-th time:
+# <module:function or module:Class.method> <n> <signal> <stage> <its arguments>.
 SIGNALED_AFTER = """
 import importlib, os, runpy, sys
 (module, _, name), last, number, stage, seen = sys.argv[1].partition(":"), *map(int, sys.argv[2:4]), sys.argv[4], 0
@@ -49,34 +49,34 @@ runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 STEPS, PER_EPOCH = 24, 4  # of pretrain
 
 
-def drawn(name: str, first: int, last: int) -> int:
-    """A step from `first` to `last`, by chance, but the same one whenever the test of that name runs."""
+def random_step(name: str, first: int, last: int) -> int:
+    """Draw a step from `first` to `last`, the same for the same name."""
     return random.Random(name).randint(first, last)
 
 
-def epochs(said: str) -> list[int]:
-    """The epochs that a stage reports, in their order."""
-    return [int(number) for number in re.findall(r"^epoch (\d+)/", said, re.MULTILINE)]
+def epochs(output: str) -> list[int]:
+    """Return the epochs that a stage has printed, in their order."""
+    return [int(number) for number in re.findall(r"^epoch (\d+)/", output, re.MULTILINE)]
 
 
 def weights(project: Project) -> list[str]:
-    """The digests of what pretrain has learned."""
+    """Return the digests of the weights of pretrain."""
     return [file_digest(project.folder / f"data/pretrain/{name}.safetensors") for name in ("encoder", "decoder")]
 
 
 def history(project: Project, stage: str = "pretrain") -> list[dict[str, float]]:
-    """The curves of a training, epoch by epoch."""
+    """Return the history of a training, one row per epoch."""
     return json.loads((project.folder / f"data/{stage}/history.json").read_text())
 
 
-def answers(project: Project, stage: str) -> dict[str, bytes]:
-    """What an evaluation of the toy data set has written, by its path."""
+def results(project: Project, stage: str) -> dict[str, bytes]:
+    """Return the results of an evaluation on the toy dataset: the content of each file, by path."""
     files = [path for path in sorted((project.folder / "results" / stage).rglob("*")) if path.is_file()]
-    told = {str(path.relative_to(project.folder)): path.read_bytes() for path in files}
-    return {path: content for path, content in told.items() if "/toy" in path}
+    contents = {str(path.relative_to(project.folder)): path.read_bytes() for path in files}
+    return {path: content for path, content in contents.items() if "/toy" in path}
 
 
-def forget(project: Project, stage: str) -> None:
-    """Remove what an evaluation of the toy data set has written."""
-    for path in answers(project, stage):
+def delete_results(project: Project, stage: str) -> None:
+    """Delete the results of an evaluation on the toy dataset."""
+    for path in results(project, stage):
         (project.folder / path).unlink()

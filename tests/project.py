@@ -1,4 +1,4 @@
-"""A copy of the project in a folder of its own, at toy size, for tests that run the real commands in real processes."""
+"""A toy-sized copy of the project in a temporary folder, for tests that run the real commands in real processes."""
 
 import importlib
 import os
@@ -30,16 +30,16 @@ COPIED = (
     ".dvcignore",
     ".gitignore",
 )
-PATIENCE = 1800  # seconds after which a command is hung, not slow, on whatever machine
-NOBODY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}  # no git identity
-AUTHOR = {f"GIT_{role}_{what}": "toy" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+TIMEOUT = 1800  # seconds; a command that takes longer hangs
+NO_GIT_CONFIG = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}  # and so no identity
+AUTHOR = {f"GIT_{role}_{field}": "toy" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project and the folders beside it that its processes use instead of the user's."""
+    """A project, and folders that its processes use instead of those of the user."""
 
-    root: Path  # holds project/ state/ home/ site/
+    root: Path  # contains project/, state/, home/ and site/
 
     @property
     def folder(self) -> Path:
@@ -47,9 +47,9 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """No user's configuration, this Python first, one thread."""
+        """The environment of commands: no configuration of the user, this Python first in PATH, one thread."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "PREFECT_"))}
-        return kept | NOBODY | {
+        return kept | NO_GIT_CONFIG | {
             "PATH": os.pathsep.join([str(warm.commands()), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": str(self.root / "home"),
             "SEMMAE_STATE": str(self.root / "state"),
@@ -60,31 +60,33 @@ class Project:
         }  # fmt: skip
 
     def start(self, *command: str, out: int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
-        """A command in the project, in a session of its own; standard error goes where output goes."""
+        """Start a command in the folder of the project, in its own session, with standard error in standard output."""
         return subprocess.Popen(
             command, cwd=self.folder, env=self.environment | environment, text=True, start_new_session=True,
             stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def run(self, *command: str, expect: int = 0, **environment: str) -> str:
-        """Run a command to its end; what it said."""
+        """Run a command, check its exit status and return its output."""
         process = self.start(*command, **environment)
         try:
-            said, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=TIMEOUT)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        assert process.returncode == expect, f"{' '.join(command)} ended with {process.returncode}:\n{said}"
-        return said
+        assert process.returncode == expect, f"{' '.join(command)} exited with {process.returncode}:\n{output}"
+        return output
 
     def dvc(self, *arguments: str, **keywords: Any) -> str:
+        """Run a command of DVC."""
         return self.run(sys.executable, "-m", "dvc", *arguments, **keywords)
 
     def stage(self, name: str, *arguments: str, **keywords: Any) -> str:
+        """Run a stage without DVC."""
         return self.run("python", "-m", f"stages.{name}", *arguments, **keywords)
 
     def set(self, key: str, value: Any) -> None:
-        """Change one value of params.yaml."""
+        """Change the value of a key in params.yaml, for example `pretrain.seed`."""
         yaml, file = YAML(), self.folder / "params.yaml"
         params = section = yaml.load(file)
         *path, last = key.split(".")
@@ -94,22 +96,22 @@ class Project:
         yaml.dump(params, file)
 
     def picture(self, split: str, number: int, source: Path = Path("data/raw/pictures")) -> None:
-        """Draw one more creature with its mask into the pictures."""
+        """Draw a creature and its mask into the raw images."""
         image, mask, label = draw.draw(0, f"{split}-{number:06d}", 32)
-        place = Path(split) / draw.SPECIES[label] / f"{number:03d}.png"
+        name = Path(split) / draw.SPECIES[label] / f"{number:03d}.png"
         for folder, pixels in (("images", image[..., ::-1]), ("masks", mask)):
-            path = self.folder / source / folder / place
+            path = self.folder / source / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), pixels)
 
     def copy(self, to: Path) -> "Project":
-        """The same project elsewhere, with its state, its runs and its cache."""
+        """Copy the project with its state, outputs and cache."""
         shutil.copytree(self.root, to, symlinks=True)
         return Project(to)
 
 
 def bare(root: Path) -> Project:
-    """A project of Git and DVC with nothing in it."""
+    """Create an empty repository of Git and DVC."""
     project = Project(root)
     for folder in (project.folder, root / "home"):
         folder.mkdir()
@@ -119,7 +121,7 @@ def bare(root: Path) -> Project:
 
 
 def create(root: Path) -> Project:
-    """The project as a clone would have it, with toy parameters and 64 + 32 pictures, committed once."""
+    """Create the project like a fresh clone, with toy parameters and 64 + 32 drawn images, and commit it."""
     project = Project(root)
     for source in [source for pattern in COPIED for source in ROOT.glob(pattern)]:
         target = project.folder / source.relative_to(ROOT)
@@ -137,6 +139,6 @@ def create(root: Path) -> Project:
 
 
 def call(name: str, *arguments: str) -> None:
-    """A stage as its command runs it, but in this process and its working directory."""
+    """Run a stage in this process and its working directory, as its command does."""
     with mock.patch("sys.argv", [name, *arguments]):
         stage.main(importlib.import_module(f"stages.{name}").main)

@@ -33,7 +33,7 @@ def ran(said: str) -> set[str]:
 
 
 def test_everything_runs_without_a_git_identity_and_a_second_time_nothing(finished: Project):
-    said = (finished.root / "said").read_text()
+    said = (finished.root / "output").read_text()
     assert {name.partition("@")[0] for name in ran(said)} == set(STAGES)
     assert (finished.folder / "results/report/index.html").stat().st_size > 10_000
     again = finished.dvc("repro")

@@ -1,9 +1,9 @@
-"""Stages as real processes that need not load torch again: a server that has loaded it forks one for each command.
+"""Real processes for stages, forked from a server that has imported torch: the import takes most of a toy stage's time.
 
-Most of a toy stage's time is the loading of torch and timm. `commands()` is a folder to put first in PATH; its `python`
-hands `python -c`, `python -m` with a module of stages, semmae or torch, and `semmae` with their files, folder and
-environment to the server, forwards signals to the process that this becomes, kills it where it is killed itself, and
-ends as that ends. Anything else is run as Python would.
+`commands()` returns a folder to put first in PATH. Its `python` sends `semmae`, `python -c`, and `python -m` with a
+module of stages, semmae or torch to the server, with the files, folder and environment of the caller. The server forks
+a process that runs the command. The caller forwards signals to this process, kills it if the caller itself is killed,
+and exits with its status. Any other command runs as usual.
 """
 
 import atexit
@@ -41,12 +41,12 @@ if command[:1] == ["-c"] or command[:1] == ["-m"] and command[1].partition(".")[
 os.execv({python!r}, [{python!r}, *command])
 """
 
-_SERVERS: list[subprocess.Popen[bytes]] = []  # started here; their standard input stays open as long as this lives
+_SERVERS: list[subprocess.Popen[bytes]] = []  # servers of this process; their standard input stays open until it ends
 
 
 @cache
 def commands() -> Path:
-    """The folder of the shim; the first of the test processes starts the server, which ends with it."""
+    """Return the folder of the shims. The first test process starts the server, which ends with that process."""
     folder = Path(tempfile.gettempdir(), f"semmae-warm-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}")
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -69,8 +69,9 @@ def commands() -> Path:
 
 
 def ask(path: str, command: list[str]) -> None:
-    """Run `command` in a child of the server, with this process's files, folder and environment, and end as it ends;
-    returns only where the server has ended, with the test process that had started it.
+    """Run `command` in a child of the server, with the files, folder and environment of this process, and exit like it.
+
+    Returns only if the server has ended.
     """
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -91,10 +92,10 @@ def ask(path: str, command: list[str]) -> None:
 
 
 def serve(path: str) -> None:
-    """Load the libraries, say so, and fork for every command until the test process ends; returns in a child."""
+    """Import the libraries, then fork for every command until the test process ends. Returns in a child only."""
     for name in LIBRARIES:
         importlib.import_module(name)
-    gc.freeze()  # no collection in a child copies their pages
+    gc.freeze()  # otherwise the garbage collection of a child would copy their pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
@@ -106,26 +107,26 @@ def serve(path: str) -> None:
                 sys.exit()
             client, _ = listener.accept()
             if os.fork() == 0:
-                return _attend(client)
+                return _serve_client(client)
             client.close()
 
 
-def _attend(client: socket.socket) -> None:
-    """Fork once more and become the command; this process hands over signals and the status."""
+def _serve_client(client: socket.socket) -> None:
+    """Fork the process of the command; this process forwards signals to it and returns its status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, _, _ = socket.recv_fds(client, 8, 3)
     body = client.makefile("rb").read(int.from_bytes(head, "big"))
     child = os.fork()
     if child == 0:
         client.close()
-        return _become(*json.loads(body), files)
+        return _run_command(*json.loads(body), files)
     for file in files:
         os.close(file)
-    alive = os.pidfd_open(child)
-    while alive not in select.select([alive, client], [], [])[0]:
+    child_end = os.pidfd_open(child)
+    while child_end not in select.select([child_end, client], [], [])[0]:
         number = client.recv(1)
-        if not number:  # who asked has been killed
-            with contextlib.suppress(ProcessLookupError):  # it may have no group of its own yet
+        if not number:  # the caller was killed
+            with contextlib.suppress(ProcessLookupError):  # the child may have no process group yet
                 os.killpg(child, signal.SIGKILL)
             os.kill(child, signal.SIGKILL)
             break
@@ -136,7 +137,8 @@ def _attend(client: socket.socket) -> None:
     os._exit(0)
 
 
-def _become(command: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
+def _run_command(command: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
+    """Take over the session, files, folder, environment and arguments of the command."""
     os.setsid()
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -149,16 +151,16 @@ def _become(command: list[str], folder: str, environment: dict[str, str], files:
     sys.argv = command
 
 
-def _leave() -> None:
-    """The end of a process without taking torch apart, which lasts ten times as long as its beginning."""
+def _exit_quickly() -> None:
+    """Exit without the destructors of torch, which take ten times as long as the fork."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(_status)
 
 
 if __name__ == "__main__":
-    _status = 1  # of an exception
-    atexit.register(_leave)  # before the libraries' own, and so after them
+    _status = 1  # the exit status after an exception
+    atexit.register(_exit_quickly)  # registered before the handlers of the libraries, so called after them
     serve(sys.argv[1])
     kind = sys.argv.pop(0)
     try:
@@ -172,5 +174,5 @@ if __name__ == "__main__":
         _status = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     except KeyboardInterrupt:
-        atexit.unregister(_leave)  # Python ends itself by the signal
+        atexit.unregister(_exit_quickly)  # Python then ends by the signal
         raise

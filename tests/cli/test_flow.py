@@ -10,7 +10,7 @@ import pytest
 
 from semmae.core.config import read_yaml
 from tests.imports import ROOT
-from tests.project import PATIENCE, Project, bare
+from tests.project import TIMEOUT, Project, bare
 
 # The command of a stage. MEET only succeeds if another stage runs it at the same time.
 MEET = "touch {me} && for i in $(seq 600); do test -e {other} && break; sleep 0.1; done && test -e {other}"
@@ -129,7 +129,7 @@ def test_a_stopped_flow_interrupts_its_stages_and_leaves_no_process(small: Proje
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=PATIENCE)  # returns when neither a stage nor the server holds the pipe
+    output, _ = process.communicate(timeout=TIMEOUT)  # returns when neither a stage nor the server holds the pipe
     assert process.returncode == 128 + number, output
     await_end([(small.folder / "pid").read_text()])
     assert "Running stage 'after_right'" not in output

@@ -1,4 +1,4 @@
-"""params.yaml is read strictly: what is unknown, missing, ill-typed or out of range is refused by its full name."""
+"""params.yaml is read strictly: an unknown, missing, ill-typed or out-of-range key is refused by its full name."""
 
 import importlib
 import re
@@ -48,7 +48,7 @@ def test_yaml_1_2_numbers(tmp_path: Path, number: str):
     assert load(tmp_path, GOOD.replace("1.0e-3", number)).recipe.lr == 0.001
 
 
-def test_an_integer_is_a_float_where_one_is_asked_for_but_not_the_reverse(tmp_path: Path):
+def test_an_integer_is_accepted_as_a_float_but_not_the_reverse(tmp_path: Path):
     assert load(tmp_path, GOOD.replace("1.0e-3", "1")).recipe.lr == 1.0
     with pytest.raises(ValueError, match=r"section\.recipe\.epochs is 2\.5"):
         load(tmp_path, GOOD.replace("epochs: 2", "epochs: 2.5"))
@@ -81,13 +81,13 @@ def test_a_mistake_is_named(tmp_path: Path, given: str, instead: str, sentence: 
     assert "params.yaml" in str(caught.value)
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path):
+def test_all_mistakes_are_reported_at_once(tmp_path: Path):
     with pytest.raises(ValueError, match=r"section\.strategy is 'x'") as caught:
         load(tmp_path, GOOD.replace("random", "x").replace("epochs: 2", "epochs: two"))
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_for_a_missing_file_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         ValueError, match=r"params\.yaml does not exist in .*run the command in the root folder of the project"
@@ -95,7 +95,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
         load_config(Section, "section")
 
 
-# Values that a type allows and the stage does not
+# Values of the right type, but out of range
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Schedules at their corners, and which parameters decay."""
+"""Schedules at their end points, and the parameters with weight decay."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def test_a_schedule_may_rise():
     assert optim.warmup_cosine(10, steps=11, warmup=0, peak=0.99, end=1.0) == pytest.approx(1.0)
 
 
-def test_only_matrices_decay_and_positions_are_left_alone():
+def test_only_matrices_have_weight_decay_and_positions_are_not_trained():
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
     model = mae.MAE(encoder, embed_dim=16, depth=1, num_heads=2)
     optimizer = optim.adamw(model, weight_decay=0.05, betas=(0.9, 0.95))
@@ -41,16 +41,16 @@ def test_only_matrices_decay_and_positions_are_left_alone():
     assert torch.optim.AdamW is type(optimizer)
 
 
-def test_an_update_that_is_forbidden_moves_neither_weights_nor_moments():
+def test_a_skipped_update_changes_neither_weights_nor_moments():
     def updated(allowed: list[bool]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model = torch.nn.Linear(3, 2)
         torch.nn.init.ones_(model.weight)
         optimizer = optim.adamw(model, weight_decay=0.1, betas=(0.9, 0.95))
         optim.set_rate(optimizer, 0.1)
-        for number, may in enumerate(allowed):
+        for number, flag in enumerate(allowed):
             for parameter in model.parameters():
-                parameter.grad = torch.full_like(parameter, float(number + 1) if may else float("nan"))
-            optim.step_if(torch.tensor(may), optimizer)
+                parameter.grad = torch.full_like(parameter, float(number + 1) if flag else float("nan"))
+            optim.step_if(torch.tensor(flag), optimizer)
         return model.weight.detach(), optimizer.state[model.weight]
 
     weight, state = updated([True, False, True, False])

@@ -1,4 +1,4 @@
-"""A seed is a pure function of names: stable for ever, different for different names."""
+"""A seed is a pure function of names: it never changes, and differs for different names."""
 
 import random
 
@@ -10,10 +10,10 @@ from semmae.core.rng import fold, numpy_generator, seeded, torch_generator
 
 
 def test_seeds_never_change():
-    assert fold(0, "mask", 3) == 727265019029072475  # runs and shards of other machines and years depend on it
+    assert fold(0, "mask", 3) == 727265019029072475  # existing runs and shards depend on it
 
 
-def test_names_are_told_apart():
+def test_different_names_give_different_seeds():
     names = [(), ("",), ("a",), ("b",), ("a", "b"), ("ab",), ("a", ""), ("1",), (1,), (-1,), (1, 2), (12,), ("1", 2)]
     seeds = {fold(seed, *name) for seed in (0, 1) for name in names}
     assert len(seeds) == 2 * len(names)
@@ -38,7 +38,7 @@ def test_bits_are_balanced():
     assert (np.abs(bits.mean(axis=0) - 0.5) < 0.06).all()
 
 
-def test_the_global_generators_are_lent_and_given_back():
+def test_the_global_generators_are_seeded_and_restored():
     def draw() -> tuple[float, float, float]:
         return random.gauss(0, 1), np.random.normal(), float(torch.randn(()))
 
@@ -52,9 +52,9 @@ def test_the_global_generators_are_lent_and_given_back():
     np.random.seed(5)
     torch.manual_seed(5)
     before = draw()
-    with pytest.raises(KeyError), seeded(0, "policy", 1):  # noqa: PT012 - what is drawn before it fails matters
+    with pytest.raises(KeyError), seeded(0, "policy", 1):  # noqa: PT012 - the draws before the error matter
         assert draw() == first
-        raise KeyError  # given back even then
+        raise KeyError  # the generators are restored after an error too
     assert (before, draw()) == expected
     with seeded(0, "policy", 2):
         assert draw() != first

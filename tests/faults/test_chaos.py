@@ -1,4 +1,4 @@
-"""The toy pipeline under random signals ends as an undisturbed one; `benchmarks/chaos.py` by hand sends many more."""
+"""The toy pipeline under random signals gives the same artifacts; `benchmarks/chaos.py` sends many more by hand."""
 
 import subprocess
 import sys
@@ -10,10 +10,10 @@ from tests.project import Project
 
 def test_ten_signals_lose_nothing(finished: Project, tmp_path: Path):
     command = (sys.executable, "-m", "benchmarks.chaos", "--kills", "10", "--folder", tmp_path)
-    ended = subprocess.run(
+    process = subprocess.run(
         [*command, "--undisturbed", finished.root], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stderr
-    said = ended.stdout.splitlines()[-1]
-    assert said.startswith("kills 10, artifacts ")
-    assert said.endswith("differing 0, wedged 0")
+    assert process.returncode == 0, process.stderr
+    summary = process.stdout.splitlines()[-1]
+    assert summary.startswith("kills 10, artifacts ")
+    assert summary.endswith("differing 0, wedged 0")

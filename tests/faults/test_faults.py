@@ -1,4 +1,4 @@
-"""Bad input ends in one sentence and exit status 1, and what was there before is still there."""
+"""Bad input ends a stage with one sentence and exit status 1, and existing files stay."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from tests.project import AUTHOR, Project, bare, call
 
 
 def contents() -> dict[str, str]:
-    """The digest of every file that the pipeline keeps."""
+    """Return the digest of every file in data and results."""
     files = [path for root in ("data", "results") for path in Path(root).rglob("*") if path.is_file()]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -43,7 +43,7 @@ def contents() -> dict[str, str]:
         ("report", "report.colors", "gray", "gray"),
     ],
 )
-def test_a_wrong_parameter_is_named_and_nothing_is_lost(
+def test_a_wrong_parameter_is_named_and_no_file_changes(
     inside: Project, command: str, key: str, value: Any, sentence: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
@@ -51,13 +51,13 @@ def test_a_wrong_parameter_is_named_and_nothing_is_lost(
     if key:
         inside.set(key, value)
     before = contents()
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         call(*command.split())
-    assert ended.value.code == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1, said
-    assert said[0].startswith("error: ")
-    assert sentence in said[0]
+    assert caught.value.code == 1
+    output = capsys.readouterr().err.splitlines()
+    assert len(output) == 1, output
+    assert output[0].startswith("error: ")
+    assert sentence in output[0]
     assert contents() == before
 
 
@@ -79,18 +79,18 @@ def test_part_maps_of_another_teacher_are_refused(inside: Project, capsys: pytes
         ("part_scores toy", "data/parts was learned from another teacher"),
     ):
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as caught:
             call(*command.split())
-        assert ended.value.code == 1
+        assert caught.value.code == 1
         assert sentence in capsys.readouterr().err
     assert contents() == before
 
 
-def test_a_run_does_not_go_on_with_other_part_maps_than_it_began_with(inside: Project, monkeypatch: pytest.MonkeyPatch):
-    began = []
+def test_a_run_with_changed_part_maps_is_not_resumed(inside: Project, monkeypatch: pytest.MonkeyPatch):
+    inputs_of_runs = []
 
     def begin(*_: object, inputs: list[str], **__: object) -> None:
-        began.append(inputs)
+        inputs_of_runs.append(inputs)
         raise FloatingPointError("enough")
 
     monkeypatch.setattr(run, "Run", begin)
@@ -103,8 +103,8 @@ def test_a_run_does_not_go_on_with_other_part_maps_than_it_began_with(inside: Pr
             part_maps.write(maps, keys=old.keys, channels=flipped, metadata=old.metadata)
         with pytest.raises(SystemExit):
             call("pretrain")
-    assert began[0] == began[1]
-    assert len(set(began[0]) - set(began[2])) == 1
+    assert inputs_of_runs[0] == inputs_of_runs[1]
+    assert len(set(inputs_of_runs[0]) - set(inputs_of_runs[2])) == 1
 
 
 def test_a_truncated_image_is_counted_and_too_many_of_them_stop_the_stage(
@@ -113,17 +113,17 @@ def test_a_truncated_image_is_counted_and_too_many_of_them_stop_the_stage(
     image = next(iter(Path("data/raw/pictures/images/train").glob("*/*.png")))
     image.write_bytes(image.read_bytes()[:200])
     call("shards", "toy")
-    assert "63 train, 32 val" in (said := capsys.readouterr().out)
-    assert "1 of 96 inputs rejected" in said
+    assert "63 train, 32 val" in (output := capsys.readouterr().out)
+    assert "1 of 96 inputs rejected" in output
 
     inside.set("shards.writing.max_rejects", 0.01)
     before = contents()
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         call("shards", "toy")
-    assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: 1 of 96 inputs are rejected, max_rejects allows 1.00%")
-    assert image.name in said
+    assert caught.value.code == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: 1 of 96 inputs are rejected, max_rejects allows 1.00%")
+    assert image.name in output
     assert contents() == before
 
 
@@ -140,44 +140,46 @@ def test_a_damaged_shard_stops_a_stage_before_its_first_step(
     shard.write_bytes(data)
     with pytest.raises(SystemExit):
         call(*command.split())
-    said = capsys.readouterr()
-    assert "train-000001.tar is damaged" in said.err
-    assert "epoch" not in said.err + said.out
+    output = capsys.readouterr()
+    assert "train-000001.tar is damaged" in output.err
+    assert "epoch" not in output.err + output.out
 
 
-def test_what_dvc_was_killed_over_is_found_and_removed_without_a_loss(toy: Project):
+def test_a_file_that_a_killed_dvc_has_truncated_is_found_and_can_be_removed(toy: Project):
     before, lock = toy.folder / "data/pretrain/encoder.safetensors", toy.folder / "dvc.lock"
-    told, bits = lock.read_text(), before.read_bytes()
+    lock_content, bits = lock.read_text(), before.read_bytes()
     for damaged in (lock, toy.folder / ".dvc/tmp/rwlock"):
-        damaged.write_text("")  # opened for writing, as far as the kill let it come
+        damaged.write_text("")  # opened for writing, then killed
     assert set(doctor.truncated_files(toy.folder)) == {lock, toy.folder / ".dvc/tmp/rwlock"}
     for damaged in doctor.truncated_files(toy.folder):
-        assert "JSON structure is corrupted" in (said := toy.dvc("repro", expect=255)) or "validation failed" in said
+        assert (
+            "JSON structure is corrupted" in (output := toy.dvc("repro", expect=255)) or "validation failed" in output
+        )
         damaged.unlink()
-    assert "Running stage" not in toy.dvc("repro")  # all of it was in the run cache
-    assert (lock.read_text(), before.read_bytes()) == (told, bits)
+    assert "Running stage" not in toy.dvc("repro")  # the run cache had every stage
+    assert (lock.read_text(), before.read_bytes()) == (lock_content, bits)
 
 
-def test_an_entry_of_the_run_cache_that_dvc_was_killed_over_is_found_and_removed(toy: Project):
+def test_an_entry_of_the_run_cache_that_a_killed_dvc_has_left_is_found_and_removed(toy: Project):
     runs = toy.folder / ".dvc/cache/runs"
     (entry,) = (run for run in runs.glob("*/*/*") if "stages.report" in run.read_text())
     unfinished = entry.rename(entry.with_name(".Ab1.tmp"))
-    unfinished.write_text(unfinished.read_text().partition("outs:")[0])  # readable, as far as the kill let it come
+    unfinished.write_text(unfinished.read_text().partition("outs:")[0])  # the written part can be read
     (toy.folder / "dvc.lock").unlink()
     assert "failed to reproduce 'report': 'outs'" in toy.dvc("repro", "--single-item", "report", expect=255)
     assert list(doctor.incomplete_cache_entries(runs)) == [entry.parent]
-    unfinished.unlink()  # as DVC does where it cannot read it
+    unfinished.unlink()  # DVC does this with an entry that it cannot read
     assert "failed to reproduce 'report': join()" in toy.dvc("repro", "--single-item", "report", expect=255)
     assert list(doctor.incomplete_cache_entries(runs)) == [entry.parent]
     assert any(check.verdict == "warn" and str(entry.parent) in check.remedy for check in doctor.examine(toy.folder))
     entry.parent.rmdir()
     assert "Running stage 'report'" in toy.dvc("repro")
     (entry,) = entry.parent.iterdir()
-    (beside := entry.with_name(".Ab2.tmp")).touch()
-    assert list(doctor.incomplete_cache_entries(runs)) == [beside]  # the whole one stays
+    (temporary := entry.with_name(".Ab2.tmp")).touch()
+    assert list(doctor.incomplete_cache_entries(runs)) == [temporary]  # the complete entry is not listed
 
 
-def test_a_clone_of_another_owner_reproduces_and_an_experiment_says_what_is_wrong(tmp_path: Path):
+def test_a_clone_of_another_owner_reproduces_and_an_experiment_fails_with_the_reason(tmp_path: Path):
     if os.geteuid():
         pytest.skip("only root can give a folder away")
     project = bare(tmp_path)

@@ -1,4 +1,4 @@
-"""What was there stays whole when the disk is full, and when a writer is killed."""
+"""Existing files stay whole if the disk is full or a writer is killed."""
 
 import os
 import re
@@ -35,7 +35,7 @@ with atomic_write(Path(sys.argv[1])) as temporary:
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of one megabyte, where no other session of pytest clears away what it takes for old."""
+    """A file system of one megabyte, outside of the folders that other sessions of pytest clean up."""
     with tempfile.TemporaryDirectory(prefix="semmae-disk-") as disk:
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
             pytest.skip("no right to mount a small file system here")
@@ -43,7 +43,7 @@ def small_disk() -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path):
+def test_the_next_writer_removes_the_temporary_of_a_killed_one(tmp_path: Path):
     path = tmp_path / "answer"
     subprocess.run([sys.executable, "-c", KILLED, path], check=False)
     assert not path.exists()
@@ -54,10 +54,10 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path):
     assert not list(tmp_path.glob(".answer.*.tmp"))
 
 
-def test_what_is_written_in_another_container_is_left_alone_unless_it_is_old(tmp_path: Path):
-    """Its process ids are others, or the same for others: containers number theirs from 1."""
-    places = _process_namespace(), "there", "old"
-    ours, theirs, old = (tmp_path / f".answer.{place}.{os.getpid()}.tmp" for place in places)
+def test_a_temporary_of_another_container_stays_unless_it_is_old(tmp_path: Path):
+    """A process id of another container means nothing here: each container counts from 1."""
+    namespaces = _process_namespace(), "there", "old"
+    ours, theirs, old = (tmp_path / f".answer.{namespace}.{os.getpid()}.tmp" for namespace in namespaces)
     for path in (theirs, old):
         path.write_text("half")
     os.utime(old, (0, 0))
@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_previous_model_whole_and_says_so(small_disk: Pat
     assert sorted(os.listdir(small_disk)) == ["encoder.json", "encoder.safetensors"]
 
 
-def test_a_disk_that_has_room_for_the_weights_alone_leaves_the_previous_model_whole(small_disk: Path):
+def test_a_disk_with_room_for_the_weights_only_leaves_the_previous_model_whole(small_disk: Path):
     save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
     with pytest.raises(OSError, match=r"is full: encoder\.\S+ was not written, what was there before is whole"):
         save_model(small_disk, "encoder", {"weight": torch.zeros(4)}, {"depth": 1, "long": "x" * 2**20})
@@ -90,9 +90,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk: Path):
     checkpoint.save(small_disk, 1, {"step": 1, "weight": torch.ones(4)})
     with pytest.raises(OSError, match="is full: step-000000002 was not written"):
         checkpoint.save(small_disk, 2, {"step": 2, "weight": torch.ones(2**19)})
-    found = checkpoint.load_latest(small_disk, map_location=torch.device("cpu"))
-    assert found is not None
-    assert found["step"] == 1
+    saved = checkpoint.load_latest(small_disk, map_location=torch.device("cpu"))
+    assert saved is not None
+    assert saved["step"] == 1
 
 
 def test_a_full_disk_leaves_the_previous_shards_whole(small_disk: Path):
@@ -110,8 +110,8 @@ def test_a_full_disk_leaves_the_previous_shards_whole(small_disk: Path):
     assert os.listdir(small_disk) == ["toy"]
 
 
-def test_a_full_disk_under_features_is_an_error_in_words_and_no_bus_error(small_disk: Path):
-    """What is mapped into memory was written before: a page that has no room could only kill the process."""
+def test_a_full_disk_under_features_raises_an_error_and_no_bus_error(small_disk: Path):
+    """Rows are written before they are mapped: a mapped page without room on the disk would kill the process."""
     rows = Rows(256, small_disk / "train")
     for _ in range(3):
         rows.append(torch.ones(256, 256))
@@ -123,7 +123,7 @@ def test_a_full_disk_under_features_is_an_error_in_words_and_no_bus_error(small_
     assert again.tensor().sum() == 768 * 256
 
 
-def test_a_lock_that_finds_no_room_says_so(small_disk: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_lock_on_a_full_disk_raises_an_error(small_disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SEMMAE_STATE", str(small_disk))
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
     with pytest.raises(OSError, match=r"is full: [0-9a-f]+ was not written"), exclusive_lock("output", "x"):
@@ -131,7 +131,7 @@ def test_a_lock_that_finds_no_room_says_so(small_disk: Path, monkeypatch: pytest
 
 
 def files(folder: Path) -> dict[str, str]:
-    """The digest of every file under a folder, links followed."""
+    """Return the digest of every file under a folder, links followed."""
     paths = [Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names]
     return {str(path.relative_to(folder)): file_digest(path) for path in paths}
 
@@ -146,21 +146,21 @@ def files(folder: Path) -> dict[str, str]:
     ],
     ids=["shards", "part maps", "store of part maps", "checkpoint"],
 )
-def test_a_full_disk_ends_a_stage_in_one_sentence_and_it_goes_on_when_there_is_room(
+def test_a_full_disk_ends_a_stage_with_one_sentence_and_the_stage_resumes_when_there_is_room(
     small_disk: Path, toy: Project, command: str, place: str, room: int, named: str
 ):
-    toy.set("part_maps.attention", False)  # other part maps than those in the store
+    toy.set("part_maps.attention", False)  # so the store has no part maps for it
     shutil.move(toy.root / place, small_disk / "moved")
     (toy.root / place).symlink_to(small_disk / "moved")
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
-    kept, there = files(toy.folder / "data"), files(small_disk)
-    said = toy.stage(*command.split(), expect=1)
+    outputs, on_disk = files(toy.folder / "data"), files(small_disk)
+    output = toy.stage(*command.split(), expect=1)
     sentence = rf"^error: the disk of \S+ is full: {named} was not written, what was there before is whole; free some"
-    assert re.search(sentence, said, re.MULTILINE), said
-    assert "Traceback" not in said
-    assert files(toy.folder / "data") == kept
+    assert re.search(sentence, output, re.MULTILINE), output
+    assert "Traceback" not in output
+    assert files(toy.folder / "data") == outputs
     left = {path: digest for path, digest in files(small_disk).items() if not path.endswith("/identity.json")}
-    assert left == there
+    assert left == on_disk
     (small_disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     toy.stage(*command.split())

@@ -1,5 +1,5 @@
-"""Processes that share a state root: what two of them write at once is what one would have written, and what one leaves
-half-done is done by the next. Real processes and signals.
+"""Processes that share a state root write the same files as one process, also if one of them is killed. Real processes
+and signals.
 """
 
 import os
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.killed import SIGNALED_AFTER, answers, forget
-from tests.project import PATIENCE, Project
+from tests.killed import SIGNALED_AFTER, delete_results, results
+from tests.project import TIMEOUT, Project
 
-# `python -m stages.part_maps`, but nobody writes the part maps of a shard before the other one is about to.
+# Run part_maps. Before it writes the part maps of a shard, the process waits until the other one is there too.
 TOGETHER = """
 import os, runpy, sys, time
 from pathlib import Path
 from semmae.parts import part_maps
 me, write, seen = sys.argv.pop(1), part_maps.write, 0
-def together(path, **content):
+def write_together(path, **content):
     global seen
     seen += 1
     meeting = Path(os.environ["MEETING"])
@@ -29,22 +29,22 @@ def together(path, **content):
         if len(list(meeting.glob(f"{seen}-*"))) == 2:
             return write(path, **content)
         time.sleep(0.01)
-    sys.exit("the other one has not come")
-part_maps.write = together
+    sys.exit("the other process has not come")
+part_maps.write = write_together
 runpy.run_module("stages.part_maps", run_name="__main__", alter_sys=True)
 """
 
 
 def part_maps(root: Path) -> dict[str, bytes]:
-    """Every file of a store or of an output, hidden ones included."""
+    """Return the content of every file of a store or an output, by path; hidden files too."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def ended(process: subprocess.Popen[str]) -> str:
-    """What a process that ends well has said."""
-    said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, said
-    return said
+def output_of(process: subprocess.Popen[str]) -> str:
+    """Wait for a process, check its exit status and return its output."""
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, output
+    return output
 
 
 def test_two_writers_of_the_same_part_maps_leave_what_one_leaves(finished: Project, toy: Project, tmp_path: Path):
@@ -55,14 +55,16 @@ def test_two_writers_of_the_same_part_maps_leave_what_one_leaves(finished: Proje
     for project in (toy, other):
         shutil.rmtree(project.folder / "data/part_maps")
     at_work = [project.start("python", "-c", TOGETHER, project.root.name, **shared) for project in (toy, other)]
-    assert ["6 of 6 shards to compute" in ended(process) for process in at_work] == [True, True]
-    assert len(list((tmp_path / "meeting").iterdir())) == 12  # both have written every shard
+    assert ["6 of 6 shards to compute" in output_of(process) for process in at_work] == [True, True]
+    assert (
+        len(list((tmp_path / "meeting").iterdir())) == 12
+    )  # both processes have written the part maps of all 6 shards
     assert part_maps(toy.root / "state/part_maps") == part_maps(finished.root / "state/part_maps")
     for project in (toy, other):
         assert part_maps(project.folder / "data/part_maps") == part_maps(finished.folder / "data/part_maps")
 
 
-def test_part_maps_that_were_killed_half_written_are_made_anew(finished: Project, toy: Project):
+def test_partly_written_part_maps_of_a_killed_process_are_computed_again(finished: Project, toy: Project):
     store = toy.root / "state/part_maps"
     shutil.rmtree(store)
     killed = ("pyarrow.parquet:write_table", "2", str(int(signal.SIGKILL)), "part_maps")
@@ -74,27 +76,27 @@ def test_part_maps_that_were_killed_half_written_are_made_anew(finished: Project
 
 
 def test_the_same_probe_in_another_workspace_waits_its_turn(finished: Project, toy: Project, tmp_path: Path):
-    """As experiments of a queue that share their baseline do."""
+    """Experiments of a queue that share a baseline do this."""
     other = finished.copy(tmp_path / "other")
     for project in (toy, other):
-        forget(project, "linear")
+        delete_results(project, "linear")
     stopped = ("semmae.evaluation.mapped_rows:Rows.append", "1", str(int(signal.SIGSTOP)), "linear", "toy")
     first = toy.start(sys.executable, "-c", SIGNALED_AFTER, *stopped)
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
         second = other.start("python", "-m", "stages.linear", "toy", SEMMAE_STATE=str(toy.root / "state"))
         assert second.stdout is not None
-        said = second.stdout.readline()
-        assert said.startswith(f"process {first.pid} is already writing run "), said + ended(second)
-        assert said.endswith("waiting for it\n")
+        output = second.stdout.readline()
+        assert output.startswith(f"process {first.pid} is already writing run "), output + output_of(second)
+        assert output.endswith("waiting for it\n")
         first.send_signal(signal.SIGCONT)
-        ended(first)
-        ended(second)
+        output_of(first)
+        output_of(second)
     finally:
         first.kill()
         first.wait()
     for project in (toy, other):
-        assert answers(project, "linear") == answers(finished, "linear")
+        assert results(project, "linear") == results(finished, "linear")
 
 
 @pytest.mark.parametrize("stage", ["linear", "part_maps"])
@@ -106,8 +108,8 @@ def test_a_second_writer_of_an_output_is_refused(toy: Project, stage: str):
     first = toy.start(sys.executable, "-c", SIGNALED_AFTER, what, "1", str(int(signal.SIGSTOP)), stage, *arguments)
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
-        said = toy.stage(stage, *arguments, expect=1)
-        assert said.startswith(f"error: process {first.pid} is already writing output {toy.folder}/")
+        output = toy.stage(stage, *arguments, expect=1)
+        assert output.startswith(f"error: process {first.pid} is already writing output {toy.folder}/")
     finally:
         first.kill()
         first.communicate()

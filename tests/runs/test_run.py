@@ -1,4 +1,4 @@
-"""Files are whole or absent, checkpoints are whole or skipped, a run goes on where it stopped or starts afresh."""
+"""Files are whole or absent, damaged checkpoints are skipped, a run is resumed where it stopped or starts anew."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ class Recipe:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_fails_leaves_what_was_there(tmp_path: Path, kind: str):
+def test_a_failed_write_leaves_the_previous_file(tmp_path: Path, kind: str):
     def write(path: Path, text: str) -> None:
         if kind == "folder":
             path.mkdir()
@@ -68,7 +68,7 @@ def test_json_has_no_nan(tmp_path: Path):
     assert not (tmp_path / "x.json").exists()
 
 
-def test_a_model_comes_back_and_other_weights_are_refused(tmp_path: Path):
+def test_a_model_is_restored_and_damaged_weights_are_refused(tmp_path: Path):
     save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
     weights, config = load_model(tmp_path, "encoder")
     assert torch.equal(weights["w"], torch.arange(4.0))
@@ -78,7 +78,7 @@ def test_a_model_comes_back_and_other_weights_are_refused(tmp_path: Path):
         load_model(tmp_path, "encoder")
 
 
-def test_a_model_whose_shape_was_changed_is_refused(tmp_path: Path):
+def test_a_model_with_an_edited_config_is_refused(tmp_path: Path):
     save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
     file = tmp_path / "encoder.json"
     file.write_text(file.read_text().replace('"depth": 1', '"depth": 3'))
@@ -86,7 +86,7 @@ def test_a_model_whose_shape_was_changed_is_refused(tmp_path: Path):
         load_model(tmp_path, "encoder")
 
 
-def test_a_model_of_an_older_version_comes_back(tmp_path: Path):
+def test_a_model_of_an_older_version_is_restored(tmp_path: Path):
     save_model(tmp_path, "encoder", {"w": torch.arange(4.0)}, {"depth": 1})
     old = read_json(tmp_path / "encoder.json")
     del old[CONFIG_DIGEST]
@@ -95,7 +95,7 @@ def test_a_model_of_an_older_version_comes_back(tmp_path: Path):
 
 
 class Weights:
-    """A state of one number."""
+    """A module with a single weight."""
 
     def __init__(self, number: float) -> None:
         self.number = number
@@ -107,21 +107,21 @@ class Weights:
         self.number = float(state["w"])
 
 
-@pytest.mark.parametrize(("name", "stops"), [("model", True), ("first heads", False)])
+@pytest.mark.parametrize(("name", "raises"), [("model", True), ("first heads", False)])
 def test_a_model_that_is_not_finite_is_not_saved_but_heads_may_diverge(
-    toy_dataset: Path, tmp_path: Path, name: str, stops: bool
+    toy_dataset: Path, tmp_path: Path, name: str, raises: bool
 ):
     with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
         steps = run.steps(
             Reader(toy_dataset, "train"), _load, batch_size=8, epochs=2, seed=0, workers=0,
             state={name: Weights(float("nan"))},
         )  # fmt: skip
-        if stops:
+        if raises:
             with pytest.raises(FloatingPointError, match="w of the model is not finite after step 5"):
                 list(steps)
         else:
             assert len(list(steps)) == 10
-        assert bool(list(run.folder.glob("step-*"))) is not stops
+        assert bool(list(run.folder.glob("step-*"))) is not raises
 
 
 HOLDER = """
@@ -134,17 +134,17 @@ with exclusive_lock("output", "x"):
 
 
 def test_a_lock_names_its_holder_and_ends_with_it(state_root: Path):
-    with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
         with (
-            pytest.raises(BlockingIOError, match=f"process {other.pid} is already writing output x"),
+            pytest.raises(BlockingIOError, match=f"process {process.pid} is already writing output x"),
             exclusive_lock("output", "x"),
         ):
             pass
         with exclusive_lock("output", "y"):
-            assert state_dir.lock_holders() == sorted([str(other.pid), str(os.getpid())])
-        other.kill()
+            assert state_dir.lock_holders() == sorted([str(process.pid), str(os.getpid())])
+        process.kill()
     with exclusive_lock("output", "x"):
         assert state_dir.lock_holders() == [str(os.getpid())]
     assert state_dir.lock_holders() == []
@@ -166,7 +166,7 @@ def test_two_checkpoints_are_kept(tmp_path: Path):
     assert checkpoint.load_latest(tmp_path, map_location=ALONE.device) == {"step": 10}
 
 
-def test_a_run_that_begins_anew_keeps_its_own_checkpoints_and_not_those_that_nobody_can_read(tmp_path: Path):
+def test_a_restarted_run_keeps_its_own_checkpoints_and_deletes_damaged_later_ones(tmp_path: Path):
     for step in (190, 200):
         checkpoint.save(tmp_path, step, {"step": step})
         os.truncate(tmp_path / f"step-{step:09d}/state.pt", 10)
@@ -189,13 +189,13 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
         os.truncate(newest / "state.pt", 100)
     else:
         (newest / ("manifest.json" if damage == "no manifest" else "state.pt")).unlink()
-    found = checkpoint.load_latest(tmp_path, map_location=ALONE.device)
-    assert found is not None
-    assert found["step"] == 1
+    saved = checkpoint.load_latest(tmp_path, map_location=ALONE.device)
+    assert saved is not None
+    assert saved["step"] == 1
     assert "checkpoint skipped" in capsys.readouterr().err
 
 
-def test_half_a_save_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoint.save(tmp_path, 1, {"step": 1})
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
     with pytest.raises(OSError, match="is full: step-000000002 was not written"):
@@ -207,7 +207,7 @@ def test_half_a_save_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 class Halt(Exception):
-    """What ends a run in these tests."""
+    """Ends a run in these tests."""
 
 
 def _train(
@@ -220,13 +220,13 @@ def _train(
     adopted: list[str] | None = None,
     workers: int = 0,
 ) -> tuple[list[list[str]], torch.Tensor, list[dict[str, float]]]:
-    """Three epochs of 5 steps of SGD with momentum; the keys of every batch, the weight, the history."""
+    """Train three epochs of 5 steps with SGD; return the keys of each batch, the weight and the history."""
     reader, weight = Reader(dataset, "train"), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(weight.weight)
     optimizer = torch.optim.SGD(weight.parameters(), lr=lr, momentum=0.9)
-    seen = []
-    with Run("toy", ALONE, out=out, params=Recipe(lr, workers), inputs=["digest"], checkpoint_minutes=60) as now:
-        for step in now.steps(
+    keys = []
+    with Run("toy", ALONE, out=out, params=Recipe(lr, workers), inputs=["digest"], checkpoint_minutes=60) as run:
+        for step in run.steps(
             reader,
             _load,
             batch_size=8,
@@ -237,44 +237,46 @@ def _train(
         ):
             if step.number == halt_after:
                 raise Halt
-            seen.append(step.batch["key"])
+            keys.append(step.batch["key"])
             optimizer.zero_grad()
             error = (weight(step.batch["value"].float()[:, None]) - 2).square().mean()
             error.backward()
             optimizer.step()
-            now.record(loss=error * loss)
+            run.record(loss=error * loss)
             if step.ends_epoch:
-                now.log(epoch_again=step.epoch + 1)
-    assert now.adopted.get("adopted") == adopted
-    return seen, weight.weight.detach().clone(), now.history
+                run.log(measured_in=step.epoch + 1)
+    assert run.adopted.get("adopted") == adopted
+    return keys, weight.weight.detach().clone(), run.history
 
 
 def _load(reader: Reader, index: int, epoch: int) -> dict[str, object]:
     return {"key": reader.keys[index], "value": np.array(len(reader.encoded(index)) / 1000 + epoch)}
 
 
-def test_a_run_takes_every_sample_once_an_epoch_in_the_order_of_seed_and_epoch(toy_dataset: Path, tmp_path: Path):
-    seen, _, history = _train(toy_dataset, tmp_path / "out")
+def test_a_run_takes_each_sample_once_per_epoch_in_the_order_of_seed_and_epoch(toy_dataset: Path, tmp_path: Path):
+    batches, _, history = _train(toy_dataset, tmp_path / "out")
     keys = np.array(Reader(toy_dataset, "train").keys)
-    expected = [list(keys[ids]) for epoch in range(3) for ids in epoch_order(40, seed=0, epoch=epoch).reshape(5, 8)]
-    assert seen == expected
-    assert [row["epoch"] for row in history] == [row["epoch_again"] for row in history] == [1, 2, 3]
+    expected = [
+        list(keys[indices]) for epoch in range(3) for indices in epoch_order(40, seed=0, epoch=epoch).reshape(5, 8)
+    ]
+    assert batches == expected
+    assert [row["epoch"] for row in history] == [row["measured_in"] for row in history] == [1, 2, 3]
 
 
-def test_a_run_takes_the_samples_of_an_epoch_as_often_as_they_weigh(toy_dataset: Path, tmp_path: Path):
+def test_a_run_repeats_samples_by_their_weight(toy_dataset: Path, tmp_path: Path):
     dataset = shutil.copytree(toy_dataset, tmp_path / "toy")
     meta = json.loads((dataset / "shards.json").read_text())
     meta["sources"]["toy"]["weight"] = 1.25
     (dataset / "shards.json").write_text(json.dumps(meta))
-    seen, _, _ = _train(dataset, tmp_path / "out")
+    batches, _, _ = _train(dataset, tmp_path / "out")
     reader = Reader(dataset, "train")
     keys, weights = np.array(reader.keys), reader.weights
     orders = [epoch_order(40, seed=0, epoch=epoch, weights=weights)[:48].reshape(6, 8) for epoch in range(3)]
-    assert seen == [list(keys[ids]) for order in orders for ids in order]
+    assert batches == [list(keys[indices]) for order in orders for indices in order]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stopped_run_goes_on_and_ends_the_same_with_any_number_of_workers(
+def test_a_stopped_run_is_resumed_and_ends_the_same_with_any_number_of_workers(
     toy_dataset: Path, tmp_path: Path, workers: int
 ):
     whole, weight, history = _train(toy_dataset, tmp_path / "out")
@@ -286,18 +288,18 @@ def test_a_stopped_run_goes_on_and_ends_the_same_with_any_number_of_workers(
     assert rest == whole[10:]  # the last checkpoint was after the second epoch
     assert torch.equal(weight_again, weight)
     assert history_again == history
-    assert state_dir.list_runs() == []  # a finished run leaves nothing
+    assert state_dir.list_runs() == []  # a finished run deletes its checkpoints
 
 
 def test_a_changed_parameter_does_not_resume(toy_dataset: Path, tmp_path: Path):
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=12)
-    seen, _, _ = _train(toy_dataset, tmp_path / "out", lr=0.2)
-    assert len(seen) == 15
-    assert [left.step for left in state_dir.list_runs()] == [10]  # the other one still could
+    batches, _, _ = _train(toy_dataset, tmp_path / "out", lr=0.2)
+    assert len(batches) == 15
+    assert [left.step for left in state_dir.list_runs()] == [10]  # the first run can still be resumed
 
 
-def test_an_offered_run_goes_on_under_other_source_and_says_so(
+def test_an_offered_run_is_adopted_under_edited_source_and_the_artifact_tells_it(
     toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     whole, weight, history = _train(toy_dataset, tmp_path / "out")
@@ -308,8 +310,8 @@ def test_an_offered_run_goes_on_under_other_source_and_says_so(
     state_dir.adopt(left.fingerprint[:6])
     monkeypatch.setattr(fingerprint, "source_digest", lambda: "edited")
     assert len(_train(toy_dataset, tmp_path / "out", lr=0.2)[0]) == 15
-    assert "toy does not adopt run" in (said := capsys.readouterr().err)
-    assert "other params" in said
+    assert "toy does not adopt run" in (message := capsys.readouterr().err)
+    assert "other params" in message
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=13)
     (taken,) = state_dir.list_runs()
@@ -343,7 +345,7 @@ def test_a_run_that_cannot_be_adopted_is_refused(toy_dataset: Path, tmp_path: Pa
         state_dir.adopt(left.fingerprint)
 
 
-def test_a_checkpoint_of_an_older_layout_is_refused_in_words(toy_dataset: Path, tmp_path: Path):
+def test_a_checkpoint_of_an_older_version_is_refused_with_a_remedy(toy_dataset: Path, tmp_path: Path):
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=6)
     (left,) = state_dir.list_runs()
@@ -382,7 +384,7 @@ def test_runs_are_listed_while_one_of_them_saves(state_root: Path):
     assert [run.step for run in state_dir.list_runs()] == [199]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_step_and_samples(toy_dataset: Path, tmp_path: Path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_and_samples(toy_dataset: Path, tmp_path: Path):
     first = Reader(toy_dataset, "train").keys[epoch_order(40, seed=0, epoch=0)[0]]
     with pytest.raises(FloatingPointError, match=rf"loss is nan at step 0 on rank 0; its samples: {first}"):
         _train(toy_dataset, tmp_path / "out", loss=float("nan"))
@@ -399,7 +401,7 @@ def test_one_writer_per_output(toy_dataset: Path, tmp_path: Path):
 def test_the_same_run_for_another_output_waits_its_turn(
     toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Experiments side by side train the same baselines."""
+    """Experiments that run at the same time train the same baselines."""
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=2)
     (left,) = state_dir.list_runs()
@@ -407,8 +409,8 @@ def test_the_same_run_for_another_output_waits_its_turn(
         held.enter_context(exclusive_lock("run", left.fingerprint))
         threading.Timer(0.5, held.close).start()
         _train(toy_dataset, tmp_path / "other")
-    said = f"process {os.getpid()} is already writing run {left.fingerprint}; waiting for it"
-    assert said in capsys.readouterr().err
+    message = f"process {os.getpid()} is already writing run {left.fingerprint}; waiting for it"
+    assert message in capsys.readouterr().err
 
 
 def test_a_batch_larger_than_the_data_is_refused(toy_dataset: Path, tmp_path: Path):
@@ -418,24 +420,28 @@ def test_a_batch_larger_than_the_data_is_refused(toy_dataset: Path, tmp_path: Pa
         next(run.steps(Reader(toy_dataset, "train"), _load, batch_size=41, epochs=1, seed=0, workers=0, state={}))
 
 
-def test_what_ranks_agree_on_is_moved_to_their_device(monkeypatch: pytest.MonkeyPatch):
-    reduced = []  # NCCL takes tensors of a GPU alone; what a run records may lie on the CPU
+def test_a_mean_over_ranks_is_computed_on_their_device(monkeypatch: pytest.MonkeyPatch):
+    reduced = []  # NCCL needs GPU tensors; a recorded value may be on the CPU
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: reduced.append(value.device.type))
     distributed.mean(torch.ones(()), World(rank=0, size=2, device=torch.device("meta")))
     assert reduced == ["meta"]
 
 
-def test_a_checkpoint_holds_what_the_ranks_have_recorded_on_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as now:
-        now.step_log.sums = {"loss": 1.0}
-        monkeypatch.setattr(distributed, "mean", lambda value, world: (value + 10.0) / 2)  # the other rank's loss is 10
-        now._save(1, {})
-        saved = checkpoint.load_latest(now.folder, map_location=ALONE.device)
+def test_a_checkpoint_holds_the_mean_of_the_recorded_values_over_the_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with Run("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
+        run.step_log.sums = {"loss": 1.0}
+        monkeypatch.setattr(
+            distributed, "mean", lambda value, world: (value + 10.0) / 2
+        )  # the loss of the other rank is 10
+        run._save(1, {})
+        saved = checkpoint.load_latest(run.folder, map_location=ALONE.device)
     assert saved is not None
     assert saved["step_log"]["sums"] == {"loss": 5.5}
 
 
-def test_more_than_a_day_is_told_in_days(capsys: pytest.CaptureFixture[str]):
+def test_a_remaining_time_above_a_day_is_shown_in_days(capsys: pytest.CaptureFixture[str]):
     with Progress("toy", steps=1001, per_epoch=1, batch_size=1, start=0, shown=True) as progress:
         progress.started -= 108  # seconds
         progress.done = 1
@@ -443,15 +449,15 @@ def test_more_than_a_day_is_told_in_days(capsys: pytest.CaptureFixture[str]):
     assert "1 day, 6:00:0" in capsys.readouterr().err
 
 
-def test_the_curves_are_rewritten_whole(tmp_path: Path):
+def test_the_curves_are_replaced_as_a_whole(tmp_path: Path):
     for history in ([{"epoch": 1, "loss": 3.0}], [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]):
         write_history(tmp_path / "live", "toy", history)
     lines = (tmp_path / "live/plots/metrics/toy/loss.tsv").read_text().split()
     assert lines == ["step", "loss", "1", "2.0", "2", "1.0"]
 
 
-def test_an_offer_that_was_taken_before_is_no_offer(state_root: Path):
-    """A kill between the move of the checkpoints and the removal of their folder leaves it behind, empty."""
+def test_an_offer_that_was_taken_before_is_deleted(state_root: Path):
+    """A process that is killed after it has moved the checkpoints leaves the folder without them."""
     identity = {"stage": "toy", "params": {}, "inputs": [], "source": "new"}
     left, begun = state_root / "runs/left", state_root / "runs/begun"
     write_json(left / "identity.json", identity | {"source": "old"})

@@ -1,5 +1,5 @@
-"""What steps say of themselves: whose numbers are not finite comes again, is left out or ends the run, whenever it is
-read; a step reads nothing off its device.
+"""A step that is not finite is retried, skipped, or ends the run, whenever its values are read. A step reads no scalar
+from its device.
 """
 
 import dataclasses
@@ -46,10 +46,11 @@ def _run(
     dataset: Path, out: Path, losses: dict[tuple[int, bool], float], *, delay: int = 0, epochs: int = 1,
     signaled_at: int | None = None, **kwargs: int,
 ) -> tuple[Run, list[tuple[int, bool]], float]:  # fmt: skip
-    """Epochs of 5 steps whose loss is 2, or what `losses` says of (step, is_retry). A step moves a weight by one, if it
-    may. The run, its steps in their order, the weight.
+    """Run epochs of 5 steps; return the run, (step, is_retry) of its steps in their order, and the weight.
+
+    The loss is 2, or the value in `losses` for (step, is_retry). Each step with a finite loss moves the weight by 1.
     """
-    seen: list[tuple[int, bool]] = []
+    order: list[tuple[int, bool]] = []
     model = torch.nn.ParameterList([torch.zeros(1)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0, fused=True)
     with Run("toy", ALONE, out=out, params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
@@ -60,39 +61,39 @@ def _run(
         ):  # fmt: skip
             if step.number == signaled_at:
                 signal.raise_signal(signal.SIGTERM)
-            seen.append((step.number, step.is_retry))
-            loss = torch.tensor(losses.get(seen[-1], 2.0))
-            model[0].grad = -(loss / loss).expand(1)  # one, or nan
+            order.append((step.number, step.is_retry))
+            loss = torch.tensor(losses.get(order[-1], 2.0))
+            model[0].grad = -(loss / loss).expand(1)  # 1 or nan
             optim.step_if(run.all_finite(loss=loss), optimizer)
             run.record(loss=loss, constant=1.0)
             if step.ends_epoch:
                 run.log(weight=float(model[0].detach()))
-    return run, seen, float(model[0].detach())
+    return run, order, float(model[0].detach())
 
 
 @pytest.mark.parametrize("delay", [0, 1])
-def test_a_step_that_is_not_finite_comes_again_and_then_counts(
+def test_a_step_that_is_not_finite_is_retried_and_then_counts(
     toy_dataset: Path, tmp_path: Path, delay: int, capsys: pytest.CaptureFixture[str]
 ):
     plain, _, _ = _run(toy_dataset, tmp_path / "plain", {}, epochs=2)
     losses = {(1, False): NAN, (1, True): 4.0, (4, False): float("inf"), (4, True): 4.0}
-    run, seen, weight = _run(toy_dataset, tmp_path / "out", losses, delay=delay, epochs=2, retry=True)
-    late = [(2, False), (1, True)] if delay else [(1, True), (2, False)]  # a GPU has been told the next one meanwhile
+    run, order, weight = _run(toy_dataset, tmp_path / "out", losses, delay=delay, epochs=2, retry=True)
+    late = [(2, False), (1, True)] if delay else [(1, True), (2, False)]  # a GPU has launched the next step before
     rest = [(number, False) for number in (5, 6, 7, 8, 9)]
-    assert seen == [(0, False), (1, False), *late, (3, False), (4, False), (4, True), *rest]
+    assert order == [(0, False), (1, False), *late, (3, False), (4, False), (4, True), *rest]
     assert weight == pytest.approx(plain.history[-1]["weight"], abs=1e-3)
     assert run.step_log.skipped == 0
     assert [row["loss"] for row in run.history] == [pytest.approx((2 * 3 + 4 * 2) / 5), 2.0]
-    assert run.history[0]["weight"] == pytest.approx(5, abs=1e-3)  # measured anew after the last step came again
+    assert run.history[0]["weight"] == pytest.approx(5, abs=1e-3)  # measured again after the retry of the last step
     assert [row["constant"] for row in run.history] == [1.0, 1.0]
-    said = capsys.readouterr().err
-    assert "toy: the loss is nan at step 1; retrying it in fp32\n" in said
-    assert "toy: the loss is inf at step 4; retrying it in fp32\n" in said
+    output = capsys.readouterr().err
+    assert "toy: the loss is nan at step 1; retrying it in fp32\n" in output
+    assert "toy: the loss is inf at step 4; retrying it in fp32\n" in output
 
 
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize("retry", [False, True])
-def test_a_step_that_stays_so_is_left_out_if_that_is_allowed(
+def test_a_step_whose_retry_is_not_finite_is_skipped_if_that_is_allowed(
     toy_dataset: Path, tmp_path: Path, delay: int, retry: bool, capsys: pytest.CaptureFixture[str]
 ):
     losses = {(number, again): NAN for number in (1, 3) for again in (False, True)}
@@ -100,39 +101,41 @@ def test_a_step_that_stays_so_is_left_out_if_that_is_allowed(
     assert (run.step_log.skipped, run.history[-1]["loss"]) == (2, 2.0)
     assert weight == pytest.approx(3, abs=1e-3)
     keys = [Reader(toy_dataset, "train").keys[i] for i in epoch_order(40, seed=0, epoch=0)]
-    said = capsys.readouterr().err
-    assert f"toy: the loss is nan at step 1 on rank 0; its samples: {keys[8]}, " in said
-    assert said.count("; the step is skipped") == 2
-    said = f"toy: the loss is nan at step 3 on rank 0; its samples: {keys[24]}, .*; lower base_lr or set precision to"
-    with pytest.raises(FloatingPointError, match=said):
+    output = capsys.readouterr().err
+    assert f"toy: the loss is nan at step 1 on rank 0; its samples: {keys[8]}, " in output
+    assert output.count("; the step is skipped") == 2
+    output = f"toy: the loss is nan at step 3 on rank 0; its samples: {keys[24]}, .*; lower base_lr or set precision to"
+    with pytest.raises(FloatingPointError, match=output):
         _run(toy_dataset, tmp_path / "other", losses, delay=delay, retry=retry, max_skipped_steps=1)
 
 
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize("number", [0, 3, 4, 8, 9])
-def test_a_run_that_is_stopped_goes_on_to_the_same_end(toy_dataset: Path, tmp_path: Path, delay: int, number: int):
+def test_a_stopped_run_is_resumed_and_ends_the_same(toy_dataset: Path, tmp_path: Path, delay: int, number: int):
     losses = {(number, again): 3.0 for number in (3, 7) for again in (False, True)}
     whole, steps, weight = _run(toy_dataset, tmp_path / "whole", losses, delay=delay, epochs=2)
     with pytest.raises(SystemExit, match="143"):
         _run(toy_dataset, tmp_path / "out", losses, delay=delay, epochs=2, signaled_at=number)
     run, rest, weight_again = _run(toy_dataset, tmp_path / "out", losses, delay=delay, epochs=2)
-    stopped_after = number + 1 + (delay if number % 5 < 4 else 0)  # a GPU has been told the next one
+    stopped_after = number + 1 + (delay if number % 5 < 4 else 0)  # a GPU has launched the next step
     assert rest == steps[stopped_after:]
     assert (weight_again, run.history) == (weight, whole.history)
 
 
-def test_a_rank_whose_own_loss_is_finite_stops_with_the_one_whose_is_not(
+def test_a_rank_with_a_finite_loss_ends_with_a_rank_whose_loss_is_not(
     toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(distributed, "maximum", lambda values, world: torch.ones_like(values))  # another rank says so
+    monkeypatch.setattr(distributed, "maximum", lambda values, world: torch.ones_like(values))  # of another rank
     with pytest.raises(FloatingPointError, match="toy: a value of another rank is not finite at step 0"):
         _run(toy_dataset, tmp_path / "out", {})
 
 
-def test_a_spike_is_told_with_its_samples(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_loss_spike_is_printed_with_its_samples(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     _run(toy_dataset, tmp_path / "out", {(55, False): 50.0}, epochs=12)
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
-    assert told.startswith("toy: loss spike at step 55: 50, moving mean 2; its samples: ")
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+    assert message.startswith("toy: loss spike at step 55: 50, moving mean 2; its samples: ")
 
 
 def falling_losses(steps: int) -> list[float]:
@@ -174,8 +177,9 @@ READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal.de
 
 
 class Reads(TorchDispatchMode):
-    """How often something was read off a tensor for which a GPU would be waited for: by `item`, `float`, `if`, or for
-    a shape. Copies are not told apart here (`test_no_step_waits_for_a_gpu`).
+    """Counts the reads of tensors that would wait for a GPU: by `item`, `float`, `if`, or for a shape.
+
+    It does not count copies; `test_no_step_waits_for_a_gpu` covers them.
     """
 
     def __init__(self) -> None:
@@ -187,7 +191,7 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_number_that_is_read_is_counted():
+def test_the_read_of_a_scalar_is_counted():
     with Reads() as reads:
         float(torch.ones(()) + 1)
         torch.ones(3).nonzero()
@@ -198,7 +202,7 @@ def test_a_number_that_is_read_is_counted():
 
 
 class Counting(Run):
-    """A run that counts what each step's loop reads."""
+    """A run that counts the reads in each step of the loop."""
 
     def steps(self, *args: Any, **keywords: Any) -> Iterator[Step]:
         self.reads: list[int] = []
@@ -238,7 +242,7 @@ def _distilled(run: Run, dataset: Path, centering: Any, world: World = ALONE) ->
 
 
 @pytest.mark.parametrize(("strategy", "decode_fraction"), [("random", 1.0), ("semantic", 0.5), ("attention", 1.0)])
-def test_pretraining_reads_nothing_off_its_device(
+def test_pretraining_reads_no_scalar_from_its_device(
     toy_dataset: Path, tmp_path: Path, strategy: str, decode_fraction: float
 ):
     with Counting("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
@@ -247,14 +251,14 @@ def test_pretraining_reads_nothing_off_its_device(
 
 
 @pytest.mark.parametrize("centering", ["sinkhorn", "mean"])
-def test_self_distillation_reads_nothing_off_its_device(toy_dataset: Path, tmp_path: Path, centering: str):
+def test_self_distillation_reads_no_scalar_from_its_device(toy_dataset: Path, tmp_path: Path, centering: str):
     with Counting("toy", ALONE, out=tmp_path / "out", params=Recipe(0.1), inputs=[], checkpoint_minutes=60) as run:
         _distilled(run, toy_dataset, centering)
     assert run.reads == [0] * 10
 
 
 class Watched(Run):
-    """A run whose loop may not wait for the GPU from its second step on: the first makes the optimizer its state."""
+    """A run whose loop must not wait for the GPU, except in the first step, which creates the optimizer state."""
 
     def steps(self, *args: Any, **keywords: Any) -> Iterator[Step]:
         for step in super().steps(*args, **keywords):
@@ -263,7 +267,7 @@ class Watched(Run):
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="what waits for a GPU shows on a GPU alone")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU shows whether a step waits for it")
 @pytest.mark.parametrize(
     "train",
     [

@@ -33,7 +33,7 @@ from semmae.data.transforms import Crop
 from semmae.models import vit
 from semmae.parts.part_maps import PartMaps
 from semmae.runs.run import Run
-from semmae.runs.step_log import Step
+from semmae.runs.steps import Step
 from semmae.training import mae_loop
 
 PARTS = 7

@@ -17,9 +17,8 @@ results. Any other run starts at its first step, unless it adopts the checkpoint
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -34,13 +33,10 @@ from semmae.core.digests import json_digest
 from semmae.core.locks import exclusive_lock
 from semmae.core.paths import state_root
 from semmae.data.dataset import Reader
-from semmae.data.epoch_order import epoch_size
-from semmae.data.loader import batches
 from semmae.runs import handover
 from semmae.runs.fingerprint import run_identity
-from semmae.runs.step_log import Step, StepLog
-
-LoadSample = Callable[[Reader, int, int], dict[str, Any]]  # (reader, sample index, epoch) -> sample
+from semmae.runs.step_log import StepLog
+from semmae.runs.steps import LoadSample, Step, StepPlan
 
 
 class Stateful(Protocol):
@@ -65,8 +61,8 @@ class Run:
 
     Attributes:
         history: One row per finished epoch: `epoch` (from 1), the means of the recorded values, the logged values.
-        adopted: Key `adopted` with the digests of older source that computed a part of this run; empty for most runs.
-            The artifact of the stage keeps it.
+        adopted: `{"adopted": digests}` if older source has computed a part of this run, else `{}`. The stage writes it
+            into the JSON of its artifact.
     """
 
     def __init__(
@@ -99,7 +95,7 @@ class Run:
                 write_json(self.folder / "identity.json", self.identity)
                 if sources := handover.adopt_offered(self.identity, self.folder):
                     self.adopted = {"adopted": sources}
-            distributed.barrier(self.world)  # before any rank looks for checkpoints, the adopted ones are in place
+            distributed.barrier(self.world)  # adopted checkpoints must be in place before any rank looks for one
             for number in (signal.SIGTERM, signal.SIGINT):
                 handlers.callback(signal.signal, number, signal.signal(number, self._on_signal))
             self._locks, self._signal_handlers = locks.pop_all(), handlers.pop_all()
@@ -132,13 +128,8 @@ class Run:
     ) -> Iterator[Step]:
         """Yield the steps of the run, from the last checkpoint on.
 
-        The order of the samples is a function of seed and epoch only. Each rank gets its slice of the batch. Samples
-        that do not fill a batch at the end of an epoch are dropped for that epoch.
-
         Args:
-            load: Loads a sample, in a worker process.
-            batch_size: Samples per step over all ranks.
-            workers: Processes that load samples; 0 loads them between the steps.
+            reader, load, batch_size, epochs, seed, workers: See `StepPlan`.
             state: Objects whose state a checkpoint keeps, by name. `model` must be finite when it is saved.
             retry: Yield a step that is not finite once more, with `is_retry`. On a GPU the next step may come first.
             max_skipped_steps: Number of steps that may be skipped because they are not finite. The loop must not update
@@ -149,17 +140,21 @@ class Run:
             FloatingPointError: A step is not finite and may not be skipped, or a weight of the model is not finite.
             SystemExit: A stop signal was received. The run has saved a checkpoint.
         """
-        per_epoch = self._steps_per_epoch(reader, batch_size)
-        steps, first, log = epochs * per_epoch, self._restore(state), self.step_log
+        plan = StepPlan(
+            self.stage, self.world, reader, load, batch_size=batch_size, epochs=epochs, seed=seed, workers=workers
+        )
+        steps_done, log = self._restore(state), self.step_log
         log.retry, log.max_skipped_steps = retry, max_skipped_steps
         self._last_checkpoint = time.monotonic()
-        new_steps = self._new_steps(reader, load, batch_size, range(first, steps), per_epoch, seed, workers)
-        with Progress(self.stage, steps, per_epoch, batch_size, start=first, shown=self.world.leads) as progress:
-            for step in new_steps:
+        with Progress(
+            self.stage, plan.steps, plan.per_epoch, batch_size, start=steps_done, shown=self.world.leads
+        ) as progress:
+            for step in plan.steps_from(steps_done):
                 if step.ends_epoch:
                     yield from self._failed_steps(leave=0)  # values measured after this step cover all earlier ones
                 yield step
                 self._enqueue(step)
+                # On a GPU this reads the step before: the values of this one are read after the next one is launched.
                 yield from self._failed_steps(leave=0 if step.ends_epoch else log.delay)
                 progress.advance(log.latest_loss)
                 if step.ends_epoch:
@@ -171,30 +166,7 @@ class Run:
                     self._check_weights(step.number + 1, state)
                 if log.stop:
                     saved = f"saved under {self.folder}; run the same command again to resume from there"
-                    self._stop(f"after step {step.number + 1} of {steps}, {saved}")
-
-    def _steps_per_epoch(self, reader: Reader, batch_size: int) -> int:
-        size = epoch_size(len(reader), reader.weights)
-        if size < batch_size:
-            raise ValueError(f"{self.stage}: batch_size is {batch_size}, but an epoch has {size} samples")
-        if batch_size % self.world.size:
-            raise ValueError(
-                f"{self.stage}: batch_size is {batch_size}; {self.world.size} processes cannot share it evenly"
-            )
-        return size // batch_size
-
-    def _new_steps(
-        self, reader: Reader, load: LoadSample, batch_size: int, numbers: range, per_epoch: int, seed: int, workers: int
-    ) -> Iterator[Step]:
-        """Yield the steps with these numbers, each with this rank's share of its batch."""
-        share, number = batch_size // self.world.size, numbers.start
-        while number < numbers.stop:
-            epoch, first = divmod(number, per_epoch)
-            order = reader.epoch_order(seed=seed, epoch=epoch)[: per_epoch * batch_size]
-            indices = order.reshape(per_epoch, self.world.size, share)[first:, self.world.rank].reshape(-1)
-            for batch in batches(reader, indices, _LoadAtEpoch(load, epoch), batch_size=share, workers=workers):
-                yield Step(number, numbers.stop, per_epoch, epoch, batch, ends_epoch=(number + 1) % per_epoch == 0)
-                number += 1
+                    self._stop(f"after step {step.number + 1} of {plan.steps}, {saved}")
 
     def _failed_steps(self, *, leave: int) -> Iterator[Step]:
         """Read the values of all launched steps but the last `leave`, and yield each step that must be retried."""
@@ -282,14 +254,3 @@ class Run:
                     f"{self.stage}: {key} of the model is not finite after step {steps_done}; the last checkpoint is "
                     "older: lower base_lr or set precision to fp32, and run the same command again"
                 )
-
-
-@dataclass(frozen=True)
-class _LoadAtEpoch:
-    """`load` at one epoch. A class, because worker processes cannot receive a closure."""
-
-    load: LoadSample
-    epoch: int
-
-    def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        return self.load(reader, index, self.epoch)

@@ -18,39 +18,7 @@ from torch import Tensor
 
 from semmae.core import distributed
 from semmae.core.async_copy import PendingCopy
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One optimizer step of a run.
-
-    Attributes:
-        number: Index of the step in the run, from 0.
-        steps: Number of steps of the run.
-        per_epoch: Number of steps of an epoch.
-        epoch: Index of the epoch, from 0.
-        batch: This rank's share of the batch.
-        ends_epoch: Whether this is the last step of its epoch.
-        is_retry: Whether the first attempt was not finite; the loop then computes the step in fp32.
-    """
-
-    number: int
-    steps: int
-    per_epoch: int
-    epoch: int
-    batch: dict[str, Any]
-    ends_epoch: bool
-    is_retry: bool = False
-
-    @property
-    def progress(self) -> float:
-        """Progress of the run: 0 at its first step, 1 at its last."""
-        return self.number / max(1, self.steps - 1)
-
-    @property
-    def ends_run(self) -> bool:
-        """Whether this is the last step of the run."""
-        return self.number == self.steps - 1
+from semmae.runs.steps import Step
 
 
 class StepFlags(NamedTuple):

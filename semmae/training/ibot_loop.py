@@ -22,7 +22,7 @@ from semmae.data.dataset import Reader
 from semmae.data.transforms import Color, Crop, MultiCrop, recolor
 from semmae.models import ibot, masking, vit
 from semmae.runs.run import Run
-from semmae.runs.step_log import Step
+from semmae.runs.steps import Step
 from semmae.training.mae_loop import ViTConfig
 
 

@@ -24,7 +24,8 @@ from semmae.data.epoch_order import epoch_order
 from semmae.models import masking, vit
 from semmae.parts.part_maps import PartMaps
 from semmae.runs.run import Run
-from semmae.runs.step_log import LossSpikes, Step
+from semmae.runs.step_log import LossSpikes
+from semmae.runs.steps import Step
 from semmae.training import ibot_loop, mae_loop
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

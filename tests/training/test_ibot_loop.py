@@ -14,7 +14,7 @@ from semmae.core.config import load_config
 from semmae.data.dataset import Reader
 from semmae.models import ibot
 from semmae.runs.run import Run
-from semmae.runs.step_log import Step
+from semmae.runs.steps import Step
 from semmae.training import ibot_loop
 from semmae.training.mae_loop import ViTConfig
 

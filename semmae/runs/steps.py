@@ -1,0 +1,112 @@
+"""The steps of a run: their order, and the batch of each."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from semmae.core.distributed import World
+from semmae.data.dataset import Reader
+from semmae.data.epoch_order import epoch_size
+from semmae.data.loader import batches
+
+LoadSample = Callable[[Reader, int, int], dict[str, Any]]  # (reader, sample index, epoch) -> sample
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step of a run.
+
+    Attributes:
+        number: Index of the step in the run, from 0.
+        steps: Number of steps of the run.
+        per_epoch: Number of steps of an epoch.
+        epoch: Index of the epoch, from 0.
+        batch: This rank's share of the batch.
+        ends_epoch: Whether this is the last step of its epoch.
+        is_retry: Whether the first attempt was not finite; the loop then computes the step in fp32.
+    """
+
+    number: int
+    steps: int
+    per_epoch: int
+    epoch: int
+    batch: dict[str, Any]
+    ends_epoch: bool
+    is_retry: bool = False
+
+    @property
+    def progress(self) -> float:
+        """Progress of the run: 0 at its first step, 1 at its last."""
+        return self.number / max(1, self.steps - 1)
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether this is the last step of the run."""
+        return self.number == self.steps - 1
+
+
+class StepPlan:
+    """The plan of a run's steps: a function of the dataset, the seed and the batch size only.
+
+    Each rank gets its slice of a batch. Samples that do not fill a batch at the end of an epoch are dropped for that
+    epoch.
+
+    Args:
+        stage: Name of the stage, for messages.
+        load: Loads a sample, in a worker process.
+        batch_size: Samples per step over all ranks.
+        workers: Processes that load samples; 0 loads them between the steps.
+
+    Attributes:
+        per_epoch: Number of steps of an epoch.
+        steps: Number of steps of the run.
+
+    Raises:
+        ValueError: An epoch has no full batch, or the ranks cannot share a batch evenly.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        world: World,
+        reader: Reader,
+        load: LoadSample,
+        *,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        workers: int,
+    ) -> None:
+        size = epoch_size(len(reader), reader.weights)
+        if size < batch_size:
+            raise ValueError(f"{stage}: batch_size is {batch_size}, but an epoch has {size} samples")
+        if batch_size % world.size:
+            raise ValueError(f"{stage}: batch_size is {batch_size}; {world.size} processes cannot share it evenly")
+        self.per_epoch = size // batch_size
+        self.steps = epochs * self.per_epoch
+        self._world, self._reader, self._load = world, reader, load
+        self._batch_size, self._seed, self._workers = batch_size, seed, workers
+
+    def steps_from(self, number: int) -> Iterator[Step]:
+        """Yield the steps from index `number` on, with this rank's share of their batches."""
+        size = self._batch_size // self._world.size
+        while number < self.steps:
+            epoch, first = divmod(number, self.per_epoch)
+            order = self._reader.epoch_order(seed=self._seed, epoch=epoch)[: self.per_epoch * self._batch_size]
+            indices = order.reshape(self.per_epoch, self._world.size, size)[first:, self._world.rank].reshape(-1)
+            load = _LoadAtEpoch(self._load, epoch)
+            for batch in batches(self._reader, indices, load, batch_size=size, workers=self._workers):
+                ends_epoch = (number + 1) % self.per_epoch == 0
+                yield Step(number, self.steps, self.per_epoch, epoch, batch, ends_epoch)
+                number += 1
+
+
+@dataclass(frozen=True)
+class _LoadAtEpoch:
+    """`load` at one epoch. A class, because worker processes cannot receive a closure."""
+
+    load: LoadSample
+    epoch: int
+
+    def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
+        return self.load(reader, index, self.epoch)

@@ -128,11 +128,11 @@ def main() -> None:
     root = Path(tempfile.gettempdir(), f"semmae-end-to-end-{together}")
     os.environ["SEMMAE_STATE"] = str(root / "state")
     with distributed.world(args.device) as world:
-        if world.leads:
+        if world.is_main:
             prepare(root, args.images, args.side)
         distributed.barrier(world)
         found = measure(root, args, world)
-    if world.leads:
+    if world.is_main:
         print(
             f"ViT-{args.model}, {world.size} processes, batch {args.batch}, {args.workers} loaders each, {world.device}"
         )

@@ -95,7 +95,7 @@ def main() -> None:
             "attentive", world, out=OUT / name, params=protocol, inputs=inputs, checkpoint_minutes=minutes
         ) as now:
             learn(probes, train, protocol, world, now)
-            if world.leads:
+            if world.is_main:
                 write(name, probes, val, now)
 
 

@@ -104,7 +104,7 @@ def main() -> None:
         curves: dict[str, curve_files.History] = {}
 
         def tuned(what: str, network: VisionTransformer, reader: Reader, **changed: Any) -> Tuned:
-            if world.leads:
+            if world.is_main:
                 print(f"{name}: {what}, {len(reader)} images to learn from", flush=True)
             now = run.Run(
                 "finetune", world, out=OUT / name / what, params=protocol, inputs=[*inputs(name), what],
@@ -127,7 +127,7 @@ def main() -> None:
         for shots in protocol.low_shot:
             few = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
             low_shot[shots.name] = tuned(shots.name, encoder, few).measured()
-        if world.leads:
+        if world.is_main:
             evaluated = Scores(result.measured(), baseline_metrics, low_shot=low_shot)
             write(name, protocol, config, result, evaluated, curves, val)
 

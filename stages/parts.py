@@ -113,7 +113,7 @@ def main() -> None:
         sample = patch_sample(section, reader, elder, world.device, now)
         learn = {"learned": learned, "kmeans": kmeans}[section.method]
         model, quality = learn(section, config, sample, reader, elder, world, now)
-        if world.leads:
+        if world.is_main:
             with atomic_write(OUT) as folder:
                 part_learner.save_parts(folder, model)
                 write_json(folder / "history.json", now.history)

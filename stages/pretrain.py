@@ -71,7 +71,7 @@ def main() -> None:
     ):
         watch = OnlineEvaluator(
             section.online_eval, SHARDS / section.online_eval.dataset, pool="patch_mean", img_size=section.img_size,
-            device=world.device, shown=world.leads,
+            device=world.device, shown=world.is_main,
         )  # fmt: skip
         config = {"img_size": section.img_size, **vars(section.encoder)}
         torch.manual_seed(fold(section.seed, "encoder"))
@@ -79,7 +79,7 @@ def main() -> None:
             section.recipe, section.masking, vit.build(config), reader=reader, maps=maps, seed=section.seed,
             compute=section.compute, world=world, run=now, measure=watch.after_epoch,
         )  # fmt: skip
-        if world.leads:
+        if world.is_main:
             with atomic_write(OUT) as folder:
                 encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": artifact_params(section)} | now.adopted
                 decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}

@@ -131,7 +131,7 @@ def main() -> None:
     with distributed.world(protocol.compute.device) as world, ExitStack() as runs:
         task = prepared(protocol, train, val, world, partial(begun, name, protocol, world, runs))
         scored = {which: PROTOCOLS[which](task) for which in dict.fromkeys(protocol.heads)}
-        if world.leads:
+        if world.is_main:
             write_examples(OUT / name, task, scored)
             beside = sliding_window.trivial(counts, val, seed=protocol.seed) if protocol.baselines else {}
             groups = {

@@ -80,12 +80,12 @@ def main() -> None:
     ):
         watch = OnlineEvaluator(
             section.online_eval, SHARDS / section.online_eval.dataset, img_size=section.img_size, device=world.device,
-            pool="class" if section.source == "ibot" else "patch_mean", shown=world.leads,
+            pool="class" if section.source == "ibot" else "patch_mean", shown=world.is_main,
         )  # fmt: skip
         source = {"mae": from_mae, "ibot": from_ibot, "timm": from_timm, "semmae": from_semmae}[section.source]
         network, config = source(section, reader, watch, world, now)
         watch.pool = "class" if config["class_token"] else "patch_mean"
-        if world.leads:
+        if world.is_main:
             with atomic_write(OUT) as folder:
                 described = {"source": section.source, "params": artifact_params(section)} | now.adopted
                 teacher.save_teacher(folder, network, config | described)

@@ -26,8 +26,8 @@ class World:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
-        """Whether this is rank 0, the rank that prints and writes files."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which prints and writes files."""
         return self.rank == 0
 
     def slice(self, rows: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def load_model(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[s
         raise ValueError(f"{folder / name}.json is damaged: restore it (dvc checkout) or rerun its stage")
     weights = folder / f"{name}.safetensors"
     if not weights.exists():
-        raise ValueError(f"{weights} does not exist beside {name}.json; run the stage that writes it (dvc repro)")
+        raise ValueError(f"{weights} does not exist, but {name}.json does; run the stage that writes it (dvc repro)")
     if file_digest(weights) != config["sha256"]:
         raise ValueError(
             f"{weights} does not match the sha256 in {name}.json; restore it (dvc checkout) or rerun its stage"

@@ -88,7 +88,7 @@ class Run:
 
     def __enter__(self) -> Self:
         with ExitStack() as locks, ExitStack() as handlers:
-            if self.world.leads:
+            if self.world.is_main:
                 locks.enter_context(exclusive_lock("output", str(self.out.absolute())))
                 # Experiments that run at the same time train the same baselines: the second waits, then trains anew.
                 locks.enter_context(exclusive_lock("run", self.fingerprint, wait=True))
@@ -105,7 +105,7 @@ class Run:
         self._signal_handlers.close()
         finished = kind is None and not self._signal
         with self._locks:
-            if finished and self.world.leads:
+            if finished and self.world.is_main:
                 checkpoint.delete_all(self.folder)
         if kind is None and not finished:  # a signal came after the last step, and nothing has reacted to it
             self.exit_if_stopped("when its work was done")
@@ -147,7 +147,7 @@ class Run:
         log.retry, log.max_skipped_steps = retry, max_skipped_steps
         self._last_checkpoint = time.monotonic()
         with Progress(
-            self.stage, plan.steps, plan.per_epoch, batch_size, start=steps_done, shown=self.world.leads
+            self.stage, plan.steps, plan.per_epoch, batch_size, start=steps_done, shown=self.world.is_main
         ) as progress:
             for step in plan.steps_from(steps_done):
                 if step.ends_epoch:
@@ -213,7 +213,7 @@ class Run:
 
     def _stop(self, when: str) -> None:
         number = self._signal or signal.SIGTERM  # another rank may have received the signal
-        if self.world.leads:
+        if self.world.is_main:
             print(f"{self.stage}: stopped by {signal.Signals(number).name} {when}", file=sys.stderr)
         raise SystemExit(128 + number)
 
@@ -237,7 +237,7 @@ class Run:
         """Save a checkpoint. All values of the launched steps must have been read."""
         self._check_weights(steps_done, state)
         content = {"step": steps_done, "history": self.history, "step_log": self.step_log.state_dict()}
-        if self.world.leads:
+        if self.world.is_main:
             content["state"] = {name: owner.state_dict() for name, owner in state.items()}
             checkpoint.save(self.folder, steps_done, content)
         distributed.barrier(self.world)

@@ -193,7 +193,7 @@ class StepLog:
             raise FloatingPointError(f"{self.stage}: a value of another rank is not finite at step {step.number}")
 
     def _print(self, message: str) -> None:
-        if self.world.leads:
+        if self.world.is_main:
             print(f"{self.stage}: {message}", file=sys.stderr)
 
 

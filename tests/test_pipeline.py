@@ -1,4 +1,4 @@
-"""The pipeline as a user runs it: everything once, then only what has changed; dvc.yaml, params.yaml and code agree."""
+"""The pipeline runs completely once, then only the changed stages; dvc.yaml, params.yaml and the code agree."""
 
 import dataclasses
 import importlib
@@ -20,24 +20,32 @@ RECIPES = [ROOT / "params.yaml", ROOT / "tests/toy/params.yaml", *sorted((ROOT /
 
 
 def dataclass_of(stage: str) -> type:
-    """The dataclass of a stage, in its file: its name in capitals, then Config."""
+    """Return the dataclass that describes the section of a stage, such as `PartMapsConfig` for `part_maps`."""
     return getattr(importlib.import_module(f"stages.{stage}"), f"{stage.title().replace('_', '')}Config")
 
 
-def ran(said: str) -> set[str]:
-    """The stages whose commands DVC has run."""
-    return set(re.findall(r"^Running stage '(.+)':", said, re.MULTILINE))
+def stages_run(output: str) -> set[str]:
+    """Return the stages whose commands DVC has run, from its output."""
+    return set(re.findall(r"^Running stage '(.+)':", output, re.MULTILINE))
 
 
-# Running it
+def report_sections(folder: Path) -> set[str]:
+    """Return the identifiers of the sections on the report's page."""
+    return set(re.findall(r'<h2 id="(\w+)">', (folder / "results/report/index.html").read_text()))
+
+
+SECTIONS = {"scores", "curves", "parts", "masks", "reconstructions", "params"}  # of every report
+
+
+# The pipeline runs
 
 
 def test_everything_runs_without_a_git_identity_and_a_second_time_nothing(finished: Project):
-    said = (finished.root / "output").read_text()
-    assert {name.partition("@")[0] for name in ran(said)} == set(STAGES)
-    assert (finished.folder / "results/report/index.html").stat().st_size > 10_000
+    output = (finished.root / "output").read_text()
+    assert {name.partition("@")[0] for name in stages_run(output)} == set(STAGES)
+    assert report_sections(finished.folder) == {*SECTIONS, "mistakes"}
     again = finished.dvc("repro")
-    assert ran(again) == set()
+    assert stages_run(again) == set()
     assert "Data and pipelines are up to date." in again
     assert finished.run("git", "status", "--porcelain", "--", "semmae", "stages", "params.yaml", "dvc.yaml") == ""
 
@@ -51,10 +59,10 @@ def test_everything_runs_without_a_git_identity_and_a_second_time_nothing(finish
         ("parts.num_parts", 4, "parts"),
     ],
 )
-def test_a_parameter_concerns_its_stage_and_nothing_before(toy: Project, key: str, value: object, stage: str):
+def test_a_parameter_changes_its_stage_and_none_before_it(toy: Project, key: str, value: object, stage: str):
     toy.set(key, value)
-    shown = {"report"} if key.startswith("knn") else set()  # the report shows how an encoder was scored
-    assert set(json.loads(toy.dvc("status", "--json"))) == {stage} | shown
+    readers = {"report"} if key.startswith("knn") else set()  # the report shows the protocol of each score
+    assert set(json.loads(toy.dvc("status", "--json"))) == {stage} | readers
 
 
 CHANGED = {  # a parameter of every stage, and another value
@@ -73,64 +81,124 @@ CHANGED = {  # a parameter of every stage, and another value
 }
 
 
-def told(stage: str, *kinds: str) -> list[str]:
-    """What dvc.yaml lists of a stage under these names, for the toy data set."""
+def listed(stage: str, *kinds: str) -> list[str]:
+    """Return the entries of a stage in dvc.yaml under these keys, for the toy data set."""
     items = [item for kind in kinds for item in STAGES[stage].get(kind, [])]
     return [re.sub(r"\$\{.*?\}", "toy", next(iter(item)) if isinstance(item, dict) else item) for item in items]
 
 
-def dependent(key: str) -> set[str]:
-    """The stages that ask for a parameter, and all that read what these write, by their names in the toy project."""
-    found = {stage for stage in STAGES if any(f"{key}.".startswith(f"{name}.") for name in told(stage, "params"))}
+def downstream(stages: set[str]) -> set[str]:
+    """Return the stages that read an output of one of `stages`, directly or not, and `stages` themselves."""
     while True:
-        written = [Path(out) for stage in found for out in told(stage, "outs", "metrics", "plots")]
-        read = {
-            stage for stage in STAGES for dep in map(Path, told(stage, "deps"))
+        written = [Path(out) for stage in stages for out in listed(stage, "outs", "metrics", "plots")]
+        readers = {
+            stage for stage in STAGES for dep in map(Path, listed(stage, "deps"))
             if any(out.is_relative_to(dep) or dep.is_relative_to(out) for out in written)
         }  # fmt: skip
-        if read <= found:
-            return {f"{stage}@toy" if "foreach" in GRAPH[stage] else stage for stage in found}
-        found |= read
+        if readers <= stages:
+            return stages
+        stages = stages | readers
+
+
+def toy_names(stages: set[str]) -> set[str]:
+    """Return the names of stages as DVC prints them in the toy project."""
+    return {f"{stage}@toy" if "foreach" in GRAPH[stage] else stage for stage in stages}
 
 
 def test_every_stage_has_a_parameter_to_change():
     assert {key.partition(".")[0] for key in CHANGED} == set(STAGES)
-    assert dependent("shards.writing.seed") > dependent("pretrain.masking.mask_ratio") > dependent("report.film")
-    assert dependent("part_scores.protocol.num_images") == {"part_scores@toy", "report"}
 
 
 @pytest.mark.parametrize("key", CHANGED)
 def test_a_changed_parameter_reruns_exactly_the_stages_that_depend_on_it(toy: Project, key: str):
     toy.set(key, CHANGED[key])
-    assert ran(toy.dvc("repro", "--dry", "--force-downstream")) == dependent(key)
+    stages = {stage for stage in STAGES if any(f"{key}.".startswith(f"{name}.") for name in listed(stage, "params"))}
+    assert stages_run(toy.dvc("repro", "--dry", "--force-downstream")) == toy_names(downstream(stages))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stages"),
+    [
+        ("mae_recipe.base_lr", 1.0e-3, {"teacher", "pretrain"}),
+        ("evaluations.linear.toy", {"epochs": 3}, {"linear@toy", "report"}),
+    ],
+)
+def test_a_shared_section_changes_the_stages_that_inherit_from_it(
+    toy: Project, key: str, value: object, stages: set[str]
+):
+    toy.set(key, value)
+    assert set(json.loads(toy.dvc("status", "--json"))) == stages
+
+
+EVALUATE = {"knn", "linear", "attentive", "finetune", "segment"}
+EDITED = {  # a kind of edit -> its file, and the stages whose code it changes
+    "a progress bar": ("semmae/console/progress.py", set()),
+    "the command line": ("semmae/cli/main.py", set()),
+    "a benchmark": ("benchmarks/step.py", set()),
+    "an export": ("semmae/exchange/export.py", set()),
+    "the report": ("semmae/report/charts.py", {"report"}),
+    "the page of the report": ("stages/report.html", {"report"}),
+    "a reader of sources": ("semmae/sharding/sources/sources.py", {"shards"}),
+    "masking": ("semmae/models/masking.py", {"teacher", "pretrain", "report"}),
+    "the part learner": ("semmae/parts/part_learner.py", {"parts", "part_maps", "part_scores", "report"}),
+    "an evaluation head": ("semmae/evaluation/attentive_heads.py", {"attentive", "report"}),
+    "features of evaluations": (
+        "semmae/evaluation/features.py",
+        {"teacher", "pretrain", "part_scores", "report"} | EVALUATE,
+    ),
+    "an optimizer": ("semmae/core/optim.py", set(STAGES) - {"shards"}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_an_edit_of_the_code_changes_exactly_the_stages_that_use_it(edit: str):
+    file, stages = EDITED[edit]
+    assert (ROOT / file).exists()
+    assert {stage for stage in STAGES if any(Path(file).is_relative_to(dep) for dep in STAGES[stage]["deps"])} == stages
+
+
+@pytest.mark.parametrize("edit", ["a progress bar", "the report", "masking"])
+def test_dvc_reruns_the_stages_whose_code_an_edit_changes(toy: Project, edit: str):
+    file, stages = EDITED[edit]
+    with open(toy.folder / file, "a") as source:
+        source.write("\n# an edit\n")
+    assert set(json.loads(toy.dvc("status", "--json"))) == toy_names(stages)
 
 
 @pytest.mark.heavy
 def test_an_experiment_reruns_pretrain_and_what_follows_and_keeps_the_rest(toy: Project):
-    said = toy.dvc("exp", "run", "-n", "random", "-S", "pretrain.masking.strategy=random", **AUTHOR)
-    assert ran(said) == {"pretrain", "knn@toy", "linear@toy", "segment@toy", "finetune@toy", "attentive@toy", "report"}
-    shown = toy.dvc("exp", "show", "--csv")
-    assert "random" in shown
-    assert "knn.toy.top1" in shown
+    output = toy.dvc("exp", "run", "-n", "random", "-S", "pretrain.masking.strategy=random", **AUTHOR)
+    assert stages_run(output) == {
+        "pretrain",
+        "knn@toy",
+        "linear@toy",
+        "segment@toy",
+        "finetune@toy",
+        "attentive@toy",
+        "report",
+    }
+    table = toy.dvc("exp", "show", "--csv")
+    assert "random" in table
+    assert "knn.toy.top1" in table
 
 
 def test_one_more_image_is_one_more_shard_to_map(toy: Project):
     toy.picture("train", 64)
     toy.dvc("repro", "--force", "--single-item", "shards@toy")
-    said = toy.dvc("repro", "--single-item", "part_maps")
-    assert "part_maps: 1 of 6 shards to compute" in said
+    output = toy.dvc("repro", "--single-item", "part_maps")
+    assert "part_maps: 1 of 6 shards to compute" in output
 
 
 def test_another_dataset_is_scored_alone(toy: Project):
     drawn = {"kind": "creatures", "train": 16, "val": 8, "size": 32, "seed": 1}
     toy.set("shards.datasets.more", {"sources": {"drawn": drawn}})
     toy.set("evaluations.knn.more", {})
-    said = toy.dvc("repro")
-    assert ran(said) == {"shards@more", "knn@more", "report"}
+    output = toy.dvc("repro")
+    assert stages_run(output) == {"shards@more", "knn@more", "report"}
 
 
 def test_images_alone_are_enough(inside: Project):
-    """A folder without labels and masks, nothing to score: all stages but the scores, and the report."""
+    """Without labels and masks no stage scores; all others run."""
     for stage in ("knn", "linear", "segment", "finetune", "attentive", "part_scores"):
         inside.set(f"evaluations.{stage}", {})
         for file in Path("results", stage).glob("*.*s*"):
@@ -140,14 +208,14 @@ def test_images_alone_are_enough(inside: Project):
     shutil.rmtree("results/report")
     for stage, *arguments in (["shards", "toy"], ["teacher"], ["parts"], ["part_maps"], ["pretrain"], ["report"]):
         call(stage, *arguments)
-    assert Path("results/report/index.html").stat().st_size > 10_000
+    assert report_sections(Path()) == SECTIONS
     missing = [
         out for entry in json.loads(inside.dvc("status", "--json")).values() for out in entry if "deleted" in str(out)
     ]
     assert not missing
 
 
-# What the files say
+# The files agree
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -157,9 +225,9 @@ def test_a_stage_depends_on_the_code_that_it_imports(stage: str):
 
 
 def test_every_training_of_an_evaluation_is_a_curve_of_dvc(finished: Project):
-    """By epoch, each with its own value: what is scored beside the encoder as well, if it was trained."""
-    shown = json.loads(finished.dvc("plots", "show", "--json"))["data"]
-    plots = {name: found[0]["content"] for name, found in shown.items() if "/curves/" in name}
+    """Trained baselines have curves too."""
+    data = json.loads(finished.dvc("plots", "show", "--json"))["data"]
+    plots = {name: entries[0]["content"] for name, entries in data.items() if "/curves/" in name}
     both = ["train_loss", "holdout_top1"]
     expected = {
         "linear": {"encoder": both, "2_per_class": both, "50_percent": both},
@@ -181,7 +249,7 @@ def test_every_training_of_an_evaluation_is_a_curve_of_dvc(finished: Project):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_who_knows_the_name_of_a_stage_knows_five_things(stage: str):
+def test_the_name_of_a_stage_gives_its_section_command_and_outputs(stage: str):
     section: Any = dataclass_of(stage)
     assert dataclasses.is_dataclass(section)
     assert section.__dataclass_params__.frozen

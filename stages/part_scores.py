@@ -4,7 +4,7 @@
 
 Reads  data/teacher, data/parts, data/shards/<dataset>: the samples that have masks; train assigns labels, val is scored
 Calls  part_baselines.lines, part_baselines.scores
-Writes results/part_scores/<dataset>.json: the scores of the parts, and of every line under its name
+Writes results/part_scores/<dataset>.json: for each level the scores of the parts, of baselines and of references
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,6 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from semmae.core import distributed, stage
-from semmae.core.atomic_files import write_json
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.rng import numpy_generator
@@ -25,6 +24,7 @@ from semmae.data.dataset import Reader
 from semmae.data.loader import batches
 from semmae.evaluation import baselines, features, part_baselines
 from semmae.evaluation.part_baselines import Batch, CenterMask, Line
+from semmae.evaluation.scores import Scores, write
 from semmae.models import teacher, vit
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts import part_learner
@@ -33,6 +33,8 @@ from semmae.parts.part_learner import PartMethod
 SHARDS, TEACHER, PARTS, RESULTS = (
     Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")
 )
+
+REFERENCES = ("readout", "silhouette", "perfect")  # upper bounds that use the true masks
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -99,10 +101,21 @@ def main() -> None:
     scores = part_baselines.scores(
         lines, CenterMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"
     )
-    found = scores.pop("parts")
-    write_json(RESULTS / f"{name}.json", {"part_scores": {name: found | scores}})
-    beside = ", ".join(f"{line} {levels['pixel']['fg_iou']:.3f}" for line, levels in scores.items())
-    print(f"{name}: foreground IoU of the parts {found['pixel']['fg_iou']:.3f} by pixels; beside it {beside}")
+    groups = by_level(scores)
+    write(RESULTS / f"{name}.json", groups)
+    pixel = groups["pixel"]
+    others = ", ".join(f"{key} {m['fg_iou']:.3f}" for key, m in {**pixel.baselines, **pixel.references}.items())
+    print(f"{name}: foreground IoU per pixel: parts {pixel.encoder['fg_iou']:.3f}, {others}")
+
+
+def by_level(metrics: dict[str, dict[str, dict[str, float]]]) -> dict[str, Scores]:
+    """Group the metrics of the parts, of baselines and of references (method -> level -> metrics) by level."""
+    groups = {}
+    for level, encoder in metrics["parts"].items():
+        others = {name: levels[level] for name, levels in metrics.items() if name != "parts" and level in levels}
+        references = {name: others.pop(name) for name in REFERENCES if name in others}
+        groups[level] = Scores(encoder, others, references)
+    return groups
 
 
 def networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teacher, PartMethod, Teacher]:

@@ -36,6 +36,7 @@ RENAMED_KEYS = {
     "segment.protocol.protocols": "segment.protocol.heads",
     "segment.protocol.sample": "segment.protocol.num_images",
     "report.colours": "report.colors",
+    "report.film": "report.masks",
     "report.sample": "report.num_images",
     **{
         f"{stage}.protocol.{key}": f"{stage}.protocol.compute.{key}"

@@ -1,9 +1,6 @@
-"""What is laid over an image to show its patches: parts in color, masks, the region where a part is found best.
+"""Pictures of single images: parts in color, masked patches, and typical regions of a part.
 
-- `overlay`: the parts in color. `masked`: an image without its masked patches; `tints`: what these leave behind.
-- `typical`, `region`: where a part is found best, cut out of its image.
-
-Pictures with something left out are RGBA, so that they lie well on light and dark pages.
+Pictures with masked or pale areas are RGBA, so that they fit light and dark pages.
 """
 
 import cv2
@@ -13,68 +10,86 @@ from jaxtyping import Bool, Float, UInt8
 from semmae.data.crops import Box, crop_image, crop_part_map
 
 LUMA = np.array([0.299, 0.587, 0.114])
-HIDDEN = (128, 128, 128, 46)  # RGBA of a masked patch whose part is not told
+MASKED = (128, 128, 128, 46)  # RGBA of a masked patch without a part
 
 
-def overlay(
+def center_square(height: int, width: int) -> Box:
+    """Return the largest square in the center of an image of `height` by `width` pixels."""
+    side = min(height, width)
+    box_height, box_width = side / height, side / width
+    return Box((1 - box_height) / 2, (1 - box_width) / 2, box_height, box_width, flip=False)
+
+
+def color_labels(
     picture: UInt8[np.ndarray, "t t 3"], labels: UInt8[np.ndarray, "t t"], *, colors: UInt8[np.ndarray, "p 3"]
 ) -> UInt8[np.ndarray, "t t 3"]:
-    """Label k in colors[k], labels beyond them (the background) only paler; thin white lines between labels."""
+    """Color a picture by its labels, with thin white lines between them.
+
+    Args:
+        picture: RGB pixels.
+        labels: The label of each pixel. Labels from `len(colors)` on (the background) only become paler.
+        colors: The RGB color of each label.
+    """
     luma = (picture @ LUMA)[:, :, None]
     colored = 0.42 * luma + 0.58 * colors[np.minimum(labels, len(colors) - 1)]
-    paler = 0.5 * picture + 0.2 * luma + 0.3 * 255  # the same hue
+    paler = 0.5 * picture + 0.2 * luma + 0.3 * 255  # keeps the hue
     out = np.where((labels < len(colors))[:, :, None], colored, paler)
     out[_borders(labels)] = 255
     return out.round().clip(0, 255).astype(np.uint8)
 
 
-def masked(
+def hide_masked(
     picture: UInt8[np.ndarray, "t t 3"],
     mask: Bool[np.ndarray, "h w"],
     *,
     tint: UInt8[np.ndarray, "h w 4"] | None = None,
 ) -> UInt8[np.ndarray, "t t 4"]:
-    """The picture with masked patches all but transparent, in the colors of `tint` where it is given."""
-    fill = np.broadcast_to(np.array(HIDDEN, np.uint8), (*mask.shape, 4)) if tint is None else tint
+    """Replace the masked patches of a picture by `tint` (RGBA per patch), or by a transparent gray."""
+    fill = np.broadcast_to(np.array(MASKED, np.uint8), (*mask.shape, 4)) if tint is None else tint
     size = picture.shape[:2][::-1]
     hidden = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)[:, :, None]
     fill = cv2.resize(np.ascontiguousarray(fill), size, interpolation=cv2.INTER_NEAREST_EXACT)
     return np.where(hidden, fill, np.dstack([picture, np.full_like(hidden, 255)]))
 
 
-def tints(
+def part_tints(
     part_map: UInt8[np.ndarray, "b n"], *, grid: tuple[int, int], colors: UInt8[np.ndarray, "p 3"]
 ) -> UInt8[np.ndarray, "b h w 4"]:
-    """What masked patches leave behind: a breath of the color of their part."""
-    rgba = np.vstack([np.pad(colors, ((0, 0), (0, 1)), constant_values=92), [HIDDEN]]).astype(np.uint8)
+    """Return a transparent tint of each patch in the color of its part, for `hide_masked`."""
+    rgba = np.vstack([np.pad(colors, ((0, 0), (0, 1)), constant_values=92), [MASKED]]).astype(np.uint8)
     return rgba[np.minimum(part_map, len(colors))].reshape(-1, *grid, 4)
 
 
-def typical(shares: Float[np.ndarray, "b p n"], *, count: int) -> list[list[int]]:
-    """For each label the images where it is found best: of a good size and sure of its patches, the best first.
+def most_typical(probabilities: Float[np.ndarray, "b p n"], *, count: int) -> list[list[int]]:
+    """Return for each label the indices of the images that show it best, the best first.
 
-    The score is the label's mean share of the patches it wins, shrunk by half a usual region, so that a single sure
-    patch is not the best example. Images without the label are never among them.
+    The score of an image is sum(p) / (m + m_median / 2). The sum is over the m patches whose most probable label is this
+    label, p is their probability of it, and m_median is the median of m over images with m > 0. So one patch with a high
+    probability does not win. Images without the label are left out.
+
+    Args:
+        probabilities: The probability of each label (p) for each patch (n) of each image (b).
+        count: The maximum number of images per label.
     """
-    best = []
-    for label, share in enumerate(shares.transpose(1, 0, 2)):
-        wins = shares.argmax(1) == label
-        size = wins.sum(1)
-        usual = np.median(size[size > 0]) if size.any() else 1
-        score = (share * wins).sum(1) / (size + usual / 2)
-        best.append([int(i) for i in np.argsort(-score, kind="stable")[:count] if size[i]])
-    return best
+    ranked = []
+    for label, probability in enumerate(probabilities.transpose(1, 0, 2)):
+        is_label = probabilities.argmax(1) == label
+        size = is_label.sum(1)
+        median_size = np.median(size[size > 0]) if size.any() else 1
+        score = (probability * is_label).sum(1) / (size + median_size / 2)
+        ranked.append([int(i) for i in np.argsort(-score, kind="stable")[:count] if size[i]])
+    return ranked
 
 
-def region(
-    image: UInt8[np.ndarray, "H W 3"], found: Bool[np.ndarray, "h w"], *, size: int, color: UInt8[np.ndarray, "3"]
+def crop_region(
+    image: UInt8[np.ndarray, "H W 3"], patches: Bool[np.ndarray, "h w"], *, size: int, color: UInt8[np.ndarray, "3"]
 ) -> UInt8[np.ndarray, "{size} {size} 4"]:
-    """A square around the largest connected piece of `found`, outlined, its surroundings pale."""
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(found.astype(np.uint8), connectivity=4)
-    piece = 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
-    left, top, width, height = stats[piece, :4]
-    box = _square_around(image.shape[:2], found.shape, (top, left, height, width))
-    inside = crop_part_map((pieces == piece).astype(np.uint8), box, (size, size))
+    """Crop a square around the largest connected region of `patches`, outline it and make its surroundings pale."""
+    _, regions, stats, _ = cv2.connectedComponentsWithStats(patches.astype(np.uint8), connectivity=4)
+    largest = 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+    left, top, width, height = stats[largest, :4]
+    box = _square_around(image.shape[:2], patches.shape, (top, left, height, width))
+    inside = crop_part_map((regions == largest).astype(np.uint8), box, (size, size))
     pixels = crop_image(image, box, size)
     luma = (pixels @ LUMA).round().astype(np.uint8)
     outside = np.dstack([luma, luma, luma, np.full_like(luma, 90)])
@@ -84,16 +99,19 @@ def region(
 
 
 def _borders(labels: UInt8[np.ndarray, "t t"], *, width: int = 2) -> Bool[np.ndarray, "t t"]:
-    """Pixels within a line of `width` pixels between different labels."""
+    """Mark the pixels on a line of `width` pixels between different labels."""
     kernel = np.ones((width, width), np.uint8)
     return cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)
 
 
-def _square_around(pixels: tuple[int, int], cells: tuple[int, int], where: tuple[int, int, int, int]) -> Box:
-    """The square of the image around a rectangle (top, left, height, width) of cells: a cell of air, not too small."""
-    cell = np.array(pixels) / cells
-    corner, extent = np.array(where[:2]) * cell, np.array(where[2:]) * cell
-    side = min(max(extent.max() + 2 * cell.max(), min(pixels) / 3), min(pixels))
+def _square_around(pixels: tuple[int, int], grid: tuple[int, int], patches: tuple[int, int, int, int]) -> Box:
+    """Return a square around a rectangle of patches (top, left, height, width), within the image.
+
+    Its side has a margin of one patch, and is at least a third of the short side of the image.
+    """
+    patch = np.array(pixels) / grid
+    corner, extent = np.array(patches[:2]) * patch, np.array(patches[2:]) * patch
+    side = min(max(extent.max() + 2 * patch.max(), min(pixels) / 3), min(pixels))
     start = (corner + extent / 2 - side / 2).clip(0, np.array(pixels) - side)
     (top, left), (height, width) = start / pixels, side / np.array(pixels)
     return Box(float(top), float(left), float(height), float(width), flip=False)

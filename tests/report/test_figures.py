@@ -1,4 +1,4 @@
-"""What pictures promise: colors anyone can tell apart, masks as training draws them, pixels as the model sees them."""
+"""Figures: colors that everyone can distinguish, masks as training draws them, pixels as the model receives them."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from semmae.data.dataset import Reader
 from semmae.evaluation.scores import Scores
 from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
-from semmae.report import charts, figures, heat_maps, overlays, palettes, tables
+from semmae.report import charts, figures, heat_maps, overlays, palettes, score_tables
 
 MASKING = {"strategy": "semantic", "mask_ratio": 0.75, "curriculum": {"start": 0.0, "end": 1.0, "power": 2.0}}
 NOTICEABLE = 0.02  # OKLab
@@ -31,7 +31,7 @@ def maps(reader):
 
 @pytest.fixture
 def samples(reader, maps):
-    return figures.samples(reader, maps, np.arange(3), img_size=32, patch_size=4)
+    return figures.load_samples(reader, maps, np.arange(3), img_size=32, patch_size=4)
 
 
 @pytest.fixture
@@ -43,24 +43,26 @@ def model():
 
 @pytest.mark.parametrize("name", palettes.PALETTES)
 @pytest.mark.parametrize("count", [3, 7, 20])
-def test_colors_are_told_apart_by_all_eyes(name, count):
-    colors = palettes.palette(name, count).astype(float)
-    distance = palettes.distance(colors, colors)
+def test_colors_differ_for_all_types_of_vision(name, count):
+    colors = palettes.make_palette(name, count).astype(float)
+    distance = palettes.perceived_distance(colors, colors)
     assert colors.shape == (count, 3)
     assert distance[~np.eye(count, dtype=bool)].min() > 3 * NOTICEABLE
 
 
-def test_eyes_see_what_is_known_of_them():
+def test_perceived_colors_match_known_facts():
     black, white, red, green = (np.array([rgb]) for rgb in ((0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 148, 0)))
-    assert palettes.distance(black, white)[0, 0] == pytest.approx(1, abs=1e-3)
-    normal, protanope, deuteranope = np.linalg.norm(palettes.seen(red) - palettes.seen(green), axis=-1)[:, 0]
-    assert normal > 2 * deuteranope  # red and green of like lightness are nearly one color to deuteranopes
+    assert palettes.perceived_distance(black, white)[0, 0] == pytest.approx(1, abs=1e-3)
+    normal, protanope, deuteranope = np.linalg.norm(
+        palettes.perceived_oklab(red) - palettes.perceived_oklab(green), axis=-1
+    )[:, 0]
+    assert normal > 2 * deuteranope  # to deuteranopes, red and green of equal lightness look similar
     assert normal > protanope
 
 
 def test_an_unknown_palette_is_refused():
-    with pytest.raises(ValueError, match=r"no colors 'beige'; expected \(report\.colors\) one of okabe_ito"):
-        palettes.palette("beige", 3)
+    with pytest.raises(ValueError, match=r"unknown colors: 'beige'; expected \(report\.colors\) one of okabe_ito"):
+        palettes.make_palette("beige", 3)
 
 
 def test_overlay_colors_parts_and_leaves_the_background_its_hue():
@@ -68,7 +70,7 @@ def test_overlay_colors_parts_and_leaves_the_background_its_hue():
     labels = np.zeros((24, 24), np.uint8)
     labels[:, 8:16], labels[:, 16:] = 1, 2  # 2 is the background
     colors = np.array([[0, 0, 255], [0, 255, 0]], np.uint8)
-    out = overlays.overlay(picture, labels, colors=colors).astype(int)
+    out = overlays.color_labels(picture, labels, colors=colors).astype(int)
     assert out[12, 4].argmax() == 2
     assert out[12, 12].argmax() == 1
     assert (out[12, 8] == 255).all()  # a white line between two parts
@@ -78,61 +80,61 @@ def test_overlay_colors_parts_and_leaves_the_background_its_hue():
 
 
 @pytest.mark.parametrize("strategy", masking.STRATEGIES)
-def test_film_masks_exactly_num_masked(samples, strategy):
-    frames = figures.film(samples, masking=MASKING | {"strategy": strategy}, seed=0)
-    wanted = masking.num_masked(64, 0.75)
-    assert len(frames) == len(figures.FRAMES) == 5
-    assert all((mask.sum(1) == wanted).all() for mask in frames)
-    pictures = figures.strip(samples, masking=MASKING | {"strategy": strategy}, seed=0, colors=None)
+def test_mask_frames_mask_exactly_num_masked(samples, strategy):
+    frames = figures.draw_mask_frames(samples, masking=MASKING | {"strategy": strategy}, seed=0)
+    num_masked = masking.num_masked(64, 0.75)
+    assert len(frames) == len(figures.FRAME_PROGRESS) == 5
+    assert all((mask.sum(1) == num_masked).all() for mask in frames)
+    pictures = figures.mask_rows(samples, masking=MASKING | {"strategy": strategy}, seed=0, colors=None)
     hidden = np.mean([picture[:, :, 3] < 255 for row in pictures for picture in row[1:]])
-    assert hidden == wanted / 64  # as seen, too
+    assert hidden == num_masked / 64  # also in the pictures
 
 
-def test_film_shows_the_curriculum(samples):
+def test_mask_frames_follow_the_curriculum(samples):
     """From three quarters of each of four equal quadrants to three whole ones."""
-    frames = figures.film(samples, masking=MASKING, seed=0)
-    part = samples.evidence["part_map"]
+    frames = figures.draw_mask_frames(samples, masking=MASKING, seed=0)
+    part = samples.inputs["part_map"]
     for sample in range(3):
         per_part = [[int(mask[sample][part[sample] == k].sum()) for k in range(4)] for mask in frames]
         assert per_part[0] == [12, 12, 12, 12]
         assert sorted(per_part[-1]) == [0, 16, 16, 16]
-    assert figures.captions(MASKING)[2] == ("50%", "0.25")
+    assert figures.frame_captions(MASKING)[2] == ("50%", "0.25")
 
 
-def test_a_strategy_without_its_evidence_is_refused(reader):
-    bare = figures.samples(reader, None, np.arange(2), img_size=32, patch_size=8)
-    with pytest.raises(ValueError, match=r"attention.*part maps do not hold"):
-        figures.masks(bare, masking=MASKING | {"strategy": "attention"}, progress=0.0, seed=0)
+def test_a_strategy_without_its_inputs_is_refused(reader):
+    bare = figures.load_samples(reader, None, np.arange(2), img_size=32, patch_size=8)
+    with pytest.raises(ValueError, match=r"part maps lack attention"):
+        figures.draw_masks(bare, masking=MASKING | {"strategy": "attention"}, progress=0.0, seed=0)
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_reconstruction_shows_the_image_where_it_is_visible(samples, model, norm_pix_loss):
     mask = masking.random(3, 16, 0.75, generator=torch.Generator().manual_seed(0))
-    whole = figures.reconstructions(model, samples.images, mask, norm_pix_loss=norm_pix_loss)
+    whole = figures.reconstruct_images(model, samples.images, mask, norm_pix_loss=norm_pix_loss)
     original = samples.images.permute(0, 2, 3, 1).numpy()
     hidden = np.kron(mask.view(3, 4, 4).numpy(), np.ones((8, 8), bool))
     assert np.array_equal(whole[~hidden], original[~hidden])
     assert not np.array_equal(whole[hidden], original[hidden])
 
 
-def test_typical_is_sure_and_of_a_good_size():
-    shares = np.full((4, 2, 16), 0.5)
-    shares[0, :, :8] = [[0.9], [0.1]]  # a region of eight sure patches
-    shares[1, :, :8] = [[0.6], [0.4]]  # as large, less sure
-    shares[2, :, :1] = [[1.0], [0.0]]  # one patch only
+def test_typical_images_have_a_large_region_with_a_high_probability():
+    probabilities = np.full((4, 2, 16), 0.5)
+    probabilities[0, :, :8] = [[0.9], [0.1]]  # eight patches with a high probability
+    probabilities[1, :, :8] = [[0.6], [0.4]]  # the same size, a lower probability
+    probabilities[2, :, :1] = [[1.0], [0.0]]  # one patch only
     for image in range(3):
-        shares[image, :, 8 if image < 2 else 1 :] = [[0.4], [0.6]]
-    shares[3] = [[0.2], [0.8]]  # without the first label
-    first, second = overlays.typical(shares, count=9)
+        probabilities[image, :, 8 if image < 2 else 1 :] = [[0.4], [0.6]]
+    probabilities[3] = [[0.2], [0.8]]  # without the first label
+    first, second = overlays.most_typical(probabilities, count=9)
     assert first == [0, 1, 2]
     assert second[0] == 3
 
 
-def test_region_shows_the_largest_piece_in_color():
+def test_a_region_shows_the_largest_connected_piece_in_color():
     image = np.full((80, 160, 3), (180, 60, 60), np.uint8)
     found = np.zeros((4, 8), bool)
     found[0, 0], found[1:3, 5:7] = True, True
-    out = overlays.region(image, found, size=60, color=np.array([0, 0, 255], np.uint8))
+    out = overlays.crop_region(image, found, size=60, color=np.array([0, 0, 255], np.uint8))
     assert out.shape == (60, 60, 4)
     assert tuple(out[30, 30]) == (180, 60, 60, 255)
     assert out[2, 2, 3] < 255
@@ -149,12 +151,12 @@ def test_grids_are_images(reader, maps, model):
     ]
     assert all(isinstance(grid, Image.Image) and grid.mode == "RGB" for grid in grids)
     assert grids[1].width > 6 * figures.TILE
-    assert len(figures.choose(3, count=10, seed=0)) == 3
+    assert len(figures.choose_images(3, count=10, seed=0)) == 3
 
 
 @pytest.mark.parametrize("span", [(0, 1), (0.123, 0.129), (-3, 7), (0, 14), (1e-6, 2.1e-3), (41, 9000)])
 def test_ticks_are_round_and_span_the_range(span):
-    ticks = charts.ticks(*span)
+    ticks = charts.round_ticks(*span)
     step = ticks[1] - ticks[0]
     assert ticks[0] <= span[0] < ticks[0] + step
     assert ticks[-1] - step < span[1] <= ticks[-1] + 1e-12
@@ -164,32 +166,38 @@ def test_ticks_are_round_and_span_the_range(span):
 
 def test_a_chart_goes_through_its_points_and_escapes_its_title():
     history = [{"epoch": 1, "knn_top1": 0.25, "loss": 3.0}, {"epoch": 2, "loss": 1.0}]
-    assert list(charts.columns(history)) == ["loss", "knn_top1"]
-    assert charts.columns(history)["knn_top1"] == [(1, 0.25)]
-    svg = charts.chart([(1, 3.0), (2, 1.0)], title="<loss>", percent=False)
+    assert list(charts.curves_of_history(history)) == ["loss", "knn_top1"]
+    assert charts.curves_of_history(history)["knn_top1"] == [(1, 0.25)]
+    svg = charts.draw_chart([(1, 3.0), (2, 1.0)], title="<loss>", percent=False)
     middle = (charts.LEFT + charts.RIGHT) / 2
     assert f'points="{middle:.1f},{charts.TOP:.1f} {charts.RIGHT:.1f},{charts.BOTTOM:.1f}"' in svg
     assert "&lt;loss&gt;" in svg
-    assert "25 %" in charts.chart([(1, 0.25)], title="kNN", percent=True)  # a single epoch
+    assert "25 %" in charts.draw_chart([(1, 0.25)], title="kNN", percent=True)  # a single epoch
 
 
-def test_score_tables_keep_every_line():
-    line = {"patch": {"fg_iou": 0.4, "miou": 0.2}, "pixel": {"fg_iou": 0.3, "miou": 0.1}}
-    beside = {"center_mask": {"patch": {"fg_iou": 0.1}}, "perfect": {"pixel": {"fg_iou": 0.9}}, "mine": line}
-    scores = line | beside
-    patch, pixel = tables.part_tables(scores)
-    assert patch["columns"] == ["foreground IoU", "part mIoU"]
-    assert dict(patch["groups"])["trivial lines"] == [("one mask for all images", [0.1, None])]
-    assert [group for group, _ in pixel["groups"]] == ["", "ceilings", "also"]
+def test_part_tables_show_every_baseline_and_reference():
+    metrics = {"fg_iou": 0.4, "miou": 0.2}
+    patch = Scores(metrics, {"center_mask": {"fg_iou": 0.1}, "mine": metrics})
+    pixel = Scores(metrics, {}, {"perfect": {"fg_iou": 0.9}})
+    patch, pixel = score_tables.part_tables({"patch": patch, "pixel": pixel})
+    assert patch.columns == ["foreground IoU", "part mIoU"]
+    assert patch.groups == [
+        ("", [("parts", [0.4, 0.2])]),
+        ("baselines", [("one mask for all images", [0.1, None]), ("mine", [0.4, 0.2])]),
+    ]
+    assert [group for group, _ in pixel.groups] == ["", "upper bounds"]
+
+
+def test_accuracy_bars_show_every_baseline():
     scores = Scores({"top1": 0.3, "top1_se": 0.02}, {"untrained": {"top1": 0.1}, "mine": {"top1": 0.5}})
-    bars = tables.classification(scores)["bars"]
+    bars = score_tables.accuracy_bars(scores)
     assert [(bar.name, bar.error) for bar in bars] == [("encoder", 0.02), ("mine", None), ("untrained encoder", None)]
     assert all(bar.width + bar.whisker <= 1 for bar in bars)
 
 
-def test_settings_have_the_names_dvc_takes():
+def test_parameters_have_the_names_that_dvc_takes():
     section = {"masking": {"curriculum": {"power": 2.0}}, "betas": [0.9, 0.95], "none": {}}
-    found = dict(tables.settings(section, "pretrain"))
+    found = dict(score_tables.flatten_params(section, "pretrain"))
     assert found == {
         "pretrain.masking.curriculum.power": 2.0,
         "pretrain.betas": [0.9, 0.95],
@@ -197,11 +205,11 @@ def test_settings_have_the_names_dvc_takes():
     }
 
 
-def test_heat_grows_from_dark_gray_to_the_color_with_the_share():
+def test_a_heat_map_blends_from_dark_gray_to_the_color():
     picture, color = np.full((12, 12, 3), 100, np.uint8), np.array([250, 50, 0], np.uint8)
     for share, expected in ((0.0, [40, 40, 40]), (1.0, [175, 75, 50]), (0.5, [108, 58, 45])):
-        shown = heat_maps.heat(picture, np.full((3, 3), share), color=color)
+        shown = heat_maps.heat_map(picture, np.full((3, 3), share), color=color)
         assert np.abs(shown.astype(int) - expected).max() <= 1
-    sides = heat_maps.heat(picture, np.array([[0.0, 1.0]]), color=color)[:, :, 0].astype(int)
+    sides = heat_maps.heat_map(picture, np.array([[0.0, 1.0]]), color=color)[:, :, 0].astype(int)
     assert (np.diff(sides, axis=1) >= 0).all()  # smoothly from one patch's center to the other's
     assert (np.diff(sides, axis=1) < 40).all()

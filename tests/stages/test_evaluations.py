@@ -1,6 +1,5 @@
 """The evaluation stages on toy artifacts: what they write, that they repeat it, and how they refuse."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -71,8 +70,8 @@ def written(name: str) -> Scores:
     return scores.read(Path(f"results/{name}/toy.json"))
 
 
-def written_part_scores() -> dict:
-    return json.loads(Path("results/part_scores/toy.json").read_text())["part_scores"]["toy"]
+def written_part_scores() -> dict[str, Scores]:
+    return scores.read_groups(Path("results/part_scores/toy.json"))
 
 
 BASELINES = {
@@ -181,25 +180,31 @@ def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(proje
         assert set(held_out) < set(half)
 
 
-def test_part_scores_are_written_with_the_lines_beside_them(project, monkeypatch):
+def test_part_scores_are_written_with_baselines_and_references(project, monkeypatch):
     start(monkeypatch, "part_scores", "toy")
-    found = written_part_scores()
+    result = written_part_scores()
+    patch, pixel = result["patch"], result["pixel"]
     names = {"fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou", "consistency", "used", "background_share"}
-    lines = {"color_kmeans", "untrained_kmeans", "teacher_kmeans", "attention_heads", "grid", "position"}
-    lines |= {"readout", "silhouette"}
-    assert set(found) == lines | {"patch", "pixel", "perfect", "center_mask"}
-    assert set(found["patch"]) == set(found["pixel"]) == names
-    assert all(set(found[line][level]) == names for line in lines for level in ("patch", "pixel"))
-    assert np.isclose(found["silhouette"]["patch"]["fg_iou"], 1)
-    assert found["perfect"]["pixel"]["fg_iou"] == found["silhouette"]["pixel"]["fg_iou"] < 1
+    baselines = {"color_kmeans", "untrained_kmeans", "teacher_kmeans", "attention_heads", "grid", "position"}
+    assert set(patch.baselines) == set(pixel.baselines) == baselines | {"center_mask"}
+    assert set(patch.references) == {"readout", "silhouette"}
+    assert set(pixel.references) == {"readout", "silhouette", "perfect"}
+    for level in (patch, pixel):
+        assert set(level.encoder) == names
+        assert all(set(level.baselines[name]) == names for name in baselines)
+        assert all(set(level.references[name]) == names for name in ("readout", "silhouette"))
+    assert np.isclose(patch.references["silhouette"]["fg_iou"], 1)
+    assert pixel.references["perfect"]["fg_iou"] == pixel.references["silhouette"]["fg_iou"] < 1
     start(monkeypatch, "part_scores", "toy")
-    assert written_part_scores() == found
-    bare = (
-        Path("params.yaml").read_text().replace("{num_images: 20, baselines: true", "{num_images: 20, baselines: false")
-    )
-    Path("params.yaml").write_text(bare)
+    assert written_part_scores() == result
+    params = Path("params.yaml").read_text()
+    params = params.replace("{num_images: 20, baselines: true", "{num_images: 20, baselines: false")
+    Path("params.yaml").write_text(params)
     start(monkeypatch, "part_scores", "toy")
-    assert written_part_scores() == {name: found[name] for name in ("patch", "pixel", "center_mask")}
+    without = {
+        name: Scores(level.encoder, {"center_mask": level.baselines["center_mask"]}) for name, level in result.items()
+    }
+    assert written_part_scores() == without
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""The report of toy runs: for every strategy one file that needs nothing else, true to its run, safe with any name."""
+"""The report of toy runs: one file per run, complete, correct, and safe with any name of a dataset or class."""
 
 import re
+from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from semmae.models import mae, teacher, vit
 from semmae.models.masking import STRATEGIES
 from semmae.parts import part_learner, part_maps
 from stages import report
+from tests.report.html_page import HtmlPage
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 DECODER = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-SECTION = {"colors": "okabe_ito", "overlays": 3, "film": 2, "reconstructions": 2, "num_images": 8, "seed": 0}
+SECTION = {"colors": "okabe_ito", "overlays": 3, "masks": 2, "reconstructions": 2, "num_images": 8, "seed": 0}
 HISTORY = [{"epoch": 1, "loss": 2.0, "lr": 0.1, "knn_top1": 0.25}, {"epoch": 2, "loss": 1.0, "lr": 0.05}]
 EVALUATIONS = ("knn", "linear", "attentive", "finetune", "segment", "part_scores")
 KNN = Scores({"top1": 0.5, "top5": 0.9, "per_class": 0.48, "top1_se": 0.03}, {"untrained": {"top1": 0.4}})
@@ -39,7 +40,7 @@ def strategy(request):
 
 @pytest.fixture
 def folder(toy_dataset, tmp_path, monkeypatch):
-    """A folder as the stages before the report leave it: nothing is trained, and nothing was evaluated."""
+    """A folder with the shards of the toy dataset, before any other stage."""
     monkeypatch.chdir(tmp_path)
     Path("data/shards").mkdir(parents=True)
     Path("data/shards/toy").symlink_to(toy_dataset)
@@ -47,13 +48,13 @@ def folder(toy_dataset, tmp_path, monkeypatch):
 
 
 def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", history: list | None = None) -> None:
-    """Write what the stages write, from networks with fresh weights."""
+    """Write the artifacts of the stages before the report, with untrained networks."""
     history = HISTORY if history is None else history
     torch.manual_seed(0)
     known = {"mean": vit.MEAN, "std": vit.STD}
-    taught = {"source": "mae", "class_token": False, "params": {"dataset": dataset, "seed": 0}}
-    teacher.save_teacher(Path("data/teacher"), vit.build(SIZE), SIZE | known | taught)
-    elder = teacher.load_teacher(Path("data/teacher"))
+    source = {"source": "mae", "class_token": False, "params": {"dataset": dataset, "seed": 0}}
+    teacher.save_teacher(Path("data/teacher"), vit.build(SIZE), SIZE | known | source)
+    frozen_teacher = teacher.load_teacher(Path("data/teacher"))
 
     config = {"method": method, "num_parts": 3, "background": method == "learned", "embed_dim": 32, "grid": [4, 4]}
     config |= {"img_size": 32, "temperature": 0.1, "decoder_width": 8, "decoder_depth": 1, "target_dim": 32}
@@ -67,7 +68,7 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
         },
         "position_weight": 1.0,
     }
-    config |= {"class_token": False, "params": {"method": method}, "teacher": elder.digest}
+    config |= {"class_token": False, "params": {"method": method}, "teacher": frozen_teacher.digest}
     learner = part_learner.PART_METHODS[method](config)
     torch.nn.init.normal_(learner.position_mean)
     part_learner.save_parts(Path("data/parts"), learner)
@@ -76,11 +77,11 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     reader = Reader(Path("data/shards") / dataset)
     digests = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}
     known_of = {"grid": [4, 4], "num_parts": 3, "background": learner.background}
-    known_of |= {"teacher": elder.digest, "parts": learner.digest}
+    known_of |= {"teacher": frozen_teacher.digest, "parts": learner.digest}
     for name, sha256 in digests.items():
         rows = reader.select(np.flatnonzero(np.array(reader.shards) == name))
         (batch,) = batches(rows, np.arange(len(rows)), Whole(32, 0, 0.0), batch_size=len(rows), workers=0)
-        tokens = elder.encode(batch["image"])
+        tokens = frozen_teacher.encode(batch["image"])
         part_maps.write(
             Path("data/part_maps") / dataset / f"{Path(name).stem}.parquet", keys=rows.keys,
             channels={
@@ -105,85 +106,73 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
 
 
 def write_params(**evaluated: list[str]) -> None:
-    """params.yaml as far as the report reads it; `evaluated` lists datasets per evaluation."""
+    """Write the sections of params.yaml that the report reads; `evaluated` lists datasets per evaluation."""
     sections: dict[str, Any] = {name: {"protocol": {"seed": 0}} for name in EVALUATIONS}
     sections["evaluations"] = {name: {d: {} for d in evaluated.get(name, [])} for name in EVALUATIONS}
     stages = {"shards": {"writing": {"short_side": 77}, "datasets": {}}, "part_maps": {"attention": True}}
     YAML().dump({"report": SECTION, **stages, **sections}, Path("params.yaml"))
 
 
-def leave_answers(marked: str) -> None:
-    """What linear and segment leave of the dataset toy, with `marked` for a class and for a key that no shard has."""
+def leave_evaluations(class_name: str) -> None:
+    """Write results of linear and segment on the dataset toy; `class_name` is also a key that the shards lack."""
     val = Reader(Path("data/shards/toy"), "val")
-    answers = pd.DataFrame(
-        [(val.keys[0], "cat", "dog", 0.75), (marked, "dog", marked, 0.5), (val.keys[1], "cat", "cat", 0.9)],
+    table = pd.DataFrame(
+        [(val.keys[0], "cat", "dog", 0.75), (class_name, "dog", class_name, 0.5), (val.keys[1], "cat", "cat", 0.9)],
         columns=list(predictions.COLUMNS),
     )
     curve = [{"epoch": 1, "holdout_top1": 0.25}, {"epoch": 2, "holdout_top1": 0.5}]
     scores.write(Path("results/linear/toy.json"), replace(KNN, low_shot={"5_per_class": {"top1": 0.125}}))
     curve_files.write(Path("results/linear/curves/toy"), {"encoder": curve, "5_per_class": curve})
     Path("results/linear/predictions").mkdir()
-    answers.to_csv("results/linear/predictions/toy.tsv", sep="\t", index=False)
+    table.to_csv("results/linear/predictions/toy.tsv", sep="\t", index=False)
 
-    score = Scores({"miou": 0.375, "miou_se": 0.012, "pixel_accuracy": 0.75}, class_iou={"sky": 0.5, marked: None})
+    score = Scores({"miou": 0.375, "miou_se": 0.012, "pixel_accuracy": 0.75}, class_iou={"sky": 0.5, class_name: None})
     scores.write(Path("results/segment/toy.json"), {"upernet": score, "linear": score})
-    for protocol in ("upernet", "linear"):
-        folder = Path("results/segment/examples/toy", protocol)
+    for head in ("upernet", "linear"):
+        folder = Path("results/segment/examples/toy", head)
         folder.mkdir(parents=True)
         for index in range(2):
             (folder / f"{val.keys[index]}.png").write_bytes(decoding.encode_png(val.mask(index) % 2))
 
 
-def page() -> str:
-    """The page that the stage writes."""
+def write_page() -> str:
+    """Run the stage and return the page."""
     report.main()
     return Path("results/report/index.html").read_text()
-
-
-class Tags(HTMLParser):
-    """Every tag with its attributes, and the text between them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags, self.words = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def test_every_strategy_has_a_page_that_needs_nothing_else(folder, strategy):
     leave_run(strategy)
     write_params()
-    text = page()
-    found = Tags(text)
-    sources = [attrs["src"] for _, attrs in found.tags if "src" in attrs]
-    # 4 in the header; pairs; up to nine regions per label; an image and five frames; three columns
-    assert len(sources) >= 4 + 2 * SECTION["overlays"] + 6 * SECTION["film"] + 3 * SECTION["reconstructions"] + 9
+    text = write_page()
+    page = HtmlPage(text)
+    sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
+    images = Counter(page.images)
+    assert images["parts in color"] == SECTION["overlays"] + 1  # one in the header
+    assert sum(images[f"masked, frame {frame}"] for frame in range(1, 6)) == 5 * SECTION["masks"]
+    assert images["reconstruction"] == SECTION["reconstructions"] + 1
+    assert 0 < images["typical region"] <= 9 * 4  # of three parts and the background
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
-    assert all(attrs["href"].startswith("#") for _, attrs in found.tags if "href" in attrs)
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in found.tags}
+    assert all(attrs["href"].startswith("#") for _, attrs in page.tags if "href" in attrs)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"data:image/webp;base64,[^\"]+", "", text))
-    words = " ".join(" ".join(found.words).split())
-    assert ("weight of whole parts" in words) == ("weight 0.25" in words) == (strategy == "semantic")
-    assert ("five draws" in words) == (strategy != "semantic")
+    words = page.text
+    assert ("curriculum weight" in words) == ("weight 0.25" in words) == (strategy == "semantic")
+    assert ("no curriculum" in words) == (strategy != "semantic")
     assert "pretrain.masking.strategy" in words
-    assert "No scores" in words
-    assert sum(tag == "polyline" for tag, _ in found.tags) == 9  # loss, lr and kNN of three stages
+    assert "No evaluation was run" in words
+    assert page.count("polyline") == 9  # loss, lr and kNN of three stages
 
 
-def test_scores_are_those_that_params_list(folder):
+def test_only_datasets_of_params_yaml_are_shown(folder):
     leave_run("random")
     for name in ("toy", "gone"):
         scores.write(Path(f"results/knn/{name}.json"), KNN)
-    levels = {"patch": {"fg_iou": 0.512}, "pixel": {"fg_iou": 0.498}}
-    scored = levels | {"center_mask": {"patch": {"fg_iou": 0.25}, "pixel": {"fg_iou": 0.24}}}
-    write_json(Path("results/part_scores/toy.json"), {"part_scores": {"toy": scored}})
+    patch = Scores({"fg_iou": 0.512}, {"center_mask": {"fg_iou": 0.25}})
+    pixel = Scores({"fg_iou": 0.498}, {"center_mask": {"fg_iou": 0.24}})
+    scores.write(Path("results/part_scores/toy.json"), {"patch": patch, "pixel": pixel})
     write_params(knn=["toy"], linear=["not yet"], part_scores=["toy"])
-    words = " ".join(Tags(page()).words)
+    words = HtmlPage(write_page()).text
     assert all(
         said in words for said in ("kNN on toy", "50.0", "± 3.0", "untrained encoder", "0.512", "0.498", "0.250")
     )
@@ -191,69 +180,73 @@ def test_scores_are_those_that_params_list(folder):
     assert "not yet" not in words
 
 
-def test_answers_segmented_images_and_curves_are_shown_with_what_made_them(folder):
+def test_mistakes_segmented_images_and_curves_are_shown(folder):
     leave_run("random")
     odd = '<u>"odd"</u>'
-    leave_answers(odd)
+    leave_evaluations(odd)
     write_params(linear=["toy"], segment=["toy"], knn=["not yet"])
-    found = Tags(page())
-    words = " ".join(" ".join(found.words).split())
+    page = HtmlPage(write_page())
+    words = page.text
     assert "5 per class: 12.5" in words
-    assert "toy: the linear probe 2 of 3 images" in words
+    assert "toy: linear probe 2 of 3 images" in words
     assert "cat → dog, 75" in words
     assert f"dog → {odd}, 50" in words
-    assert "predicted by linear head, frozen; UPerNet, fine-tuned." in words
+    assert "mask predicted by linear head, frozen; UPerNet, fine-tuned." in words
     assert "0.375 ± 0.012" in words
     assert all(said in words for said in ("linear probe on toy", "holdout top-1", "50 %"))
-    shown = [attrs["alt"] for tag, attrs in found.tags if tag == "img"]
-    first = shown.index("true mask")
-    assert shown[first - 1 : first + 7] == 2 * ["image", "true mask", "linear head, frozen", "UPerNet, fine-tuned"]
-    assert shown.count("cat, taken for dog") == 1
-    assert odd in [attrs.get("title") for _, attrs in found.tags]
-    assert "u" not in {tag for tag, _ in found.tags}
+    first = page.images.index("true mask")
+    assert page.images[first - 1 : first + 7] == 2 * [
+        "image",
+        "true mask",
+        "linear head, frozen",
+        "UPerNet, fine-tuned",
+    ]
+    assert page.images.count("cat, predicted as dog") == 1
+    assert odd in [attrs.get("title") for _, attrs in page.tags]
+    assert "u" not in {tag for tag, _ in page.tags}
 
 
-def test_params_are_those_of_the_run_and_of_what_was_scored(folder):
+def test_parameters_are_those_of_the_run_and_of_its_evaluations(folder):
     leave_run("random")
-    leave_answers("dog")
+    leave_evaluations("dog")
     write_params(linear=["toy", "not yet"], knn=["not yet"])
-    words = " ".join(" ".join(Tags(page()).words).split())
+    words = HtmlPage(write_page()).text
     said = ("shards.writing.short_side 77", "teacher.seed 0", "parts.method learned", "part_maps.attention true")
-    said += ("pretrain.seed 7", "linear.protocol.seed 0", "linear.datasets.toy {}")
+    said += ("pretrain.seed 7", "linear.protocol.seed 0", "evaluations.linear.toy {}")
     assert [name for name in said if name not in words] == []
     assert words.index("part_maps.attention") < words.index("pretrain.seed") < words.index("linear.protocol")
     assert "knn.protocol" not in words
     assert "not yet" not in words
 
 
-def test_a_teacher_without_history_and_kmeans_parts(folder):
+def test_a_run_without_training_curves_and_background(folder):
     leave_run("attention", method="kmeans", history=[])
     write_params()
-    words = " ".join(Tags(page()).words)
-    assert "Nothing was trained here" in words
+    words = HtmlPage(write_page()).text
+    assert "This stage trained nothing" in words
     assert "kNN top-1 0.125" in words
     assert "and a background" not in words
 
 
-def test_names_are_only_text(folder, toy_dataset):
-    """A dataset, a class and a line called like markup."""
+def test_markup_in_names_is_escaped(folder, toy_dataset):
+    """A dataset, a class and a baseline have names with markup."""
     name = "<script>alert(1)<"
     Path(f"data/shards/{name}").symlink_to(toy_dataset)
     leave_run("random", dataset=name)
     scores.write(Path(f"results/knn/{name}.json"), replace(KNN, baselines={"<script>": {"top1": 0.1}}))
     write_params(knn=[name])
-    found = Tags(page())
-    assert "script" not in {tag for tag, _ in found.tags}
-    assert "alert(1)" in " ".join(found.words)
+    page = HtmlPage(write_page())
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "alert(1)" in page.text
 
 
 def test_the_same_run_gives_the_same_page(folder):
     leave_run("semantic")
     write_params()
-    assert page() == page()
+    assert write_page() == write_page()
 
 
-@pytest.mark.parametrize("key", ["overlays", "film"])
+@pytest.mark.parametrize("key", ["overlays", "masks"])
 def test_params_are_checked(folder, key):
     leave_run("random")
     YAML().dump({"report": SECTION | {key: 0}}, Path("params.yaml"))

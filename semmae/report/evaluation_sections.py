@@ -1,0 +1,191 @@
+"""The sections of the report that show evaluations: scores, mistakes, segmented images and learning curves.
+
+A section only shows datasets that params.yaml lists and that were evaluated. Pictures are left out if the shards of a
+dataset are missing.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from markupsafe import Markup
+
+from semmae.core.config import load_config
+from semmae.data import decoding
+from semmae.data.crops import crop_image, crop_part_map
+from semmae.data.dataset import Reader
+from semmae.evaluation import curve_files, scores
+from semmae.report import charts, confusions, overlays, score_tables
+from semmae.report.palettes import GRAY, make_palette
+
+RESULTS, SHARDS = Path("results"), Path("data/shards")
+CLASSIFIERS = {"knn": "kNN", "linear": "linear probe", "attentive": "attentive probe", "finetune": "fine-tuning"}
+EVALUATIONS = (*CLASSIFIERS, "segment", "part_scores")
+MISTAKES_OF = ("attentive", "linear", "finetune", "knn")  # mistakes are those of the first that evaluated a dataset
+TILE = 168  # pixels on a side of a picture
+NUM_MISTAKES, NUM_PAIRS = 8, 12  # images of mistakes; pairs of confused classes, if there are many classes
+FRACTIONS = ("top1", "miou")  # ends of the names of columns that are printed in percent
+SPELLING = {"top1": "top-1", "miou": "mIoU", "upernet": "UPerNet"}
+
+
+def evaluated_datasets(evaluation: str) -> Iterator[tuple[str, Path]]:
+    """Yield name and metrics file of each dataset that params.yaml lists and that was evaluated."""
+    for name in load_config(dict[str, Any], evaluation, "datasets"):
+        path = RESULTS / evaluation / f"{name}.json"
+        if path.exists():
+            yield name, path
+
+
+def classification_section() -> Iterator[dict[str, Any]]:
+    """Yield the accuracies of each classifier on each dataset."""
+    for evaluation, classifier in CLASSIFIERS.items():
+        for dataset, path in evaluated_datasets(evaluation):
+            result = scores.read(path)
+            yield {
+                "classifier": classifier,
+                "dataset": dataset,
+                "bars": score_tables.accuracy_bars(result),
+                "low_shot": score_tables.low_shot_scores(result),
+                "other": score_tables.other_accuracies(result),
+            }
+
+
+def segmentation_section(colors: str) -> Iterator[dict[str, Any]]:
+    """Yield the segmentation scores of each dataset, with images, true masks and predicted masks."""
+    for dataset, path in evaluated_datasets("segment"):
+        result = scores.read_groups(path)
+        heads = score_tables.segmentation_heads(result)
+        examples, legend = segmentation_examples(
+            RESULTS / "segment/examples" / dataset, SHARDS / dataset, heads, colors=colors
+        )
+        yield {
+            "dataset": dataset,
+            "heads": heads,
+            "rows": score_tables.segmentation_rows(result),
+            "classes": score_tables.class_iou_rows(result),
+            "examples": examples,
+            "legend": legend,
+        }
+
+
+def part_scores_section() -> Iterator[dict[str, Any]]:
+    """Yield the part scores of each dataset as a table per level."""
+    for dataset, path in evaluated_datasets("part_scores"):
+        yield {"dataset": dataset, "tables": score_tables.part_tables(scores.read_groups(path))}
+
+
+def mistakes_section() -> Iterator[dict[str, Any]]:
+    """Yield the mistakes of one classifier, the first of MISTAKES_OF, on each dataset."""
+    chosen = {name: evaluation for evaluation in reversed(MISTAKES_OF) for name, _ in evaluated_datasets(evaluation)}
+    for dataset, evaluation in chosen.items():
+        predictions = RESULTS / evaluation / f"predictions/{dataset}.tsv"
+        if predictions.exists():
+            mistakes = summarize_mistakes(predictions, SHARDS / dataset)
+            yield {"classifier": CLASSIFIERS[evaluation], "dataset": dataset, **mistakes}
+
+
+def evaluation_curves() -> Iterator[dict[str, Any]]:
+    """Yield the learning curves of each evaluation that trains."""
+    for evaluation in (*CLASSIFIERS, "segment"):
+        for dataset, path in evaluated_datasets(evaluation):
+            trained = list(scores.read_groups(path)) if evaluation == "segment" else ["encoder"]
+            if curves := draw_curves(RESULTS / evaluation / "curves" / dataset, trained):
+                title = f"{CLASSIFIERS.get(evaluation, 'segmentation')} on {dataset}"
+                yield {"title": title, "charts": curves, "final": {}}
+
+
+def draw_curves(folder: Path, trained: Collection[str]) -> list[Markup]:
+    """Draw the curves that `curve_files.write` wrote, except learning rates and constants.
+
+    Args:
+        folder: The curves of one dataset.
+        trained: The names of the trained models, e.g. "encoder" or heads of segmentation. A head is part of the title.
+    """
+    drawn = []
+    for model in trained:
+        for column, points in curve_files.read(folder, model).items():
+            if column != "lr" and len({value for _, value in points}) > 1:
+                words = column.split("_") if model == "encoder" else [model, *column.split("_")]
+                title = " ".join(SPELLING.get(word, word) for word in words)
+                drawn.append(charts.draw_chart(points, title=title, percent=column.endswith(FRACTIONS)))
+    return drawn
+
+
+def summarize_mistakes(predictions: Path, dataset: Path) -> dict[str, Any]:
+    """Return the confusions of a classifier and its most confident mistakes.
+
+    Args:
+        predictions: The table that `predictions.write` wrote.
+        dataset: The shards of the dataset, which may be missing.
+
+    Returns:
+        `num_images` and `num_wrong`; `matrix`, a confusion matrix as SVG, or None if there are too many classes;
+        `pairs`, the most confused classes in that case; `mistakes`, rows of the table with `picture`, an array or None.
+    """
+    table = confusions.read_predictions(predictions)
+    names = sorted(set(table["actual"]) | set(table["predicted"]))
+    drawable = len(names) <= confusions.MAX_CLASSES
+    reader = Reader(dataset, "val") if (dataset / "index.parquet").exists() else None
+    positions = {key: index for index, key in enumerate(reader.keys)} if reader else {}
+    mistakes = [
+        {**row, "picture": crop_square(reader.image(positions[row["key"]])) if row["key"] in positions else None}
+        for row in confusions.most_confident_mistakes(table, NUM_MISTAKES)
+    ]
+    return {
+        "num_images": len(table),
+        "num_wrong": int((table["actual"] != table["predicted"]).sum()),
+        "matrix": confusions.draw_matrix(confusions.confusion_matrix(table, names), names) if drawable else None,
+        "pairs": [] if drawable else confusions.most_confused(table, NUM_PAIRS),
+        "mistakes": mistakes,
+    }
+
+
+def segmentation_examples(
+    examples: Path, dataset: Path, heads: Collection[str], *, colors: str
+) -> tuple[list[list[UInt8[np.ndarray, "t t 3"]]], list[tuple[str, list[int]]]]:
+    """Return pictures of the kept examples of a segmentation, and the legend of their colors.
+
+    Args:
+        examples: Predicted masks as `<head>/<key>.png`.
+        dataset: The shards of the dataset; if they are missing, nothing is returned.
+        heads: The heads to show.
+        colors: The name of a palette.
+
+    Returns:
+        A row per image: the image, its true mask, and the mask that each head predicts. Then (name, RGB) for each class
+        in these masks. The background of a dataset with parts is gray in the legend, and paler in the pictures.
+    """
+    if not examples.is_dir() or not (dataset / "index.parquet").exists():
+        return [], []
+    reader, rows = Reader(dataset, "val"), []
+    shown: set[int] = set()
+    num_background = int(reader.mask_kind != "classes")  # 1 if label 0 is the background
+    class_colors = make_palette(colors, len(reader.mask_names) - num_background)
+    for index, key in enumerate(reader.keys):
+        files = [examples / head / f"{key}.png" for head in heads]
+        if all(file.exists() for file in files):
+            image, true_mask = reader.image(index), reader.mask(index)
+            assert true_mask is not None
+            masks = (true_mask, *(decoding.mask_indices(file.read_bytes()) for file in files))
+            # The subtraction wraps the background (0) around to 255, which has no color.
+            rows.append(
+                [crop_square(image), *(color_mask(image, mask - num_background, class_colors) for mask in masks)]
+            )
+            shown.update(*(np.unique(mask).tolist() for mask in masks))
+    legend = zip(reader.mask_names, [list(GRAY)] * num_background + class_colors.tolist(), strict=True)
+    return rows, [entry for label, entry in enumerate(legend) if label in shown]
+
+
+def crop_square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:
+    """Return the center square of an image."""
+    return crop_image(image, overlays.center_square(*image.shape[:2]), TILE)
+
+
+def color_mask(
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colors: UInt8[np.ndarray, "p 3"]
+) -> UInt8[np.ndarray, "t t 3"]:
+    """Return the center square of an image, colored by its mask; pixels with label 255 (ignore) only become paler."""
+    labels = crop_part_map(mask, overlays.center_square(*image.shape[:2]), (TILE, TILE))
+    return overlays.color_labels(crop_square(image), labels, colors=colors)

@@ -1,0 +1,187 @@
+"""Scores and parameters as rows of tables, with the names that readers of the report see."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from semmae.evaluation.scores import Metrics, Scores
+
+DISPLAY_NAMES = {
+    "untrained": "untrained encoder",
+    "thumbnail": "16 × 16 thumbnail",
+    "center_mask": "one mask for all images",
+    "position": "most frequent class at each position",
+    "grid": "grid of rectangles",
+    "color_kmeans": "k-means of patch colors",
+    "untrained_kmeans": "k-means of an untrained ViT’s tokens",
+    "teacher_kmeans": "k-means of the teacher’s tokens",
+    "attention_heads": "the teacher’s attention heads",
+    "readout": "supervised linear read-out of the teacher",
+    "silhouette": "true foreground as one part",
+    "perfect": "true parts, one label per patch",
+    "most_frequent": "most frequent class everywhere",
+}
+HEADS = {"linear": "linear head, frozen", "knn": "nearest patches, frozen", "upernet": "UPerNet, fine-tuned"}
+HEAD_INDEPENDENT = ("most_frequent", "position")  # baselines that are the same for every head
+PART_METRICS = {
+    "fg_iou": "foreground IoU",
+    "miou": "part mIoU",
+    "nmi_fg": "NMI, foreground",
+    "ari_fg": "ARI, foreground",
+    "nmi_all": "NMI, all",
+    "ari_all": "ARI, all",
+    "consistency": "consistency",
+    "used": "labels in use",
+    "background_share": "background in one label",
+}
+LEVELS = {"patch": "per patch", "pixel": "per pixel"}
+
+
+class Bar(NamedTuple):
+    """An accuracy with its standard error.
+
+    Attributes:
+        name: The encoder or a baseline.
+        value: The accuracy, in [0, 1].
+        error: Its standard error, or None if it is unknown.
+        width: The length of the bar as a fraction of the available width.
+        whisker: The standard error in the same unit.
+    """
+
+    name: str
+    value: float
+    error: float | None
+    width: float
+    whisker: float
+
+
+class LowShotScore(NamedTuple):
+    """A top-1 accuracy with few labels, e.g. `labels="5 per class"`."""
+
+    labels: str
+    value: float
+    error: float | None
+
+
+class SegmentationRow(NamedTuple):
+    """Segmentation scores of the encoder or of a baseline; `error` is the standard error of mIoU if it is known."""
+
+    name: str
+    miou: float
+    error: float | None
+    pixel_accuracy: float
+    is_encoder: bool
+
+
+class PartTable(NamedTuple):
+    """Part scores at one level.
+
+    Attributes:
+        title: The level.
+        columns: The names of the metrics.
+        groups: Pairs of a title ("" for the parts) and rows (name, values); a value is None if it is missing.
+    """
+
+    title: str
+    columns: list[str]
+    groups: list[tuple[str, list[tuple[str, list[float | None]]]]]
+
+
+def display_name(baseline: str) -> str:
+    """Return the name of a baseline for readers."""
+    return DISPLAY_NAMES.get(baseline, baseline.replace("_", " "))
+
+
+def accuracy_bars(scores: Scores) -> list[Bar]:
+    """Return a bar for the encoder, then one for each baseline, the best first."""
+    baselines = {display_name(name): metrics for name, metrics in scores.baselines.items()}
+    rows = {"encoder": scores.encoder} | dict(sorted(baselines.items(), key=lambda item: -item[1]["top1"]))
+    longest = max(metrics["top1"] + metrics.get("top1_se", 0.0) for metrics in rows.values())
+    full = max(math.ceil(10 * longest) / 10, 0.1)
+    errors = {name: metrics.get("top1_se") for name, metrics in rows.items()}
+    return [
+        Bar(name, metrics["top1"], errors[name], metrics["top1"] / full, (errors[name] or 0.0) / full)
+        for name, metrics in rows.items()
+    ]
+
+
+def other_accuracies(scores: Scores) -> dict[str, float]:
+    """Return the other accuracies of the encoder by their names for readers."""
+    values = {"top-5": scores.encoder.get("top5"), "mean over classes": scores.encoder.get("per_class")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def low_shot_scores(scores: Scores) -> list[LowShotScore]:
+    """Return the accuracies with few labels, then the one with all labels; [] if there are none with few."""
+    if not scores.low_shot:
+        return []
+    rows = [*((_label_count(name), metrics) for name, metrics in scores.low_shot.items()), ("all", scores.encoder)]
+    return [LowShotScore(labels, metrics["top1"], metrics.get("top1_se")) for labels, metrics in rows]
+
+
+def _label_count(name: str) -> str:
+    """Format `5_per_class` as "5 per class" and `0_5_percent` as "0.5 %"."""
+    percent = name.removesuffix("_percent")
+    return name.replace("_", " ") if percent == name else f"{percent.replace('_', '.')} %"
+
+
+def segmentation_heads(scores: Mapping[str, Scores]) -> dict[str, str]:
+    """Return the heads that were scored, with their names for readers."""
+    return {head: name for head, name in HEADS.items() if head in scores}
+
+
+def segmentation_rows(scores: Mapping[str, Scores]) -> list[SegmentationRow]:
+    """Return a row for each head, each followed by its baselines, then the baselines without a head.
+
+    Args:
+        scores: The scores of each head.
+    """
+    heads, rows = segmentation_heads(scores), []
+
+    def add(name: str, metrics: Metrics, is_encoder: bool) -> None:
+        error = metrics.get("miou_se") if is_encoder else None
+        rows.append(SegmentationRow(name, metrics["miou"], error, metrics["pixel_accuracy"], is_encoder))
+
+    for head, name in heads.items():
+        add(name, scores[head].encoder, True)
+        for baseline, metrics in scores[head].baselines.items():
+            if baseline not in HEAD_INDEPENDENT:
+                add(f"{display_name(baseline)}, {name}", metrics, False)
+    shared = {name: metrics for head in heads for name, metrics in scores[head].baselines.items()}
+    for baseline in HEAD_INDEPENDENT:
+        if baseline in shared:
+            add(display_name(baseline), shared[baseline], False)
+    return rows
+
+
+def class_iou_rows(scores: Mapping[str, Scores]) -> list[tuple[str, list[float | None]]]:
+    """Return each class with its IoU for each head of `segmentation_heads`."""
+    by_head = [scores[head].class_iou for head in segmentation_heads(scores)]
+    return [(name, [class_iou[name] for class_iou in by_head]) for name in by_head[0]]
+
+
+def part_tables(scores: Mapping[str, Scores]) -> list[PartTable]:
+    """Return a table for each level of part scores: the parts, baselines and upper bounds."""
+    tables = []
+    for level, title in LEVELS.items():
+        metrics = [metric for metric in PART_METRICS if metric in scores[level].encoder]
+        groups = {"": {"parts": scores[level].encoder}} | {
+            group: {display_name(name): values for name, values in members.items()}
+            for group, members in (("baselines", scores[level].baselines), ("upper bounds", scores[level].references))
+            if members
+        }
+        rows = [
+            (group, [(name, [values.get(metric) for metric in metrics]) for name, values in members.items()])
+            for group, members in groups.items()
+        ]
+        tables.append(PartTable(title, [PART_METRICS[metric] for metric in metrics], rows))
+    return tables
+
+
+def flatten_params(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) for each value of a section; a list is one value."""
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from flatten_params(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", value

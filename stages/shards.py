@@ -2,15 +2,14 @@
 
     python -m stages.shards <dataset>
 
-Reads  the sources in shards.datasets.<dataset>; relative paths lie in data/raw, in a DVC queue of the main repository
+Reads  the sources in shards.datasets.<dataset>; relative paths are resolved against data/raw
 Calls  semmae.sharding.shard_writer.write
-Writes data/shards/<dataset>/: <split>-000000.tar ... (none of what is indexed in place), index.parquet,
+Writes data/shards/<dataset>/: <split>-000000.tar, ... (not for sources that are indexed in place), index.parquet,
        rejected.parquet, shards.json
 """
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,23 +20,24 @@ from semmae.core import stage
 from semmae.core.config import STRICT, Below1, load_config
 from semmae.core.locks import exclusive_lock
 from semmae.sharding import shard_writer
-from semmae.sharding.sources.sources import Creatures, Source
+from semmae.sharding.sources.source import Source
+from semmae.sharding.sources.sources import AnySource
 
 
-def _plain(name: str) -> str:
+def _check_name(name: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_-]+", name):
         raise ValueError("the name of a dataset has letters, digits, - and _ only: it names folders and stages")
     return name
 
 
-Name = Annotated[str, AfterValidator(_plain)]
+Name = Annotated[str, AfterValidator(_check_name)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Writing:
-    """How every dataset is written."""
+class WritingConfig:
+    """How all datasets are written; see `shard_writer.write`."""
 
-    seed: int  # of the order of samples, and of the splits drawn by val_fraction
+    seed: int
     short_side: Annotated[int, Field(ge=16)] | None
     samples_per_shard: PositiveInt
     max_rejects: Below1
@@ -46,21 +46,21 @@ class Writing:
 
 @dataclass(frozen=True, config=STRICT)
 class DatasetConfig:
-    """One dataset: the union of its sources."""
+    """A dataset is the union of its sources."""
 
-    sources: Annotated[dict[str, Source], Field(min_length=1)]
+    sources: Annotated[dict[str, AnySource], Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class ShardsConfig:
     """The section `shards` of params.yaml."""
 
-    writing: Writing
+    writing: WritingConfig
     datasets: dict[Name, DatasetConfig]
 
 
 def main() -> None:
-    """Write the dataset named on the command line."""
+    """Write the dataset that the command line names."""
     section = load_config(ShardsConfig, "shards")
     name, dataset = stage.dataset_from_command_line(section.datasets, "shards")
     out, writing = Path("data/shards") / name, section.writing
@@ -78,7 +78,11 @@ def main() -> None:
 
 
 def summary(out: Path, meta: dict[str, Any]) -> str:
-    """A dataset in one line, from the content of its shards.json."""
+    """Describe a dataset in one line.
+
+    Args:
+        meta: Content of its shards.json.
+    """
     samples = meta["samples"]
     inputs = sum(source["inputs"] for source in meta["sources"].values())
     return (
@@ -88,15 +92,10 @@ def summary(out: Path, meta: dict[str, Any]) -> str:
     )
 
 
-def resolve_paths(sources: dict[str, Source]) -> dict[str, Source]:
-    """The sources with their relative paths resolved against data/raw."""
+def resolve_paths(sources: dict[str, AnySource]) -> dict[str, Source]:
+    """Resolve relative paths against data/raw; in an experiment of a DVC queue, against that of the main repository."""
     raw = Path(os.environ.get("DVC_ROOT", "")) / "data/raw"
-    return {
-        name: source
-        if isinstance(source, Creatures) or source.path is None
-        else replace(source, path=str(raw / source.path))
-        for name, source in sources.items()
-    }
+    return {name: source.resolve_paths(raw) for name, source in sources.items()}
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ class Reader:
         """Decode the mask of an image, in the coordinates of the upright image; None without a mask."""
         if self.samples.mask_span[index, 0] < 0:
             return None
-        decode = partial(decoding.mask_indices, num_names=len(self.mask_names))
+        decode = partial(decoding.decode_mask, num_names=len(self.mask_names))
         return self._decode(index, decode, self.samples.mask_span)
 
     def select(self, indices: Integer[np.ndarray, " n"]) -> "Reader":

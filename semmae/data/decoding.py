@@ -40,7 +40,7 @@ TRANSPOSE = {
 }
 
 
-class Stored(NamedTuple):
+class StoredImage(NamedTuple):
     extension: str
     data: bytes
     orientation: int  # still to be applied by who reads `data`
@@ -56,7 +56,7 @@ def to_rgb(data: bytes, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarr
     return np.array(_upright(_open(data)).convert("RGB")) if fast is None else fast
 
 
-def canonical(data: bytes, *, short_side: int | None) -> Stored:
+def convert_image(data: bytes, *, short_side: int | None) -> StoredImage:
     """The image as it goes into a shard, decoded once whatever happens, so that damage shows here.
 
     JPEG, PNG and WebP in gray or RGB keep their bytes. Others are converted, losslessly (PNG) unless they were JPEG.
@@ -75,25 +75,25 @@ def canonical(data: bytes, *, short_side: int | None) -> Stored:
     if orientation >= 5 and form != "TIFF":  # Pillow turns a TIFF by itself, when it opens it
         full_size = full_size[::-1]
     if not shrinks and form in EXTENSIONS and image.mode in ("L", "RGB") and not image.has_transparency_data:
-        return Stored(EXTENSIONS[form], data, orientation, full_size, full_size)
+        return StoredImage(EXTENSIONS[form], data, orientation, full_size, full_size)
     if shrinks:
         upright = upright.resize(_reduced(full_size, short_side), Image.Resampling.BICUBIC)
     extension = "jpg" if form in ("JPEG", "MPO") else "png"
-    return Stored(extension, _encode(upright, extension), 1, upright.size, full_size)
+    return StoredImage(extension, _encode(upright, extension), 1, upright.size, full_size)
 
 
-def as_it_is(data: bytes) -> Stored:
+def inspect_image(data: bytes) -> StoredImage:
     """What is known of an image that is not copied: decoded once, so that damage shows here; the data are left out.
 
-    Its mode does not matter: `to_rgb` converts whatever `canonical` would have converted.
+    Its mode does not matter: `to_rgb` converts whatever `convert_image` would have converted.
     """
     image = _open(data)
     size = _upright(image).size  # first: who asks a PNG for its orientation decodes it, and its damage is forgotten
     orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF by itself
-    return Stored("", b"", orientation, size, size)
+    return StoredImage("", b"", orientation, size, size)
 
 
-def mask_indices(data: bytes, *, num_names: int = IGNORE) -> UInt8[np.ndarray, "h w"]:
+def decode_mask(data: bytes, *, num_names: int = IGNORE) -> UInt8[np.ndarray, "h w"]:
     """The indices of a mask: an 8-bit PNG with one channel (gray, or a palette whose colors mean nothing).
 
     ValueError: it is none, or an index has no name.
@@ -105,9 +105,9 @@ def mask_indices(data: bytes, *, num_names: int = IGNORE) -> UInt8[np.ndarray, "
     return _named(np.array(_loaded(image)), num_names)
 
 
-def canonical_mask(data: bytes, stored: Stored, *, num_names: int) -> bytes:
+def convert_mask(data: bytes, stored: StoredImage, *, num_names: int) -> bytes:
     """The mask of the image `stored` as it goes into a shard: gray, of the image's size; its bytes if they are that."""
-    indices = mask_indices(data)
+    indices = decode_mask(data)
     height, width = indices.shape
     if (width, height) != stored.full_size:
         theirs = "x".join(map(str, stored.full_size))

@@ -30,8 +30,7 @@ from semmae.data.loader import batches
 from semmae.evaluation.features import CenterView
 from semmae.models import vit
 from semmae.models.frozen_encoder import FrozenEncoder
-from semmae.sharding.sources.layout import EXTENSIONS
-from semmae.sharding.sources.sources import Blob
+from semmae.sharding.sources.source_item import EXTENSIONS, Blob
 
 ROW_GROUP = 2048  # images; 13 MB of features at width 768
 

@@ -1,16 +1,10 @@
-"""A dataset on disk: plain WebDataset tars, the index that makes them random-access, and what was refused.
+"""Write a dataset: WebDataset tars, an index of byte offsets into them, and a list of rejected inputs.
 
-- `write(out, sources)`: list the entries, plan their places, fetch and convert them in worker processes, write.
-- `shard_assignment` says where every entry goes. Sources in place are judged like the others, but not copied: the index
-  points into their tars, whose `location` stands in shards.json.
-- `source_digest`, `check`: has a source changed since it was written?
-
-The same input and parameters give the same bytes, whatever the number of workers: sorted entries, seeded order, tar
-headers without time or owner, results written in planned order. The folder appears whole or not at all.
+Equal inputs and parameters give equal bytes, with any number of workers: inputs are sorted, their order is seeded, and
+tar headers have no time and no owner. The folder of the dataset appears complete or not at all.
 """
 
 import hashlib
-import io
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -20,33 +14,42 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import webdataset
+
 from semmae.console.tracking import tracked
 from semmae.core.atomic_files import atomic_write, read_json, write_json
 from semmae.core.digests import file_digest
 from semmae.core.worker_pool import ordered_map
 from semmae.data import decoding
 from semmae.sharding import shard_index
-from semmae.sharding.shard_assignment import ShardAssignment, plan, shard_names
-from semmae.sharding.sources import sources
-from semmae.sharding.sources.source_item import Entry
-from semmae.sharding.sources.sources import Source
+from semmae.sharding.shard_assignment import ShardAssignment, assign_shards, names_of_indexed_tars
+from semmae.sharding.sources.source import Source
+from semmae.sharding.sources.source_item import SourceItem
 
-CHUNK = 16  # entries that travel to a worker process and back together
+CHUNK = 16  # inputs that travel to a worker process and back together
 PREFETCH = 4  # chunks per worker that are in progress or finished ahead of the writer
 
 
-class Sample(NamedTuple):
-    """An entry fetched and converted, or the reason why it is refused."""
+class ConvertedItem(NamedTuple):
+    """An input in its stored form, or the reason for rejecting it."""
 
-    image: decoding.Stored | None
+    image: decoding.StoredImage | None
     mask: bytes | None
-    digests: tuple[str, str]  # of the bytes of image and mask as they came
+    digests: tuple[str, str]  # SHA-256 of the original bytes of image and mask
     reason: str
+
+
+class WrittenTables(NamedTuple):
+    """The results of writing the shards."""
+
+    rows: list[tuple]  # of the index
+    rejected: list[tuple[str, str]]  # path and reason
+    contents: dict[str, list[tuple[SourceItem, str, str]]]  # by source: items and digests of their bytes
 
 
 def write(
     out: Path,
-    named: dict[str, Source],
+    sources: dict[str, Source],
     *,
     seed: int,
     short_side: int | None,
@@ -54,89 +57,147 @@ def write(
     max_rejects: float,
     workers: int,
 ) -> dict[str, Any]:
-    """Write the dataset that the `named` sources make up into the folder `out`; returns the content of its shards.json.
+    """Write the union of the sources as a dataset.
 
-    ValueError: a source that cannot be listed, a split without a sample, more rejects than the fraction `max_rejects`.
+    Args:
+        out: Folder of the dataset.
+        sources: The sources by name.
+        seed: Seed of the order of samples, and of the splits that `val_fraction` draws.
+        short_side: Larger images are reduced to this short side, in pixels; None keeps their size.
+        samples_per_shard: Average number of samples of a shard.
+        max_rejects: Largest share of rejected inputs, in [0, 1).
+        workers: Number of processes that fetch and convert images; 0 uses this process.
+
+    Returns:
+        The content of shards.json.
+
+    Raises:
+        ValueError: A source cannot be listed, a split has no sample, or too many inputs are rejected.
     """
-    named = dict(sorted(named.items()))
-    still = _in_place(named, short_side=short_side)
-    found = {name: sources.entries(source, seed=seed) for name, source in named.items()}
-    kind, names = _masks(named)
-    classes = list(dict.fromkeys(chain(*(sources.class_names(source, found[name]) for name, source in named.items()))))
-    tasks = plan(found, seed=seed, samples_per_shard=samples_per_shard, in_place=still)
-    names_in_place = shard_names(tasks, still)
-    samples = tracked(
-        _converted(tasks, named=named, short_side=short_side, workers=workers), len(tasks), f"images of {out.name}"
+    sources = dict(sorted(sources.items()))
+    in_place = _folders_in_place(sources, short_side=short_side)
+    items = {name: source.list_items(seed=seed) for name, source in sources.items()}
+    mask_kind, mask_names = _common_masks(sources)
+    class_names = list(
+        dict.fromkeys(chain.from_iterable(source.class_names(items[name]) for name, source in sources.items()))
     )
+    assignments = assign_shards(items, seed=seed, samples_per_shard=samples_per_shard, in_place=in_place)
+    tar_names = names_of_indexed_tars(assignments, in_place)
+    converted = _convert_all(assignments, sources, short_side=short_side, workers=workers)
+    converted = tracked(converted, len(assignments), f"images of {out.name}")
     with atomic_write(out) as folder:
         folder.mkdir()
-        rows, rejected, contents = _write_tars(folder, tasks, samples, classes, names_in_place)
-        _judge(tasks, rows, rejected, max_rejects=max_rejects)
+        rows, rejected, contents = _write_shards(folder, assignments, converted, class_names, tar_names)
+        _check_rejects(assignments, rows, rejected, max_rejects=max_rejects)
         shard_index.write_table(folder / "index.parquet", shard_index.INDEX, rows)
         shard_index.write_table(folder / "rejected.parquet", shard_index.REJECTED, sorted(rejected))
-        located = {name: tar for tar, name in names_in_place.items()}
-        meta: dict[str, Any] = shard_index.manifest(folder, rows, located)
-        meta |= {"class_names": classes, "mask_kind": kind, "mask_names": names}
+        meta = shard_index.describe_shards(folder, rows, {name: tar for tar, name in tar_names.items()})
+        meta |= {"class_names": class_names, "mask_kind": mask_kind, "mask_names": mask_names}
         meta["index_sha256"] = file_digest(folder / "index.parquet")
         meta["sources"] = {
             name: {
-                "digest": sources.digest(source, contents[name]),
-                "inputs": len(found[name]),
+                "digest": source.digest(contents[name]),
+                "inputs": len(items[name]),
                 "weight": 1.0 if source.weight is None else source.weight,
             }
-            for name, source in named.items()
+            for name, source in sources.items()
         }
         write_json(folder / "shards.json", meta)
     return meta
 
 
 def source_digest(source: Source) -> str:
-    """The identity of a source as it lies now: of everything that `write` would read."""
-    found = sources.entries(source, seed=0)
-    if isinstance(source, sources.Creatures):
-        return sources.digest(source, [])
-    alone = isinstance(source, sources.TorchVision)  # whose datasets may not stand several threads
-    with ThreadPoolExecutor(1 if alone else None) as threads:  # reading and hashing leave the interpreter free
-        digests = threads.map(lambda entry: _digests(*_fetched(source, entry)[:2]), found)
-        return sources.digest(source, ((entry, *both) for entry, both in zip(found, digests, strict=True)))
+    """Compute the digest of a source as it is now."""
+
+    def contents() -> Iterator[tuple[SourceItem, str, str]]:
+        items = source.list_items(seed=0)
+        with ThreadPoolExecutor(None if source.thread_safe else 1) as threads:  # reading and hashing release the GIL
+            digests = threads.map(lambda item: _digests(*_fetch(source, item)[:2]), items)
+            for item, (image, mask) in zip(items, digests, strict=True):
+                yield item, image, mask
+
+    return source.digest(contents())
 
 
-def check(dataset: Path, named: dict[str, Source]) -> list[str]:
-    """The names of the sources that are not as they were when `dataset` was written."""
+def changed_sources(dataset: Path, sources: dict[str, Source]) -> list[str]:
+    """List the sources whose digest differs from the one in shards.json, including added and removed ones."""
     recorded = {name: entry["digest"] for name, entry in read_json(dataset / "shards.json")["sources"].items()}
-    now = {name: source_digest(source) for name, source in named.items()}
-    return sorted(name for name in recorded.keys() | now.keys() if recorded.get(name) != now.get(name))
+    current = {name: source_digest(source) for name, source in sources.items()}
+    return sorted(name for name in recorded.keys() | current.keys() if recorded.get(name) != current.get(name))
 
 
-def _in_place(named: dict[str, Source], *, short_side: int | None) -> dict[str, str]:
-    """The folders of the sources whose images stay where they are. ValueError: what cannot be done to these."""
-    for name, source in named.items():
+def _folders_in_place(sources: dict[str, Source], *, short_side: int | None) -> dict[str, str]:
+    """Return the folders of the sources that are indexed in place, and check the names of all sources."""
+    folders = {}
+    for name, source in sources.items():
         if "/" in name:
             raise ValueError(f"the name of a source is {name!r}; expected one without /, change it in params.yaml")
-        if sources.in_place(source) and short_side is not None:
+        if not source.indexed_in_place:
+            continue
+        if short_side is not None:
             raise ValueError(
                 f"source {name} is indexed in place, so its images cannot be reduced to short_side {short_side}; "
                 "set short_side to null, or in_place to false, which copies them"
             )
-    return {name: source.path for name, source in named.items() if sources.in_place(source)}
+        folders[name] = source.location
+    return folders
 
 
-def _masks(named: dict[str, Source]) -> tuple[str | None, list[str]]:
-    """The kind and names of masks that all sources with masks share."""
-    masked = {name: masks for name, source in named.items() if (masks := sources.mask_names(source))[0]}
-    for name, masks in masked.items():
-        first = next(iter(masked))
-        if masks != masked[first]:
+def _common_masks(sources: dict[str, Source]) -> tuple[str | None, list[str]]:
+    """Return the kind and the names of the masks, which must be equal for all sources with masks."""
+    masks_of = {name: masks for name, source in sources.items() if (masks := source.mask_names())[0]}
+    for name, masks in masks_of.items():
+        first = next(iter(masks_of))
+        if masks != masks_of[first]:
             raise ValueError(
                 f"the masks of sources {first} and {name} differ in kind or names; drop those of one (null)"
             )
-    return next(iter(masked.values()), (None, []))
+    return next(iter(masks_of.values()), (None, []))
 
 
-def _fetched(source: Source, entry: Entry) -> tuple[bytes | None, bytes | None, str]:
-    """Image, mask, and the reason if they cannot be had."""
+def _convert_all(
+    assignments: list[ShardAssignment], sources: dict[str, Source], *, short_side: int | None, workers: int
+) -> Iterator[ConvertedItem]:
+    """Fetch and convert all inputs in worker processes, and yield them in the order of `assignments`.
+
+    The workers come from a fork server: a fork of this process would copy locks that threads of torch or Arrow hold.
+    """
+    chunks = [assignments[i : i + CHUNK] for i in range(0, len(assignments), CHUNK)]
+    convert = partial(_convert_chunk, sources=sources, short_side=short_side)
+    return chain.from_iterable(
+        ordered_map(convert, chunks, workers=workers, start_method="forkserver", preload=[__name__], prefetch=PREFETCH)
+    )
+
+
+def _convert_chunk(
+    chunk: list[ShardAssignment], *, sources: dict[str, Source], short_side: int | None
+) -> list[ConvertedItem]:
+    return [_convert(assignment, sources[assignment.source], short_side=short_side) for assignment in chunk]
+
+
+def _convert(assignment: ShardAssignment, source: Source, *, short_side: int | None) -> ConvertedItem:
+    """Fetch an input, decode it once to find damage, and convert it."""
+    image, mask, reason = _fetch(source, assignment.item)
+    digests = _digests(image, mask)
+    if image is None:
+        return ConvertedItem(None, None, digests, reason)
     try:
-        return *sources.fetch(source, entry), ""
+        stored = (
+            decoding.inspect_image(image)
+            if assignment.shard < 0
+            else decoding.convert_image(image, short_side=short_side)
+        )
+        if mask is not None:
+            mask = decoding.convert_mask(mask, stored, num_names=len(source.mask_names()[1]))
+    except ValueError as error:
+        return ConvertedItem(None, None, digests, str(error))
+    return ConvertedItem(stored, mask, digests, "")
+
+
+def _fetch(source: Source, item: SourceItem) -> tuple[bytes | None, bytes | None, str]:
+    """Fetch the bytes of image and mask, or the reason why that fails."""
+    try:
+        return *source.fetch(item), ""
     except ValueError as error:
         return None, None, str(error)
     except OSError as error:
@@ -144,119 +205,105 @@ def _fetched(source: Source, entry: Entry) -> tuple[bytes | None, bytes | None, 
 
 
 def _digests(image: bytes | None, mask: bytes | None) -> tuple[str, str]:
-    first, second = ("" if data is None else hashlib.sha256(data).hexdigest() for data in (image, mask))
-    return first, second
+    image_digest, mask_digest = ("" if data is None else hashlib.sha256(data).hexdigest() for data in (image, mask))
+    return image_digest, mask_digest
 
 
-def _converted(
-    tasks: list[ShardAssignment], *, named: dict[str, Source], short_side: int | None, workers: int
-) -> Iterator[Sample]:
-    """Fetch and convert all entries in worker processes, in chunks, and yield the samples in the order of `tasks`.
-
-    The workers come from a fork server: a fork of this process would copy locks that threads of torch or Arrow hold.
-    """
-    chunks = [tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK)]
-    convert = partial(_convert, named=named, short_side=short_side)
-    samples = ordered_map(
-        convert, chunks, workers=workers, start_method="forkserver", preload=[__name__], prefetch=PREFETCH
-    )
-    return chain.from_iterable(samples)
-
-
-def _convert(chunk: list[ShardAssignment], *, named: dict[str, Source], short_side: int | None) -> list[Sample]:
-    return [_sample(task, named=named, short_side=short_side) for task in chunk]
-
-
-def _sample(task: ShardAssignment, *, named: dict[str, Source], short_side: int | None) -> Sample:
-    """What a worker does: fetch, decode once, convert; whatever is wrong becomes the reason."""
-    source = named[task.source]
-    image, mask, reason = _fetched(source, task.entry)
-    digests = _digests(image, mask)
-    if image is None:
-        return Sample(None, None, digests, reason)
-    try:
-        stored = decoding.as_it_is(image) if task.shard < 0 else decoding.canonical(image, short_side=short_side)
-        if mask is not None:
-            mask = decoding.canonical_mask(mask, stored, num_names=len(sources.mask_names(source)[1]))
-    except ValueError as error:
-        return Sample(None, None, digests, str(error))
-    return Sample(stored, mask, digests, "")
-
-
-def _write_tars(
+def _write_shards(
     folder: Path,
-    tasks: list[ShardAssignment],
-    samples: Iterable[Sample],
-    classes: list[str],
-    names_in_place: dict[str, str],
-) -> tuple[list[tuple], list[tuple[str, str]], dict[str, list[tuple[Entry, str, str]]]]:
-    """Write the shards; returns the rows of index and rejected, and per source (entry, digest of image, of mask)."""
-    rows: list[tuple] = []
-    rejected: list[tuple[str, str]] = []
-    contents: dict[str, list[tuple[Entry, str, str]]] = defaultdict(list)
-    numbers: Counter[str] = Counter()
-
-    def accepted(group: Iterable[tuple[ShardAssignment, Sample]]) -> Iterator[tuple[ShardAssignment, Sample]]:
-        for task, sample in group:
-            contents[task.source].append((task.entry, *sample.digests))
-            if sample.image is None:
-                rejected.append((f"{task.source}/{task.entry.path}", sample.reason))
-            else:
-                yield task, sample
-
-    for (split, number, tar), group in groupby(zip(tasks, samples, strict=True), key=lambda pair: pair[0].place):
+    assignments: list[ShardAssignment],
+    converted: Iterable[ConvertedItem],
+    class_names: list[str],
+    tar_names: dict[str, str],
+) -> WrittenTables:
+    """Write the shards in the order of `assignments`; shards without a sample get no number and no file."""
+    tables = WrittenTables([], [], defaultdict(list))
+    num_shards: Counter[str] = Counter()
+    pairs = zip(assignments, converted, strict=True)
+    for (split, number, tar), group in groupby(pairs, key=lambda pair: pair[0].group):
+        accepted = _accepted(group, tables)
         if number < 0:
-            rows += [_row_in_place(names_in_place[tar], *pair, classes) for pair in accepted(group)]
+            tables.rows.extend(_indexed_row(tar_names[tar], *pair, class_names) for pair in accepted)
             continue
-        name, kept = f"{split}-{numbers[split]:06d}.tar", len(rows)
-        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as shard:
-            rows += [_add_sample(shard, name, *pair, classes) for pair in accepted(group)]
-        if len(rows) == kept:
-            (folder / name).unlink()  # nothing in it was accepted
+        name = f"{split}-{num_shards[split]:06d}.tar"
+        with open(folder / name, "wb") as file, _tar_writer(file) as writer:
+            rows = [_write_sample(writer, name, *pair, class_names) for pair in accepted]
+        tables.rows.extend(rows)
+        num_shards[split] += bool(rows)
+        if not rows:
+            (folder / name).unlink()
+    return tables
+
+
+def _accepted(
+    group: Iterable[tuple[ShardAssignment, ConvertedItem]], tables: WrittenTables
+) -> Iterator[tuple[ShardAssignment, ConvertedItem]]:
+    """Record the digests of all inputs and the reasons of rejected ones; yield the others."""
+    for assignment, sample in group:
+        tables.contents[assignment.source].append((assignment.item, *sample.digests))
+        if sample.image is None:
+            tables.rejected.append((f"{assignment.source}/{assignment.item.path}", sample.reason))
         else:
-            numbers[split] += 1
-    return rows, rejected, contents
+            yield assignment, sample
 
 
-def _add_sample(tar: tarfile.TarFile, shard: str, task: ShardAssignment, sample: Sample, classes: list[str]) -> tuple:
-    """Append the members of a sample; returns its row of the index."""
-    image = sample.image
+def _tar_writer(file: Any) -> webdataset.TarWriter:
+    """Open a writer of webdataset whose headers depend on nothing but name and size of a member."""
+    return webdataset.TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0, compress=False)
+
+
+def _write_sample(
+    writer: webdataset.TarWriter,
+    shard: str,
+    assignment: ShardAssignment,
+    sample: ConvertedItem,
+    class_names: list[str],
+) -> tuple:
+    """Append the members of a sample to a shard; returns its row of the index."""
+    image, label, key = sample.image, assignment.item.label, assignment.key
     assert image is not None
-    offset = _add(tar, f"{task.key}.{image.extension}", image.data)
-    if task.entry.label is not None:
-        _add(tar, f"{task.key}.cls", str(classes.index(task.entry.label)).encode())
-    mask = None if sample.mask is None else (_add(tar, f"{task.key}.mask.png", sample.mask), len(sample.mask))
+    span = _write_member(writer, key, image.extension, image.data)
+    if label is not None:
+        _write_member(writer, key, "cls", str(class_names.index(label)).encode())
+    mask_span = None if sample.mask is None else _write_member(writer, key, "mask.png", sample.mask)
     digest = hashlib.sha256(image.data).hexdigest()
-    return shard_index.row(task, shard, image, classes, (offset, len(image.data)), mask, digest)
+    return shard_index.index_row(assignment, shard, image, class_names, span=span, mask_span=mask_span, digest=digest)
 
 
-def _row_in_place(shard: str, task: ShardAssignment, sample: Sample, classes: list[str]) -> tuple:
-    """The row of a sample that stays where it lies."""
-    blob, mask = task.entry.image, task.entry.mask
-    assert blob is not None
+def _write_member(writer: webdataset.TarWriter, key: str, extension: str, data: bytes) -> tuple[int, int]:
+    """Append a member to a shard; returns offset and size of its data in bytes."""
+    writer.write({"__key__": key, extension: data})
+    padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return writer.tarstream.offset - padded, len(data)  # the stream is at the end of the member
+
+
+def _indexed_row(shard: str, assignment: ShardAssignment, sample: ConvertedItem, class_names: list[str]) -> tuple:
+    """Make the row of a sample that is indexed in place."""
+    image, mask = assignment.item.image, assignment.item.mask
+    assert image is not None
     assert sample.image is not None
-    return shard_index.row(task, shard, sample.image, classes, blob[1:], mask and mask[1:], sample.digests[0])
+    span, mask_span = (image.offset, image.size), (mask.offset, mask.size) if mask else None
+    return shard_index.index_row(
+        assignment, shard, sample.image, class_names, span=span, mask_span=mask_span, digest=sample.digests[0]
+    )
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a member; returns where its data begin. TarInfo's own defaults are no time, no owner, mode 644."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    offset = tar.offset + tarfile.BLOCKSIZE  # after the header, one block since the name is short
-    tar.addfile(info, io.BytesIO(data))
-    return offset
-
-
-def _judge(
-    tasks: list[ShardAssignment], rows: list[tuple], rejected: list[tuple[str, str]], *, max_rejects: float
+def _check_rejects(
+    assignments: list[ShardAssignment],
+    rows: list[tuple],
+    rejected: list[tuple[str, str]],
+    *,
+    max_rejects: float,
 ) -> None:
-    """Refuse a dataset with too many rejects, or with a split that they have emptied."""
-    empty = sorted({task.entry.split for task in tasks} - {row[1] for row in rows})
-    if len(rejected) <= max_rejects * len(tasks) and not empty:
+    """Raise ValueError if too many inputs are rejected, or all of a split; the message lists the five top reasons."""
+    empty = sorted({assignment.item.split for assignment in assignments} - {row[1] for row in rows})
+    if len(rejected) <= max_rejects * len(assignments) and not empty:
         return
-    cases = [(where, *reason.partition(": ")) for where, reason in sorted(rejected, reverse=True)]
-    example = {kind: f"{where}{colon}{details}" for where, kind, colon, details in cases}
+    cases = [(path, *reason.partition(": ")) for path, reason in sorted(rejected, reverse=True)]
+    example = {kind: f"{path}{colon}{details}" for path, kind, colon, details in cases}
     reasons = Counter(sorted(kind for _, kind, *_ in cases)).most_common(5)
-    told = "".join(f"\n  {count} x {kind} (e.g. {example[kind]})" for kind, count in reasons)
+    listing = "".join(f"\n  {count} x {kind} (e.g. {example[kind]})" for kind, count in reasons)
     rule = f"so split {empty[0]} would be empty" if empty else f"max_rejects allows {max_rejects:.2%}"
-    raise ValueError(f"{len(rejected)} of {len(tasks)} inputs are rejected, {rule}; the commonest reasons:{told}")
+    raise ValueError(
+        f"{len(rejected)} of {len(assignments)} inputs are rejected, {rule}; the commonest reasons:{listing}"
+    )

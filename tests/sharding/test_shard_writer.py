@@ -17,7 +17,8 @@ from PIL import Image
 
 from semmae.data import decoding
 from semmae.sharding import shard_assignment, shard_writer
-from semmae.sharding.sources.sources import Creatures, Entry, Masks, Tree
+from semmae.sharding.sources.source_item import SourceItem
+from semmae.sharding.sources.sources import Creatures, FolderMasks, Tree
 from stages import shards as stage
 
 WRITING = {"seed": 0, "short_side": None, "samples_per_shard": 8, "max_rejects": 0.0, "workers": 0}
@@ -69,7 +70,7 @@ def zoo(tmp_path: Path) -> Tree:
 
     (root / "train/cat/.hidden.jpg").write_text("")
     (root / "README.md").write_text("")
-    masks = Masks(folder="masks", kind="foreground", names=["background", "animal"])
+    masks = FolderMasks(folder="masks", kind="foreground", names=["background", "animal"])
     return Tree(kind="folder", path=str(root), splits=None, val_fraction=None, labels=True, masks=masks)
 
 
@@ -118,7 +119,7 @@ def test_plain_webdataset_reads_what_the_index_says(tmp_path, zoo):
                 assert "mask.png" not in sample
             else:
                 assert data[row["mask_offset"] : row["mask_offset"] + row["mask_size"]] == sample["mask.png"]
-                assert decoding.mask_indices(sample["mask.png"]).shape == (row["height"], row["width"])
+                assert decoding.decode_mask(sample["mask.png"]).shape == (row["height"], row["width"])
     assert read == index
     assert sum(row["mask_offset"] is not None for row in index.values()) == 5
     assert index["train_cat_turned"]["orientation"] == 6
@@ -168,8 +169,8 @@ def test_rejects_must_not_empty_a_split(tmp_path, zoo):
 
 def test_the_order_is_a_shuffle_and_an_image_more_changes_one_shard(tmp_path):
     def planned(count: int) -> list[list[int]]:
-        found = [Entry(f"{i}.jpg", "train", None, None, None, "") for i in range(count)]
-        tasks = shard_assignment.plan({"s": found}, seed=0, samples_per_shard=100)
+        found = [SourceItem(f"{i}.jpg", "train", None, None, None, "") for i in range(count)]
+        tasks = shard_assignment.assign_shards({"s": found}, seed=0, samples_per_shard=100)
         return [[int(task.key) for task in tasks if task.shard == shard] for shard in range(10)]
 
     before, after = planned(1000), planned(1001)
@@ -232,7 +233,7 @@ def test_unlabeled_samples_have_no_cls(tmp_path):
 
 
 def test_masks_of_different_meaning_do_not_mix(tmp_path, zoo):
-    bears = Masks(folder="masks", kind="foreground", names=["background", "bear"])
+    bears = FolderMasks(folder="masks", kind="foreground", names=["background", "bear"])
     with pytest.raises(ValueError, match="masks of sources s0 and s1 differ"):
         write(tmp_path / "set", zoo, replace(zoo, masks=bears), max_rejects=0.5)
 
@@ -240,16 +241,16 @@ def test_masks_of_different_meaning_do_not_mix(tmp_path, zoo):
 def test_check_names_the_sources_that_changed(tmp_path, zoo):
     out, named = tmp_path / "set", {"zoo": zoo, "more": replace(zoo, masks=None, splits=["val"])}
     shard_writer.write(out, named, **{**WRITING, "max_rejects": 0.5})
-    assert shard_writer.check(out, named) == []
-    assert shard_writer.check(out, {"zoo": zoo}) == ["more"]
+    assert shard_writer.changed_sources(out, named) == []
+    assert shard_writer.changed_sources(out, {"zoo": zoo}) == ["more"]
     mask = Path(zoo.path) / "masks/train/cat/a_b.png"
     before = mask.read_bytes()
     save_mask(mask)
-    assert shard_writer.check(out, named) == ["zoo"]
+    assert shard_writer.changed_sources(out, named) == ["zoo"]
     mask.write_bytes(before)
-    assert shard_writer.check(out, named) == []
+    assert shard_writer.changed_sources(out, named) == []
     (Path(zoo.path) / "train/dog/plain.bmp").rename(Path(zoo.path) / "train/dog/renamed.bmp")
-    assert shard_writer.check(out, named) == ["zoo"]
+    assert shard_writer.changed_sources(out, named) == ["zoo"]
 
 
 PARAMS = """

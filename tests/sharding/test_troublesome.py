@@ -14,16 +14,16 @@ import pytest
 from semmae.data.dataset import Reader
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.source_item import Blob, printable
-from semmae.sharding.sources.sources import Masks, Source, Tree, WebDataset
-from semmae.sharding.sources.webdataset import Labels
+from semmae.sharding.sources.sources import AnySource, FolderMasks, Tree, WebDataset
+from semmae.sharding.sources.webdataset import MemberLabels
 from tests import troublesome
 from tests.troublesome import WIDE, Fate
 
 NOBODY = 65534  # a user without rights
 DEADLINE = 120  # seconds, for one file on a slow machine
 ALONE = {"splits": None, "val_fraction": None, "labels": False, "masks": None}
-MASKS = Masks(folder="masks", kind="foreground", names=["background", "animal"])
-LABELS = Labels(member="json", field="label", names=None)
+MASKS = FolderMasks(folder="masks", kind="foreground", names=["background", "animal"])
+LABELS = MemberLabels(member="json", field="label", names=None)
 END = bytes(1024)  # of a tar
 
 
@@ -56,14 +56,14 @@ def tree(path: Path, **changes) -> Tree:
     return Tree(kind="tar" if path.is_file() else "folder", path=str(path), **(ALONE | changes))
 
 
-def web(root: Path, samples: bytes, *, in_place: bool, labels: Labels | None = None) -> WebDataset:
+def web(root: Path, samples: bytes, *, in_place: bool, labels: MemberLabels | None = None) -> WebDataset:
     root.mkdir(exist_ok=True)
     (root / "0.tar").write_bytes(samples + END)
     given = {"val_fraction": None, "labels": labels, "masks": None, "in_place": in_place}
     return WebDataset(kind="webdataset", path=str(root), shards={"train": "*.tar"}, **given)
 
 
-def fates(out: Path, source: Source, **changes) -> dict[str, Fate]:
+def fates(out: Path, source: AnySource, **changes) -> dict[str, Fate]:
     """What has become of every input; what was read can be read again."""
     given = {"seed": 0, "short_side": None, "samples_per_shard": 100, "max_rejects": 0.999, "workers": 0} | changes
     inputs = shard_writer.write(out, {"s": source}, **given)["sources"]["s"]["inputs"]

@@ -12,7 +12,7 @@ from semmae.data.dataset import Reader
 from semmae.evaluation import features
 from semmae.models import vit
 from semmae.sharding import shard_writer
-from semmae.sharding.sources.folder import Masks, Tree
+from semmae.sharding.sources.folder import FolderMasks, Tree
 from semmae.training import online_eval
 from semmae.training.online_eval import OnlineEvalConfig, OnlineEvaluator
 
@@ -43,7 +43,7 @@ def dots(folder: Path, side: int) -> Path:
                 path = root / f"{kind}{split}/{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(path), picture)
-    masks = Masks(folder="masks", kind="foreground", names=["background", "dot"])
+    masks = FolderMasks(folder="masks", kind="foreground", names=["background", "dot"])
     tree = Tree(kind="folder", path=str(root), splits=None, val_fraction=None, labels=False, masks=masks)
     shard_writer.write(
         folder / "dots", {"dots": tree}, seed=0, short_side=None, samples_per_shard=8, max_rejects=0.0, workers=0

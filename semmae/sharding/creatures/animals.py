@@ -1,136 +1,40 @@
-"""How animals are put together: outlines of parts, in units of about one body length.
+"""Poses of the animals of each species, as lists of pieces.
 
-An animal is a list of `Piece`s in painter's order (far side first), facing right, y down. Three
-shapes draw all of it: `oval`, `tube` (a limb: a spline with a radius) and `blob` (a closed spline).
-`ANIMALS` maps a species to the function that poses one; every call draws new proportions and a new
-pose. Coats say which paint a piece wears, never which color: colors belong to the picture.
+An animal is drawn from its far side to its near side, facing right, y down, in units of about one body length.
+`ANIMALS` maps a species to the function that poses an animal with random proportions and a random pose. Pieces name
+the coat that they wear; `paint` chooses the colors of a picture.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
-PARTS = (
-    "background", "body", "head", "legs", "tail", "ears", "wings_or_fins", "eyes", "snout",
-)  # fmt: skip
-BODY, HEAD, LEGS, TAIL, EARS, WINGS, EYES, SNOUT = range(1, len(PARTS))
-COATS = ("fur", "far", "trim", "white", "ink")  # far: the side away from us, trim: beak, inner ear
-FUR, FAR, TRIM, WHITE, INK = range(len(COATS))
+from semmae.sharding.creatures.limbs import eye, gait, leg, smile
+from semmae.sharding.creatures.shapes import (
+    BODY,
+    EARS,
+    FAR,
+    FUR,
+    HEAD,
+    INK,
+    LEGS,
+    SNOUT,
+    TAIL,
+    TRIM,
+    WHITE,
+    WINGS,
+    Piece,
+    blob,
+    oval,
+    transform,
+    tube,
+)
 
-Number = float | int
-Points = Sequence[tuple[Number, Number]] | np.ndarray
-
-
-class Piece(NamedTuple):
-    outline: np.ndarray  # (k, 2) polygon, x right, y down
-    part: int  # index into PARTS
-    coat: int  # index into COATS, or into the scene's paints once it is placed
-    joined: bool = False  # grows out of the piece before it: no contour between the two
-
-
-_TURN = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
-_CAP = np.linspace(0, np.pi, 7)[1:-1, None]
-_STEPS = 6  # polygon vertices per spline segment
-
-
-@cache
-def _spline(n: int, closed: bool) -> np.ndarray:
-    """The matrix that turns n control points into Catmull-Rom samples, through the points."""
-    t = np.arange(_STEPS)[:, None] / _STEPS
-    weights = 0.5 * np.hstack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2])
-    segments = n if closed else n - 1
-    matrix = np.zeros((segments * _STEPS + (not closed), n))
-    for i in range(segments):
-        for column, weight in zip(range(i - 1, i + 3), weights.T, strict=True):
-            column = column % n if closed else min(max(column, 0), n - 1)
-            matrix[i * _STEPS : (i + 1) * _STEPS, column] += weight
-    if not closed:
-        matrix[-1, -1] = 1
-    return matrix
-
-
-def oval(x: Number, y: Number, rx: Number, ry: Number, turn: Number = 0.0) -> np.ndarray:
-    """An ellipse around (x, y), turned clockwise by `turn` radians."""
-    return np.add(rotated(_CIRCLE * (rx, ry), turn), (x, y))
-
-
-def tube(points: Points, radii: Sequence[Number]) -> np.ndarray:
-    """A limb with round ends: a spline through `points`, as thick as `radii` at each of them."""
-    matrix = _spline(len(points), False)
-    center, radius = matrix @ np.asarray(points, float), (matrix @ np.asarray(radii))[:, None]
-    along = np.gradient(center, axis=0)
-    along /= np.linalg.norm(along, axis=1, keepdims=True)
-    across = along[:, ::-1] * (-1, 1)
-    end = center[-1] + radius[-1] * (np.cos(_CAP) * across[-1] + np.sin(_CAP) * along[-1])
-    start = center[0] - radius[0] * (np.cos(_CAP) * across[0] + np.sin(_CAP) * along[0])
-    left, right = center + radius * across, center - radius * across
-    return np.concatenate([left, end, right[::-1], start])
-
-
-def blob(points: Points) -> np.ndarray:
-    """A closed smooth curve through `points`."""
-    return _spline(len(points), True) @ np.asarray(points, float)
-
-
-def rotated(points: np.ndarray, turn: Number) -> np.ndarray:
-    c, s = np.cos(turn), np.sin(turn)
-    return points @ np.array([[c, s], [-s, c]])
-
-
-def moved(pieces: Iterable[Piece], x: Number, y: Number, turn: Number = 0.0, size: Number = 1.0) -> list[Piece]:
-    """The pieces turned and scaled about the origin, then shifted to (x, y)."""
-    return [p._replace(outline=rotated(p.outline, turn) * size + (x, y)) for p in pieces]
-
-
-def _eye(rng: np.random.Generator, x: Number, y: Number, r: Number) -> list[Piece]:
-    gaze_x, gaze_y = rng.uniform(-0.1, 0.35) * r, rng.uniform(-0.25, 0.25) * r
-    return [
-        Piece(oval(x, y, r, r * 1.1), EYES, WHITE),
-        Piece(oval(x + gaze_x, y + gaze_y, r * 0.66, r * 0.74), EYES, INK),
-        Piece(oval(x + gaze_x + 0.2 * r, y + gaze_y - 0.3 * r, r * 0.26, r * 0.26), EYES, WHITE),
-    ]
-
-
-def _smile(x: Number, y: Number, length: Number, part: int = SNOUT) -> Piece:
-    points = [(x - length, y - 0.35 * length), (x - 0.4 * length, y), (x, y - 0.1 * length)]
-    return Piece(tube(points, [0.012, 0.02, 0.012]), part, INK)
-
-
-def _leg(
-    x: Number, y: Number, length: Number, thick: Number, swing: Number, bend: Number, foot: Number,
-    coat: int = FUR,
-) -> list[Piece]:  # fmt: skip
-    """A leg from the hip (x, y) down: thigh swung by `swing`, shin bent back by `bend`."""
-    knee = (x + 0.5 * length * np.sin(swing), y + 0.5 * length * np.cos(swing))
-    ankle = (
-        knee[0] + 0.5 * length * np.sin(swing - bend),
-        knee[1] + 0.5 * length * np.cos(swing - bend),
-    )
-    shape = tube([(x, y), knee, ankle], [thick * 1.25, thick, thick * 0.85])
-    paw = oval(ankle[0] + 0.4 * foot, ankle[1] + 0.2 * thick, foot, max(0.6 * foot, 0.7 * thick))
-    return [Piece(shape, LEGS, coat), Piece(paw, LEGS, coat, joined=True)]
-
-
-def _walk(
-    rng: np.random.Generator, hind: Sequence[tuple[float, float]],
-    fore: Sequence[tuple[float, float]], length: Number, thick: Number, foot: Number,
-    stride: Number = 0.45,
-) -> tuple[list[Piece], list[Piece]]:  # fmt: skip
-    """Four legs in step, as (far legs, near legs); `hind` and `fore` are the near and far hips."""
-    a, b = rng.uniform(-stride, stride, 2)
-    lift = rng.uniform(0, 0.5, 4)
-    far = _leg(*hind[1], length, thick, -a, lift[0], foot, FAR)
-    far += _leg(*fore[1], length, thick, -b, lift[1], foot, FAR)
-    near = _leg(*hind[0], length, thick, a, lift[2], foot)
-    near += _leg(*fore[0], length, thick, b, lift[3], foot)
-    return far, near
+Pose = Callable[[np.random.Generator], list[Piece]]
 
 
 def _cat(rng: np.random.Generator) -> list[Piece]:
-    far, near = _walk(rng, [(-0.42, 0.1), (-0.3, 0.1)], [(0.3, 0.1), (0.42, 0.1)], 0.4, 0.1, 0.11)
+    far, near = gait(rng, [(-0.42, 0.1), (-0.3, 0.1)], [(0.3, 0.1), (0.42, 0.1)], 0.4, 0.1, 0.11)
     curl = rng.uniform(-0.35, 0.35)
     tail = tube(
         [(-0.5, -0.05), (-0.78, -0.15), (-0.85 - curl / 3, -0.45), (-0.8 + curl, -0.78)],
@@ -146,13 +50,13 @@ def _cat(rng: np.random.Generator) -> list[Piece]:
         Piece(np.array([(-0.2, -0.16), (-0.17 + perk, -0.39), (-0.04, -0.23)]), EARS, TRIM),
         Piece(oval(0.19, 0.1, 0.15, 0.11), SNOUT, FUR),
         Piece(oval(0.27, 0.05, 0.05, 0.04), SNOUT, TRIM),
-        _smile(0.26, 0.16, 0.15),
-        *_eye(rng, 0.06, -0.04, 0.085),
+        smile(0.26, 0.16, 0.15),
+        *eye(rng, 0.06, -0.04, 0.085),
     ]
     neck = rng.uniform(-0.12, 0.12)
     return [
         *far, Piece(tail, TAIL, FUR), Piece(body, BODY, FUR), *near,
-        *moved(head, 0.55, -0.3 + neck, rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.15)),
+        *transform(head, 0.55, -0.3 + neck, rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.15)),
     ]  # fmt: skip
 
 
@@ -171,25 +75,25 @@ def _rabbit(rng: np.random.Generator) -> list[Piece]:
     ear = [(0, -0.1), (-0.08, -0.38), (-0.1 + flop, -0.68)]
     shape, inner = tube(ear, [0.07, 0.11, 0.06]), tube(ear[1:], [0.055, 0.025])
     head = [
-        *moved([Piece(shape, EARS, FAR)], 0.1, -0.06, rng.uniform(0.1, 0.45)),
+        *transform([Piece(shape, EARS, FAR)], 0.1, -0.06, rng.uniform(0.1, 0.45)),
         Piece(oval(0, 0, 0.27, 0.23, 0.15), HEAD, FUR),
-        *moved([Piece(shape, EARS, FUR), Piece(inner, EARS, TRIM)], -0.1, -0.06, -0.1),
+        *transform([Piece(shape, EARS, FUR), Piece(inner, EARS, TRIM)], -0.1, -0.06, -0.1),
         Piece(oval(0.2, 0.08, 0.11, 0.09), SNOUT, FUR),
         Piece(oval(0.27, 0.04, 0.04, 0.033), SNOUT, TRIM),
-        _smile(0.25, 0.13, 0.1),
-        *_eye(rng, 0.06, -0.04, 0.08),
+        smile(0.25, 0.13, 0.1),
+        *eye(rng, 0.06, -0.04, 0.08),
     ]
     return [
-        *_leg(0.3, 0.12, 0.3, 0.075, step, 0.2, 0.09, FAR),
+        *leg(0.3, 0.12, 0.3, 0.075, step, 0.2, 0.09, FAR),
         Piece(oval(-0.53, 0.06, 0.15, 0.14), TAIL, TRIM),
         Piece(body, BODY, FUR), *hind,
-        *_leg(0.2, 0.14, 0.3, 0.075, -step, 0.2, 0.09),
-        *moved(head, 0.36, -0.3 + crouch, rng.uniform(-0.3, 0.25), rng.uniform(0.95, 1.1)),
+        *leg(0.2, 0.14, 0.3, 0.075, -step, 0.2, 0.09),
+        *transform(head, 0.36, -0.3 + crouch, rng.uniform(-0.3, 0.25), rng.uniform(0.95, 1.1)),
     ]  # fmt: skip
 
 
 def _elephant(rng: np.random.Generator) -> list[Piece]:
-    far, near = _walk(rng, [(-0.36, 0.2), (-0.18, 0.18)], [(0.2, 0.2), (0.36, 0.18)], 0.44, 0.125, 0.1, 0.3)
+    far, near = gait(rng, [(-0.36, 0.2), (-0.18, 0.18)], [(0.2, 0.2), (0.36, 0.18)], 0.44, 0.125, 0.1, 0.3)
     swish, raised = rng.uniform(-0.1, 0.1), rng.uniform(-0.55, 0.25)
     tail = tube([(-0.5, -0.1), (-0.64, 0.05), (-0.68 + swish, 0.3)], [0.045, 0.04, 0.06])
     body = oval(0, 0, 0.56, rng.uniform(0.36, 0.42))
@@ -207,16 +111,16 @@ def _elephant(rng: np.random.Generator) -> list[Piece]:
         Piece(trunk, SNOUT, FUR, True),
         Piece(tube([(0.18, 0.2), (0.3, 0.32), (0.44, 0.3)], [0.055, 0.045, 0.015]), SNOUT, WHITE),
         Piece(ear, EARS, FUR),
-        *_eye(rng, 0.15, -0.08, 0.07),
+        *eye(rng, 0.15, -0.08, 0.07),
     ]
     return [
         *far, Piece(tail, TAIL, FUR), Piece(body, BODY, FUR), *near,
-        *moved(head, 0.56, -0.22 + rng.uniform(-0.06, 0.06), rng.uniform(-0.2, 0.2)),
+        *transform(head, 0.56, -0.22 + rng.uniform(-0.06, 0.06), rng.uniform(-0.2, 0.2)),
     ]  # fmt: skip
 
 
 def _giraffe(rng: np.random.Generator) -> list[Piece]:
-    far, near = _walk(rng, [(-0.32, 0.1), (-0.22, 0.08)], [(0.2, 0.1), (0.3, 0.08)], 0.52, 0.1, 0.1, 0.3)
+    far, near = gait(rng, [(-0.32, 0.1), (-0.22, 0.08)], [(0.2, 0.1), (0.3, 0.08)], 0.52, 0.1, 0.1, 0.3)
     lean, swish = rng.uniform(-0.15, 0.3), rng.uniform(-0.15, 0.1)
     tail = tube([(-0.42, -0.02), (-0.55, 0.15), (-0.56 + swish, 0.38)], [0.05, 0.05, 0.085])
     body = tube([(-0.32, 0.05), (0, 0), (0.26, -0.05)], [0.25, 0.26, 0.27])
@@ -228,17 +132,17 @@ def _giraffe(rng: np.random.Generator) -> list[Piece]:
     ]
     ear = tube([(-0.12, -0.05), (-0.25, -0.1), (-0.34, -0.08)], [0.05, 0.07, 0.025])
     head = [
-        *moved(horn, 0.08, -0.06, 0.2),
+        *transform(horn, 0.08, -0.06, 0.2),
         Piece(oval(0, 0, 0.19, 0.15, 0.25), HEAD, FUR),
         Piece(tube([(0.1, 0.04), (0.29, 0.12)], [0.12, 0.095]), SNOUT, FUR),
-        _smile(0.3, 0.16, 0.14),
-        *moved(horn, -0.04, -0.08),
+        smile(0.3, 0.16, 0.14),
+        *transform(horn, -0.04, -0.08),
         Piece(ear, EARS, FUR),
-        *_eye(rng, 0.04, -0.03, 0.07),
+        *eye(rng, 0.04, -0.03, 0.07),
     ]
     return [
         *far, Piece(tail, TAIL, FUR), Piece(body, BODY, FUR), Piece(neck, BODY, FUR, True), *near,
-        *moved(head, *top, rng.uniform(-0.25, 0.25), 1.3),
+        *transform(head, *top, rng.uniform(-0.25, 0.25), 1.3),
     ]  # fmt: skip
 
 
@@ -256,18 +160,18 @@ def _duck(rng: np.random.Generator) -> list[Piece]:
     head = [
         Piece(oval(0, 0, 0.22, 0.205), HEAD, FUR),
         Piece(beak, SNOUT, TRIM),
-        _smile(0.36, 0.08, 0.16),
-        *_eye(rng, 0.06, -0.05, 0.075),
+        smile(0.36, 0.08, 0.16),
+        *eye(rng, 0.06, -0.05, 0.075),
     ]
     nape = (0.45 + reach, -0.5 + high)
     neck = tube([(0.3, 0), (0.43, -0.22), nape], [0.2, 0.13, 0.13])
     a, b = rng.uniform(-0.5, 0.5, 2)
     return [
-        *_leg(0.08, 0.28, 0.3, 0.05, a, 0.1, 0.13, TRIM),
+        *leg(0.08, 0.28, 0.3, 0.05, a, 0.1, 0.13, TRIM),
         Piece(tail, TAIL, FUR), Piece(body, BODY, FUR), Piece(neck, BODY, FUR, True),
-        *_leg(-0.08, 0.28, 0.3, 0.05, b, 0.1, 0.13, TRIM),
-        *moved([Piece(wing, WINGS, FUR)], 0.1, 0.03, spread, rng.uniform(0.95, 1.2)),
-        *moved(head, *nape, rng.uniform(-0.3, 0.3), rng.uniform(1.0, 1.15)),
+        *leg(-0.08, 0.28, 0.3, 0.05, b, 0.1, 0.13, TRIM),
+        *transform([Piece(wing, WINGS, FUR)], 0.1, 0.03, spread, rng.uniform(0.95, 1.2)),
+        *transform(head, *nape, rng.uniform(-0.3, 0.3), rng.uniform(1.0, 1.15)),
     ]  # fmt: skip
 
 
@@ -287,9 +191,9 @@ def _fish(rng: np.random.Generator) -> list[Piece]:
     return [
         Piece(tail, TAIL, FUR), Piece(dorsal, WINGS, FUR), Piece(belly, WINGS, FAR),
         Piece(body, BODY, FUR), Piece(cheek, HEAD, FUR),
-        *moved([Piece(paddle, WINGS, TRIM)], 0.08, 0.1, rng.uniform(-0.5, 0.5), 1.1),
-        Piece(oval(0.63, 0.06, 0.07, 0.085), SNOUT, TRIM), _smile(0.64, 0.1, 0.14),
-        *_eye(rng, 0.38, -0.07, 0.1),
+        *transform([Piece(paddle, WINGS, TRIM)], 0.08, 0.1, rng.uniform(-0.5, 0.5), 1.1),
+        Piece(oval(0.63, 0.06, 0.07, 0.085), SNOUT, TRIM), smile(0.64, 0.1, 0.14),
+        *eye(rng, 0.38, -0.07, 0.1),
     ]  # fmt: skip
 
 
@@ -300,27 +204,27 @@ def _turtle(rng: np.random.Generator) -> list[Piece]:
          (0.42, -0.45 * dome), (0.58, 0.14), (0.3, 0.22), (-0.3, 0.22)]
     )  # fmt: skip
     rim = tube([(-0.56, 0.14), (0, 0.2), (0.55, 0.14)], [0.08, 0.085, 0.08])
-    far, near = _walk(rng, [(-0.36, 0.2), (-0.2, 0.2)], [(0.3, 0.2), (0.42, 0.2)], 0.24, 0.1, 0.12)
+    far, near = gait(rng, [(-0.36, 0.2), (-0.2, 0.2)], [(0.3, 0.2), (0.42, 0.2)], 0.24, 0.1, 0.12)
     out, up = rng.uniform(0.68, 0.86), rng.uniform(-0.3, 0.1)
     neck = tube([(0.4, 0.1), (0.58, 0.08), (out, up)], [0.12, 0.11, 0.11])
     head = [
         Piece(oval(0, 0, 0.21, 0.175), HEAD, FUR),
         Piece(oval(0.16, 0.04, 0.1, 0.09), SNOUT, FUR, True),
-        _smile(0.22, 0.09, 0.15),
-        *_eye(rng, 0.06, -0.04, 0.075),
+        smile(0.22, 0.09, 0.15),
+        *eye(rng, 0.06, -0.04, 0.075),
     ]
     wag = rng.uniform(-0.1, 0.1)
     tail = tube([(-0.5, 0.15), (-0.7, 0.2), (-0.82, 0.2 + wag)], [0.09, 0.06, 0.02])
     return [
         *far, Piece(tail, TAIL, FUR), Piece(neck, BODY, FUR),
-        *moved(head, out, up - 0.02, rng.uniform(-0.3, 0.3), 1.1),
+        *transform(head, out, up - 0.02, rng.uniform(-0.3, 0.3), 1.1),
         *near, Piece(shell, BODY, FUR), Piece(rim, BODY, TRIM),
     ]  # fmt: skip
 
 
 def _crocodile(rng: np.random.Generator) -> list[Piece]:
     hind, fore = [(-0.3, 0.1), (-0.18, 0.08)], [(0.26, 0.1), (0.38, 0.08)]
-    far, near = _walk(rng, hind, fore, 0.28, 0.1, 0.1)
+    far, near = gait(rng, hind, fore, 0.28, 0.1, 0.1)
     sway, gape, lift = rng.uniform(-0.5, 0.15), rng.uniform(0.05, 0.5), rng.uniform(-0.15, 0.05)
     spine = [(-0.35, 0), (-0.66, 0.06), (-0.88, 0.03 + 0.4 * sway), (-1.02, sway)]
     tail = tube(spine, [0.23, 0.17, 0.11, 0.03])
@@ -331,19 +235,19 @@ def _crocodile(rng: np.random.Generator) -> list[Piece]:
     lower = Piece(tube([(0.0, 0.06), (0.5, 0.07)], [0.11, 0.08]), SNOUT, FAR)
     upper = Piece(tube([(0.02, 0), (0.3, -0.01), (0.52, -0.02)], [0.16, 0.105, 0.105]), SNOUT, FUR)
     head = [
-        *moved([lower], 0.02, 0.06, 0.5 * gape), *moved(teeth, 0.04, 0.06), upper,
+        *transform([lower], 0.02, 0.06, 0.5 * gape), *transform(teeth, 0.04, 0.06), upper,
         Piece(oval(-0.04, -0.02, 0.23, 0.19), HEAD, FUR),
         Piece(oval(0.02, -0.17, 0.11, 0.1), HEAD, FUR, True),
-        Piece(oval(0.54, -0.11, 0.04, 0.035), SNOUT, INK), *_eye(rng, 0.03, -0.18, 0.085),
+        Piece(oval(0.54, -0.11, 0.04, 0.035), SNOUT, INK), *eye(rng, 0.03, -0.18, 0.085),
     ]  # fmt: skip
     body = tube([(-0.36, 0), (0, 0.02), (0.38, -0.03)], [0.24, 0.27, 0.22])
     return [
         *far, *ridge, Piece(body, BODY, FUR), Piece(tail, TAIL, FUR, True), *near,
-        *moved(head, 0.54, -0.1 + lift, rng.uniform(-0.25, 0.1), 1.05),
+        *transform(head, 0.54, -0.1 + lift, rng.uniform(-0.25, 0.1), 1.05),
     ]  # fmt: skip
 
 
-ANIMALS: dict[str, Callable[[np.random.Generator], list[Piece]]] = {
+ANIMALS: dict[str, Pose] = {
     "cat": _cat, "rabbit": _rabbit, "elephant": _elephant, "giraffe": _giraffe,
     "duck": _duck, "fish": _fish, "turtle": _turtle, "crocodile": _crocodile,
 }  # fmt: skip

@@ -1,29 +1,29 @@
-"""What is around a drawn animal: scenery behind it, and things made of the same shapes and paints before and behind it.
+"""The surroundings of a drawn animal: scenery behind it, and things behind it and in front of it.
 
-`surroundings` draws both as pieces in the unit square, from the same distributions for every species.
+Things are made of the same shapes and paints as animals. All species have the same distribution of surroundings.
 """
 
 import numpy as np
 
-from semmae.sharding.creatures.animals import Piece, blob, moved, oval, rotated, tube
 from semmae.sharding.creatures.paint import MAX_THINGS, SCENERY, THINGS
+from semmae.sharding.creatures.shapes import Piece, blob, oval, rotate, transform, tube
 
-MAX_TILT = 0.35  # radians, in the plane
+MAX_TILT = 0.35  # radians, in the image plane
 
 
 def surroundings(rng: np.random.Generator) -> tuple[list[Piece], list[Piece]]:
-    """What is behind the animal and what is in front of it."""
-    behind = _SCENERIES[rng.integers(len(_SCENERIES))](rng)
-    ahead: list[Piece] = []
+    """Draw the pieces behind the animal and the pieces in front of it, in the unit square."""
+    background = _SCENERIES[rng.integers(len(_SCENERIES))](rng)
+    foreground: list[Piece] = []
     for coat in THINGS[: rng.integers(MAX_THINGS + 1)]:
         thing = _THINGS[rng.integers(len(_THINGS))](rng, coat)
         size, turn = rng.uniform(0.07, 0.17), rng.uniform(-MAX_TILT, MAX_TILT)
         x, y = rng.uniform(0.03, 0.97, 2)
         if rng.random() < 0.2:
-            ahead += moved(thing, x, rng.uniform(0.93, 1.0), turn, size)
+            foreground += transform(thing, x, rng.uniform(0.93, 1.0), turn, size)
         else:
-            behind += moved(thing, x, y, turn, size)
-    return behind, ahead
+            background += transform(thing, x, y, turn, size)
+    return background, foreground
 
 
 def _open(rng: np.random.Generator) -> list[Piece]:
@@ -31,7 +31,7 @@ def _open(rng: np.random.Generator) -> list[Piece]:
 
 
 def _layers(rng: np.random.Generator) -> list[Piece]:
-    """Hills, dunes or waves: bands with wavy upper edges, one before the other."""
+    """Draw hills, dunes or waves: bands with wavy upper edges, each in front of the previous one."""
     x = np.linspace(-0.6, 1.6, 60)
     tops = np.sort(rng.uniform(0.05, 0.95, rng.integers(2, 7)))
     tilt = rng.uniform(-0.25, 0.25)
@@ -39,18 +39,18 @@ def _layers(rng: np.random.Generator) -> list[Piece]:
     for i, top in enumerate(tops):
         y = top + rng.uniform(0.01, 0.06) * np.sin(rng.uniform(4, 30) * x + rng.uniform(0, 6.3))
         band = np.concatenate([np.stack([x, y], axis=1), [(1.6, 1.8), (-0.6, 1.8)]])
-        pieces.append(Piece(rotated(band - 0.5, tilt) + 0.5, 0, SCENERY[i % 3]))
+        pieces.append(Piece(rotate(band - 0.5, tilt) + 0.5, 0, SCENERY[i % 3]))
     return pieces
 
 
 def _scatter(rng: np.random.Generator) -> list[Piece]:
-    """Foliage, pebbles or petals: one outline strewn over the picture."""
+    """Draw foliage, pebbles or petals: copies of one outline all over the picture."""
     slim, point = rng.uniform(0.25, 1.0), rng.uniform(0, 0.9)
     outline = blob([(-1, 0), (-point, -slim), (0.3, -slim), (1, 0), (0.3, slim), (-point, slim)])
     wind, spread, grain = rng.uniform(0, 6.3), rng.uniform(0.1, 3.2), rng.uniform(0.03, 0.09)
     return [
         Piece(
-            rotated(outline * grain * rng.uniform(0.6, 1.4), wind + rng.uniform(-spread, spread))
+            rotate(outline * grain * rng.uniform(0.6, 1.4), wind + rng.uniform(-spread, spread))
             + rng.uniform(-0.05, 1.05, 2), 0, SCENERY[rng.integers(3)],
         )
         for _ in range(rng.integers(20, 70))
@@ -58,7 +58,7 @@ def _scatter(rng: np.random.Generator) -> list[Piece]:
 
 
 def _blades(rng: np.random.Generator) -> list[Piece]:
-    """Grass, reed or corals growing from the ground."""
+    """Draw grass, reed or corals that grow from the ground."""
     tall, wide = rng.uniform(0.2, 0.7), rng.uniform(0.01, 0.035)
     pieces = []
     for foot in rng.uniform(-0.05, 1.05, rng.integers(10, 34)):
@@ -101,7 +101,7 @@ def _star(rng: np.random.Generator, coat: int) -> list[Piece]:
 
 
 def _round(radii: np.ndarray) -> np.ndarray:
-    """A closed curve around the origin through points at these distances from it."""
+    """Make a closed curve around the origin through points at these distances from it, at equal angles."""
     turns = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
     return blob(np.stack([radii * np.cos(turns), radii * np.sin(turns)], axis=1))
 

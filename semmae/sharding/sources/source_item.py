@@ -1,9 +1,9 @@
-"""One input of a source: what is said of it, and where the bytes of its image and mask lie."""
+"""One input of a source: its labels, and the location of the bytes of its image and mask."""
 
 import os
 import re
 import stat
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -11,34 +11,36 @@ from pydantic.dataclasses import dataclass
 from semmae.core.config import STRICT, Share
 from semmae.data import decoding
 
-MAX_BYTES = 2**30  # of one file; what is larger (a film in a folder of pictures) is refused unread
-MAX_LABEL = 200  # characters of a class's name
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of files that are named as images
+MAX_BYTES = 2**30  # of one file; a larger one, such as a video among images, is refused without reading it
+MAX_LABEL = 200  # characters of a class name
 UNPRINTABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Split = Literal["train", "val", "test"]
-Fraction = Share | None  # of train, set aside as val; null: none
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # times that an epoch sees a source; null: once
+SPLITS = get_args(Split)
+Fraction = Share | None  # share of train that becomes val; null: none
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # repetitions of a source per epoch; null: once
 
 
-def _plain(path: str) -> str:
+def _local_path(path: str) -> str:
     if path.lstrip().lower().startswith("pipe:") or "://" in path:
         raise ValueError("pipe: commands and URLs are refused, download the shards first, or the images")
     return path
 
 
-PlainPath = Annotated[str, AfterValidator(_plain)]  # of files on this machine
+LocalPath = Annotated[str, AfterValidator(_local_path)]  # a path on this machine, neither a command nor a URL
 
 
 @dataclass(frozen=True, config=STRICT)
 class MaskNames:
-    """What the values of 8-bit masks mean: they index `names`; 255 = ignore."""
+    """The meaning of the values of 8-bit masks: indices into `names`; 255 is ignored."""
 
     kind: Literal["foreground", "parts", "classes"]
     names: Annotated[list[str], Field(min_length=2, max_length=decoding.IGNORE)]
 
 
 class Blob(NamedTuple):
-    """Bytes in a file: all of them, or those of a tar's member."""
+    """A range of bytes in a file: a complete file, or one member of a tar."""
 
     file: str
     offset: int
@@ -46,16 +48,26 @@ class Blob(NamedTuple):
 
     @classmethod
     def of(cls, path: str) -> "Blob":
-        """The whole of a file. ValueError: it is no regular one; who opened a pipe would wait for ever."""
+        """Describe a complete file.
+
+        Raises:
+            ValueError: The path is not a regular file. Opening a pipe would block forever.
+        """
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
         return cls(path, 0, status.st_size)
 
     def read(self) -> bytes:
+        """Read the bytes.
+
+        Raises:
+            ValueError: The file is too large, or shorter than it was.
+            OSError: The file cannot be opened or read.
+        """
         if self.size > MAX_BYTES:
             raise ValueError(f"the file is too large: {self.size} bytes, allowed are {MAX_BYTES}")
-        handle = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)  # it may have become a pipe since it was listed
+        handle = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)  # does not block if the file has become a pipe
         try:
             data = os.pread(handle, self.size, self.offset)
         finally:
@@ -65,27 +77,28 @@ class Blob(NamedTuple):
         return data
 
 
-class Entry(NamedTuple):
-    """One input."""
+class SourceItem(NamedTuple):
+    """One input of a source, which becomes a sample or is rejected."""
 
-    path: str  # in the source
+    path: str  # unique in the source
     split: str
-    label: str | None  # name of its class
-    image: Blob | None  # None: drawn, handed over by a library, or refused
+    label: str | None  # class name
+    image: Blob | None  # None: drawn, loaded by a library, or refused
     mask: Blob | None
-    refused: str  # why it is no sample, "" if nothing is known against it
-    group: str | None = None  # of images that val_fraction keeps together; null: it stands alone
-    key: str | None = None  # what its key is made of; null: the path
+    refused: str  # reason for refusing the input; "" if none is known
+    group: str | None = None  # val_fraction keeps inputs of one group in one split; None: a group of its own
+    key: str | None = None  # text to make the key from; None: the path
 
     def read(self) -> tuple[bytes, bytes | None]:
-        """The bytes of image and mask. ValueError or OSError: why there are none."""
+        """Read the bytes of image and mask; raises ValueError or OSError with the reason if that fails."""
         assert self.image is not None
         return self.image.read(), self.mask.read() if self.mask else None
 
 
 def printable(name: str) -> str:
-    """Any name in one line that says it exactly: a control character becomes \\u...., a byte that is not UTF-8 \\x..,
-    a backslash two.
+    """Escape a name for one line of text, without loss.
+
+    A control character becomes \\u...., a byte that is not UTF-8 becomes \\x.., a backslash becomes two.
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -96,9 +109,14 @@ def printable(name: str) -> str:
 
 
 def label_name(value: Any, names: list[str] | None) -> str | None:
-    """The class that a label means: an index into `names`, or one of them; without names, a number or a text itself.
+    """Convert a label to a class name.
 
-    -1 and null mean that there is no label. ValueError: why it is none.
+    Args:
+        value: An index into `names` or one of them. Without names, a number or a text that is itself the name. -1 and
+            None mean that there is no label.
+
+    Raises:
+        ValueError: The value is no label.
     """
     if value in (None, -1, "-1"):
         return None
@@ -117,6 +135,6 @@ def label_name(value: Any, names: list[str] | None) -> str | None:
     return names[int(value)]
 
 
-def in_order(labels: set[str]) -> list[str]:
-    """Class names in the order of their labels: numbers by value, texts by alphabet."""
+def sort_labels(labels: set[str]) -> list[str]:
+    """Sort class names: by value if all are numbers, else by alphabet."""
     return sorted(labels, key=int if all(label.isdecimal() for label in labels) else None)

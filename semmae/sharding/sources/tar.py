@@ -1,4 +1,4 @@
-"""Plain tars, read where they lie: the headers of their members, and whether they are whole."""
+"""Plain tars, read without extracting them: the headers of their members, and whether the tar is complete."""
 
 import io
 import tarfile
@@ -8,36 +8,40 @@ from pathlib import Path
 from semmae.sharding.sources.source_item import Blob
 
 SPECIAL = "a link, a device or another special member of the tar"
-MAX_HEADER = 2**16  # bytes that the long names and further attributes of one member may take
+MAX_HEADER = 2**16  # bytes of the long names and extended attributes of one member
 
 
 def members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The members of a plain tar, in its order. ValueError: it is none, is compressed, damaged or cut short."""
+    """Yield the members of a plain tar in its order.
+
+    Raises:
+        ValueError: The file is no tar, or it is compressed, damaged or truncated.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is not a file; the path of a source is absolute, or relative to data/raw")
     try:
-        with _Headers(str(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with _HeaderFile(str(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if member.size < 0:  # tarfile would go back by so much, and come here again, for ever
+                if member.size < 0:  # tarfile would seek backwards and read this header again, forever
                     raise tarfile.ReadError(f"{member.size} bytes are said to lie at byte {member.offset}")
                 yield member
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any damage for the end
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile reads damage as the end of the tar
                 raise tarfile.ReadError(f"damaged at byte {tar.offset}, or cut short there")
     except OSError:
         raise
-    except Exception as error:  # tarfile raises whatever its parsing meets
+    except Exception as error:  # a malformed header makes tarfile raise errors of many types
         raise ValueError(f"{path} cannot be read as a plain, uncompressed tar: {error}") from None
 
 
 def blob(path: Path, member: tarfile.TarInfo) -> Blob | None:
-    """Where the bytes of a member lie, None if it is no plain file."""
-    plain = member.isreg() and not member.issparse()
-    return Blob(str(path), member.offset_data, member.size) if plain else None
+    """Locate the bytes of a member; None if it is not a regular file."""
+    regular = member.isreg() and not member.issparse()
+    return Blob(str(path), member.offset_data, member.size) if regular else None
 
 
-class _Headers(io.FileIO):
-    """A tar as tarfile reads it, headers only: nobody's header can ask for all memory."""
+class _HeaderFile(io.FileIO):
+    """A file whose reads are limited to the size of a header, so that no header can fill the memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER:

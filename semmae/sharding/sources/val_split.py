@@ -1,39 +1,46 @@
-"""A seeded split for sources that bring none: a fraction of train becomes val, by class, groups never torn apart."""
+"""A seeded validation split for sources without one: a share of train, class by class, without splitting groups."""
 
 from collections import Counter, defaultdict
 
 import numpy as np
 
 from semmae.core import rng
-from semmae.sharding.sources.source_item import Entry
+from semmae.sharding.sources.source_item import SourceItem
 
 
-def set_aside(found: list[Entry], fraction: float, *, seed: int, where: str) -> list[Entry]:
-    """Move the `fraction` of train, class by class, to val: the groups whose names fold to the smallest numbers.
+def split_off_val(items: list[SourceItem], fraction: float, *, seed: int, location: str) -> list[SourceItem]:
+    """Move a share of each class of train to val.
 
-    An entry without a group is one by itself. Of each class as many groups move as come closest to the fraction of its
-    images; a group with several classes counts for the commonest. A new image that is a group moves at most one other
-    across. ValueError: `where` has a val split of its own, or so few groups that none would move.
+    Groups move as one; an item without a group is a group of its own. The group name and the seed hash to a number, and
+    the groups of a class with the smallest numbers move. Their number brings the share of the images closest to
+    `fraction`. A group with several classes counts for its most frequent class. A new image without a group moves at
+    most one other image to the other split.
+
+    Args:
+        location: Path or name of the source, for errors.
+
+    Raises:
+        ValueError: The source has a val split, or no group would move.
     """
-    if any(entry.split == "val" for entry in found):
-        raise ValueError(f"{where} has a val split of its own; set its val_fraction to null in params.yaml")
-    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
-    for entry in found:
-        if entry.split == "train":
-            groups[("val", entry.path) if entry.group is None else ("val group", entry.group)].append(entry)
-    classes = defaultdict(list)
+    if any(item.split == "val" for item in items):
+        raise ValueError(f"{location} has a val split of its own; set its val_fraction to null in params.yaml")
+    groups: dict[tuple[str, str], list[SourceItem]] = defaultdict(list)
+    for item in items:
+        if item.split == "train":
+            groups[("val", item.path) if item.group is None else ("val group", item.group)].append(item)
+    groups_of_class = defaultdict(list)
     for name, members in groups.items():
-        ((label, _),) = Counter(entry.label for entry in members).most_common(1)
-        classes[label].append((rng.fold(seed, *name), members))
-    chosen: set[str] = set()
-    for drawn in classes.values():
-        moved = [members for _, members in sorted(drawn, key=lambda pair: pair[0])]
-        sizes = np.cumsum([0, *map(len, moved)])
+        ((label, _),) = Counter(item.label for item in members).most_common(1)
+        groups_of_class[label].append((rng.fold(seed, *name), members))
+    moved: set[str] = set()
+    for hashed_groups in groups_of_class.values():
+        ordered = [members for _, members in sorted(hashed_groups, key=lambda pair: pair[0])]
+        sizes = np.cumsum([0, *map(len, ordered)])
         count = int(np.argmin(np.abs(sizes - round(fraction * int(sizes[-1])))))
-        chosen.update(entry.path for members in moved[:count] for entry in members)
-    if not chosen:
+        moved.update(item.path for members in ordered[:count] for item in members)
+    if not moved:
         raise ValueError(
-            f"{where}: val_fraction {fraction} sets nothing aside, since train has only {len(groups)} groups in "
-            f"{len(classes)} classes; raise it in params.yaml, or group less"
+            f"{location}: val_fraction {fraction} sets nothing aside, since train has only {len(groups)} groups in "
+            f"{len(groups_of_class)} classes; raise it in params.yaml, or group less"
         )
-    return [entry._replace(split="val") if entry.path in chosen else entry for entry in found]
+    return [item._replace(split="val") if item.path in moved else item for item in items]

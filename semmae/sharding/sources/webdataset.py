@@ -1,53 +1,56 @@
-"""WebDataset shards that exist already, e.g. img2dataset's: read where they lie, and indexed there if so wanted.
+"""Existing WebDataset shards, such as those of img2dataset, copied or indexed in place.
 
-A sample is a run of members with one key, as WebDataset has it: of `a/7.mask.png` the key is `a/7`, what follows the
-first dot of the base name is the extension. Members that are neither image, mask nor asked for are left alone.
+Samples are formed by the rules of the webdataset library: consecutive members with one key are a sample. The key of
+`a/7.mask.png` is `a/7`, and its extension is all that follows the first dot of the file name. Members that are neither
+an image, a mask nor a label are ignored.
 """
 
 import glob
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from braceexpand import braceexpand
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
+from webdataset.tariterators import base_plus_ext
 
 from semmae.core.config import STRICT
-from semmae.sharding.sources import tar as tars
-from semmae.sharding.sources.layout import EXTENSIONS
+from semmae.sharding.sources import tar
+from semmae.sharding.sources.source import FileSource
 from semmae.sharding.sources.source_item import (
+    EXTENSIONS,
     Blob,
-    Entry,
     Fraction,
+    LocalPath,
     MaskNames,
-    PlainPath,
+    SourceItem,
     Split,
     Weight,
-    in_order,
     label_name,
     printable,
+    sort_labels,
 )
 
-MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # key and extension
-META = re.compile(r"__[^/]*__($|/)")  # what WebDataset skips
+SKIPPED = re.compile(r"__[^/]*__($|/)")  # default of `skip_meta` in webdataset's `tar_file_iterator`
+RESERVED = ("__key__", "__url__", "__bad__", "__local_path__")  # extensions that webdataset uses for itself
 
 
 @dataclass(frozen=True, config=STRICT)
-class Labels:
-    """Where a sample's label stands: in its member `cls`, or in a field of its member `json`."""
+class MemberLabels:
+    """The label of a sample: its member `cls`, or a field of its member `json`."""
 
     member: Literal["cls", "json"]
-    field: str | None  # of json; null for cls
-    names: list[str] | None  # what numbers mean; null: numbers and texts are names themselves
+    field: str | None  # field of json; null for cls
+    names: list[str] | None  # class names that numbers index; null: numbers and texts are class names
 
     @model_validator(mode="after")
-    def _field_is_of_json(self) -> "Labels":
+    def _check_field(self) -> "MemberLabels":
         if (self.member == "json") != (self.field is not None):
             raise ValueError("member json needs a field, member cls has none (null)")
         return self
@@ -55,80 +58,109 @@ class Labels:
 
 @dataclass(frozen=True, config=STRICT)
 class MemberMasks(MaskNames):
-    """The masks of shards: 8-bit PNG with the extension `member`, e.g. mask.png."""
+    """The masks of shards: 8-bit PNG in the member with the extension `member`, such as mask.png."""
 
     member: str
 
 
+class Group(NamedTuple):
+    """The members of a tar that form one sample."""
+
+    key: str
+    members: dict[str, Blob | None]  # by lower-case extension; None: the bytes cannot be located
+    refused: str  # reason for refusing the sample; "" if none is known
+
+    @property
+    def images(self) -> list[str]:
+        """The extensions of the images."""
+        return [extension for extension in self.members if f".{extension}" in EXTENSIONS]
+
+
 @dataclass(frozen=True, config=STRICT)
-class WebDataset:
+class WebDataset(FileSource):
     """Existing shards in a folder."""
 
     kind: Literal["webdataset"]
-    path: PlainPath
-    shards: Annotated[dict[Split, PlainPath], Field(min_length=1)]  # globs and {000..123} ranges, under `path`
-    in_place: bool  # the index points into these very tars; false: samples are copied like those of other sources
+    path: LocalPath
+    shards: Annotated[dict[Split, LocalPath], Field(min_length=1)]  # globs and {000..123} ranges, under `path`
+    in_place: bool  # the index points into these tars; false: samples are copied
     val_fraction: Fraction
-    labels: Labels | None
+    labels: MemberLabels | None
     masks: MemberMasks | None
-    group: str | None = None  # what val_fraction keeps together: images with the same value in this field of json
+    group: str | None = None  # val_fraction keeps images together that have one value in this field of json
     weight: Weight = None
 
     @model_validator(mode="after")
-    def _groups_make_sense(self) -> "WebDataset":
+    def _check_group(self) -> "WebDataset":
         if self.group is not None and self.val_fraction is None:
             raise ValueError("group says what val_fraction keeps together; without val_fraction leave it out")
         return self
 
     @property
-    def where(self) -> str:
-        return self.path
+    def indexed_in_place(self) -> bool:  # type: ignore[override]
+        return self.in_place
 
-    def listed(self) -> Iterator[Entry]:
-        """The entries, tar by tar."""
+    def scan(self) -> Iterator[SourceItem]:
         split_of: dict[str, Split] = {}
         for split, pattern in self.shards.items():
-            for name in _files(Path(self.path), pattern):
+            for name in _expand(Path(self.path), pattern):
                 if split_of.setdefault(name, split) != split:
                     raise ValueError(f"{self.path}: {name} is in split {split_of[name]} and in split {split}")
-        fields: list[str] = []
+        first_fields: list[str] = []
         has_label = False
         for name, split in sorted(split_of.items()):
-            for entry, known in self._samples(name, split):
-                has_label = has_label or entry.label is not None or entry.refused.startswith("the label")
-                fields = fields or known
-                yield entry
+            for item, fields in self._scan_shard(name, split):
+                has_label = has_label or item.label is not None or item.refused.startswith("the label")
+                first_fields = first_fields or fields
+                yield item
         if self.labels and not has_label:
-            given = f"; fields of the first json are: {printable(', '.join(fields))}" if fields else ""
-            what = "a member .cls" if self.labels.field is None else f"a field {self.labels.field!r} in its json"
-            raise ValueError(f"{self.path}: no sample has {what}, where labels should stand{given}")
+            listing = printable(", ".join(first_fields))
+            hint = f"; fields of the first json are: {listing}" if first_fields else ""
+            expected = "a member .cls" if self.labels.field is None else f"a field {self.labels.field!r} in its json"
+            raise ValueError(f"{self.path}: no sample has {expected}, where labels should stand{hint}")
 
-    def _samples(self, name: str, split: Split) -> Iterator[tuple[Entry, list[str]]]:
-        """The entries of one tar, with the fields of their json (if it was read)."""
-        seen: Counter[str] = Counter()
-        tar = os.path.abspath(os.path.join(self.path, name))
-        for key, members in _grouped(Path(tar)):
-            seen[key] += 1
-            ordinal = "" if seen[key] == 1 else f"#{seen[key]}"
-            images = [extension for extension, _ in members if f".{extension}" in EXTENSIONS]
-            path = printable(f"{name}/{key}" + (f".{images[0]}" if len(images) == 1 else "") + ordinal)
-            found, fields, label, group, refused = {}, {}, None, None, ""
+    def missing_masks(self, example: str) -> str:
+        assert self.masks is not None
+        return f"e.g. {example}, has a mask; a mask is a member with the key of its image and .{self.masks.member}"
+
+    def class_names(self, items: Iterable[SourceItem]) -> list[str]:
+        if self.labels and self.labels.names:
+            return self.labels.names
+        return sort_labels({item.label for item in items if item.label is not None})
+
+    def _scan_shard(self, name: str, split: str) -> Iterator[tuple[SourceItem, list[str]]]:
+        """Yield the samples of one tar, with the field names of their json if it was read."""
+        count: Counter[str] = Counter()
+        for sample in group_members(Path(os.path.abspath(os.path.join(self.path, name)))):
+            count[sample.key] += 1
+            ordinal = "" if count[sample.key] == 1 else f"#{count[sample.key]}"
+            images = sample.images
+            extension = f".{images[0]}" if len(images) == 1 else ""
+            members, fields, label, group, refused = {}, {}, None, None, ""
             try:
-                found = _judged(key, members, images, again=seen[key] > 1)
-                fields = self._fields(found)
-                label = self._label(found, fields)
+                members = _check_sample(sample, repeated=count[sample.key] > 1)
+                fields = self._fields(members)
+                label = self._label(members, fields)
                 value = None if self.group is None else fields.get(self.group)
                 group = None if value is None else printable(str(value))
             except ValueError as error:
                 refused = printable(str(error))
-            mask = found.get(self.masks.member) if self.masks else None
-            image = found[images[0]] if found else None
-            yield Entry(path, split, label, image, mask, refused, group, key + ordinal), list(fields)
+            item = SourceItem(
+                path=printable(f"{name}/{sample.key}{extension}") + ordinal,
+                split=split,
+                label=label,
+                image=members[images[0]] if members else None,
+                mask=members.get(self.masks.member) if self.masks else None,
+                refused=refused,
+                group=group,
+                key=sample.key + ordinal,
+            )
+            yield item, list(fields)
 
     def _fields(self, members: dict[str, Blob]) -> dict[str, Any]:
-        """The member json, empty where there is none or nothing is asked of it."""
-        wanted = self.group is not None or (self.labels is not None and self.labels.member == "json")
-        if not wanted or "json" not in members:
+        """Read the member json; {} if there is none or no parameter needs it."""
+        needed = self.group is not None or (self.labels is not None and self.labels.member == "json")
+        if not needed or "json" not in members:
             return {}
         try:
             fields = json.loads(members["json"].read())
@@ -146,59 +178,62 @@ class WebDataset:
         text = members["cls"].read().decode("utf-8", "backslashreplace").strip() if "cls" in members else None
         return label_name(text, self.labels.names)
 
-    def without_masks(self, example: str) -> str:
-        """What to say when no image has a mask."""
-        assert self.masks is not None
-        return f"e.g. {example}, has a mask; a mask is a member with the key of its image and .{self.masks.member}"
 
-    def fetch(self, entry: Entry) -> tuple[bytes, bytes | None]:
-        return entry.read()
+def group_members(path: Path) -> Iterator[Group]:
+    """Group the members of a tar into samples, as webdataset's `group_by_keys` does, without reading their data.
 
-    def class_names(self, found: Iterable[Entry]) -> list[str]:
-        if self.labels and self.labels.names:
-            return self.labels.names
-        return in_order({entry.label for entry in found if entry.label is not None})
+    webdataset skips members that are not regular files. Here the sample of their key is refused instead, and such a
+    member without a sample becomes a refused sample, so that no input is lost silently.
+    """
+    regular: list[tuple[str, str, Blob | None]] = []
+    special: dict[str, list[str]] = defaultdict(list)
+    for member in tar.members(path):
+        key, extension = base_plus_ext(member.name)
+        if key is None or member.isdir() or SKIPPED.match(member.name):
+            continue
+        if member.isreg():
+            regular.append((key, extension.lower(), tar.blob(path, member)))
+        else:
+            special[key].append(extension.lower())
+    for key, members in groupby(regular, key=lambda member: member[0]):
+        yield _group(key, [(extension, blob) for _, extension, blob in members], special.pop(key, []))
+    for key, extensions in special.items():
+        yield _group(key, [], extensions)
 
 
-def _files(root: Path, pattern: str) -> list[str]:
-    """The files under `root` that a pattern means. ValueError: one of its ranges or globs means none."""
+def _group(key: str, regular: list[tuple[str, Blob | None]], special: list[str]) -> Group:
+    extensions = [*(extension for extension, _ in regular), *special]
+    refused = ""
+    if len(set(extensions)) < len(extensions):
+        refused = f"the sample has two members of one name: {', '.join(extensions)}"
+    elif reserved := [extension for extension in extensions if extension in RESERVED]:
+        refused = f"the sample has a member whose name webdataset reserves: {reserved[0]}"
+    elif special or any(blob is None for _, blob in regular):
+        refused = tar.SPECIAL
+    return Group(key, dict(regular) | dict.fromkeys(special), refused)
+
+
+def _check_sample(sample: Group, *, repeated: bool) -> dict[str, Blob]:
+    """Return the members of a sample by extension; raises ValueError if it is not a sample with one image."""
+    if repeated:
+        raise ValueError(f"the key comes twice in its shard: {sample.key}")
+    if not sample.images:
+        raise ValueError(f"the sample has no image: its members are {', '.join(sample.members)}")
+    if len(sample.images) > 1:
+        raise ValueError(f"the sample has several images: {', '.join(sample.images)}")
+    if sample.refused:
+        raise ValueError(sample.refused)
+    return {extension: blob for extension, blob in sample.members.items() if blob}
+
+
+def _expand(root: Path, pattern: str) -> list[str]:
+    """List the files under `root` that match a pattern; a range or a glob without a file is a ValueError."""
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; the path of a source is absolute, or relative to data/raw")
-    found: list[str] = []
+    matches: list[str] = []
     for part in braceexpand(pattern, escape=False):
         files = [name for name in glob.glob(part, root_dir=root, recursive=True) if (root / name).is_file()]
         if not files:
             raise ValueError(f"{root} has no file {part}" + (f", which {pattern} asks for" if part != pattern else ""))
-        found += sorted(files)
-    return found
-
-
-def _grouped(tar: Path) -> Iterator[tuple[str, list[tuple[str, Blob | None]]]]:
-    """The samples of a tar as WebDataset forms them: key, and the extension and place of each member, null for a link
-    and whatever else is no file.
-    """
-    named = (
-        (match.group(1), (match.group(2).lower(), tars.blob(tar, member)))
-        for member in tars.members(tar)
-        if not member.isdir() and not META.match(member.name)
-        if (match := MEMBER.fullmatch(member.name))
-    )
-    for key, members in groupby(named, key=lambda pair: pair[0]):
-        yield key, [member for _, member in members]
-
-
-def _judged(key: str, members: list[tuple[str, Blob | None]], images: list[str], *, again: bool) -> dict[str, Blob]:
-    """The members of a sample by extension. ValueError: why they are none."""
-    extensions = [extension for extension, _ in members]
-    if again:
-        raise ValueError(f"the key comes twice in its shard: {key}")
-    if not images:
-        raise ValueError(f"the sample has no image: its members are {', '.join(extensions)}")
-    if len(images) > 1:
-        raise ValueError(f"the sample has several images: {', '.join(images)}")
-    if len(set(extensions)) < len(extensions):
-        raise ValueError(f"the sample has two members of one name: {', '.join(extensions)}")
-    files = {extension: blob for extension, blob in members if blob}
-    if len(files) < len(members):
-        raise ValueError(tars.SPECIAL)
-    return files
+        matches += sorted(files)
+    return matches

@@ -13,7 +13,7 @@ from PIL import Image
 from semmae.data import decoding
 from semmae.data.dataset import Reader
 from semmae.sharding import shard_writer
-from semmae.sharding.sources import huggingface, sources
+from semmae.sharding.sources import huggingface
 from semmae.sharding.sources.huggingface import ColumnMasks, Columns, HuggingFace
 from semmae.sharding.sources.source_item import label_name
 
@@ -29,8 +29,8 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", root / "modules", raising=False)
-    huggingface._loaded.cache_clear()
-    huggingface._table.cache_clear()
+    huggingface._load_dataset.cache_clear()
+    huggingface._load_table.cache_clear()
     datasets.disable_progress_bars()
 
 
@@ -85,7 +85,7 @@ def test_a_local_parquet_folder(pets, tmp_path):
             assert reader.encoded(i) == encoded(10 * number)
             assert reader.labels[i] == number % 2
             assert (reader.mask(i) == number % 2).all()
-    assert shard_writer.check(tmp_path / "set", named) == []
+    assert shard_writer.changed_sources(tmp_path / "set", named) == []
 
 
 def test_a_local_folder_of_images(tmp_path):
@@ -103,7 +103,7 @@ def test_a_local_folder_of_images(tmp_path):
 
 
 def test_a_val_split_is_drawn_by_groups(pets):
-    found = sources.entries(source(pets, splits={"train": "train"}, val_fraction=0.5, group="animal"), seed=0)
+    found = source(pets, splits={"train": "train"}, val_fraction=0.5, group="animal").list_items(seed=0)
     side = {}
     for entry in found:
         assert side.setdefault(entry.group, entry.split) == entry.split
@@ -122,7 +122,7 @@ def test_a_val_split_is_drawn_by_groups(pets):
 )
 def test_what_is_not_there_is_named(changes, message, pets):
     with pytest.raises(ValueError, match=message):
-        sources.entries(replace(source(pets), **changes), seed=0)
+        replace(source(pets), **changes).list_items(seed=0)
 
 
 def test_odd_rows_are_rejects(tmp_path):
@@ -144,14 +144,14 @@ def test_odd_rows_are_rejects(tmp_path):
 def test_a_damaged_file_is_one_sentence(pets):
     (pets / "train.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(ValueError, match=r"the datasets library cannot load .*pets: ") as error:
-        sources.entries(source(pets), seed=0)
+        source(pets).list_items(seed=0)
     assert "\n" not in str(error.value)
 
 
 def test_without_the_library_the_way_to_it_is_told(pets, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"not installed: pip install 'semmae\[hf\]'"):
-        sources.entries(source(pets), seed=0)
+        source(pets).list_items(seed=0)
 
 
 def test_either_a_folder_or_the_hub():

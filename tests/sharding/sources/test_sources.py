@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from semmae.sharding.sources import sources
-from semmae.sharding.sources.layout import places
-from semmae.sharding.sources.sources import Creatures, Masks, Tree
+from semmae.sharding.sources.folder import find_inputs
+from semmae.sharding.sources.sources import Creatures, FolderMasks, Tree
 
 
 def tree(path: Path, kind: str = "folder", **changes) -> Tree:
@@ -68,21 +68,21 @@ def test_layouts(name, kind, tmp_path):
         path = write_tar(tmp_path / "set.tar", files)
     else:
         path = write_tar(tmp_path / "set.tar", [f"./set/{file}" for file in files])
-    with_masks = Masks(folder="masks", kind="foreground", names=["background", "animal"])
+    with_masks = FolderMasks(folder="masks", kind="foreground", names=["background", "animal"])
     source = tree(path, kind.split()[0], labels=labels, masks=with_masks)
-    found = sources.entries(source, seed=0)
+    found = source.list_items(seed=0)
     assert [entry.path for entry in found] == inputs
     assert [(entry.split, entry.label) for entry in found] == expected
     for entry, mask in zip(found, masks, strict=True):
-        image_bytes, mask_bytes = sources.fetch(source, entry)
+        image_bytes, mask_bytes = source.fetch(entry)
         assert image_bytes.decode().endswith(entry.path)
         assert mask_bytes.decode().endswith(mask)
-    assert all(entry.mask is None for entry in sources.entries(tree(path, kind.split()[0], labels=labels), seed=0))
+    assert all(entry.mask is None for entry in tree(path, kind.split()[0], labels=labels).list_items(seed=0))
 
 
 def test_masks_may_lie_in_any_folder_and_may_be_missing():
     names = ["images/a.jpg", "images/b.jpg", "annotations/trimaps/a.png"]
-    assert [place.mask for place in places(names, labels=False, masks="annotations/trimaps")] == [
+    assert [place.mask for place in find_inputs(names, labels=False, masks="annotations/trimaps")] == [
         "annotations/trimaps/a.png",
         "annotations/trimaps/b.png",
     ]
@@ -90,7 +90,7 @@ def test_masks_may_lie_in_any_folder_and_may_be_missing():
 
 def test_whatever_lies_in_a_class_folder_is_an_input_papers_above_are_not():
     names = ["train/cat/notes.txt", "train/cat/text.jpg", "train/stray.jpg", "train/notes.txt", "notes.txt", "a.jpg"]
-    found = places(names, labels=True, masks="masks")
+    found = find_inputs(names, labels=True, masks="masks")
     assert {place.name: place.refused for place in found} == {
         "train/cat/notes.txt": "",
         "train/cat/text.jpg": "",
@@ -100,7 +100,7 @@ def test_whatever_lies_in_a_class_folder_is_an_input_papers_above_are_not():
 
 def test_images_beside_the_split_folders_are_not_dropped_in_silence():
     with pytest.raises(ValueError, match="images lie in bus, beside the split folders train"):
-        places(["bus/1.jpg", "train/2.jpg"], labels=True, masks="masks")
+        find_inputs(["bus/1.jpg", "train/2.jpg"], labels=True, masks="masks")
 
 
 def test_val_fraction_is_exact_by_class_and_stable(tmp_path):
@@ -109,7 +109,7 @@ def test_val_fraction_is_exact_by_class_and_stable(tmp_path):
     source = tree(root, val_fraction=0.25)
 
     def val(seed: int) -> set[str]:
-        return {entry.path for entry in sources.entries(source, seed=seed) if entry.split == "val"}
+        return {entry.path for entry in source.list_items(seed=seed) if entry.split == "val"}
 
     before = val(0)
     assert sorted(path.split("/")[0] for path in before) == ["cat"] * 10 + ["dog"] * 10
@@ -124,9 +124,9 @@ def test_val_fraction_is_exact_by_class_and_stable(tmp_path):
 
 def test_splits_select_and_an_empty_one_is_named(tmp_path):
     root = write_folder(tmp_path / "set", ["train/cat/1.jpg", "val/cat/2.jpg"])
-    assert [entry.path for entry in sources.entries(tree(root, splits=["val"]), seed=0)] == ["val/cat/2.jpg"]
+    assert [entry.path for entry in tree(root, splits=["val"]).list_items(seed=0)] == ["val/cat/2.jpg"]
     with pytest.raises(ValueError, match="no images in split 'test'; it has train, val"):
-        sources.entries(tree(root, splits=["train", "test"]), seed=0)
+        tree(root, splits=["train", "test"]).list_items(seed=0)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_splits_select_and_an_empty_one_is_named(tmp_path):
         (["README.md"], {}, "holds no files where images are expected"),
         (
             ["cat/1.jpg"],
-            {"masks": Masks(folder="m", kind="parts", names=["a", "b"])},
+            {"masks": FolderMasks(folder="m", kind="parts", names=["a", "b"])},
             "e.g. cat/1.jpg, has a mask in m/",
         ),
     ],
@@ -144,7 +144,7 @@ def test_splits_select_and_an_empty_one_is_named(tmp_path):
 def test_a_source_without_inputs_is_an_error(names, changes, message, tmp_path):
     root = tmp_path / "set" if names is None else write_folder(tmp_path / "set", names)
     with pytest.raises(ValueError, match=message):
-        sources.entries(tree(root, **changes), seed=0)
+        tree(root, **changes).list_items(seed=0)
 
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
@@ -164,7 +164,7 @@ def test_a_tar_cannot_reach_beyond_itself(tmp_path):
         special("train/dog", tarfile.DIRTYPE),
     )
     source = tree(path, "tar")
-    found = sources.entries(source, seed=0)
+    found = source.list_items(seed=0)
     refused = {entry.path: entry.refused for entry in found if entry.refused}
     assert set(refused) == {
         "/etc/passwd", "train/cat/../../../secret.jpg",
@@ -173,9 +173,9 @@ def test_a_tar_cannot_reach_beyond_itself(tmp_path):
     for entry in found:
         if entry.refused:
             with pytest.raises(ValueError, match=r"leads out of the tar|special member"):
-                sources.fetch(source, entry)
+                source.fetch(entry)
         else:
-            assert sources.fetch(source, entry) == (entry.path.encode(), None)
+            assert source.fetch(entry) == (entry.path.encode(), None)
     assert len(found) == len(refused) + 2
 
 
@@ -198,7 +198,7 @@ def test_a_damaged_tar_is_refused_whole(damage, tmp_path):
             data = b"text"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"set.tar cannot be read as a plain, uncompressed tar"):
-        sources.entries(tree(path, "tar"), seed=0)
+        tree(path, "tar").list_items(seed=0)
 
 
 def test_odd_files_of_a_folder(tmp_path):
@@ -209,12 +209,12 @@ def test_odd_files_of_a_folder(tmp_path):
     os.mkfifo(root / "cat/pipe.jpg")
     with open(os.fsencode(root) + b"/cat/\xff.jpg", "w"):
         pass
-    found = {entry.path: entry for entry in sources.entries(tree(root), seed=0)}
+    found = {entry.path: entry for entry in tree(root).list_items(seed=0)}
     assert set(found) == {"cat/1.jpg", "cat/link.jpg", "cat/broken.jpg", "cat/pipe.jpg", "cat/\\xff.jpg"}
     assert found["cat/pipe.jpg"].refused == "not a regular file"
     assert found["cat/broken.jpg"].refused == "the file cannot be read: No such file or directory"
-    assert sources.fetch(tree(root), found["cat/link.jpg"])[0] == b"cat/1.jpg"
-    assert sources.fetch(tree(root), found["cat/\\xff.jpg"])[0] == b""
+    assert tree(root).fetch(found["cat/link.jpg"])[0] == b"cat/1.jpg"
+    assert tree(root).fetch(found["cat/\\xff.jpg"])[0] == b""
 
 
 def documented() -> list[str]:
@@ -226,7 +226,7 @@ def documented() -> list[str]:
 @pytest.mark.parametrize("line", documented(), ids=lambda line: line.partition(" name")[0][:40])
 def test_the_documented_sources_are_complete(line):
     ((_, given),) = YAML(typ="safe", pure=True).load(line).items()
-    source = TypeAdapter(sources.Source).validate_json(json.dumps(given))
+    source = TypeAdapter(sources.AnySource).validate_json(json.dumps(given))
     assert source.kind == given["kind"]
 
 
@@ -237,7 +237,7 @@ def test_every_kind_is_documented():
 
 def test_creatures_are_named_by_split_and_number():
     source = Creatures(kind="creatures", train=3, val=2, size=16, seed=0)
-    found = sources.entries(source, seed=0)
+    found = source.list_items(seed=0)
     assert [entry.path for entry in found] == [
         "train-000000",
         "train-000001",
@@ -245,5 +245,5 @@ def test_creatures_are_named_by_split_and_number():
         "val-000000",
         "val-000001",
     ]
-    assert {entry.label for entry in found} <= set(sources.class_names(source, found))
-    assert sources.fetch(source, found[0]) == sources.fetch(source, found[0])
+    assert {entry.label for entry in found} <= set(source.class_names(found))
+    assert source.fetch(found[0]) == source.fetch(found[0])

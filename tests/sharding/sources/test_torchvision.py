@@ -12,7 +12,7 @@ from torchvision import datasets
 from semmae.data import decoding
 from semmae.data.dataset import Reader
 from semmae.sharding import shard_writer
-from semmae.sharding.sources import sources, torchvision
+from semmae.sharding.sources import torchvision
 from semmae.sharding.sources.sources import TorchVision
 
 WRITING = {"seed": 0, "short_side": None, "samples_per_shard": 8, "max_rejects": 0.0, "workers": 0}
@@ -39,20 +39,20 @@ def test_pictures_and_labels_are_torchvisions(tmp_path):
             assert np.array_equal(reader.image(i), np.asarray(image))
             assert reader.class_names[reader.labels[i]] == str(label)
     assert reader.class_names == sorted(reader.class_names, key=int)
-    assert shard_writer.check(tmp_path / "set", {"fake": fake()}) == []
-    assert shard_writer.check(
+    assert shard_writer.changed_sources(tmp_path / "set", {"fake": fake()}) == []
+    assert shard_writer.changed_sources(
         tmp_path / "set", {"fake": fake(splits={"train": made(20, 1), "val": made(6, 1000)})}
     ) == ["fake"]
 
 
 def test_a_worker_process_fetches_the_same():
-    entry = sources.entries(fake(), seed=0)[3]
-    torchvision._opened.cache_clear()
-    assert sources.fetch(pickle.loads(pickle.dumps(fake())), entry) == sources.fetch(fake(), entry)
+    entry = fake().list_items(seed=0)[3]
+    torchvision._open.cache_clear()
+    assert pickle.loads(pickle.dumps(fake())).fetch(entry) == fake().fetch(entry)
 
 
 def test_a_val_split_is_drawn_where_there_is_none():
-    found = sources.entries(fake(splits={"train": made(40, 0)}, val_fraction=0.25, labels=False), seed=0)
+    found = fake(splits={"train": made(40, 0)}, val_fraction=0.25, labels=False).list_items(seed=0)
     assert [entry.split for entry in found].count("val") == 10
     assert {entry.label for entry in found} == {None}
 
@@ -104,13 +104,13 @@ def test_a_label_beyond_the_classes_is_a_reject(tmp_path, monkeypatch):
 def test_what_torchvision_does_not_know_is_one_sentence(changes, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        sources.entries(fake(**changes), seed=0)
+        fake(**changes).list_items(seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_targets_that_are_no_classes_are_refused(monkeypatch):
     monkeypatch.setattr(datasets.FakeData, "__getitem__", lambda self, i: (Image.new("L", (8, 8)), {"box": i}))
     with pytest.raises(ValueError, match=r"targets of torchvision's FakeData are no class numbers.*labels: false"):
-        sources.entries(fake(), seed=0)
-    found = sources.entries(fake(labels=False), seed=0)
-    assert decoding.to_rgb(sources.fetch(fake(), found[0])[0]).shape == (8, 8, 3)
+        fake().list_items(seed=0)
+    found = fake(labels=False).list_items(seed=0)
+    assert decoding.to_rgb(fake().fetch(found[0])[0]).shape == (8, 8, 3)

@@ -6,22 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from semmae.sharding.sources import sources
 from semmae.sharding.sources.folder import Tree
-from semmae.sharding.sources.source_item import Entry
-from semmae.sharding.sources.val_split import set_aside
+from semmae.sharding.sources.source_item import SourceItem
+from semmae.sharding.sources.val_split import split_off_val
 
 
-def entries(groups: dict[str, tuple[str, int]]) -> list[Entry]:
+def entries(groups: dict[str, tuple[str, int]]) -> list[SourceItem]:
     """So many images of a class in every group."""
     return [
-        Entry(f"{group}/{i}.jpg", "train", label, None, None, "", group)
+        SourceItem(f"{group}/{i}.jpg", "train", label, None, None, "", group)
         for group, (label, size) in groups.items()
         for i in range(size)
     ]
 
 
-def sides(found: list[Entry]) -> dict[str, set[str]]:
+def sides(found: list[SourceItem]) -> dict[str, set[str]]:
     side = defaultdict(set)
     for entry in found:
         side[entry.group].add(entry.split)
@@ -32,7 +31,7 @@ def sides(found: list[Entry]) -> dict[str, set[str]]:
 def test_no_group_is_on_both_sides_and_the_fraction_is_met_by_class(seed):
     """Of c images in groups of at most g, a prefix of groups comes within g / 2 of any number."""
     groups = {f"{label}{i}": (label, 1 + (7 * i) % 5) for label in ("cat", "dog") for i in range(40)}
-    found = set_aside(entries(groups), 0.25, seed=seed, where="zoo")
+    found = split_off_val(entries(groups), 0.25, seed=seed, location="zoo")
     assert all(len(split) == 1 for split in sides(found).values())
     for label in ("cat", "dog"):
         have = Counter(entry.split for entry in found if entry.label == label)
@@ -41,25 +40,27 @@ def test_no_group_is_on_both_sides_and_the_fraction_is_met_by_class(seed):
 
 
 def test_groups_of_equal_size_meet_the_fraction_exactly():
-    found = set_aside(entries({f"g{i}": ("cat", 6) for i in range(20)}), 0.3, seed=0, where="zoo")
+    found = split_off_val(entries({f"g{i}": ("cat", 6) for i in range(20)}), 0.3, seed=0, location="zoo")
     assert Counter(entry.split for entry in found) == {"val": 36, "train": 84}
-    assert sides(found) != sides(set_aside(entries({f"g{i}": ("cat", 6) for i in range(20)}), 0.3, seed=1, where="zoo"))
+    assert sides(found) != sides(
+        split_off_val(entries({f"g{i}": ("cat", 6) for i in range(20)}), 0.3, seed=1, location="zoo")
+    )
 
 
 def test_a_group_of_several_classes_stays_whole():
     mixed = [
-        Entry(f"{group}/{label}.jpg", "train", label, None, None, "", group)
+        SourceItem(f"{group}/{label}.jpg", "train", label, None, None, "", group)
         for group in map(str, range(10))
         for label in ("cat", "dog")
     ]
-    found = set_aside(mixed, 0.5, seed=0, where="zoo")
+    found = split_off_val(mixed, 0.5, seed=0, location="zoo")
     assert all(len(split) == 1 for split in sides(found).values())
     assert Counter(entry.split for entry in found) == {"val": 10, "train": 10}
 
 
 def test_too_few_groups_are_an_error():
     with pytest.raises(ValueError, match=r"zoo: val_fraction 0.2 sets nothing aside, .* only 2 groups in 2"):
-        set_aside(entries({"a": ("cat", 9), "b": ("dog", 9)}), 0.2, seed=0, where="zoo")
+        split_off_val(entries({"a": ("cat", 9), "b": ("dog", 9)}), 0.2, seed=0, location="zoo")
 
 
 def tree(root: Path, **changes) -> Tree:
@@ -77,7 +78,7 @@ def test_a_tree_is_grouped_by_its_folders_or_by_a_part_of_the_path(group, expect
             path = tmp_path / f"cat/{i}/{j}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    found = sources.entries(tree(tmp_path, group=group), seed=0)
+    found = tree(tmp_path, group=group).list_items(seed=0)
     for entry in found:
         number = entry.path.split("/")[1]
         if expected is None:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +25,13 @@ from semmae.sharding import shard_writer
 from semmae.sharding.creatures import draw
 from semmae.sharding.sources import sources
 from semmae.sharding.sources.sources import Creatures, WebDataset
-from semmae.sharding.sources.webdataset import Labels, MemberMasks
+from semmae.sharding.sources.webdataset import MemberLabels, MemberMasks, group_members
 from stages.shards import summary
+from tests import troublesome
 from tests.project import Project, call
 
 WRITING = {"seed": 0, "short_side": None, "samples_per_shard": 8, "max_rejects": 0.0, "workers": 0}
-SPECIES = Labels(member="json", field="species", names=None)
+SPECIES = MemberLabels(member="json", field="species", names=None)
 RNG = np.random.default_rng(0)
 
 
@@ -72,7 +74,7 @@ def web(tmp_path: Path) -> Path:
     return tmp_path / "web"
 
 
-def write(out: Path, *given: sources.Source, **changes) -> Reader:
+def write(out: Path, *given: sources.AnySource, **changes) -> Reader:
     shard_writer.write(out, {f"s{i}": one for i, one in enumerate(given)}, **{**WRITING, **changes})
     return Reader(out, verify=True)
 
@@ -135,11 +137,11 @@ def test_patterns_say_which_shards_make_a_split(web, tmp_path):
     reader = write(tmp_path / "set", some)
     assert reader.meta["samples"] == {"train": 9, "val": 4}
     with pytest.raises(ValueError, match=r"has no file 00003.tar, which \{00000..00003\}.tar asks for"):
-        sources.entries(replace(some, shards={"train": "{00000..00003}.tar"}), seed=0)
+        replace(some, shards={"train": "{00000..00003}.tar"}).list_items(seed=0)
     with pytest.raises(ValueError, match=r"has no file x/\*.tar$"):
-        sources.entries(replace(some, shards={"train": "x/*.tar"}), seed=0)
+        replace(some, shards={"train": "x/*.tar"}).list_items(seed=0)
     with pytest.raises(ValueError, match=r"00002.tar is in split train and in split val"):
-        sources.entries(replace(some, shards={"train": "*.tar", "val": "*2.tar"}), seed=0)
+        replace(some, shards={"train": "*.tar", "val": "*2.tar"}).list_items(seed=0)
     with pytest.raises(ValueError, match=r"00001.tar and .*00002.tar have the same bytes"):
         write(tmp_path / "same", source(web))
 
@@ -157,7 +159,7 @@ def test_samples_are_formed_as_webdataset_forms_them(tmp_path):
             {"__key__": "deep", "seg.png": mask(), "png": encoded("PNG", "RGBA")},
         ],
     )
-    labels, masks = Labels(member="cls", field=None, names=None), MemberMasks("parts", ["a", "b"], "seg.png")
+    labels, masks = MemberLabels(member="cls", field=None, names=None), MemberMasks("parts", ["a", "b"], "seg.png")
     reader = write(tmp_path / "set", source(tmp_path / "a.b", labels=labels, masks=masks))
     assert reader.keys == ["deep_er_1", "cmyk", "gif", "tiff", "deep"]
     assert reader.class_names == ["0", "1", "10"]
@@ -170,6 +172,30 @@ def test_samples_are_formed_as_webdataset_forms_them(tmp_path):
     ]  # fmt: skip
     assert [reader.mask(i) is None for i in range(5)] == [True] * 4 + [False]
     assert reader.mask(4).shape == (16, 20)
+
+
+@pytest.mark.parametrize("name", [*troublesome.SAMPLES, "meta", "interrupted", "reserved"])
+def test_groups_are_those_of_webdataset(name, tmp_path):
+    """Whatever webdataset reads is a group with the same bytes; a sample that it cannot read is refused."""
+    link = troublesome.member("y.png", b"", tarfile.SYMTYPE, linkname="x.png")
+    image, text = troublesome.shard("x", png=troublesome.PNG), troublesome.shard("x", txt=b"text")
+    more = {
+        "meta": troublesome.member("__meta__/x.png") + troublesome.member("__x__") + troublesome.member("x"),
+        "interrupted": image + link + troublesome.member("no extension") + text,
+        "reserved": image + troublesome.member("x.__bad__"),
+    }
+    data = more[name] if name in more else troublesome.SAMPLES[name][0]
+    (tmp_path / "0.tar").write_bytes(data + bytes(1024))
+    accepted = {
+        group.key: {extension: blob.read() for extension, blob in group.members.items()}
+        for group in group_members(tmp_path / "0.tar")
+        if not group.refused
+    }
+    read = webdataset.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False, empty_check=False, handler=lambda _: True)
+    theirs = {sample.pop("__key__"): {k: v for k, v in sample.items() if k[0] != "_"} for sample in read}
+    refused = {group.key for group in group_members(tmp_path / "0.tar") if group.refused}
+    assert accepted == {key: members for key, members in theirs.items() if key not in refused}
+    assert theirs.keys() <= accepted.keys() | refused
 
 
 def test_every_sample_is_accepted_or_rejected_with_its_reason(tmp_path):
@@ -194,7 +220,7 @@ def test_every_sample_is_accepted_or_rejected_with_its_reason(tmp_path):
     )
     for in_place in (True, False):
         given = source(
-            tmp_path / "web", in_place=in_place, labels=Labels("json", "species", ["cat", "dog"]),
+            tmp_path / "web", in_place=in_place, labels=MemberLabels("json", "species", ["cat", "dog"]),
             masks=MemberMasks("foreground", ["background", "animal"], "mask.png"),
         )  # fmt: skip
         reader = write(tmp_path / "set", given, max_rejects=0.99)
@@ -231,10 +257,10 @@ def test_a_key_in_two_shards_is_two_samples(web, tmp_path):
     ("changes", "message"),
     [
         (
-            {"labels": Labels("json", "kind", None)},
+            {"labels": MemberLabels("json", "kind", None)},
             "no sample has a field 'kind' in its json, where labels should stand; fields of the first json are: key",
         ),
-        ({"labels": Labels("cls", None, None)}, "no sample has a member .cls, where labels should stand"),
+        ({"labels": MemberLabels("cls", None, None)}, "no sample has a member .cls, where labels should stand"),
         (
             {"masks": MemberMasks("parts", ["a", "b"], "mask.png")},
             "none of 9 images, e.g. 00000.tar/000000000.jpg, has a mask; a mask is a member with the key of its image",
@@ -245,14 +271,14 @@ def test_a_key_in_two_shards_is_two_samples(web, tmp_path):
 )
 def test_what_is_not_there_is_named(changes, message, web):
     with pytest.raises(ValueError, match=re.escape(message)):
-        sources.entries(replace(source(web), **changes), seed=0)
+        replace(source(web), **changes).list_items(seed=0)
 
 
 def test_a_shard_cut_short_is_named(web):
     data = (web / "00001.tar").read_bytes()
     (web / "00001.tar").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"00001.tar cannot be read as a plain, uncompressed tar"):
-        sources.entries(source(web), seed=0)
+        source(web).list_items(seed=0)
 
 
 @pytest.mark.parametrize("shard", ["pipe:cat x.tar", "https://example.org/{0..9}.tar"])
@@ -269,12 +295,12 @@ def test_what_stays_where_it_lies_cannot_be_reduced(web, tmp_path):
 
 def test_a_shard_that_changes_in_its_place_is_noticed(web, tmp_path):
     reader = write(tmp_path / "set", given := source(web, labels=SPECIES))
-    assert shard_writer.check(tmp_path / "set", {"s0": given}) == []
+    assert shard_writer.changed_sources(tmp_path / "set", {"s0": given}) == []
     data = (web / "00000.tar").read_bytes()
     (web / "00000.tar").write_bytes(data.replace(b'"cat"', b'"dog"', 1))
     with pytest.raises(ValueError, match=r"00000.tar is damaged.* indexed there: .*dvc repro -f shards@set"):
         verify_shards(tmp_path / "set")
-    assert shard_writer.check(tmp_path / "set", {"s0": given}) == ["s0"]
+    assert shard_writer.changed_sources(tmp_path / "set", {"s0": given}) == ["s0"]
     (web / "00000.tar").unlink()
     with pytest.raises(ValueError, match=r"web/00000.tar is missing; it was indexed there"):
         verify_shards(tmp_path / "set")

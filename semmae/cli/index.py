@@ -81,7 +81,7 @@ def _check_sources(dataset: str) -> None:
     if dataset not in section.datasets:
         known = ", ".join(section.datasets) or "none"
         raise ValueError(f"unknown dataset: {dataset!r}; expected one of shards.datasets in params.yaml: {known}")
-    changed = shard_writer.check(SHARDS / dataset, resolve_paths(section.datasets[dataset].sources))
+    changed = shard_writer.changed_sources(SHARDS / dataset, resolve_paths(section.datasets[dataset].sources))
     if changed:
         typer.echo(f"sources changed: {', '.join(changed)}; run: dvc repro -f shards@{dataset}")
         raise typer.Exit(1)

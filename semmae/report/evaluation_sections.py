@@ -168,7 +168,7 @@ def segmentation_examples(
         if all(file.exists() for file in files):
             image, true_mask = reader.image(index), reader.mask(index)
             assert true_mask is not None
-            masks = (true_mask, *(decoding.mask_indices(file.read_bytes()) for file in files))
+            masks = (true_mask, *(decoding.decode_mask(file.read_bytes()) for file in files))
             # The subtraction wraps the background (0) around to 255, which has no color.
             rows.append(
                 [crop_square(image), *(color_mask(image, mask - num_background, class_colors) for mask in masks)]

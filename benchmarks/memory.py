@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 from semmae.core.config import read_yaml
 from semmae.models import teacher, vit
-from semmae.parts import part_learner
+from semmae.parts import part_learner, part_method
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.sources import Creatures
 
@@ -59,7 +59,7 @@ def prepare(root: Path, images: int) -> None:
     teacher.save_teacher(root / "data/teacher", vit.build(CONFIG), described | {"class_token": False})
     elder = teacher.load_teacher(root / "data/teacher")
     shape = {"grid": elder.grid(SIZE), "embed_dim": elder.embed_dim, "img_size": SIZE, "teacher": elder.digest}
-    clusters = part_learner.KMeansParts(
+    clusters = part_method.KMeansParts(
         {"method": "kmeans", "num_parts": 4, "background": False, "temperature": 0.1, **shape}
     )
     clusters.fit(torch.randn(8, 16, elder.embed_dim), seed=0)

@@ -34,7 +34,7 @@ from semmae.data.transforms import Whole
 from semmae.models import vit
 from semmae.models.teacher import Tokens, load_teacher
 from semmae.parts import part_learner, part_maps, part_store
-from semmae.parts.part_learner import PartMethod
+from semmae.parts.part_method import PartMethod
 
 OUT, RESULTS, SHARDS = Path("data/part_maps"), Path("results/part_maps"), Path("data/shards")
 TEACHER, PARTS = Path("data/teacher"), Path("data/parts")

@@ -28,7 +28,7 @@ from semmae.evaluation.scores import Scores, write
 from semmae.models import teacher, vit
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts import part_learner
-from semmae.parts.part_learner import PartMethod
+from semmae.parts.part_method import PartMethod
 
 SHARDS, TEACHER, PARTS, RESULTS = (
     Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")

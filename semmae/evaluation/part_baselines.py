@@ -25,7 +25,7 @@ from semmae.core.rng import fold
 from semmae.evaluation import part_metrics, patch_probe
 from semmae.evaluation.part_metrics import LEVELS, PartScore, majority
 from semmae.models.teacher import Tokens
-from semmae.parts.part_learner import KMeansParts
+from semmae.parts.part_method import KMeansParts
 
 THRESHOLDS = np.arange(1, 20) / 20
 MASS = 0.6  # the share of its attention that a head's mask keeps (DINO, figure 1)

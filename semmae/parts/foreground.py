@@ -1,14 +1,12 @@
-"""What stands out, without labels: content of the kind that images show in their middle, and where on it a patch lies.
+"""Separate the foreground of images from their background, without labels.
 
-Who takes a picture puts what it is about in its middle, and the background reaches the border: the boundary prior of
-saliency detection (Wei et al., Geodesic Saliency, ECCV 2012), here a prior on kinds of content over a whole dataset
-instead of on regions of one image. `Foreground` clusters the patch tokens of many images, several times over; a cluster
-is as central as the places where it occurs are, and a patch as its clusters are on average.
+Photographers place their subject near the center of an image, and the background reaches the border. This is the
+boundary prior of saliency detection (Wei et al., "Geodesic Saliency Using Background Priors", ECCV 2012). `Foreground`
+applies the prior to kinds of content over a whole dataset, not to regions of one image: it clusters the patch tokens of
+many images, and scores each cluster by how close its patches are to the center of their images.
 
-One clustering is too coarse for an outline, and many clusters say too little each: the average of several keeps both
-(docs/method.md). What kinds of content cannot tell, the image can: its patches share what they know of themselves with
-those that look alike. A network that predicts the place from a token would be sharper and useless: tokens remember
-where they are, and it reads that.
+The score of a patch is the mean over several clusterings, because one clustering is too coarse to follow an outline.
+The scores then diffuse among similar patches of the same image. docs/method.md compares the alternatives.
 """
 
 from typing import Any
@@ -21,157 +19,197 @@ from torch.nn import functional
 
 from semmae.core.rng import fold
 
-WIDTH = 0.5  # of the Gaussian, in halves of an image's side
-SOFTNESS = 0.5  # of the step from background to foreground, in standard deviations of the evidence
-PITCH = 0.9  # radians per standard deviation of an object's extent: opposite ends stay apart
-ALIKE = 0.1  # temperature of the cosines that say how alike two patches of an image are
-RESTART = 0.1  # share of its own evidence that a patch keeps at every step of the walk
-IMAGES = 400  # per clustering, at most: each sees others
-CHUNK = 64  # images at a time
-LEAST_SPREAD = 1e-4  # of the evidence; below it, what there is, is rounding
+CENTER_SIGMA = 0.5  # standard deviation of the center prior, where half a side of the image is 1
+SIGMOID_SCALE = 0.5  # width of the step from background to foreground, in standard deviations of the content score
+OBJECT_ANGLE = 0.9  # radians per standard deviation of an object's extent; opposite ends get different codes
+AFFINITY_TEMPERATURE = 0.1  # of the softmax over cosines between patches
+RESTART_PROBABILITY = 0.1  # share of its initial score that a patch keeps in each diffusion step
+IMAGES_PER_CLUSTERING = 400  # at most; each clustering draws other images
+CHUNK_SIZE = 64  # images processed at a time
+MIN_SCORE_STD = 1e-4  # a smaller standard deviation of the content score is rounding noise
 
 
 class Foreground(nn.Module):
-    """The share of foreground in each patch, from its token; `fit` finds it in the tokens of a sample of images.
+    """Estimate the foreground share of each patch from its token.
 
-    The keys of `config`: `clusterings` and `clusters` in each; `place`: the weight of a patch's own place beside its
-    content, in standard deviations of either; `walk`: steps of the walk among the patches of an image that look alike;
-    `groups`: of patches by their evidence, of which the highest is foreground.
+    All methods take two kinds of patch tokens of the same images: `tokens`, prepared by `PartMethod.prepare_tokens` and
+    scaled to unit length, and `raw_tokens`, as the teacher computes them.
+
+    Args:
+        config: `clusterings`, their number; `clusters`, the number of clusters in each; `center_prior`, the weight of a
+            patch's own position relative to its content; `diffusion_steps`; `threshold_classes`, the number of classes
+            of patches by their score, of which the highest is foreground.
+        grid: Rows and columns of patches.
+        embed_dim: Size of a token.
     """
 
-    codebooks: Tensor
-    central: Tensor
-    prior: Tensor
+    centroids: Tensor
+    cluster_scores: Tensor
+    center_map: Tensor
     threshold: Tensor
-    spread: Tensor
+    score_std: Tensor
 
-    def __init__(self, config: dict[str, Any], *, grid: tuple[int, int], width: int) -> None:
+    def __init__(self, config: dict[str, Any], *, grid: tuple[int, int], embed_dim: int) -> None:
         super().__init__()
-        self.center_prior: float = config["center_prior"]
-        self.steps: int = config["diffusion_steps"]
+        self.center_prior_weight: float = config["center_prior"]
+        self.diffusion_steps: int = config["diffusion_steps"]
         self.threshold_classes: int = config["threshold_classes"]
-        count, size = config["clusterings"], config["clusters"]
-        self.register_buffer("codebooks", torch.zeros(count, size, width))
-        self.register_buffer("central", torch.ones(count, size))
-        self.register_buffer("prior", centeredness(grid))
+        clusterings, clusters = config["clusterings"], config["clusters"]
+        self.register_buffer("centroids", torch.zeros(clusterings, clusters, embed_dim))
+        self.register_buffer("cluster_scores", torch.ones(clusterings, clusters))
+        self.register_buffer("center_map", center_prior(grid))
         self.register_buffer("threshold", torch.zeros(()))
-        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("score_std", torch.ones(()))
 
-    def fit(self, unit: Float[Tensor, "s n d"], patch: Float[Tensor, "s n d"], *, seed: int) -> None:
-        """Cluster the tokens of whole images, given as in `forward`; ValueError where no content prefers the
-        middle, or where there are fewer patches than clusters.
+    def fit(self, tokens: Float[Tensor, "s n d"], raw_tokens: Float[Tensor, "s n d"], *, seed: int) -> None:
+        """Fit the clusterings, the cluster scores and the threshold to the tokens of a sample of images.
+
+        Raises:
+            ValueError: There are fewer patches than clusters, or no kind of content prefers the center.
         """
-        from sklearn.cluster import KMeans, MiniBatchKMeans  # here, for they load as long as a small stage runs
-
-        patches, wanted = min(len(unit), IMAGES) * unit.shape[1], self.central.shape[1]
-        if patches < wanted:
+        self._fit_centroids(tokens, seed=seed)
+        clusters = torch.cat([self.nearest_clusters(chunk) for chunk in tokens.split(CHUNK_SIZE)])
+        self._fit_cluster_scores(clusters)
+        self.score_std.copy_(self.content_score(clusters).std())
+        if self.score_std < MIN_SCORE_STD:
             raise ValueError(
-                f"parts.learned.foreground.clusters is {wanted}, but {len(unit)} images have {patches} patches; lower "
-                "it, or raise parts.num_images"
+                "no kind of content prefers the center of the images, so there is no foreground to find; expected "
+                "images of objects. Set parts.learned.foreground to null: every patch then belongs to a part"
             )
-        for i, centroids in enumerate(self.codebooks):
-            once = fold(seed, i) % 2**32
-            chosen = np.random.default_rng(once).permutation(len(unit))[:IMAGES]
-            clusters = MiniBatchKMeans(len(centroids), n_init=1, batch_size=4096, max_iter=20, random_state=once)
-            found = clusters.fit(unit[chosen].flatten(0, 1).numpy()).cluster_centers_
-            centroids.copy_(functional.normalize(torch.from_numpy(found.astype(np.float32)), dim=-1))
-        near = torch.cat([self.nearest(some) for some in unit.split(CHUNK)])
-        for ids, central in zip(near.unbind(-1), self.central, strict=True):
-            occurs = ids.flatten().bincount(minlength=len(central))
-            total = torch.zeros_like(central).index_add_(0, ids.flatten(), self.prior.repeat(len(unit)))
-            central.copy_(torch.where(occurs > 0, total / occurs.clamp(min=1), 1.0))
-        self.spread.copy_(self.content(near).std())
-        if self.spread < LEAST_SPREAD:
+        chunks = zip(tokens.split(CHUNK_SIZE), raw_tokens.split(CHUNK_SIZE), strict=True)
+        scores = torch.cat([self.foreground_score(*chunk) for chunk in chunks])
+        self.threshold.fill_(highest_threshold(scores, self.threshold_classes))
+
+    def _fit_centroids(self, tokens: Float[Tensor, "s n d"], *, seed: int) -> None:
+        from sklearn.cluster import MiniBatchKMeans  # a slow import
+
+        num_patches, num_clusters = min(len(tokens), IMAGES_PER_CLUSTERING) * tokens.shape[1], self.centroids.shape[1]
+        if num_patches < num_clusters:
             raise ValueError(
-                "no content of the images prefers their middle, so there is no foreground to find; set "
-                "parts.learned.foreground to null: every patch then belongs to a part"
+                f"parts.learned.foreground.clusters is {num_clusters}, but {len(tokens)} images have {num_patches} "
+                "patches; lower it, or raise parts.num_images"
             )
-        evidence = torch.cat([self.evidence(*some) for some in zip(unit.split(CHUNK), patch.split(CHUNK), strict=True)])
-        # means of one number, as Otsu (1979) has two groups, and in section III more of them
-        means = (
-            KMeans(self.threshold_classes, n_init=4, random_state=0)
-            .fit(evidence.reshape(-1, 1).numpy())
-            .cluster_centers_
-        )
-        self.threshold.fill_(float(np.sort(means.ravel())[-2:].mean()))
+        for i, centroids in enumerate(self.centroids):
+            own_seed = fold(seed, i) % 2**32
+            images = np.random.default_rng(own_seed).permutation(len(tokens))[:IMAGES_PER_CLUSTERING]
+            kmeans = MiniBatchKMeans(num_clusters, n_init=1, batch_size=4096, max_iter=20, random_state=own_seed)
+            centers = kmeans.fit(tokens[images].flatten(0, 1).numpy()).cluster_centers_
+            centroids.copy_(functional.normalize(torch.from_numpy(centers.astype(np.float32)), dim=-1))
 
-    def nearest(self, unit: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n r"]:
-        """The cluster of each patch in each clustering."""
-        return torch.einsum("bnd,rkd->bnrk", unit, self.codebooks).argmax(-1)
+    def _fit_cluster_scores(self, clusters: Integer[Tensor, "s n r"]) -> None:
+        """Set the score of each cluster to the mean center prior of its patches, and of empty clusters to 1."""
+        for indices, scores in zip(clusters.unbind(-1), self.cluster_scores, strict=True):
+            count = indices.flatten().bincount(minlength=len(scores))
+            total = torch.zeros_like(scores).index_add_(0, indices.flatten(), self.center_map.repeat(len(clusters)))
+            scores.copy_(torch.where(count > 0, total / count.clamp(min=1), 1.0))
 
-    def content(self, near: Integer[Tensor, "b n r"]) -> Float[Tensor, "b n"]:
-        """How central a patch's kinds of content are, mean over clusterings; 1: as the average place."""
-        return self.central[torch.arange(len(self.central), device=near.device), near].mean(-1)
+    def nearest_clusters(self, tokens: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n r"]:
+        """Return the index of each patch's nearest cluster in each of the `r` clusterings."""
+        return torch.einsum("bnd,rkd->bnrk", tokens, self.centroids).argmax(-1)
 
-    def evidence(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
-        """That and, as far as `place` lets it count, the patch's own place; shared among patches that look alike."""
-        place = self.center_prior * self.spread / self.prior.std() * (self.prior - 1)
-        return diffuse(self.content(self.nearest(unit)) + place, alike(patch), steps=self.steps)
+    def content_score(self, clusters: Integer[Tensor, "b n r"]) -> Float[Tensor, "b n"]:
+        """Return the mean score of each patch's clusters. Content without preference for a position has score 1."""
+        return self.cluster_scores[torch.arange(len(self.cluster_scores), device=clusters.device), clusters].mean(-1)
 
-    def forward(self, unit: Float[Tensor, "b n d"], patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
-        """The share of foreground in [0, 1], one half at the threshold; from prepared tokens of unit length and those
-        of the teacher.
+    def foreground_score(
+        self, tokens: Float[Tensor, "b n d"], raw_tokens: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b n"]:
+        """Return the content score plus the weighted center prior of the position, diffused within each image."""
+        position_scale = self.center_prior_weight * self.score_std / self.center_map.std()
+        position_score = position_scale * (self.center_map - 1)
+        score = self.content_score(self.nearest_clusters(tokens)) + position_score
+        return diffuse(score, patch_affinity(raw_tokens), steps=self.diffusion_steps)
 
-        The threshold lies half-way between that of the dataset and the image's own: some objects stand out less.
+    def forward(self, tokens: Float[Tensor, "b n d"], raw_tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        """Return the foreground share of each patch, in [0, 1]; 0.5 at the threshold.
+
+        The threshold of an image is the mean of the dataset's threshold and of the image's own Otsu threshold, because
+        some objects stand out less than others.
         """
-        evidence = self.evidence(unit, patch)
-        threshold = (self.threshold + otsu(evidence)) / 2
-        return torch.sigmoid((evidence - threshold[:, None]) / (SOFTNESS * self.spread))
+        score = self.foreground_score(tokens, raw_tokens)
+        threshold = (self.threshold + otsu_threshold(score)) / 2
+        return torch.sigmoid((score - threshold[:, None]) / (SIGMOID_SCALE * self.score_std))
 
 
-def otsu(values: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
-    """Per row, the middle between the means of the two groups that differ most (Otsu 1979): two means, exactly."""
-    ranked = values.sort(1).values
-    below = torch.arange(1, values.shape[1], device=values.device)
-    sums, above = ranked.cumsum(1), values.shape[1] - below
+def highest_threshold(scores: Float[Tensor, "s n"], num_classes: int) -> float:
+    """Return the threshold between the two highest of `num_classes` classes of scores.
+
+    k-means in one dimension minimizes the variance within classes. This is the multi-threshold criterion of Otsu, "A
+    Threshold Selection Method from Gray-Level Histograms", 1979, section III.
+    """
+    from sklearn.cluster import KMeans  # a slow import
+
+    means = KMeans(num_classes, n_init=4, random_state=0).fit(scores.reshape(-1, 1).numpy()).cluster_centers_
+    return float(np.sort(means.ravel())[-2:].mean())
+
+
+def otsu_threshold(scores: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """Split the scores of each image into two classes with the least variance within (Otsu, 1979).
+
+    Returns:
+        Per image the midpoint between the means of both classes.
+    """
+    ranked = scores.sort(1).values
+    below = torch.arange(1, scores.shape[1], device=scores.device)
+    sums, above = ranked.cumsum(1), scores.shape[1] - below
     low, high = sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / above
     best = (below * above * (high - low).square()).argmax(1, keepdim=True)
     return ((low + high) / 2).gather(1, best)[:, 0]
 
 
-def alike(patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
-    """How much each patch of an image resembles the others of that image: softmax of cosines, rows sum to 1.
+def patch_affinity(raw_tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
+    """Compute how similar the patches of an image are: a softmax over cosines, each row sums to 1.
 
-    Of the teacher's tokens less the image's mean: in one image, unlike between images, its colors and textures tell.
+    The function subtracts the mean token of the image, so that the cosines reflect differences of color and texture.
     """
-    unit = functional.normalize(patch - patch.mean(1, keepdim=True), dim=-1)
-    return ((unit @ unit.transpose(1, 2)).float() / ALIKE).softmax(-1)
+    unit = functional.normalize(raw_tokens - raw_tokens.mean(1, keepdim=True), dim=-1)
+    return ((unit @ unit.transpose(1, 2)).float() / AFFINITY_TEMPERATURE).softmax(-1)
 
 
-def diffuse(evidence: Float[Tensor, "b n"], weights: Float[Tensor, "b n n"], *, steps: int) -> Float[Tensor, "b n"]:
-    """`evidence` after a random walk with restart among the patches (Zhou et al., NeurIPS 2003), `steps` long."""
-    found = evidence
-    with torch.autocast(evidence.device.type, enabled=False):  # small products that follow one another
+def diffuse(score: Float[Tensor, "b n"], affinity: Float[Tensor, "b n n"], *, steps: int) -> Float[Tensor, "b n"]:
+    """Diffuse scores among the patches of an image: `steps` steps of a random walk with restart.
+
+    Source: Zhou et al., "Learning with Local and Global Consistency", NeurIPS 2003.
+    """
+    diffused = score
+    with torch.autocast(score.device.type, enabled=False):  # rounding errors would add up over the steps
         for _ in range(steps):
-            found = (1 - RESTART) * (weights @ found[:, :, None])[:, :, 0] + RESTART * evidence
-    return found
+            diffused = (1 - RESTART_PROBABILITY) * (affinity @ diffused[:, :, None])[:, :, 0]
+            diffused = diffused + RESTART_PROBABILITY * score
+    return diffused
 
 
-def places(grid: tuple[int, int], *, device: torch.device | str = "cpu") -> Float[Tensor, "n 2"]:
-    """Row and column of every patch's center, -1...1 from edge to edge."""
+def patch_positions(grid: tuple[int, int], *, device: torch.device | str = "cpu") -> Float[Tensor, "n 2"]:
+    """Return row and column of each patch's center; the edges of the image are at -1 and 1."""
     rows, columns = ((torch.arange(side, device=device) + 0.5) / side * 2 - 1 for side in grid)
     return torch.cartesian_prod(rows, columns)
 
 
-def centeredness(grid: tuple[int, int]) -> Float[Tensor, " n"]:
-    """A Gaussian around the image's center, mean 1."""
-    weights = torch.exp(-places(grid).square().sum(1) / (2 * WIDTH**2))
+def center_prior(grid: tuple[int, int]) -> Float[Tensor, " n"]:
+    """Return a Gaussian around the center of the image, scaled to mean 1."""
+    weights = torch.exp(-patch_positions(grid).square().sum(1) / (2 * CENTER_SIGMA**2))
     return weights / weights.mean()
 
 
 def object_code(foreground: Float[Tensor, "b n"], grid: tuple[int, int]) -> Float[Tensor, "b n 4"]:
-    """Where on its object a patch lies, as a unit vector: sine and cosine of its height and of its distance from the
-    middle.
+    """Encode where on its object each patch lies.
 
-    Both relative to mean and standard deviation of the places that are foreground (share above one half); left and
-    right are one, since objects face either way. An image without foreground counts as all foreground.
+    Positions are relative to mean and standard deviation of the foreground's positions. Left and right are equal,
+    because objects face either way. In an image without foreground all patches count as foreground.
+
+    Args:
+        foreground: The foreground share of each patch; patches above 0.5 belong to the object.
+        grid: Rows and columns of patches.
+
+    Returns:
+        Unit vectors: sine and cosine of the height, sine and cosine of the horizontal distance from the center.
     """
-    place = places(grid, device=foreground.device)
+    positions = patch_positions(grid, device=foreground.device)
     weights = (2 * foreground - 1).clamp(min=0) + 1e-9
     weights = (weights / weights.sum(1, keepdim=True))[:, :, None]
-    center = (weights * place).sum(1, keepdim=True)
-    extent = (weights * (place - center).square()).sum(1, keepdim=True).sqrt()
-    least = 2 * (1 - place[-1])  # one patch
-    height, across = (PITCH * (place - center) / extent.maximum(least)).unbind(-1)
-    across = across.abs()
-    return torch.stack([height.sin(), height.cos(), across.sin(), across.cos()], dim=-1) / 2**0.5
+    center = (weights * positions).sum(1, keepdim=True)
+    extent = (weights * (positions - center).square()).sum(1, keepdim=True).sqrt()
+    min_extent = 2 * (1 - positions[-1])  # one patch
+    height, distance = (OBJECT_ANGLE * (positions - center) / extent.maximum(min_extent)).unbind(-1)
+    distance = distance.abs()
+    return torch.stack([height.sin(), height.cos(), distance.sin(), distance.cos()], dim=-1) / 2**0.5

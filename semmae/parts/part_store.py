@@ -32,6 +32,7 @@ LABEL_MODULES = (  # every module whose code decides which label a patch gets, o
     "semmae.parts.foreground",
     "semmae.parts.part_learner",
     "semmae.parts.part_maps",
+    "semmae.parts.part_method",
     "stages.part_maps",
 )
 

@@ -16,7 +16,7 @@ from semmae.data.loader import batches
 from semmae.data.transforms import Whole
 from semmae.models import vit
 from semmae.models.teacher import Teacher
-from semmae.parts.part_learner import PartMethod
+from semmae.parts.part_method import PartMethod
 from semmae.report import figures, overlays
 from semmae.report.palettes import GRAY, make_palette
 

@@ -75,7 +75,7 @@ def test_part_maps_of_another_teacher_are_refused(inside: Project, capsys: pytes
     before = contents()
     for command, sentence in (
         ("pretrain", "was made with teacher"),
-        ("part_maps", "data/parts was learned from another teacher than the one beside it; run dvc repro parts"),
+        ("part_maps", "data/parts was learned from another teacher than the current one; run dvc repro parts"),
         ("part_scores toy", "data/parts was learned from another teacher"),
     ):
         capsys.readouterr()

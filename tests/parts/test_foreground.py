@@ -1,4 +1,4 @@
-"""The foreground found without labels, on planted objects; where on an object a patch lies."""
+"""Foreground of planted objects is found without labels, and object codes depend on the position on the object."""
 
 import numpy as np
 import pytest
@@ -39,16 +39,15 @@ def planted(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_kinds_of_content_that_prefer_the_middle_are_foreground():
     tokens, part = planted(200, 0)
-    model = Foreground(CONFIG, grid=GRID, width=WIDTH)
+    model = Foreground(CONFIG, grid=GRID, embed_dim=WIDTH)
     model.fit(tokens, tokens, seed=0)
     tokens, part = planted(50, 1)
     found = model(tokens, tokens) > 0.5
     assert ((part > 0) & found).sum() / ((part > 0) | found).sum() > 0.95
 
 
-def test_place_alone_decides_where_content_says_nothing():
-    model = Foreground(CONFIG | {"center_prior": 1.0}, grid=GRID, width=WIDTH)
-    model.prior.copy_(foreground.centeredness(GRID))
+def test_position_alone_decides_if_all_content_is_equal():
+    model = Foreground(CONFIG | {"center_prior": 1.0}, grid=GRID, embed_dim=WIDTH)
     tokens = functional.normalize(torch.ones(1, 64, WIDTH), dim=-1)
     share = model(tokens, tokens).reshape(GRID)
     torch.testing.assert_close(share, share.flip(0))
@@ -56,37 +55,38 @@ def test_place_alone_decides_where_content_says_nothing():
     assert share[4, 4] > share[4, 6] > share[4, 7] > share[7, 7]
 
 
-def test_patches_that_look_alike_share_their_evidence():
-    """Two kinds of patches in one image: the walk leads to the mean of each kind, and keeps apart what differs."""
+def test_scores_diffuse_among_similar_patches_only():
+    """Two kinds of patches in one image: diffusion leads to the mean of each kind."""
     kinds = functional.normalize(torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(3)), dim=-1)
     kind = torch.arange(64) % 2
-    evidence = torch.rand(1, 64, generator=torch.Generator().manual_seed(4)) + kind
-    weights = foreground.alike(kinds[kind][None])
-    torch.testing.assert_close(weights.sum(2), torch.ones(1, 64))
-    assert torch.equal(foreground.diffuse(evidence, weights, steps=0), evidence)
-    found = foreground.diffuse(evidence, weights, steps=60)
-    restart = foreground.RESTART
+    score = torch.rand(1, 64, generator=torch.Generator().manual_seed(4)) + kind
+    affinity = foreground.patch_affinity(kinds[kind][None])
+    torch.testing.assert_close(affinity.sum(2), torch.ones(1, 64))
+    assert torch.equal(foreground.diffuse(score, affinity, steps=0), score)
+    diffused = foreground.diffuse(score, affinity, steps=60)
+    restart = foreground.RESTART_PROBABILITY
     for k in (0, 1):
-        mean = evidence[:, kind == k].mean()
-        expected = restart * evidence[:, kind == k] + (1 - restart) * mean  # the fixed point within one kind
-        torch.testing.assert_close(found[:, kind == k], expected, atol=2e-3, rtol=0)
+        mean = score[:, kind == k].mean()
+        expected = restart * score[:, kind == k] + (1 - restart) * mean  # the fixed point within one kind
+        torch.testing.assert_close(diffused[:, kind == k], expected, atol=2e-3, rtol=0)
 
 
-def test_an_image_is_split_where_its_two_groups_differ_most():
-    """Of all splits of the sorted values the one with the least variance within; the middle between its means."""
+def test_otsu_threshold_is_the_midpoint_of_the_split_with_the_least_variance_within():
     values = torch.cat([torch.randn(30), torch.randn(10) + 6])[None].double()
     ranked = values[0].sort().values
     splits = [(ranked[:k], ranked[k:]) for k in range(1, 40)]
     low, high = min(splits, key=lambda pair: sum(((part - part.mean()) ** 2).sum() for part in pair))
-    torch.testing.assert_close(foreground.otsu(values), (low.mean() + high.mean())[None] / 2)
-    assert foreground.otsu(torch.ones(2, 5)).tolist() == [1, 1]
+    torch.testing.assert_close(foreground.otsu_threshold(values), (low.mean() + high.mean())[None] / 2)
+    assert foreground.otsu_threshold(torch.ones(2, 5)).tolist() == [1, 1]
 
 
-def test_content_without_a_middle_is_refused():
-    alike = functional.normalize(torch.ones(20, 64, WIDTH), dim=-1)
-    model = Foreground(CONFIG | {"clusters": 2}, grid=GRID, width=WIDTH)
-    with pytest.raises(ValueError, match=r"no foreground to find; set parts\.learned\.foreground to null"):
-        model.fit(alike, alike, seed=0)
+def test_content_without_a_preference_for_the_center_is_refused():
+    equal = functional.normalize(torch.ones(20, 64, WIDTH), dim=-1)
+    model = Foreground(CONFIG | {"clusters": 2}, grid=GRID, embed_dim=WIDTH)
+    with pytest.raises(
+        ValueError, match=r"no foreground to find; expected images of objects. Set parts\.learned\.foreground to null"
+    ):
+        model.fit(equal, equal, seed=0)
 
 
 def test_fewer_patches_than_clusters_or_parts_are_refused_with_what_to_change():
@@ -94,14 +94,14 @@ def test_fewer_patches_than_clusters_or_parts_are_refused_with_what_to_change():
     with pytest.raises(
         ValueError, match=r"clusters is 200, but 3 images have 192 patches; lower it, or raise parts\.num_images"
     ):
-        Foreground(CONFIG | {"clusters": 200}, grid=GRID, width=WIDTH).fit(patch, patch, seed=0)
+        Foreground(CONFIG | {"clusters": 200}, grid=GRID, embed_dim=WIDTH).fit(patch, patch, seed=0)
     patch, _ = planted(200, 0)
     learner = part_learner.PartLearner(LEARNER | {"num_parts": 4000})
     with pytest.raises(ValueError, match=r"num_parts is 4000, but \d+ patches of 200 images are foreground; lower it"):
         learner.fit(patch, seed=0)
 
 
-def test_the_code_of_a_place_moves_and_grows_with_its_object():
+def test_the_object_code_moves_and_scales_with_the_object():
     def code(top: int, left: int, height: int, width: int) -> torch.Tensor:
         share = torch.zeros(12, 12)
         share[top : top + height, left : left + width] = 1
@@ -109,8 +109,8 @@ def test_the_code_of_a_place_moves_and_grows_with_its_object():
 
     small, moved, large = code(1, 2, 3, 4), code(6, 7, 3, 4), code(1, 1, 9, 12)
     torch.testing.assert_close(small[1:4, 2:6], moved[6:9, 7:11])
-    torch.testing.assert_close(small[2, 3], small[2, 4])  # left and right are one
-    assert not torch.allclose(small[1, 3], small[3, 3])  # above and below are two
+    torch.testing.assert_close(small[2, 3], small[2, 4])  # left and right are equal
+    assert not torch.allclose(small[1, 3], small[3, 3])  # above and below differ
     torch.testing.assert_close(small.norm(dim=-1), torch.ones(12, 12))
     middle = large[5, 5]  # the middle row of nine, as row 2 is the middle row of three
     torch.testing.assert_close(small[2, 3, :2], middle[:2])
@@ -121,7 +121,7 @@ def test_an_image_without_foreground_counts_as_all_foreground():
     torch.testing.assert_close(foreground.object_code(nothing, GRID), foreground.object_code(everything, GRID))
 
 
-def test_the_learner_keeps_background_in_one_label_and_tells_parts_by_their_place():
+def test_the_learner_keeps_background_in_one_label_and_separates_parts_by_position():
     model = part_learner.PartLearner(LEARNER)
     patch, _ = planted(200, 0)
     model.fit(patch, seed=0)

@@ -6,7 +6,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from semmae.core import optim
 from semmae.models.teacher import Tokens
-from semmae.parts import part_learner
+from semmae.parts import part_decoder, part_learner, part_method
 
 GRID, WIDTH = (6, 6), 12
 
@@ -44,8 +44,8 @@ def test_the_learner_finds_planted_parts():
     for step in range(150):
         tokens, _ = planted(16, step)
         maps, rebuilt = model(tokens)
-        loss = (rebuilt - model.prepare(tokens.patch)).square().mean()
-        loss = loss + 0.1 * part_learner.diversity_loss(maps) + part_learner.balance_loss(maps.mean((0, 2)), 0.05)
+        loss = (rebuilt - model.prepare_tokens(tokens.patch)).square().mean()
+        loss = loss + 0.1 * part_decoder.diversity_loss(maps) + part_decoder.balance_loss(maps.mean((0, 2)), 0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -56,7 +56,7 @@ def test_the_learner_finds_planted_parts():
 
 def test_kmeans_finds_planted_parts():
     tokens, truth = planted(64, 0)
-    model = part_learner.KMeansParts(config("kmeans"))
+    model = part_method.KMeansParts(config("kmeans"))
     assert model.fit(tokens.patch, seed=0) > 0.8
     assert adjusted_rand_score(truth.flatten(), model.assign(tokens).argmax(1).flatten()) > 0.8
 
@@ -65,7 +65,7 @@ def test_kmeans_finds_planted_parts():
 def test_shares_sum_to_one_and_survive_saving(method, background, tmp_path):
     model = part_learner.PART_METHODS[method](config(method, background=background))
     tokens, _ = planted(4, 0)
-    model.fit_scale(tokens.patch)
+    model.fit_whitening(tokens.patch)
     shares = model.assign(tokens)
     assert shares.shape == (4, model.num_labels, 36)
     torch.testing.assert_close(shares.sum(1), torch.ones(4, 36))
@@ -99,24 +99,24 @@ def test_the_maps_are_the_decoders_only_spatial_input():
 def test_diversity_is_the_overlap_of_pairs():
     maps = torch.rand(2, 3, 5).softmax(1)
     pairs = sum((maps[:, i] * maps[:, j]).mean() for i in range(3) for j in range(3) if i != j)
-    torch.testing.assert_close(part_learner.diversity_loss(maps), pairs)
+    torch.testing.assert_close(part_decoder.diversity_loss(maps), pairs)
     decided = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 5)), 3).transpose(1, 2).float()
-    assert part_learner.diversity_loss(decided) == 0
+    assert part_decoder.diversity_loss(decided) == 0
 
 
 def test_balance_asks_for_a_floor_and_nothing_more():
-    assert part_learner.balance_loss(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels is missing altogether
-    assert part_learner.balance_loss(torch.tensor([0.9, 0.1]), 0.1) == 0
-    assert part_learner.balance_loss(torch.tensor([0.9, 0.1]), 0.2) == 0.25
+    assert part_decoder.balance_loss(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels is missing altogether
+    assert part_decoder.balance_loss(torch.tensor([0.9, 0.1]), 0.1) == 0
+    assert part_decoder.balance_loss(torch.tensor([0.9, 0.1]), 0.2) == 0.25
 
 
 def test_blur_keeps_the_mean_and_spreads_a_point():
     maps = torch.zeros(1, 2, 7, 7)
     maps[0, 0, 3, 3] = 1
-    out = part_learner.blur(maps, 0.7)
+    out = part_decoder.blur(maps, 0.7)
     torch.testing.assert_close(out.sum(), torch.tensor(1.0))
     assert out[0, 0, 3, 3] > out[0, 0, 3, 4] > out[0, 0, 2, 2] > 0
     torch.testing.assert_close(out[0, 0], out[0, 0].T)
-    assert torch.equal(part_learner.blur(maps, 0.0), maps)
+    assert torch.equal(part_decoder.blur(maps, 0.0), maps)
     flat = torch.ones(1, 2, 7, 7)
-    torch.testing.assert_close(part_learner.blur(flat, 1.0), flat)
+    torch.testing.assert_close(part_decoder.blur(flat, 1.0), flat)

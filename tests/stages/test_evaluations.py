@@ -18,7 +18,7 @@ from semmae.evaluation import curve_files, features, linear_heads, scores, subse
 from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
 from semmae.parts import part_learner as parts_module
-from semmae.parts.part_learner import KMeansParts
+from semmae.parts.part_method import KMeansParts
 from stages import attentive, knn, linear, part_scores
 
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}

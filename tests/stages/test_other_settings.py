@@ -18,10 +18,11 @@ from semmae.data import epoch_order as order
 from semmae.data.dataset import Reader
 from semmae.models import mae, teacher
 from semmae.parts import part_learner, part_maps
+from semmae.parts.part_method import PartMethod
 from tests.project import Project, call
 
 
-def mapped() -> part_learner.PartMethod:
+def mapped() -> PartMethod:
     """The parts of the project in this folder, after their maps of all images have been made and read back."""
     call("part_maps")
     learned, elder = part_learner.load_parts(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")

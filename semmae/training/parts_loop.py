@@ -1,0 +1,108 @@
+"""The training loop of the part learner (SemMAE, section 3.1)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from semmae.core import async_copy, distributed, optim
+from semmae.core.compute import ComputeConfig
+from semmae.core.config import STRICT, Share, UpTo1
+from semmae.data.dataset import Reader
+from semmae.data.transforms import Whole
+from semmae.models.teacher import Teacher
+from semmae.parts.part_decoder import balance_loss, diversity_loss, pixel_targets
+from semmae.parts.part_learner import PartLearner
+from semmae.runs.run import Run
+
+
+@dataclass(frozen=True, config=STRICT)
+class ForegroundConfig:
+    """How the foreground is separated from the background; see `semmae.parts.foreground`."""
+
+    clusterings: PositiveInt
+    clusters: Annotated[int, Field(ge=2)]  # in each clustering
+    center_prior: NonNegativeFloat  # weight of a patch's own position relative to its content
+    diffusion_steps: NonNegativeInt  # of the scores among similar patches
+    threshold_classes: Annotated[int, Field(ge=2)]  # classes of patches by score, the highest is foreground
+
+
+@dataclass(frozen=True, config=STRICT)
+class PartLearnerConfig:
+    """The part learner and its training. The reconstruction loss has weight 1."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt  # over all processes
+    base_lr: NonNegativeFloat  # learning rate = base_lr * batch_size / 256
+    warmup_epochs: NonNegativeInt
+    weight_decay: NonNegativeFloat
+    flip: UpTo1  # probability of a horizontal flip
+    foreground: ForegroundConfig | None  # null: every patch belongs to a part
+    position_weight: NonNegativeFloat  # weight of the position on the object in a patch's key
+    temperature: PositiveFloat  # of the softmax over parts
+    blur_sigma: NonNegativeFloat  # of the maps before the decoder, in patches
+    target: Literal["features", "pixels"]  # what the decoder reconstructs
+    decoder_width: PositiveInt
+    decoder_depth: PositiveInt
+    diversity: NonNegativeFloat  # weight of the diversity loss
+    balance: NonNegativeFloat  # weight of the balance loss
+    balance_floor: Share  # smallest share of a label without a balance loss
+    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
+
+
+def train_part_learner(
+    recipe: PartLearnerConfig,
+    model: PartLearner,
+    teacher: Teacher,
+    *,
+    reader: Reader,
+    img_size: int,
+    seed: int,
+    compute: ComputeConfig,
+    world: distributed.World,
+    run: Run,
+) -> None:
+    """Train a part learner in place to reconstruct the teacher's tokens or the pixels from its part maps.
+
+    Args:
+        recipe: Loss weights and schedule.
+        model: The part learner, after `fit`.
+        teacher: The frozen teacher, on the device.
+        reader: The training images.
+        img_size: Side of the images for the teacher, in pixels.
+        seed: Decides the order of samples and the flips.
+        compute: Precision of the teacher, compilation and workers.
+        world: The processes of the run.
+        run: Keeps checkpoints and records the losses.
+    """
+    model.to(world.device)
+    compute.compile_in_place(model)
+    encode = compute.compile_function(teacher.encode)
+    parallel = distributed.parallel(model, world)
+    optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
+    peak_lr = recipe.base_lr * recipe.batch_size / 256
+    transform = Whole(img_size, seed, recipe.flip)
+
+    for step in run.steps(
+        reader, transform, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed,
+        workers=compute.workers, state={"model": model, "optimizer": optimizer},
+    ):  # fmt: skip
+        images = async_copy.to_device(world.device, step.batch["image"])
+        with distributed.autocast(world.device, compute.precision):
+            tokens = encode(images)
+        if recipe.target == "pixels":
+            target = pixel_targets(images, teacher.patch_size)
+        else:
+            target = model.prepare_tokens(tokens.patch)
+        maps, output = parallel(tokens)
+        reconstruction = (output - target).square().mean()
+        diversity = diversity_loss(maps)
+        balance = balance_loss(distributed.mean(maps.mean((0, 2)), world), recipe.balance_floor)
+        loss = reconstruction + recipe.diversity * diversity + recipe.balance * balance
+        warmup = recipe.warmup_epochs * step.per_epoch
+        lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=peak_lr, end=0.0)
+        optim.set_rate(optimizer, lr)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        run.record(loss=loss, reconstruction=reconstruction, diversity=diversity, balance=balance)

@@ -26,7 +26,7 @@ from semmae.core import distributed, process
 from semmae.core.compute import ComputeConfig
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.data.transforms import Whole
+from semmae.data.transforms import FullImage
 from semmae.models import teacher, vit
 from semmae.parts import part_learner, part_maps, part_store
 from semmae.sharding import shard_writer
@@ -60,7 +60,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     )
     elder = teacher.load_teacher(root / "teacher").to(device)
     vit.use_fastest_attention(elder, device, frozen_at=elder.grid(args.img_size))
-    view, order = Whole(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
+    view, order = FullImage(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
     learner = learned(elder, ready[0], args.img_size).to(device)
     section = PartMapsConfig("drawn", BATCH, False, ComputeConfig(args.device, args.precision, False, args.workers))

@@ -30,7 +30,7 @@ from semmae.core.config import STRICT, load_config
 from semmae.core.locks import exclusive_lock
 from semmae.data.dataset import Reader, verify_shards
 from semmae.data.loader import load_groups
-from semmae.data.transforms import Whole
+from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Tokens, load_teacher
 from semmae.parts import part_learner, part_maps, part_store
@@ -145,7 +145,7 @@ def label_batches(
     Yields:
         The name of the shard, the labels, and the class token's attention.
     """
-    size, transform = section.batch_size, Whole(learner.config["img_size"], seed=0, flip=0.0)
+    size, transform = section.batch_size, FullImage(learner.config["img_size"], seed=0, flip=0.0)
     groups = [(name, np.array(rows[i : i + size])) for name, rows in shards.items() for i in range(0, len(rows), size)]
     loaded = load_groups(reader, [rows for _, rows in groups], transform, workers=section.compute.workers)
     launched: deque[tuple[str, PendingCopy, PendingCopy]] = deque()

@@ -26,7 +26,7 @@ from semmae.core.digests import file_digest
 from semmae.core.rng import fold, numpy_generator
 from semmae.data.dataset import Reader, verify_shards
 from semmae.data.loader import batches
-from semmae.data.transforms import Whole
+from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Teacher, load_teacher
 from semmae.parts.part_learner import PartLearner, save_parts
@@ -104,7 +104,7 @@ def main() -> None:
 def sample_tokens(section: PartsConfig, reader: Reader, teacher: Teacher, run: Run) -> Float[Tensor, "s n d"]:
     """Encode `num_images` random training images; return their patch tokens, on the CPU."""
     indices = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.num_images]
-    transform = Whole(section.img_size, section.seed, flip=0.0)
+    transform = FullImage(section.img_size, section.seed, flip=0.0)
     patches = []
     for batch in batches(reader, np.sort(indices), transform, batch_size=64, workers=section.compute.workers):
         patches.append(teacher.encode(batch["image"].to(run.world.device)).patch.cpu())

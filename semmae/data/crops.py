@@ -1,12 +1,12 @@
 """One sampled box moves image and part map.
 
 - `random_resized_crop`: sample a `Box`, a crop and a flip in coordinates relative to the image, from a generator.
-- `snapped`: the box with its edges on pixels. `covering`: how large an image must be decoded for its boxes.
+- `snap_to_pixels`: the box with its edges on pixels. `required_size`: how large an image must be decoded for its boxes.
 - `resize_box`: the box of an image, resized, channels first as networks take them; `crop_image`: a square, as pictures
-  are; `resample_box`: as evaluations of other libraries do it; `planes`: channels first.
+  are; `resample_box`: as evaluations of other libraries do it; `channels_first`: channels first.
 - `crop_part_map`: the same box of its part map, on the encoder's grid (or of its mask, on the pixels of the crop);
   `crop_part_maps`: of a batch.
-- `WHOLE`: the box that changes nothing.
+- `FULL_IMAGE`: the box that changes nothing.
 
 Relative coordinates fit an image decoded at any scale and a part map of any grid, whatever the teacher's resolution.
 """
@@ -46,7 +46,7 @@ class Box(NamedTuple):
         return self.top, self.left, self.height, self.width
 
 
-WHOLE = Box(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
+FULL_IMAGE = Box(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
 
 
 def random_resized_crop(
@@ -68,14 +68,14 @@ def random_resized_crop(
     return Box((1 - height) / 2, (1 - width) / 2, height, width, flipped)
 
 
-def snapped(box: Box, size: tuple[int, int]) -> Box:
+def snap_to_pixels(box: Box, size: tuple[int, int]) -> Box:
     """The box with its edges on the nearest pixels of an image of that height and width, a pixel apart at least."""
     (top, bottom), (left, right) = _pixels(box.top, box.height, size[0]), _pixels(box.left, box.width, size[1])
     h, w = size
     return Box(top / h, left / w, (bottom - top) / h, (right - left) / w, box.flip)
 
 
-def covering(crops: Iterable[tuple[Box, tuple[int, int]]]) -> tuple[int, int]:
+def required_size(crops: Iterable[tuple[Box, tuple[int, int]]]) -> tuple[int, int]:
     """Rows and columns of the whole image such that no box has fewer than those it will be resized to."""
     rows, columns = zip(*((h / box.height, w / box.width) for box, (h, w) in crops), strict=True)
     return math.ceil(max(rows)), math.ceil(max(columns))
@@ -99,14 +99,14 @@ def resize_box(
         channels = torch.from_numpy(cut).permute(2, 0, 1)[None]
         found = F.interpolate(channels, size, mode="bicubic", antialias=True)[0].contiguous().numpy()
     else:
-        found = planes(cv2.resize(cut, size[::-1], interpolation=cv2.INTER_CUBIC))
+        found = channels_first(cv2.resize(cut, size[::-1], interpolation=cv2.INTER_CUBIC))
     if box.flip:
         rows = found.reshape(-1, size[1])
         cv2.flip(rows, 1, rows)
     return found
 
 
-def planes(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h w"]:
+def channels_first(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h w"]:
     """Channels first, as networks take them; ten times as fast as a copy of the transpose."""
     found = np.empty((3, *pixels.shape[:2]), np.uint8)
     cv2.split(pixels, list(found))

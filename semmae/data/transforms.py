@@ -1,82 +1,116 @@
-"""What a training step sees of a sample: crops sampled by name, so that a resumed run sees the same ones.
+"""The views of an image in training: random crops, colors and RandAugment.
 
-Every box and color is drawn from (seed, epoch, key). The loaders are called by `run.Run.steps`, in worker processes
-too, as `load(reader, index, epoch)`; they return uint8 arrays, which the device normalizes.
+All random numbers are drawn from (seed, epoch, key), so a resumed run, another number of workers and other ranks get
+the same views. The views are called as `view(reader, index, epoch)`, also in worker processes. They return uint8
+arrays, channels first; the device normalizes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import NonNegativeFloat, PositiveFloat
-from pydantic.dataclasses import dataclass as params
+from PIL import Image, ImageOps
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from timm.data import IMAGENET_DEFAULT_MEAN, auto_augment
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 
 from semmae.core.config import STRICT, Portion, Range, UpTo1
-from semmae.core.rng import numpy_generator
-from semmae.data.crops import WHOLE, Box, covering, random_resized_crop, resize_box, snapped
+from semmae.core.rng import numpy_generator, seeded
+from semmae.data.crops import FULL_IMAGE, Box, random_resized_crop, required_size, resize_box, snap_to_pixels
 from semmae.data.dataset import Reader
 
+LUMA = np.array([0.299, 0.587, 0.114])
+MAX_SHIFT = 0.45  # largest translation of RandAugment, as a share of the side (timm)
 
-@params(frozen=True, config=STRICT)
+
+@pydantic_dataclass(frozen=True, config=STRICT)
 class Crop:
-    """RandomResizedCrop: range of the area, range of the aspect ratio (w / h), probability of a flip."""
+    """Parameters of a random resized crop."""
 
-    scale: Range[Portion]
-    ratio: Range[PositiveFloat]
-    flip: UpTo1
+    scale: Range[Portion]  # area, as a share of the image
+    ratio: Range[PositiveFloat]  # width / height
+    flip: UpTo1  # probability of a horizontal flip
 
 
-@params(frozen=True, config=STRICT)
-class Color:
-    """How far colors are moved: each factor is drawn from 1 - x ... 1 + x, the hue's turn from -x ... x circles."""
+@pydantic_dataclass(frozen=True, config=STRICT)
+class ColorJitter:
+    """Ranges of random colors: a factor is drawn from [1 - x, 1 + x], the rotation of the hue from [-x, x] circles."""
 
     brightness: NonNegativeFloat
     contrast: NonNegativeFloat
     saturation: NonNegativeFloat
     hue: UpTo1
-    gray: UpTo1  # of no color at all
+    gray: UpTo1  # probability of a gray image
+
+
+@pydantic_dataclass(frozen=True, config=STRICT)
+class RandAugment:
+    """Parameters of timm's policy `rand-m<magnitude>-n<operations>-mstd<magnitude_std>-inc1`."""
+
+    operations: PositiveInt  # per image
+    magnitude: Annotated[int, Field(ge=0, le=10)]
+    magnitude_std: NonNegativeFloat
 
 
 @dataclass(frozen=True)
 class OneCrop:
-    """A random crop, and what its part map is found and cropped by, a batch at once (`PartMaps.crops`): `index` of the
-    sample and `span` of the crop.
-    """
+    """A random crop, with what `PartMaps.crops` needs to crop its part map: the index of the sample and the span."""
 
     seed: int
     crop: Crop
-    sizes: Sequence[int]  # pixels of a side, by epoch
+    sizes: Sequence[int]  # side of the crop in pixels, by epoch
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
-        rng = numpy_generator(self.seed, "crop", epoch, reader.keys[index])
-        box = random_box(rng, reader.size(index), self.crop)
+        key = reader.keys[index]
+        box = random_box(numpy_generator(self.seed, "crop", epoch, key), reader.size(index), self.crop)
         image = load_crop(reader, index, box, self.sizes[epoch])
-        return {"key": reader.keys[index], "index": int(index), "image": image, "span": np.array(box.span)}
+        return {"key": key, "index": int(index), "image": image, "span": np.array(box.span)}
 
 
 @dataclass(frozen=True)
-class Whole:
-    """The whole image resized, not cropped, to a square, as part maps see it; flipped at random with probability
-    `flip`.
-    """
+class AugmentedCrop:
+    """A random crop with RandAugment (None: without), and its label, for fine-tuning."""
+
+    seed: int
+    crop: Crop
+    rand_augment: RandAugment | None
+    img_size: int
+
+    def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
+        key = reader.keys[index]
+        box = random_box(numpy_generator(self.seed, "crop", epoch, key), reader.size(index), self.crop)
+        pixels = load_crop(reader, index, box, self.img_size)
+        if self.rand_augment is not None:
+            with seeded(self.seed, "rand augment", epoch, key):  # timm draws from the global generators
+                image = Image.fromarray(pixels.transpose(1, 2, 0))
+                pixels = np.asarray(build_rand_augment(self.rand_augment, self.img_size)(image)).transpose(2, 0, 1)
+        return {"key": key, "image": np.ascontiguousarray(pixels), "label": reader.labels[index]}
+
+
+@dataclass(frozen=True)
+class FullImage:
+    """The uncropped image, resized to a square as for part maps, and flipped with probability `flip`."""
 
     img_size: int
     seed: int
     flip: float
 
     def __call__(self, reader: Reader, index: int, epoch: int = 0) -> dict[str, Any]:
-        flip = self.flip > 0 and numpy_generator(self.seed, "flip", epoch, reader.keys[index]).uniform() < self.flip
-        image = load_crop(reader, index, WHOLE._replace(flip=flip), self.img_size)
-        return {"key": reader.keys[index], "image": image}
+        key = reader.keys[index]
+        flip = self.flip > 0 and numpy_generator(self.seed, "flip", epoch, key).uniform() < self.flip
+        image = load_crop(reader, index, FULL_IMAGE._replace(flip=flip), self.img_size)
+        return {"key": key, "image": image}
 
 
 @dataclass(frozen=True)
 class MultiCrop:
-    """DINO's crops: two global ones and `local_crops` small ones, each with the colors of its own."""
+    """The crops of DINO: two global and `local_crops` local ones, each with its own colors (arXiv:2104.14294)."""
 
     seed: int
     global_crop: Crop
@@ -84,15 +118,16 @@ class MultiCrop:
     local_crops: int
     global_size: int
     local_size: int
-    color: Color
+    color: ColorJitter
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
-        rng, whole = numpy_generator(self.seed, "crops", epoch, reader.keys[index]), reader.size(index)
-        wanted = [(self.global_crop, self.global_size)] * 2 + [(self.local_crop, self.local_size)] * self.local_crops
-        boxes = [(random_box(rng, whole, crop), size) for crop, size in wanted]
-        image = reader.image(index, at_least=covering((box, (size, size)) for box, size in boxes))
+        key = reader.keys[index]
+        rng, image_size = numpy_generator(self.seed, "crops", epoch, key), reader.size(index)
+        kinds = [(self.global_crop, self.global_size)] * 2 + [(self.local_crop, self.local_size)] * self.local_crops
+        boxes = [(random_box(rng, image_size, crop), size) for crop, size in kinds]
+        image = reader.image(index, at_least=required_size((box, (size, size)) for box, size in boxes))
         crops = [resize_box(image, box, (size, size)) for box, size in boxes]
-        sample = {"key": reader.keys[index], "global": np.stack(crops[:2])}
+        sample = {"key": key, "global": np.stack(crops[:2])}
         if self.local_crops:
             sample["local"] = np.stack(crops[2:])
         sample["color"] = np.stack([color_matrix(rng, self.color) for _ in crops])
@@ -100,23 +135,20 @@ class MultiCrop:
 
 
 def random_box(rng: np.random.Generator, size: tuple[int, int], crop: Crop) -> Box:
-    """A random box of an image of that height and width, on its pixels."""
-    return snapped(random_resized_crop(rng, aspect=size[1] / size[0], **vars(crop)), size)
+    """Draw a box with its edges on the pixels of an image of this height and width."""
+    return snap_to_pixels(random_resized_crop(rng, aspect=size[1] / size[0], **vars(crop)), size)
 
 
 def load_crop(reader: Reader, index: int, box: Box, size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
-    """The box of a sample's image, decoded no finer than it takes."""
-    image = reader.image(index, at_least=covering([(box, (size, size))]))
+    """Load a box of an image, resized to a square; the image is decoded no larger than necessary."""
+    image = reader.image(index, at_least=required_size([(box, (size, size))]))
     return resize_box(image, box, (size, size))
 
 
-LUMA = np.array([0.299, 0.587, 0.114])
+def color_matrix(rng: np.random.Generator, color: ColorJitter) -> Float[np.ndarray, "3 4"]:
+    """Draw brightness, contrast, saturation and hue as one affine map of RGB in [0, 1], for the device to apply.
 
-
-def color_matrix(rng: np.random.Generator, color: Color) -> Float[np.ndarray, "3 4"]:
-    """Brightness, contrast, saturation and hue in one affine map of RGB in [0, 1]: cheap, and done on the device.
-
-    Contrast turns about middle gray, saturation about luma, hue about the gray axis.
+    Contrast scales distances to middle gray, saturation distances to the luma. Hue rotates about the gray axis.
     """
 
     def factor(spread: float) -> float:
@@ -128,13 +160,35 @@ def color_matrix(rng: np.random.Generator, color: Color) -> Float[np.ndarray, "3
         saturation = 0.0
     axis = np.full((3, 3), 1 / 3)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    rotate = np.cos(turn) * np.eye(3) + (1 - np.cos(turn)) * axis + np.sin(turn) * cross  # Rodrigues
+    rotate = np.cos(turn) * np.eye(3) + (1 - np.cos(turn)) * axis + np.sin(turn) * cross  # Rodrigues' formula
     matrix = (saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * LUMA) @ rotate * gain * contrast
     shift = np.full((3, 1), 0.5 * (1 - contrast))
     return np.hstack([matrix, shift]).astype(np.float32)
 
 
-def recolor(images: UInt8[Tensor, "b 3 H W"], matrix: Float[Tensor, "b 3 4"]) -> UInt8[Tensor, "b 3 H W"]:
-    """Images under their color matrices, clipped."""
+def apply_color_matrix(images: UInt8[Tensor, "b 3 H W"], matrix: Float[Tensor, "b 3 4"]) -> UInt8[Tensor, "b 3 H W"]:
+    """Apply the matrices of `color_matrix` to images, and clip the result to 0...255."""
     x = torch.einsum("bij,bjhw->bihw", matrix[:, :, :3], images.float()) + 255 * matrix[:, :, 3, None, None]
     return x.round().clamp(0, 255).to(torch.uint8)
+
+
+@cache
+def build_rand_augment(options: RandAugment, img_size: int) -> Callable[[Image.Image], Image.Image]:
+    """Build timm's transform with the settings of `timm.data.create_transform` for bicubic images of this size."""
+    name = f"rand-m{options.magnitude}-n{options.operations}-mstd{options.magnitude_std:g}-inc1"
+    gray = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)  # color of pixels that an operation uncovers
+    hparams = {
+        "translate_const": int(MAX_SHIFT * img_size),
+        "img_mean": gray,
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+    transform = rand_augment_transform(name, hparams)
+    for operation in transform.ops:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Posterize as timm does, but keep at least one bit: timm keeps none at the highest magnitude, and Pillow 13 fails."""
+    return ImageOps.posterize(image, max(1, bits))

@@ -21,7 +21,7 @@ from torch import Tensor
 from semmae.core import distributed
 from semmae.core.async_copy import to_device
 from semmae.core.rng import numpy_generator
-from semmae.data.crops import WHOLE, Box, planes, resample_box
+from semmae.data.crops import FULL_IMAGE, Box, channels_first, resample_box
 from semmae.data.dataset import ImageSequence, Reader, verify_shards
 from semmae.data.loader import batches
 from semmae.data.transforms import Crop, load_crop, random_box
@@ -49,7 +49,7 @@ class CenterView:
         side = CROP * min(image.shape[:2])
         height, width = side / image.shape[0], side / image.shape[1]
         box = Box((1 - height) / 2, (1 - width) / 2, height, width, flip=False)
-        return {"image": planes(resample_box(image, box, (self.img_size, self.img_size)))}
+        return {"image": channels_first(resample_box(image, box, (self.img_size, self.img_size)))}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class WholeView:
     num_classes: int
 
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        return {"image": load_crop(reader, index, WHOLE, self.img_size), "counts": self.counts(reader, index)}
+        return {"image": load_crop(reader, index, FULL_IMAGE, self.img_size), "counts": self.counts(reader, index)}
 
     def counts(self, reader: Reader, index: int) -> Integer[np.ndarray, "n g"]:
         """The pixels of each label in each cell, of a sample that has a mask."""

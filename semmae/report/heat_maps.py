@@ -13,7 +13,7 @@ from PIL import Image
 from semmae.data.crops import crop_image
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.data.transforms import Whole
+from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Teacher
 from semmae.parts.part_method import PartMethod
@@ -27,7 +27,7 @@ def label_probabilities(
 ) -> Float[np.ndarray, "b p n"]:
     """Compute the probability of each label (p, the background last) at each patch (n) of whole images."""
     vit.use_fastest_attention(teacher, torch.device("cpu"), frozen_at=method.config["grid"])
-    view = Whole(method.config["img_size"], seed=0, flip=0.0)
+    view = FullImage(method.config["img_size"], seed=0, flip=0.0)
     loader = batches(reader, indices, view, batch_size=32, workers=0)
     return torch.cat([method.assign(teacher.encode(batch["image"])) for batch in loader]).numpy()
 

@@ -24,8 +24,7 @@ from semmae.core.rng import fold, seeded
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_size
 from semmae.data.loader import batches
-from semmae.data.rand_augment import Augmented, RandAugment
-from semmae.data.transforms import Crop
+from semmae.data.transforms import AugmentedCrop, Crop, RandAugment
 from semmae.evaluation import classification_metrics
 from semmae.evaluation.features import CenterView
 from semmae.models import vit
@@ -109,7 +108,7 @@ def finetune(
 ) -> VisionTransformer:  # fmt: skip
     """Train `model` in place and return it, or the moving average of its weights if the recipe asks for one."""
     b, (size, _) = batch_size(recipe, epoch_size(len(reader), reader.weights), world), model.patch_embed.img_size
-    view = Augmented(seed, recipe.crop, recipe.rand_augment, size)
+    view = AugmentedCrop(seed, recipe.crop, recipe.rand_augment, size)
     model = model.to(world.device).train()
     vit.use_fastest_attention(model, world.device)
     average = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)

@@ -19,7 +19,7 @@ from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Below1, Range, Share, UpTo1
 from semmae.core.rng import fold, numpy_generator, torch_generator
 from semmae.data.dataset import Reader
-from semmae.data.transforms import Color, Crop, MultiCrop, recolor
+from semmae.data.transforms import ColorJitter, Crop, MultiCrop, apply_color_matrix
 from semmae.models import ibot, masking, vit
 from semmae.runs.run import Run
 from semmae.runs.steps import Step
@@ -55,7 +55,7 @@ class IBOTRecipe:
     local_crop: Crop
     local_crops: NonNegativeInt
     local_size: PositiveInt
-    color: Color
+    color: ColorJitter
 
 
 def distill(
@@ -153,6 +153,6 @@ def _crops(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tens
 
     def view(name: str, color: Tensor) -> Tensor:
         crops = async_copy.to_device(device, batch[name]).transpose(0, 1)
-        return vit.normalize(recolor(crops.flatten(0, 1), color.flatten(0, 1)))
+        return vit.normalize(apply_color_matrix(crops.flatten(0, 1), color.flatten(0, 1)))
 
     return view("global", color[:2]), view("local", color[2:]) if "local" in batch else None

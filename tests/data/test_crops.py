@@ -8,15 +8,15 @@ from PIL import Image
 
 from semmae.core.rng import numpy_generator
 from semmae.data.crops import (
-    WHOLE,
+    FULL_IMAGE,
     Box,
-    covering,
     crop_image,
     crop_part_map,
     crop_part_maps,
     random_resized_crop,
+    required_size,
     resize_box,
-    snapped,
+    snap_to_pixels,
 )
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -54,7 +54,7 @@ def test_a_part_map_is_cropped_as_its_painting_is(cells, grid):
 def test_a_batch_of_part_maps_is_cropped_as_each_is(cells, grid):
     """Centers on borders included, which half the resolution makes."""
     part_maps = np.random.default_rng(1).integers(0, 256, (42, *cells), dtype=np.uint8)
-    crops = [*boxes(40, aspect=cells[1] / cells[0]), WHOLE, WHOLE._replace(flip=True)]
+    crops = [*boxes(40, aspect=cells[1] / cells[0]), FULL_IMAGE, FULL_IMAGE._replace(flip=True)]
     rows = np.random.default_rng(2).permutation(42)
     batch = crop_part_maps(part_maps, rows, np.array([box.span for box in crops]), grid).reshape(-1, *grid)
     for part_map, box, cropped in zip(part_maps[rows], crops, batch, strict=True):
@@ -84,9 +84,9 @@ def test_the_real_crop_shows_the_label_that_the_part_map_names(cells):
 @pytest.mark.parametrize("shape", [(48, 48), (30, 50)])
 def test_the_whole_box_is_the_identity(shape):
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(crop_image(image, WHOLE, 48), image)
+    np.testing.assert_array_equal(crop_image(image, FULL_IMAGE, 48), image)
     part_map = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    np.testing.assert_array_equal(crop_part_map(part_map, WHOLE, shape), part_map)
+    np.testing.assert_array_equal(crop_part_map(part_map, FULL_IMAGE, shape), part_map)
 
 
 def test_a_flip_mirrors_image_and_map():
@@ -102,7 +102,7 @@ def test_a_flip_mirrors_image_and_map():
 def test_a_center_on_a_border_belongs_to_the_later_cell():
     """Half the resolution puts every center on a border, where rounding must not decide."""
     part_map = np.arange(60, dtype=np.uint8).reshape(6, 10)
-    np.testing.assert_array_equal(crop_part_map(part_map, WHOLE, (3, 5)), part_map[1::2, 1::2])
+    np.testing.assert_array_equal(crop_part_map(part_map, FULL_IMAGE, (3, 5)), part_map[1::2, 1::2])
 
 
 @pytest.mark.parametrize("aspect", [1.0, 1.5, 0.6])
@@ -138,16 +138,16 @@ def test_a_box_is_a_function_of_seed_epoch_and_key():
 
 def test_a_tiny_and_a_degenerate_crop_still_have_the_wanted_size():
     image = np.full((1, 3, 3), 77, np.uint8)
-    for box in [*boxes(20, aspect=3.0), WHOLE]:
+    for box in [*boxes(20, aspect=3.0), FULL_IMAGE]:
         assert (crop_image(image, box, 16) == 77).all()
-    assert crop_image(image, WHOLE, 16).shape == (16, 16, 3)
+    assert crop_image(image, FULL_IMAGE, 16).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (37, 160), (3, 2)])
 def test_a_snapped_box_holds_whole_pixels(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for box in boxes(50, aspect=size[1] / size[0], flip=0.0):
-        near = snapped(box, size)
+        near = snap_to_pixels(box, size)
         top, left, height, width = (
             round(share * extent) for share, extent in zip(near[:4], (*size, *size), strict=True)
         )
@@ -156,19 +156,19 @@ def test_a_snapped_box_holds_whole_pixels(size):
         assert abs(near.left + near.width - box.left - box.width) * size[1] <= max(0.5, 1 - box.width * size[1]) + 1e-9
         inside = image[top : top + height, left : left + width]
         np.testing.assert_array_equal(resize_box(image, near, (height, width)), inside.transpose(2, 0, 1))
-        assert snapped(near, size) == pytest.approx(near)
+        assert snap_to_pixels(near, size) == pytest.approx(near)
 
 
 @pytest.mark.parametrize("size", [(10, 20), (39, 59), (80, 30), (60, 20), (1, 1)])
 def test_a_crop_of_which_a_side_shrinks_is_pillows(size: tuple[int, int]):
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     theirs = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
-    assert np.abs(resize_box(image, WHOLE, size) - theirs.transpose(2, 0, 1)).max() <= 1
+    assert np.abs(resize_box(image, FULL_IMAGE, size) - theirs.transpose(2, 0, 1)).max() <= 1
 
 
 def test_an_image_is_large_enough_for_every_box():
     crops = [(box, (24, 32)) for box in boxes(20)]
-    rows, columns = covering(crops)
+    rows, columns = required_size(crops)
     assert all(rows * box.height >= 24 - 1e-9 and columns * box.width >= 32 - 1e-9 for box, _ in crops)
     assert any((rows - 1) * box.height < 24 for box, _ in crops)
     assert any((columns - 1) * box.width < 32 for box, _ in crops)

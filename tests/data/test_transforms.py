@@ -7,11 +7,11 @@ import torch
 from semmae.data import transforms
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.data.transforms import Color, Crop, MultiCrop, OneCrop, Whole
+from semmae.data.transforms import ColorJitter, Crop, FullImage, MultiCrop, OneCrop
 from semmae.parts.part_maps import PartMaps
 
 CROP = Crop(scale=(0.3, 1.0), ratio=(0.75, 1.3333), flip=0.5)
-STILL = Color(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, gray=0.0)
+STILL = ColorJitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, gray=0.0)
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def test_the_evidence_is_cropped_with_the_image(reader):
 
 
 def test_whole_images_are_resized_not_cropped(reader):
-    assert np.array_equal(Whole(32, 0, 0.0)(reader, 3)["image"], reader.image(3).transpose(2, 0, 1))
-    flips = [Whole(32, 0, 0.5)(reader, i, e)["image"] for i in range(5) for e in range(6)]
+    assert np.array_equal(FullImage(32, 0, 0.0)(reader, 3)["image"], reader.image(3).transpose(2, 0, 1))
+    flips = [FullImage(32, 0, 0.5)(reader, i, e)["image"] for i in range(5) for e in range(6)]
     kept = [np.array_equal(f, reader.image(i // 6).transpose(2, 0, 1)) for i, f in enumerate(flips)]
     assert 5 < sum(kept) < 25
 
 
 def test_multi_crop_has_two_global_views_and_colors_of_their_own(reader):
     load = MultiCrop(
-        0, CROP, Crop(scale=(0.05, 0.2), ratio=(1.0, 1.0), flip=0.5), 3, 32, 16, Color(0.4, 0.4, 0.2, 0.1, 0.2)
+        0, CROP, Crop(scale=(0.05, 0.2), ratio=(1.0, 1.0), flip=0.5), 3, 32, 16, ColorJitter(0.4, 0.4, 0.2, 0.1, 0.2)
     )
     sample = load(reader, 0, 0)
     assert sample["global"].shape == (2, 3, 32, 32)
@@ -66,16 +66,16 @@ def test_multi_crop_has_two_global_views_and_colors_of_their_own(reader):
 def test_no_change_of_color_is_the_identity():
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     matrix = torch.from_numpy(transforms.color_matrix(np.random.default_rng(0), STILL)).expand(2, 3, 4)
-    assert torch.equal(transforms.recolor(images, matrix), images)
+    assert torch.equal(transforms.apply_color_matrix(images, matrix), images)
 
 
 def test_without_color_the_channels_are_equal_and_gray_stays_gray():
     images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
-    gray = torch.from_numpy(transforms.color_matrix(np.random.default_rng(0), Color(0.0, 0.0, 0.0, 0.0, 1.0)))
-    out = transforms.recolor(images, gray[None]).int()
+    gray = torch.from_numpy(transforms.color_matrix(np.random.default_rng(0), ColorJitter(0.0, 0.0, 0.0, 0.0, 1.0)))
+    out = transforms.apply_color_matrix(images, gray[None]).int()
     assert (out.amax(1) - out.amin(1)).max() == 0
     luma = (images.double() * torch.tensor(transforms.LUMA).view(3, 1, 1)).sum(1).round().int()
     assert (out[:, 0] - luma).abs().max() <= 1
-    turned = torch.from_numpy(transforms.color_matrix(np.random.default_rng(0), Color(0.0, 0.0, 0.5, 0.5, 0.0)))
+    turned = torch.from_numpy(transforms.color_matrix(np.random.default_rng(0), ColorJitter(0.0, 0.0, 0.5, 0.5, 0.0)))
     flat = torch.full((1, 3, 4, 4), 90, dtype=torch.uint8)
-    assert (transforms.recolor(flat, turned[None]).int() - 90).abs().max() <= 1
+    assert (transforms.apply_color_matrix(flat, turned[None]).int() - 90).abs().max() <= 1

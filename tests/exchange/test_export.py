@@ -6,7 +6,7 @@ import timm
 import torch
 from PIL import Image
 
-from semmae.data.crops import WHOLE, crop_image
+from semmae.data.crops import FULL_IMAGE, crop_image
 from semmae.data.dataset import Reader
 from semmae.evaluation.features import CenterView
 from semmae.exchange import export
@@ -124,7 +124,7 @@ def test_the_evaluation_view_goes_with_it(folder, tmp_path):
     by_timm = transform(picture.picture)[None]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "transformers")
     by_transformers = processor(picture.picture, return_tensors="pt")["pixel_values"]
-    uncropped = torch.from_numpy(crop_image(picture.image(0), WHOLE, size).transpose(2, 0, 1).copy())[None]
+    uncropped = torch.from_numpy(crop_image(picture.image(0), FULL_IMAGE, size).transpose(2, 0, 1).copy())[None]
 
     def away(found):
         assert found.shape == expected.shape

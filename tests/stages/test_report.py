@@ -16,7 +16,7 @@ from semmae.core.atomic_files import write_json
 from semmae.data import decoding
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.data.transforms import Whole
+from semmae.data.transforms import FullImage
 from semmae.evaluation import curve_files, predictions, scores
 from semmae.evaluation.scores import Scores
 from semmae.models import mae, teacher, vit
@@ -80,7 +80,7 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     known_of |= {"teacher": frozen_teacher.digest, "parts": learner.digest}
     for name, sha256 in digests.items():
         rows = reader.select(np.flatnonzero(np.array(reader.shards) == name))
-        (batch,) = batches(rows, np.arange(len(rows)), Whole(32, 0, 0.0), batch_size=len(rows), workers=0)
+        (batch,) = batches(rows, np.arange(len(rows)), FullImage(32, 0, 0.0), batch_size=len(rows), workers=0)
         tokens = frozen_teacher.encode(batch["image"])
         part_maps.write(
             Path("data/part_maps") / dataset / f"{Path(name).stem}.parquet", keys=rows.keys,

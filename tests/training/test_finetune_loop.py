@@ -20,8 +20,7 @@ from semmae.core.config import load_config, read_yaml, with_overrides
 from semmae.core.digests import file_digest
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.data.rand_augment import Augmented, RandAugment, policy
-from semmae.data.transforms import Crop
+from semmae.data.transforms import AugmentedCrop, Crop, RandAugment, build_rand_augment
 from semmae.evaluation import curve_files, features, scores, subsets
 from semmae.models import classifier, vit
 from semmae.runs import run
@@ -123,7 +122,7 @@ def test_paths_are_dropped_in_training_alone():
 
 
 def test_the_policy_is_that_of_timms_transform(toy_dataset):
-    ours = policy(POLICY, 32)
+    ours = build_rand_augment(POLICY, 32)
     theirs = create_transform(32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
     theirs = next(step for step in theirs.transforms if type(step) is type(ours))
     assert [op.kwargs for op in ours.ops] == [op.kwargs for op in theirs.ops]
@@ -135,17 +134,17 @@ def test_the_policy_is_that_of_timms_transform(toy_dataset):
 def test_the_strongest_policy_draws_every_operation(toy_dataset):
     """At magnitude 10 timm keeps no bit of a posterised image, which Pillow refuses."""
     reader = Reader(toy_dataset, "train")
-    view = Augmented(0, CROP, RandAugment(16, 10, 0.0), 32)
+    view = AugmentedCrop(0, CROP, RandAugment(16, 10, 0.0), 32)
     for epoch in range(3):
         assert view(reader, 0, epoch)["image"].shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_is_a_function_of_seed_epoch_and_key_alone(toy_dataset, workers):
-    reader, view = Reader(toy_dataset, "train"), Augmented(3, CROP, POLICY, 32)
+    reader, view = Reader(toy_dataset, "train"), AugmentedCrop(3, CROP, POLICY, 32)
     expected = np.stack([view(reader, i, 5)["image"] for i in range(12)])
     assert not np.array_equal(expected[0], view(reader, 0, 6)["image"])
-    assert not np.array_equal(expected[0], Augmented(4, CROP, POLICY, 32)(reader, 0, 5)["image"])
+    assert not np.array_equal(expected[0], AugmentedCrop(4, CROP, POLICY, 32)(reader, 0, 5)["image"])
     random.seed(9)
     np.random.seed(9)
     torch.manual_seed(9)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semmae.core.config import STRICT
 from semmae.core.rng import numpy_generator
-from semmae.data.crops import WHOLE, crop_part_map
+from semmae.data.crops import FULL_IMAGE, crop_part_map
 from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
 from semmae.data.loader import batches
@@ -78,7 +78,7 @@ def bank(encode: Encode, reader: Reader, how: SlidingWindowOptions, *, patches: 
     for index, sample in zip(samples.tolist(), loaded, strict=True):
         how.exit_if_stopped()
         image, mask = sample["image"][0], sample["mask"][0].numpy()
-        mask = crop_part_map(mask, WHOLE, (image.shape[1], image.shape[2]))
+        mask = crop_part_map(mask, FULL_IMAGE, (image.shape[1], image.shape[2]))
         corners = [
             np.s_[y : y + windows.side, x : x + windows.side]
             for y in starts(image.shape[1], windows.side, windows.stride)

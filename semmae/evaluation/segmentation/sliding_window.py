@@ -19,7 +19,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from semmae.core import distributed
-from semmae.data.crops import WHOLE, crop_part_map
+from semmae.data.crops import FULL_IMAGE, crop_part_map
 from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
 from semmae.data.loader import batches
@@ -157,7 +157,7 @@ def trivial(train: Integer[np.ndarray, "n g"], val: Reader, *, seed: int) -> dic
     counts: dict[str, list[Tensor]] = {"most_frequent": [], "position": []}
     for index in range(len(val)):
         mask = mask_of(val, index)
-        guesses = np.full_like(mask, frequent), crop_part_map(places, WHOLE, mask.shape)
+        guesses = np.full_like(mask, frequent), crop_part_map(places, FULL_IMAGE, mask.shape)
         for line, guess in zip(counts, guesses, strict=True):
             found = metrics.count(torch.from_numpy(guess), torch.from_numpy(mask), num_classes=train.shape[1])
             counts[line].append(found)

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass as params
 
 from semmae.core.config import STRICT, UpTo1
 from semmae.core.rng import numpy_generator
-from semmae.data.crops import WHOLE, Box, covering, crop_part_map, resize_box, snapped
+from semmae.data.crops import FULL_IMAGE, Box, crop_part_map, required_size, resize_box, snap_to_pixels
 from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
 from semmae.evaluation.part_metrics import cell_counts
@@ -52,13 +52,15 @@ class TrainCrop:
         scale = self.short_side * zoom / min(whole)
         height, width = (self.side / (scale * extent) for extent in whole)  # of the crop, as shares
         top, left = (rng.uniform(0, max(0.0, 1 - share)) for share in (height, width))
-        box = snapped(Box(top, left, min(1.0, height), min(1.0, width), bool(rng.random() < self.crops.flip)), whole)
+        box = snap_to_pixels(
+            Box(top, left, min(1.0, height), min(1.0, width), bool(rng.random() < self.crops.flip)), whole
+        )
         rows, columns = (max(1, round(self.side / max(1.0, share))) for share in (height, width))
         pixels, labels = (
             np.tile(GRAY[:, None, None], (1, self.side, self.side)),
             np.full((self.side, self.side), IGNORE, np.uint8),
         )
-        image = reader.image(index, at_least=covering([(box, (rows, columns))]))
+        image = reader.image(index, at_least=required_size([(box, (rows, columns))]))
         pixels[:, :rows, :columns] = resize_box(image, box, (rows, columns))
         labels[:rows, :columns] = crop_part_map(mask_of(reader, index), box, (rows, columns))
         return {"key": reader.keys[index], "image": pixels, "mask": labels}
@@ -73,7 +75,7 @@ class WholeImage:
     def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
         whole = reader.size(index)
         rows, columns = (max(self.short_side, round(self.short_side * extent / min(whole))) for extent in whole)
-        resized = resize_box(reader.image(index, at_least=(rows, columns)), WHOLE, (rows, columns))
+        resized = resize_box(reader.image(index, at_least=(rows, columns)), FULL_IMAGE, (rows, columns))
         return {"key": reader.keys[index], "image": resized, "mask": mask_of(reader, index)}
 
 

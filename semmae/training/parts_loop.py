@@ -9,7 +9,7 @@ from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Share, UpTo1
 from semmae.data.dataset import Reader
-from semmae.data.transforms import Whole
+from semmae.data.transforms import FullImage
 from semmae.models.teacher import Teacher
 from semmae.parts.part_decoder import balance_loss, diversity_loss, pixel_targets
 from semmae.parts.part_learner import PartLearner
@@ -81,7 +81,7 @@ def train_part_learner(
     parallel = distributed.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=(0.9, 0.95))
     peak_lr = recipe.base_lr * recipe.batch_size / 256
-    transform = Whole(img_size, seed, recipe.flip)
+    transform = FullImage(img_size, seed, recipe.flip)
 
     for step in run.steps(
         reader, transform, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed,

@@ -92,7 +92,7 @@ def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> d
         with kind("benchmark", world, out=root / "out", params=recipe, inputs=[], checkpoint_minutes=1e6) as run:
             mae_loop.pretrain(
                 recipe, masks, encoder, reader=reader, maps=maps, seed=0, compute=compute, world=world, run=run,
-                measure=lambda *_: {},
+                online_eval=lambda *_: {},
             )  # fmt: skip
         return run.rate * args.batch
 

@@ -1,13 +1,12 @@
-"""pretrain: SemMAE, a masked autoencoder whose masks follow the cached part maps, from a share of each part to whole
-parts.
+"""pretrain: SemMAE, a masked autoencoder whose masks follow the cached part maps.
 
     python -m stages.pretrain
 
-Reads  data/shards/<pretrain.dataset>, data/part_maps/<pretrain.dataset>, data/teacher and data/parts (their
-digests), and data/shards/<pretrain.online_eval.dataset> to watch the encoder
-Calls  pretraining.pretrain
+Reads  data/shards/<pretrain.dataset>, data/part_maps/<pretrain.dataset>, the digests of data/teacher and data/parts,
+       and data/shards/<pretrain.online_eval.dataset> to score the encoder
+Calls  mae_loop.pretrain
 Writes data/pretrain/: encoder.safetensors, encoder.json, decoder.safetensors, decoder.json, history.json;
-       results/pretrain/: metrics.json and the curves
+       results/pretrain/: metrics.json and curves
 """
 
 from pathlib import Path
@@ -26,9 +25,9 @@ from semmae.core.rng import fold
 from semmae.data.dataset import Reader, verify_shards
 from semmae.models import mae, vit
 from semmae.parts import part_maps
-from semmae.runs import run
 from semmae.runs.fingerprint import artifact_params
 from semmae.runs.history_files import write_history
+from semmae.runs.run import Run
 from semmae.training import mae_loop
 from semmae.training.online_eval import OnlineEvalConfig, OnlineEvaluator
 
@@ -57,37 +56,42 @@ def main() -> None:
     shards = SHARDS / section.dataset
     verify_shards(shards)
     reader = Reader(shards, "train").with_shuffle_shards(section.recipe.shuffle_shards)
-    made_by = {
-        "teacher": model_digest(TEACHER, "teacher"),
-        "parts": model_digest(PARTS, "parts"),
-    }
-    maps = part_maps.join(PART_MAPS / section.dataset, reader, **made_by)
-    files = sorted((PART_MAPS / section.dataset).glob("*.parquet"))
-    inputs = [file_digest(shards / "shards.json"), *made_by.values(), *map(hash_cache.cached_digest, files)]
+    digests = {"teacher": model_digest(TEACHER, "teacher"), "parts": model_digest(PARTS, "parts")}
+    maps = part_maps.join(PART_MAPS / section.dataset, reader, **digests)
+    map_files = sorted((PART_MAPS / section.dataset).glob("*.parquet"))
+    inputs = [file_digest(shards / "shards.json"), *digests.values(), *map(hash_cache.cached_digest, map_files)]
     minutes = section.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
-        run.Run("pretrain", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
+        Run("pretrain", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as run,
     ):
-        watch = OnlineEvaluator(
+        online_eval = OnlineEvaluator(
             section.online_eval, SHARDS / section.online_eval.dataset, pool="patch_mean", img_size=section.img_size,
-            device=world.device, shown=world.is_main,
+            device=world.device, verbose=world.is_main,
         )  # fmt: skip
         config = {"img_size": section.img_size, **vars(section.encoder)}
         torch.manual_seed(fold(section.seed, "encoder"))
         model = mae_loop.pretrain(
-            section.recipe, section.masking, vit.build(config), reader=reader, maps=maps, seed=section.seed,
-            compute=section.compute, world=world, run=now, measure=watch.after_epoch,
-        )  # fmt: skip
+            section.recipe,
+            section.masking,
+            vit.build(config),
+            reader=reader,
+            maps=maps,
+            seed=section.seed,
+            compute=section.compute,
+            world=world,
+            run=run,
+            online_eval=online_eval.after_epoch,
+        )
         if world.is_main:
+            origin = {"mean": vit.MEAN, "std": vit.STD, "params": artifact_params(section)} | run.adopted
+            decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
             with atomic_write(OUT) as folder:
-                encoder = config | {"mean": vit.MEAN, "std": vit.STD, "params": artifact_params(section)} | now.adopted
-                decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
-                mae.save(folder, model, encoder=encoder, decoder=decoder)
-                write_json(folder / "history.json", now.history)
-            final = {name: value for name, value in now.history[-1].items() if name != "epoch"}
-            write_json(RESULTS / "metrics.json", {"pretrain": final})
-            write_history(RESULTS / "live", "pretrain", now.history)
+                mae.save(folder, model, encoder=config | origin, decoder=decoder)
+                write_json(folder / "history.json", run.history)
+            scores = {name: value for name, value in run.history[-1].items() if name != "epoch"}
+            write_json(RESULTS / "metrics.json", {"pretrain": scores})
+            write_history(RESULTS / "live", "pretrain", run.history)
 
 
 if __name__ == "__main__":

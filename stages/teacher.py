@@ -1,10 +1,10 @@
-"""teacher: a frozen self-supervised ViT, learned on your own shards, an encoder of an earlier run, or taken from timm.
+"""teacher: a frozen self-supervised ViT, whose patch tokens the parts are learned from.
 
     python -m stages.teacher
 
-Reads  data/shards/<teacher.dataset>, and data/shards/<teacher.online_eval.dataset> to watch the quality of the tokens
-Calls  pretraining.pretrain (mae), distillation.distil (ibot), teacher.from_timm or teacher.from_encoder (semmae)
-Writes data/teacher/: teacher.safetensors, teacher.json, history.json; results/teacher/: metrics.json and the curves
+Reads  data/shards/<teacher.dataset> to train on, and data/shards/<teacher.online_eval.dataset> to score the teacher
+Calls  mae_loop.pretrain (source mae), ibot_loop.distill (ibot), teacher.from_timm (timm), teacher.from_encoder (semmae)
+Writes data/teacher/: teacher.safetensors, teacher.json, history.json; results/teacher/: metrics.json and curves
 """
 
 from pathlib import Path
@@ -24,9 +24,9 @@ from semmae.core.paths import raw_path
 from semmae.core.rng import fold
 from semmae.data.dataset import Reader, verify_shards
 from semmae.models import teacher, vit
-from semmae.runs import run
 from semmae.runs.fingerprint import artifact_params
 from semmae.runs.history_files import write_history
+from semmae.runs.run import Run
 from semmae.training import ibot_loop, mae_loop
 from semmae.training.online_eval import OnlineEvalConfig, OnlineEvaluator
 
@@ -35,7 +35,7 @@ OUT, RESULTS, SHARDS = Path("data/teacher"), Path("results/teacher"), Path("data
 
 @dataclass(frozen=True, config=STRICT)
 class TeacherMAEConfig:
-    """Plain MAE: random masks."""
+    """Training of a teacher by MAE, with random masks."""
 
     mask_ratio: Share
     recipe: mae_loop.MAERecipe
@@ -43,9 +43,9 @@ class TeacherMAEConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointFile:
-    """A file that a user brings, and its digest."""
+    """A file of weights and its SHA-256."""
 
-    path: str
+    path: str  # relative paths start at data/raw
     sha256: str
 
 
@@ -68,7 +68,7 @@ class TeacherConfig:
 
 
 def main() -> None:
-    """Freeze a teacher from the source that teacher.source names."""
+    """Make the teacher from `teacher.source`."""
     section = load_config(TeacherConfig, "teacher")
     verify_shards(SHARDS / section.dataset)
     reader = Reader(SHARDS / section.dataset, "train")
@@ -76,84 +76,107 @@ def main() -> None:
     minutes = section.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
-        run.Run("teacher", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as now,
+        Run("teacher", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as run,
     ):
-        watch = OnlineEvaluator(
+        online_eval = OnlineEvaluator(
             section.online_eval, SHARDS / section.online_eval.dataset, img_size=section.img_size, device=world.device,
-            pool="class" if section.source == "ibot" else "patch_mean", shown=world.is_main,
+            pool="class" if section.source == "ibot" else "patch_mean", verbose=world.is_main,
         )  # fmt: skip
-        source = {"mae": from_mae, "ibot": from_ibot, "timm": from_timm, "semmae": from_semmae}[section.source]
-        network, config = source(section, reader, watch, world, now)
-        watch.pool = "class" if config["class_token"] else "patch_mean"
+        network: vit.Network
+        match section.source:
+            case "mae":
+                network, config = from_mae(section, reader, online_eval, world, run)
+            case "ibot":
+                network, config = from_ibot(section, reader, online_eval, world, run)
+            case "timm":
+                network, config = from_timm(section)
+            case "semmae":
+                network, config = from_semmae(section)
+        online_eval.pool = "class" if config["class_token"] else "patch_mean"
         if world.is_main:
+            origin = {"source": section.source, "params": artifact_params(section)} | run.adopted
             with atomic_write(OUT) as folder:
-                described = {"source": section.source, "params": artifact_params(section)} | now.adopted
-                teacher.save_teacher(folder, network, config | described)
-                write_json(folder / "history.json", now.history)
-            quality = watch.measure(network.eval()) | ({"loss": now.history[-1]["loss"]} if now.history else {})
-            write_json(RESULTS / "metrics.json", {"teacher": quality})
-            write_history(RESULTS / "live", "teacher", now.history)
+                teacher.save_teacher(folder, network, config | origin)
+                write_json(folder / "history.json", run.history)
+            scores = online_eval.measure(network.to(world.device).eval())
+            if run.history:
+                scores["loss"] = run.history[-1]["loss"]
+            write_json(RESULTS / "metrics.json", {"teacher": scores})
+            write_history(RESULTS / "live", "teacher", run.history)
 
 
 def from_mae(
-    section: TeacherConfig, reader: Reader, watch: OnlineEvaluator, world: distributed.World, now: run.Run
-) -> tuple[vit.Network, dict[str, Any]]:
-    """A masked autoencoder's encoder. Nothing trains its class token, so it is not offered as one."""
+    section: TeacherConfig, reader: Reader, online_eval: OnlineEvaluator, world: distributed.World, run: Run
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """Train an encoder by MAE. No loss reaches its class token, so its config marks the class token as untrained."""
     config = {"img_size": section.img_size, **vars(section.network)}
     torch.manual_seed(fold(section.seed, "encoder"))
-    reader = reader.with_shuffle_shards(section.mae.recipe.shuffle_shards)
-    unused = mae_loop.CurriculumConfig(start=0.0, end=0.0, power=1.0)
+    no_curriculum = mae_loop.CurriculumConfig(start=0.0, end=0.0, power=1.0)
     model = mae_loop.pretrain(
         section.mae.recipe,
-        mae_loop.MaskingConfig(strategy="random", mask_ratio=section.mae.mask_ratio, curriculum=unused),
-        vit.build(config), reader=reader, maps=None, seed=section.seed, compute=section.compute, world=world, run=now,
-        measure=watch.after_epoch,
-    )  # fmt: skip
+        mae_loop.MaskingConfig(strategy="random", mask_ratio=section.mae.mask_ratio, curriculum=no_curriculum),
+        vit.build(config),
+        reader=reader.with_shuffle_shards(section.mae.recipe.shuffle_shards),
+        maps=None,
+        seed=section.seed,
+        compute=section.compute,
+        world=world,
+        run=run,
+        online_eval=online_eval.after_epoch,
+    )
     return model.encoder, config | {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
 
 
 def from_ibot(
-    section: TeacherConfig, reader: Reader, watch: OnlineEvaluator, world: distributed.World, now: run.Run
-) -> tuple[vit.Network, dict[str, Any]]:
-    """The teacher at the end of self-distillation, which begins at an encoder of ours where there is a checkpoint."""
-    config, start = {"img_size": section.img_size, **vars(section.network)}, None
-    if section.checkpoint is not None:
-        start, begun = from_encoder(section.checkpoint, section.img_size)
-        if other := [key for key in config if begun[key] != config[key]]:
-            raise ValueError(
-                f"teacher.checkpoint has {other[0]} {begun[other[0]]}, teacher has {config[other[0]]}; make them equal"
-            )
-    reader = reader.with_shuffle_shards(section.ibot.shuffle_shards)
+    section: TeacherConfig, reader: Reader, online_eval: OnlineEvaluator, world: distributed.World, run: Run
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """Train a ViT by iBOT, from random weights or from the encoder in `teacher.checkpoint`."""
+    config = {"img_size": section.img_size, **vars(section.network)}
     network = ibot_loop.distill(
-        section.ibot, section.network, img_size=section.img_size, reader=reader, seed=section.seed,
-        compute=section.compute, world=world, run=now, measure=watch.after_epoch, start=start,
-    )  # fmt: skip
+        section.ibot,
+        section.network,
+        img_size=section.img_size,
+        reader=reader.with_shuffle_shards(section.ibot.shuffle_shards),
+        seed=section.seed,
+        compute=section.compute,
+        world=world,
+        run=run,
+        online_eval=online_eval.after_epoch,
+        initial=None if section.checkpoint is None else _load_initial(section.checkpoint, config),
+    )
     return network, config | {"class_token": True, "mean": vit.MEAN, "std": vit.STD}
 
 
-def from_timm(
-    section: TeacherConfig, reader: Reader, watch: OnlineEvaluator, world: distributed.World, now: run.Run
-) -> tuple[vit.Network, dict[str, Any]]:
-    """A timm model with timm's weights, or with those of a checkpoint whose digest is the one in params.yaml."""
-    file, sha256 = None, None
+def _load_initial(checkpoint: CheckpointFile, config: dict[str, Any]) -> VisionTransformer:
+    """Load the encoder that iBOT starts from; raise ValueError if its shape is not that of teacher.network."""
+    initial, initial_config = _load_encoder(checkpoint, config["img_size"])
+    for key, value in config.items():
+        if initial_config[key] != value:
+            raise ValueError(
+                f"teacher.checkpoint has {key} {initial_config[key]}, but teacher.network has {value}; make them equal"
+            )
+    return initial
+
+
+def from_timm(section: TeacherConfig) -> tuple[vit.Network, dict[str, Any]]:
+    """Load a timm model with timm's weights, or with the weights in `teacher.checkpoint`."""
+    path, sha256 = None, None
     if section.checkpoint is not None:
-        file, sha256 = raw_path(section.checkpoint.path), section.checkpoint.sha256
-    network, config = teacher.from_timm(section.model, img_size=section.img_size, checkpoint=file, sha256=sha256)
-    return network.to(world.device), config
+        path, sha256 = raw_path(section.checkpoint.path), section.checkpoint.sha256
+    return teacher.from_timm(section.model, img_size=section.img_size, checkpoint=path, sha256=sha256)
 
 
-def from_semmae(
-    section: TeacherConfig, reader: Reader, watch: OnlineEvaluator, world: distributed.World, now: run.Run
-) -> tuple[vit.Network, dict[str, Any]]:
-    """The encoder of an earlier run, which `semmae promote` has kept."""
+def from_semmae(section: TeacherConfig) -> tuple[VisionTransformer, dict[str, Any]]:
+    """Load the encoder of an earlier run, which `semmae promote` has stored."""
     if section.checkpoint is None:
-        raise ValueError("teacher.source is semmae, but teacher.checkpoint is null; semmae promote prints what to set")
-    network, config = from_encoder(section.checkpoint, section.img_size)
-    return network.to(world.device), config
+        raise ValueError(
+            "teacher.source is semmae, but teacher.checkpoint is null; expected a file. Run semmae promote, and set "
+            "the keys that it prints"
+        )
+    return _load_encoder(section.checkpoint, section.img_size)
 
 
-def from_encoder(checkpoint: CheckpointFile, img_size: int) -> tuple[VisionTransformer, dict[str, Any]]:
-    """The encoder in a file under data/raw, or elsewhere, whose digest is known."""
+def _load_encoder(checkpoint: CheckpointFile, img_size: int) -> tuple[VisionTransformer, dict[str, Any]]:
     return teacher.from_encoder(raw_path(checkpoint.path), checkpoint.sha256, img_size=img_size)
 
 

@@ -1,11 +1,12 @@
-"""iBOT: self-distillation with an online tokenizer (Zhou et al. 2022), which contains DINO (Caron et al. 2021).
+"""iBOT: self-distillation with an online tokenizer (Zhou et al. 2022), an extension of DINO (Caron et al. 2021).
 
-A student sees crops of an image, some of their patches replaced by a mask token; a teacher, the student's moving
-average, sees the two global crops whole. The student's class token matches the teacher's across crops (class loss,
-DINO eq. 1-2); its masked patches match the teacher's patches of the same crop (patch loss, iBOT eq. 2). Centring
-keeps the teacher from one-cluster collapse, a sharp temperature from the uniform one.
+The student encodes crops of an image, with some patches replaced by a mask token. The teacher is the moving average of
+the student, and encodes the two global crops without masks. The student's class token has to match the teacher's class
+token of the other crops (class loss, DINO eq. 1 and 2). The student's masked patches have to match the teacher's
+patches of the same crop (patch loss, iBOT eq. 2). Centering prevents that one prototype gets all images, and
+sharpening prevents a uniform distribution.
 
-Letters: g global crops, l all crops, m prototypes.
+Axes in the shapes: g global crops, l all crops, b images, n patches, m prototypes.
 """
 
 from typing import Literal
@@ -20,8 +21,13 @@ from semmae.core import distributed
 
 
 class ProjectionHead(nn.Module):
-    """Three-layer projection, L2 norm, prototypes of unit length: the cosine to each of `prototypes` (DINO appendix
-    C).
+    """A projection head: a three-layer MLP, then the cosine to each prototype (DINO appendix C).
+
+    Args:
+        width: width of the tokens.
+        hidden: width of the hidden layers.
+        bottleneck: width of the prototypes.
+        prototypes: number of prototypes.
     """
 
     def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int) -> None:
@@ -36,12 +42,12 @@ class ProjectionHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... m"]:
-        """Logits in [-1, 1]."""
+        """Return the cosines, in [-1, 1]."""
         return F.normalize(self.mlp(x), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
 class IBOTNetwork(nn.Module):
-    """A ViT, its mask token and its head (shared by class token and patches, as iBOT's ViT-S)."""
+    """A ViT with a mask token and one head for both class token and patches, as in iBOT's ViT-S."""
 
     def __init__(self, vit: VisionTransformer, head: ProjectionHead) -> None:
         super().__init__()
@@ -51,7 +57,7 @@ class IBOTNetwork(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"] | None = None
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b n m"]]:
-        """Logits of the class token and of the patches; patches under `mask` enter as the mask token."""
+        """Return the logits of the class token and of the patches; patches under `mask` become the mask token."""
         x = self.vit.patch_embed(images)  # (b, h, w, d)
         if mask is not None:
             x = torch.where(mask.view(*x.shape[:3], 1), self.mask_token.to(x.dtype), x)
@@ -62,35 +68,36 @@ class IBOTNetwork(nn.Module):
 def centered_targets(
     logits: Float[Tensor, "... m"], center: Float[Tensor, " m"], temperature: float
 ) -> Float[Tensor, "... m"]:
-    """The teacher's distributions: centered, sharpened, without gradient."""
+    """Return the teacher's distributions, centered and sharpened, without gradient."""
     return ((logits.detach().float() - center) / temperature).softmax(-1)
 
 
 def sinkhorn_targets(logits: Float[Tensor, "... m"], temperature: float) -> Float[Tensor, "... m"]:
-    """The teacher's distributions with every prototype used equally within the batch (Caron et al. 2020, SwAV,
-    section 3.1).
+    """Return the teacher's distributions, balanced so that a batch uses all prototypes equally, without gradient.
 
-    Three rounds of the Sinkhorn-Knopp algorithm on exp(logits / temperature), in logarithms; without gradient.
+    Three rounds of the Sinkhorn-Knopp algorithm on exp(logits / temperature), computed with logarithms (SwAV, Caron et
+    al. 2020, section 3.1).
     """
     log_q = logits.detach().float().flatten(0, -2) / temperature
     for _ in range(3):
-        log_q = log_q - log_q.logsumexp(0, keepdim=True)  # every prototype the same share
-        log_q = log_q - log_q.logsumexp(1, keepdim=True)  # every sample a distribution
+        log_q = log_q - log_q.logsumexp(0, keepdim=True)  # all prototypes get equal shares
+        log_q = log_q - log_q.logsumexp(1, keepdim=True)  # each sample sums to 1
     return log_q.exp().view(logits.shape)
 
 
 def cross_entropy(
     student: Float[Tensor, "... m"], target: Float[Tensor, "... m"], temperature: float
 ) -> Float[Tensor, "..."]:
-    """The cross entropy of the student's sharpened distribution under the target's, in nats."""
+    """Return the cross entropy of the student's sharpened distribution relative to the target, in nats."""
     return -(target * (student.float() / temperature).log_softmax(-1)).sum(-1)
 
 
 def class_loss(
     student: Float[Tensor, "l b m"], target: Float[Tensor, "g b m"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Mean cross entropy over the pairs of a teacher's global crop and a student's *other* crop (global crops lead
-    in both).
+    """Return the mean cross entropy over all pairs of a teacher's global crop and another crop of the student.
+
+    In both arguments the global crops come first.
     """
     pairs = [
         cross_entropy(student[i], target[j], temperature).mean()
@@ -104,47 +111,64 @@ def patch_loss(
     target: Float[Tensor, "b n m"],
     mask: Bool[Tensor, "b n"],
     temperature: float,
-    masked_images: Float[Tensor, ""],
+    num_masked_images: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Cross entropy on masked patches: mean over an image's masked patches, then over the images that have any.
+    """Return the mean cross entropy over the masked patches of an image, averaged over the images with masked patches.
 
-    Of those there are `masked_images`: with several ranks as many as each has on average.
+    Args:
+        student: logits of the student.
+        target: distributions of the teacher.
+        mask: True for masked patches.
+        temperature: temperature of the student.
+        num_masked_images: number of images with masked patches; with several ranks, the mean over the ranks.
     """
     error = cross_entropy(student, target, temperature) * mask
     by_image = error.sum(1) / mask.sum(1).clamp(min=1)
-    return by_image.sum() / masked_images.clamp(min=1e-6)  # where none is masked the sum is 0
+    return by_image.sum() / num_masked_images.clamp(min=1e-6)  # without masked images the sum is 0
 
 
 def entropy(probabilities: Float[Tensor, "... m"]) -> Float[Tensor, ""]:
-    """Mean entropy in nats: ln m says that the targets hold nothing, 0 that they are one-hot."""
+    """Return the mean entropy in nats: 0 for one-hot targets, ln m for uniform ones."""
     return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1).mean()
 
 
 @torch.no_grad()
 def update_center(center: Float[Tensor, " m"], mean: Float[Tensor, " m"], momentum: float) -> None:
-    """The moving mean of the teacher's logits, in place (DINO eq. 4); `mean` is that of a batch."""
+    """Update the moving mean of the teacher's logits in place (DINO eq. 4); `mean` is the mean over a batch."""
     center.mul_(momentum).add_(mean, alpha=1 - momentum)
 
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """The moving average of the student's parameters, in place."""
+    """Update the teacher, the moving average of the student's parameters, in place."""
     torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
 
 
 class SelfDistillation(nn.Module):
-    """Student, teacher and centers as one module, so that a checkpoint or a process group handles them together.
+    """Student, teacher and centers as one module, for checkpoints and DDP.
 
-    What the teacher's targets depend on is the batch of all ranks: two see what one would.
+    Targets and centers use the batch of all ranks, so the number of processes does not change them.
+
+    Args:
+        student: the network to train.
+        teacher: the moving average; this class copies the student's weights into it.
+        centering: `mean` subtracts a moving mean from the teacher's logits, `sinkhorn` balances each batch.
+        center_momentum: momentum of the moving mean.
+        world: this rank.
     """
 
     class_center: Tensor
     patch_center: Tensor
 
     def __init__(
-        self, student: IBOTNetwork, teacher: IBOTNetwork, *, centering: Literal["mean", "sinkhorn"], center_momentum: float,
+        self,
+        student: IBOTNetwork,
+        teacher: IBOTNetwork,
+        *,
+        centering: Literal["mean", "sinkhorn"],
+        center_momentum: float,
         world: distributed.World,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.centering, self.world = centering, world
         self.student, self.teacher, self.center_momentum = student, teacher.requires_grad_(False), center_momentum
@@ -162,8 +186,18 @@ class SelfDistillation(nn.Module):
         student_temp: float,
         teacher_temp: float,
     ) -> dict[str, Tensor]:
-        """The losses of a step, the teacher's entropies and its raw logits; crops are crop-major: both global ones
-        of size b.
+        """Compute the losses of a step.
+
+        Args:
+            global_crops: g = 2 crops of b images; all first crops, then all second crops.
+            local_crops: small crops in the same order; None if the recipe has none.
+            mask: True for masked patches of the global crops.
+            student_temp: temperature of the student.
+            teacher_temp: temperature of the teacher.
+
+        Returns:
+            `loss`, `class_loss` and `patch_loss`; `class_entropy` and `patch_entropy` of the targets; `class_logits`
+            and `patch_logits` of the teacher, for `update`.
         """
         with torch.no_grad():
             class_logits, patch_logits = self.teacher(global_crops)
@@ -174,8 +208,8 @@ class SelfDistillation(nn.Module):
             student_class = torch.cat([student_class, self.student(local_crops)[0]])
         b = len(global_crops) // 2
         by_class = class_loss(student_class.unflatten(0, (-1, b)), class_target.unflatten(0, (2, b)), student_temp)
-        masked_images = distributed.mean(mask.any(1).sum().float(), self.world)
-        by_patch = patch_loss(student_patch, patch_target, mask, student_temp, masked_images)
+        num_masked_images = distributed.mean(mask.any(1).sum().float(), self.world)
+        by_patch = patch_loss(student_patch, patch_target, mask, student_temp, num_masked_images)
         return {
             "class_loss": by_class, "patch_loss": by_patch, "loss": by_class + by_patch,
             "class_logits": class_logits, "patch_logits": patch_logits,
@@ -189,7 +223,7 @@ class SelfDistillation(nn.Module):
 
     @torch.no_grad()
     def update(self, class_logits: Tensor, patch_logits: Tensor, momentum: float) -> None:
-        """After the student's step: the teacher and its centers move."""
+        """Move the teacher towards the student, and the centers towards the teacher's logits of this step."""
         update_teacher(self.teacher, self.student, momentum)
         for center, logits in ((self.class_center, class_logits), (self.patch_center, patch_logits)):
             mean = distributed.mean(logits.float().flatten(0, -2).mean(0), self.world)

@@ -1,7 +1,8 @@
-"""The iBOT training loop: a teacher from scratch on your own shards.
+"""The training loop of iBOT (Zhou et al. 2022), which makes a teacher from your own shards.
 
-The recipe's pairs are where a schedule starts and ends. Per step a mask ratio is drawn, and the share `masked_share`
-of the global crops is masked block by block at that ratio; the others stay whole (iBOT's "prediction ratio").
+A student learns to match its moving average, the teacher, on other crops of the same image and on masked patches. Each
+step draws one mask ratio. A share `masked_share` of the global crops is masked block by block at this ratio, and the
+others stay whole (the "prediction ratio" of iBOT).
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Bool
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
@@ -28,7 +30,11 @@ from semmae.training.mae_loop import ViTConfig
 
 @dataclass(frozen=True, config=STRICT)
 class IBOTRecipe:
-    """iBOT's recipe (Zhou et al. 2022, section 4.1); `lr = base_lr * batch_size / 256`."""
+    """Hyperparameters of iBOT (Zhou et al. 2022, section 4.1). The peak learning rate is base_lr * batch_size / 256.
+
+    A pair of numbers is the first and the last value of a schedule, except `mask_ratio`, which is the range to draw
+    from.
+    """
 
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -36,21 +42,21 @@ class IBOTRecipe:
     base_lr: NonNegativeFloat
     min_lr: NonNegativeFloat
     warmup_epochs: NonNegativeInt
-    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat]
+    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat]  # half a cosine
     clip_grad: PositiveFloat
     drop_path: Below1
-    momentum: tuple[UpTo1, UpTo1]
+    momentum: tuple[UpTo1, UpTo1]  # of the teacher, half a cosine
     student_temp: PositiveFloat
-    teacher_temp: tuple[PositiveFloat, PositiveFloat]
+    teacher_temp: tuple[PositiveFloat, PositiveFloat]  # linear over teacher_temp_warmup_epochs, then constant
     teacher_temp_warmup_epochs: NonNegativeInt
     centering: Literal["mean", "sinkhorn"]
     center_momentum: UpTo1
-    prototypes: Annotated[int, Field(ge=2)]  # losses are told beside ln prototypes, the entropy of knowing nothing
+    prototypes: Annotated[int, Field(ge=2)]  # at least 2: losses are divided by ln(prototypes)
     hidden_dim: PositiveInt
     bottleneck_dim: PositiveInt
-    freeze_prototypes_epochs: NonNegativeInt
+    freeze_prototypes_epochs: NonNegativeInt  # first epochs without updates of the prototypes
     mask_ratio: Range[Share]
-    masked_share: UpTo1
+    masked_share: UpTo1  # share of the global crops that are masked
     global_crop: Crop
     local_crop: Crop
     local_crops: NonNegativeInt
@@ -59,44 +65,74 @@ class IBOTRecipe:
 
 
 def distill(
-    recipe: IBOTRecipe, network: ViTConfig, *, img_size: int, reader: Reader, seed: int, compute: ComputeConfig,
-    world: distributed.World, run: Run,
-    measure: Callable[[VisionTransformer, int, bool], dict[str, float]], start: VisionTransformer | None,
-) -> VisionTransformer:  # fmt: skip
-    """Train from scratch, or from the weights of `start`, and return the teacher's ViT; `measure(vit, epoch, last)`
-    adds to an epoch's history.
+    recipe: IBOTRecipe,
+    vit_config: ViTConfig,
+    *,
+    img_size: int,
+    reader: Reader,
+    seed: int,
+    compute: ComputeConfig,
+    world: distributed.World,
+    run: Run,
+    online_eval: Callable[[VisionTransformer, int, bool], dict[str, float]],
+    initial: VisionTransformer | None,
+) -> VisionTransformer:
+    """Train a ViT by self-distillation.
+
+    Args:
+        recipe: hyperparameters.
+        vit_config: shape of the ViT.
+        img_size: side of the global crops in pixels.
+        reader: the samples to train on.
+        seed: seed of weights, data order, crops, masks and stochastic depth.
+        compute: device settings.
+        world: this rank.
+        run: checkpoints and history.
+        online_eval: called as `online_eval(teacher, epoch, is_last)` after each epoch; its scores go to the history.
+        initial: the encoder to start from; None starts from random weights.
+
+    Returns:
+        The ViT of the teacher.
+
+    Raises:
+        ValueError: the patch size does not divide `local_size`.
     """
-    b, grid = recipe.batch_size, (img_size // network.patch_size,) * 2
-    if recipe.local_crops and recipe.local_size % network.patch_size:
+    patch_size = vit_config.patch_size
+    grid = (img_size // patch_size, img_size // patch_size)
+    if recipe.local_crops and recipe.local_size % patch_size:
         raise ValueError(
-            f"ibot.local_size is {recipe.local_size}; it must be a multiple of network.patch_size, {network.patch_size}"
+            f"ibot.local_size is {recipe.local_size}; it must be a multiple of network.patch_size, {patch_size}"
         )
     crops = MultiCrop(
         seed, recipe.global_crop, recipe.local_crop, recipe.local_crops, img_size, recipe.local_size, recipe.color
     )
     torch.manual_seed(fold(seed, "init"))
-    student, teacher = (_network(recipe, network, img_size, drop_path) for drop_path in (recipe.drop_path, 0.0))
-    if start is not None:
-        student.vit.load_state_dict(start.state_dict())
+    student, teacher = (
+        _build_network(recipe, vit_config, img_size, drop_path) for drop_path in (recipe.drop_path, 0.0)
+    )
+    if initial is not None:
+        student.vit.load_state_dict(initial.state_dict())
     model = ibot.SelfDistillation(
         student, teacher, centering=recipe.centering, center_momentum=recipe.center_momentum, world=world
     ).to(world.device)
     vit.use_fastest_attention(model, world.device)
     compute.compile_in_place(model)
-    parallel = distributed.parallel(model, world)
+    parallel_model = distributed.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay[0], betas=(0.9, 0.999))
-    nothing_known = math.log(recipe.prototypes)
+    max_entropy = math.log(recipe.prototypes)
 
     for step in run.steps(
-        reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers,
+        reader, crops, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed, workers=compute.workers,
         state={"model": model, "optimizer": optimizer},
     ):  # fmt: skip
-        lr, weight_decay, momentum, teacher_temp = _schedules(recipe, step)
-        mask = _mask(recipe, grid, world, seed, step.number)
-        global_crops, local_crops = _crops(step.batch, world.device)
+        lr, weight_decay, momentum, teacher_temp = schedules(recipe, step)
+        mask = draw_masks(recipe, grid, world, seed, step.number)
+        global_crops, local_crops = _load_crops(step.batch, world.device)
         torch.manual_seed(fold(seed, "drop path", step.number, world.rank))
         with distributed.autocast(world.device, compute.precision):
-            out = parallel(global_crops, local_crops, mask, student_temp=recipe.student_temp, teacher_temp=teacher_temp)
+            out = parallel_model(
+                global_crops, local_crops, mask, student_temp=recipe.student_temp, teacher_temp=teacher_temp
+            )
         optim.set_rate(optimizer, lr, weight_decay=weight_decay)
         optimizer.zero_grad(set_to_none=True)
         out["loss"].backward()
@@ -107,25 +143,25 @@ def distill(
         model.update(out["class_logits"], out["patch_logits"], momentum)
         run.record(
             loss=out["loss"], class_loss=out["class_loss"], patch_loss=out["patch_loss"], lr=lr,
-            class_loss_by_ln_k=out["class_loss"] / nothing_known, patch_loss_by_ln_k=out["patch_loss"] / nothing_known,
-            class_entropy_by_ln_k=out["class_entropy"] / nothing_known,
-            patch_entropy_by_ln_k=out["patch_entropy"] / nothing_known,
+            class_loss_by_ln_k=out["class_loss"] / max_entropy, patch_loss_by_ln_k=out["patch_loss"] / max_entropy,
+            class_entropy_by_ln_k=out["class_entropy"] / max_entropy,
+            patch_entropy_by_ln_k=out["patch_entropy"] / max_entropy,
         )  # fmt: skip
         if step.ends_epoch:
-            run.log(**measure(teacher.vit, step.epoch + 1, step.ends_run))
+            run.log(**online_eval(teacher.vit, step.epoch + 1, step.ends_run))
     return teacher.vit
 
 
-def _network(recipe: IBOTRecipe, network: ViTConfig, img_size: int, drop_path: float) -> ibot.IBOTNetwork:
-    encoder = vit.build({"img_size": img_size, **vars(network)}, drop_path=drop_path)
+def _build_network(recipe: IBOTRecipe, vit_config: ViTConfig, img_size: int, drop_path: float) -> ibot.IBOTNetwork:
+    encoder = vit.build({"img_size": img_size, **vars(vit_config)}, drop_path=drop_path)
     head = ibot.ProjectionHead(
-        network.embed_dim, hidden=recipe.hidden_dim, bottleneck=recipe.bottleneck_dim, prototypes=recipe.prototypes
+        vit_config.embed_dim, hidden=recipe.hidden_dim, bottleneck=recipe.bottleneck_dim, prototypes=recipe.prototypes
     )
     return ibot.IBOTNetwork(encoder, head)
 
 
-def _schedules(recipe: IBOTRecipe, step: Step) -> tuple[float, float, float, float]:
-    """Learning rate, weight decay, teacher momentum and teacher temperature at a step."""
+def schedules(recipe: IBOTRecipe, step: Step) -> tuple[float, float, float, float]:
+    """Return learning rate, weight decay, teacher momentum and teacher temperature of a step."""
     peak, warmup = recipe.base_lr * recipe.batch_size / 256, recipe.warmup_epochs * step.per_epoch
     lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=peak, end=recipe.min_lr)
     weight_decay, momentum = (
@@ -133,26 +169,32 @@ def _schedules(recipe: IBOTRecipe, step: Step) -> tuple[float, float, float, flo
         for start, end in (recipe.weight_decay, recipe.momentum)
     )
     start, end = recipe.teacher_temp
-    heated = min(1.0, step.number / max(1, recipe.teacher_temp_warmup_epochs * step.per_epoch))
-    return lr, weight_decay, momentum, start + (end - start) * heated
+    warmup_progress = min(1.0, step.number / max(1, recipe.teacher_temp_warmup_epochs * step.per_epoch))
+    return lr, weight_decay, momentum, start + (end - start) * warmup_progress
 
 
-def _mask(recipe: IBOTRecipe, grid: tuple[int, int], world: distributed.World, seed: int, number: int) -> Tensor:
-    """Block masks for this rank's two global crops, crop-major; drawn for the global batch of crops."""
-    ratio = float(numpy_generator(seed, "mask ratio", number).uniform(*recipe.mask_ratio))
-    generator = torch_generator(seed, "mask", number)
+def draw_masks(
+    recipe: IBOTRecipe, grid: tuple[int, int], world: distributed.World, seed: int, step_number: int
+) -> Bool[Tensor, "gb n"]:
+    """Draw the block masks of a step for the global batch, and return this rank's rows.
+
+    Rows are ordered by crop: the first global crop of each image, then the second. Crops that stay whole have empty
+    masks.
+    """
+    ratio = float(numpy_generator(seed, "mask ratio", step_number).uniform(*recipe.mask_ratio))
+    generator = torch_generator(seed, "mask", step_number)
     masks = [masking.block(recipe.batch_size, grid, ratio, generator=generator) for _ in range(2)]
-    kept = [torch.rand(recipe.batch_size, 1, generator=generator) < recipe.masked_share for _ in range(2)]
-    rows = torch.cat([world.slice(mask & keep) for mask, keep in zip(masks, kept, strict=True)])
+    is_masked = [torch.rand(recipe.batch_size, 1, generator=generator) < recipe.masked_share for _ in range(2)]
+    rows = torch.cat([world.slice(mask & selected) for mask, selected in zip(masks, is_masked, strict=True)])
     return async_copy.to_device(world.device, rows)
 
 
-def _crops(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The colored, normalized crops on the device, crop-major: all first crops, then all second ones."""
+def _load_crops(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the recolored, normalized global and local crops on the device, ordered by crop, then by image."""
     color = async_copy.to_device(device, batch["color"]).transpose(0, 1)  # (crops, b, 3, 4)
 
-    def view(name: str, color: Tensor) -> Tensor:
+    def load(name: str, color: Tensor) -> Tensor:
         crops = async_copy.to_device(device, batch[name]).transpose(0, 1)
         return vit.normalize(apply_color_matrix(crops.flatten(0, 1), color.flatten(0, 1)))
 
-    return view("global", color[:2]), view("local", color[2:]) if "local" in batch else None
+    return load("global", color[:2]), load("local", color[2:]) if "local" in batch else None

@@ -1,17 +1,19 @@
-"""The MAE training loop, with any mask strategy: the pretrain stage's, and the teacher stage's plain bootstrap.
+"""The training loop of MAE, used by the stage pretrain with any mask strategy and by the stage teacher.
 
-What a step takes is drawn by name: crops from (seed, epoch, key), mask noise from (seed, step) for the global batch,
-of which each rank takes its rows. So a resumed run repeats the one that was killed, and two ranks see what one would.
+Every random draw is named. Crops depend on (seed, epoch, key) and mask noise on (seed, step). A resumed run therefore
+repeats the steps of the run before it. Noise is drawn for the global batch, and each rank uses its own rows, so the
+number of processes does not change the masks.
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, Self
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
@@ -22,12 +24,13 @@ from semmae.data.transforms import Crop, OneCrop
 from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
 from semmae.runs.run import Run
+from semmae.runs.step_log import Step
 from semmae.training.progressive_resolution import ResolutionConfig, epoch_sizes
 
 
 @dataclass(frozen=True, config=STRICT)
 class ViTConfig:
-    """A ViT's shape, but for the size of its images."""
+    """Shape of a ViT, without the size of its images."""
 
     patch_size: PositiveInt
     embed_dim: PositiveInt
@@ -37,14 +40,14 @@ class ViTConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DecoderConfig:
-    """The decoder's shape: narrow and shallow."""
+    """Shape of the decoder, which is narrower and shallower than the encoder."""
 
     embed_dim: PositiveInt
     depth: PositiveInt
     num_heads: PositiveInt
 
     @model_validator(mode="after")
-    def _divisible(self) -> Self:
+    def _check_embed_dim(self) -> Self:
         if self.embed_dim % (4 * self.num_heads):
             raise ValueError("embed_dim must be a multiple of 4 * num_heads")
         return self
@@ -52,7 +55,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class MAERecipe:
-    """How long and how fast; `lr = base_lr * batch_size / 256`, batch_size over all processes."""
+    """Hyperparameters of MAE. The peak learning rate is base_lr * batch_size / 256."""
 
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -62,18 +65,18 @@ class MAERecipe:
     warmup_epochs: NonNegativeInt
     weight_decay: NonNegativeFloat
     betas: Betas
-    clip_grad: PositiveFloat | None  # largest norm of the gradient
-    max_skipped_steps: NonNegativeInt  # steps that may be left out because their loss is not finite
+    clip_grad: PositiveFloat | None  # largest norm of the gradient; null: no clipping
+    max_skipped_steps: NonNegativeInt  # how many steps with non-finite values a run may skip
     norm_pix_loss: bool
-    decode_fraction: Portion  # share of the masked patches that is decoded, drawn per step; the others cost nothing
+    decode_fraction: Portion  # share of the masked patches that is decoded, drawn anew in each step
     decoder: DecoderConfig
     crop: Crop
-    resolution: ResolutionConfig | None  # of smaller images at first
+    resolution: ResolutionConfig | None  # smaller images in the first epochs; null: full size in all epochs
 
 
 @dataclass(frozen=True, config=STRICT)
 class CurriculumConfig:
-    """Weight of the inter-part rule: start + (end - start) * progress ** power."""
+    """Curriculum of the semantic strategy: start + (end - start) * progress ** power."""
 
     start: UpTo1
     end: UpTo1
@@ -82,85 +85,152 @@ class CurriculumConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class MaskingConfig:
-    """Which patches go; `curriculum` matters to the semantic strategy alone."""
+    """Which patches are masked. Only strategies with the input `curriculum_weight` use `curriculum`."""
 
-    strategy: Literal["random", "block", "green_noise", "attention", "semantic"]
+    strategy: Literal[*masking.STRATEGIES]  # type: ignore[valid-type]  # mypy accepts only literal strings
     mask_ratio: Share
     curriculum: CurriculumConfig
 
 
-def patch_budget(patches: int, mask_ratio: float, decode_fraction: float) -> tuple[int, int]:
-    """How many of an image's patches are masked, and how many of those are decoded; ValueError if no patch is left."""
-    num_masked = masking.num_masked(patches, mask_ratio)
-    if num_masked == patches:
-        raise ValueError(f"mask_ratio is {mask_ratio}, which leaves none of {patches} patches; lower it")
+def patch_budget(num_patches: int, mask_ratio: float, decode_fraction: float) -> tuple[int, int]:
+    """Return how many patches of an image are masked, and how many of the masked patches are decoded.
+
+    Raises:
+        ValueError: no patch is left visible.
+    """
+    num_masked = masking.num_masked(num_patches, mask_ratio)
+    if num_masked == num_patches:
+        raise ValueError(f"mask_ratio is {mask_ratio}, which leaves none of {num_patches} patches; lower it")
     return num_masked, max(1, round(decode_fraction * num_masked))
 
 
-def pretrain(
-    recipe: MAERecipe, masks: MaskingConfig, encoder: VisionTransformer, *, reader: Reader, maps: PartMaps | None, seed: int,
-    compute: ComputeConfig, world: distributed.World, run: Run,
-    measure: Callable[[VisionTransformer, int, bool], dict[str, float]],
-) -> mae.MAE:  # fmt: skip
-    """Train `encoder` in place and return it with its decoder; `measure(encoder, epoch, last)` adds to an epoch's
-    history.
+class StepMasks:
+    """Draws the masks of every step, on this rank's device.
+
+    Args:
+        config: strategy, mask ratio and curriculum.
+        maps: the part maps of all samples; None if the strategy uses none.
+        batch_size: images of a batch over all ranks.
+        seed: seed of the run; together with the number of a step it determines the masks.
+        world: this rank.
+
+    Raises:
+        ValueError: the part maps lack a channel that the strategy uses.
     """
-    strategy, (full, _) = masking.STRATEGIES[masks.strategy], encoder.patch_embed.img_size
-    (patch_size, _), b = encoder.patch_embed.patch_size, recipe.batch_size
-    sizes = epoch_sizes(recipe.resolution, img_size=full, epochs=recipe.epochs, patch_size=patch_size)
+
+    def __init__(
+        self, config: MaskingConfig, maps: PartMaps | None, *, batch_size: int, seed: int, world: distributed.World
+    ) -> None:
+        self.config, self.strategy = config, masking.STRATEGIES[config.strategy]
+        self.maps, self.batch_size, self.seed, self.world = maps, batch_size, seed, world
+        available = maps.channels if maps else {}
+        if missing := [channel for channel in self.strategy.channels if channel not in available]:
+            raise ValueError(
+                f"masking.strategy is {config.strategy}, which uses {' and '.join(missing)}, but the part maps hold "
+                f"{' and '.join(available) or 'nothing'}; see part_maps in params.yaml, then run dvc repro part_maps"
+            )
+
+    def draw(self, step: Step, grid: tuple[int, int], curriculum_weight: float) -> masking.Mask:
+        """Draw the masked patches of this rank's images, on a grid of (rows, columns) patches."""
+        generator = torch_generator(self.seed, "mask", step.number)
+        noise = self.strategy.draw(self.batch_size, grid, generator=generator)
+        channels = {}
+        if self.maps:
+            rows, spans = step.batch["index"], step.batch["span"]
+            channels = {
+                name: self._to_device(self.maps.crops(name, rows, spans, grid)) for name in self.strategy.channels
+            }
+        return self.strategy(
+            self._to_device(self.world.slice(noise)), self.config.mask_ratio, grid=grid,
+            curriculum_weight=torch.tensor(curriculum_weight), **channels,
+        )  # fmt: skip
+
+    def draw_decoded(self, step: Step, mask: masking.Mask, num_decode: int) -> masking.Mask:
+        """Draw `num_decode` of the masked patches of every image, uniformly at random."""
+        generator = torch_generator(self.seed, "reconstruct", step.number)
+        noise = torch.rand(self.batch_size, mask.shape[1], generator=generator)
+        return masking.subsample_mask(mask, self._to_device(self.world.slice(noise)), num_decode)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return async_copy.to_device(self.world.device, tensor)
+
+
+def pretrain(
+    recipe: MAERecipe,
+    masking_config: MaskingConfig,
+    encoder: VisionTransformer,
+    *,
+    reader: Reader,
+    maps: PartMaps | None,
+    seed: int,
+    compute: ComputeConfig,
+    world: distributed.World,
+    run: Run,
+    online_eval: Callable[[VisionTransformer, int, bool], dict[str, float]],
+) -> mae.MAE:
+    """Train an encoder in place.
+
+    Args:
+        recipe: hyperparameters.
+        masking_config: which patches are masked.
+        encoder: the ViT to train.
+        reader: the samples to train on.
+        maps: the part maps of these samples; None if the mask strategy uses none.
+        seed: seed of decoder weights, data order, crops and masks.
+        compute: device settings.
+        world: this rank.
+        run: checkpoints and history.
+        online_eval: called as `online_eval(encoder, epoch, is_last)` after each epoch; its scores go to the history.
+
+    Returns:
+        The autoencoder, in evaluation mode.
+
+    Raises:
+        ValueError: the part maps lack a channel that the strategy uses, or sizes do not fit.
+    """
+    (img_size, _), (patch_size, _) = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
+    sizes = epoch_sizes(recipe.resolution, img_size=img_size, epochs=recipe.epochs, patch_size=patch_size)
+    grids = [(size // patch_size, size // patch_size) for size in sizes]
     budgets = {
-        size: patch_budget((size // patch_size) ** 2, masks.mask_ratio, recipe.decode_fraction) for size in set(sizes)
+        grid: patch_budget(math.prod(grid), masking_config.mask_ratio, recipe.decode_fraction) for grid in set(grids)
     }
-    evidence = next((name for name in ("part_map", "attention") if name in strategy.inputs), None)
-    if evidence and (maps is None or evidence not in maps.channels):
-        raise ValueError(f"masking.strategy is {masks.strategy}, but the part maps hold no {evidence}; see part_maps")
-    crops = OneCrop(seed, recipe.crop, sizes)
+    masks = StepMasks(masking_config, maps, batch_size=recipe.batch_size, seed=seed, world=world)
+    has_curriculum = "curriculum_weight" in masks.strategy.inputs
 
     torch.manual_seed(fold(seed, "decoder"))
     model = mae.MAE(encoder, **vars(recipe.decoder)).to(world.device).train()
     vit.use_fastest_attention(model, world.device)
     compute.compile_in_place(model)
-    parallel = distributed.parallel(model, world)
+    parallel_model = distributed.parallel(model, world)
     optimizer = optim.adamw(model, weight_decay=recipe.weight_decay, betas=recipe.betas)
-    rate, onto = recipe.base_lr * b / 256, partial(async_copy.to_device, world.device)
+    peak_lr = recipe.base_lr * recipe.batch_size / 256
 
     for step in run.steps(
-        reader, crops, batch_size=b, epochs=recipe.epochs, seed=seed, workers=compute.workers,
-        state={"model": model, "optimizer": optimizer},
+        reader, OneCrop(seed, recipe.crop, sizes), batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed,
+        workers=compute.workers, state={"model": model, "optimizer": optimizer},
         retry=compute.precision != "fp32", max_skipped_steps=recipe.max_skipped_steps,
     ):  # fmt: skip
-        warmup = recipe.warmup_epochs * step.per_epoch
-        lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=rate, end=recipe.min_lr)
-        curriculum_weight = masking.curriculum_weight(step.progress, **vars(masks.curriculum))
-        side, (num_masked, num_decoded) = sizes[step.epoch] // patch_size, budgets[sizes[step.epoch]]
-        grid = (side, side)
-        noise = strategy.draw(b, grid, generator=torch_generator(seed, "mask", step.number))
-        seen = {}
-        if maps and evidence:
-            seen[evidence] = onto(maps.crops(evidence, step.batch["index"], step.batch["span"], grid))
-        mask = strategy(
-            onto(world.slice(noise)),
-            masks.mask_ratio,
-            grid=grid,
-            curriculum_weight=torch.tensor(curriculum_weight),
-            **seen,
-        )
-        decoded = None
-        if num_decoded < num_masked:
-            noise = torch.rand(b, mask.shape[1], generator=torch_generator(seed, "reconstruct", step.number))
-            decoded = masking.subsample_mask(mask, onto(world.slice(noise)), num_decoded)
-        images = vit.normalize(onto(step.batch["image"]))
-        with distributed.autocast(world.device, "fp32" if step.is_retry else compute.precision):  # what bf16 cannot say
-            pred = parallel(images, mask, num_masked, decoded, num_decoded)
-        scored = mask if decoded is None else decoded
-        loss = mae.loss(pred, images, scored, patch_size=model.patch_size, norm_pix_loss=recipe.norm_pix_loss)
+        warmup_steps = recipe.warmup_epochs * step.per_epoch
+        lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup_steps, peak=peak_lr, end=recipe.min_lr)
+        curriculum_weight = masking.curriculum_weight(step.progress, **vars(masking_config.curriculum))
+        grid = grids[step.epoch]
+        num_masked, num_decode = budgets[grid]
+
+        mask = masks.draw(step, grid, curriculum_weight)
+        decode_mask = masks.draw_decoded(step, mask, num_decode) if num_decode < num_masked else None
+        images = vit.normalize(async_copy.to_device(world.device, step.batch["image"]))
+        with distributed.autocast(world.device, "fp32" if step.is_retry else compute.precision):
+            pred = parallel_model(images, mask, num_masked, decode_mask, num_decode)
+        loss_mask = mask if decode_mask is None else decode_mask
+        loss = mae.loss(pred, images, loss_mask, patch_size=patch_size, norm_pix_loss=recipe.norm_pix_loss)
+
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         finite = run.all_finite(loss=loss, gradient=optim.clip(model, recipe.clip_grad))
         optim.set_rate(optimizer, lr)
         optim.step_if(finite, optimizer)
-        hardness = {"curriculum_weight": curriculum_weight} if "curriculum_weight" in strategy.inputs else {}
-        run.record(loss=loss, lr=lr, **hardness)
+
+        run.record(loss=loss, lr=lr, **({"curriculum_weight": curriculum_weight} if has_curriculum else {}))
         if step.ends_epoch:
-            run.log(**measure(encoder, step.epoch + 1, step.ends_run))
+            run.log(**online_eval(encoder, step.epoch + 1, step.ends_run))
     return model.eval()

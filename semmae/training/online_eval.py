@@ -1,6 +1,7 @@
-"""How good tokens are while they are learned: kNN where there are labels, a supervised read-out where there are masks.
+"""Scores of an encoder during training: kNN on labels, and a linear probe of patch tokens on masks.
 
-The read-out is a linear map from patch tokens to the true foreground: the ceiling of any part method on these tokens.
+The patch probe is a supervised linear map from patch tokens to foreground. Its IoU bounds every part method that uses
+these tokens from above.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Integer
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
@@ -18,21 +20,32 @@ from semmae.data.loader import batches
 from semmae.evaluation import classification_metrics, features, part_metrics, patch_probe
 from semmae.models import vit
 
-Find = Callable[[Path], tuple[Reader, Reader]]
-NEIGHBORS, TEMPERATURE = 20, 0.07  # of DINO's kNN
+NEIGHBORS, TEMPERATURE = 20, 0.07  # DINO's kNN
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, config=STRICT)
 class OnlineEvalConfig:
-    """Where tokens are measured, how often (0: never while training), on how many samples of train and of val."""
+    """The dataset to score on, how often, and on how many images of each split."""
 
     dataset: str
-    every_epochs: NonNegativeInt
+    every_epochs: NonNegativeInt  # 0: not during training
     num_images: PositiveInt
 
 
 class OnlineEvaluator:
-    """Measures an encoder of one size; what a data set lacks for a measure is said once, in words."""
+    """Scores an encoder on a fixed subset of a dataset.
+
+    A dataset without labels gives no kNN score, and one without masks gives no probe score; a message says so once.
+
+    Args:
+        config: dataset, interval and number of images.
+        folder: the shards of the dataset.
+        pool: the image feature for kNN.
+        img_size: side of the encoder's images.
+        device: where the encoder is.
+        verbose: whether to print messages.
+    """
 
     def __init__(
         self,
@@ -42,43 +55,59 @@ class OnlineEvaluator:
         pool: features.Pool,
         img_size: int,
         device: torch.device,
-        shown: bool,
+        verbose: bool,
     ) -> None:
-        self.config, self.pool, self.img_size, self.device, self.shown = config, pool, img_size, device, shown
-        self.labeled = self._splits(features.labeled_splits, folder, "kNN")
-        self.masked = self._splits(features.masked_splits, folder, "patch read-out")
+        self.config, self.pool, self.img_size, self.device, self.verbose = config, pool, img_size, device, verbose
+        self._labeled = self._load_splits("kNN", features.labeled_splits, folder)
+        self._masked = self._load_splits("patch probe", features.masked_splits, folder)
 
-    def _splits(self, find: Find, folder: Path, what: str) -> tuple[Reader, Reader] | None:
-        try:
-            train, val = find(folder)
-            return _some(train, self.config.num_images), _some(val, self.config.num_images)
-        except ValueError as error:
-            if self.shown:
-                print(f"no {what} while training: {error}")
-            return None
+    def after_epoch(self, encoder: vit.Network, epoch: int, is_last: bool) -> dict[str, float]:
+        """Score the encoder after the first, the last and every `every_epochs`-th epoch, else return no scores.
 
-    def after_epoch(self, encoder: vit.Network, epoch: int, last: bool) -> dict[str, float]:
-        """`measure` after the first, the last and every `every_epochs`-th epoch (0: never), counted from 1."""
+        Args:
+            encoder: the encoder in training.
+            epoch: number of completed epochs, from 1.
+            is_last: whether this is the last epoch.
+        """
         every = self.config.every_epochs
-        due = every and (epoch == 1 or last or epoch % every == 0)
-        return self.measure(encoder) if due else {}
+        is_due = every and (epoch == 1 or is_last or epoch % every == 0)
+        return self.measure(encoder) if is_due else {}
 
     def measure(self, encoder: vit.Network) -> dict[str, float]:
-        """`knn_top1`, and `readout_iou`: the mean foreground IoU of a supervised read-out, by patches."""
+        """Score the encoder.
+
+        Returns:
+            `knn_top1`, the accuracy of kNN, and `readout_iou`, the mean foreground IoU of the patch probe.
+        """
         training = encoder.training
         encoder.eval()
-        found = {}
-        if self.labeled is not None:
-            found["knn_top1"] = self._knn(encoder, *self.labeled)
-        if self.masked is not None and (iou := self._readout(encoder, *self.masked)) is not None:
-            found["readout_iou"] = iou
+        scores = {}
+        if self._labeled is not None:
+            scores["knn_top1"] = self._knn_top1(encoder, *self._labeled)
+        if self._masked is not None and (iou := self._probe_iou(encoder, *self._masked)) is not None:
+            scores["readout_iou"] = iou
         encoder.train(training)
-        return found
+        return scores
 
-    def _knn(self, encoder: vit.Network, train: Reader, val: Reader) -> float:
+    def _load_splits(
+        self, score: str, load: Callable[[Path], tuple[Reader, Reader]], folder: Path
+    ) -> tuple[Reader, Reader] | None:
+        """Return a subset of train and val, or None if the dataset lacks what the score needs."""
+        try:
+            train, val = load(folder)
+        except ValueError as error:
+            self._print_skip(score, str(error))
+            return None
+        return _subset(train, self.config.num_images), _subset(val, self.config.num_images)
+
+    def _print_skip(self, score: str, reason: str) -> None:
+        if self.verbose:
+            print(f"online_eval: no {score} during training: {reason}")
+
+    def _knn_top1(self, encoder: vit.Network, train: Reader, val: Reader) -> float:
         encode = features.pooled(encoder, pool=self.pool, device=self.device)
         train_features, val_features = (
-            features.extract(encode, reader, img_size=self.img_size, batch_size=64, workers=0)
+            features.extract(encode, reader, img_size=self.img_size, batch_size=BATCH_SIZE, workers=0)
             for reader in (train, val)
         )
         votes = classification_metrics.knn_votes(
@@ -87,38 +116,39 @@ class OnlineEvaluator:
         )  # fmt: skip
         return classification_metrics.topk_accuracy(votes, torch.from_numpy(val.labels), k=1)
 
-    def _readout(self, encoder: vit.Network, train: Reader, val: Reader) -> float | None:
-        """None, said once, where objects are so small that no patch is theirs (or all are)."""
-        (tokens, truth), (val_tokens, val_truth) = (self._patches(encoder, reader) for reader in (train, val))
+    def _probe_iou(self, encoder: vit.Network, train: Reader, val: Reader) -> float | None:
+        """Fit the probe on train and return its mean IoU on val; None if a class has no patch."""
+        (tokens, truth), (val_tokens, val_truth) = (self._encode_patches(encoder, reader) for reader in (train, val))
         if not ({0, 1} <= set(np.unique(truth)) and (val_truth == 1).any()):
-            self.masked = None
-            if self.shown:
-                print(f"no patch read-out while training: {self.config.dataset} lacks patches of object or background")
+            self._masked = None
+            self._print_skip("patch probe", f"{self.config.dataset} has no patches of objects or none of background")
             return None
         width = tokens.shape[-1]
-        fitted = patch_probe.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
-        found = fitted.predict(val_tokens.reshape(-1, width)).reshape(val_truth.shape)
+        probe = patch_probe.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
+        predicted = probe.predict(val_tokens.reshape(-1, width)).reshape(val_truth.shape)
         known = val_truth != part_metrics.IGNORE
-        both = ((found == 1) & (val_truth == 1)).sum(1)
-        either = (((found == 1) | (val_truth == 1)) & known).sum(1)
-        shown = (val_truth == 1).any(1)
-        return float((both[shown] / either[shown]).mean())
+        intersection = ((predicted == 1) & (val_truth == 1)).sum(1)
+        union = (((predicted == 1) | (val_truth == 1)) & known).sum(1)
+        has_object = (val_truth == 1).any(1)
+        return float((intersection[has_object] / union[has_object]).mean())
 
     @torch.no_grad()
-    def _patches(self, encoder: vit.Network, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
-        """Patch tokens (images, n, d) and whether each patch is foreground (images, n), 255 where unknown."""
+    def _encode_patches(
+        self, encoder: vit.Network, reader: Reader
+    ) -> tuple[Float[np.ndarray, "b n d"], Integer[np.ndarray, "b n"]]:
+        """Return patch tokens, and for each patch 1 for foreground, 0 for background, 255 for unknown."""
         side = self.img_size // encoder.patch_embed.patch_size[0]
         view = features.WholeView(self.img_size, (side, side), len(reader.mask_names))
         tokens, truth = [], []
-        for batch in batches(reader, np.arange(len(reader)), view, batch_size=64, workers=0):
+        for batch in batches(reader, np.arange(len(reader)), view, batch_size=BATCH_SIZE, workers=0):
             out = vit.encode_tokens(encoder, vit.normalize(batch["image"].to(self.device)))
             tokens.append(out[:, encoder.num_prefix_tokens :].float().cpu().numpy())
-            counts = batch["counts"].numpy()
-            either = np.stack([counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)
-            truth.append(np.stack([part_metrics.majority(image) for image in either]))
+            counts = batch["counts"].numpy()  # pixels by patch and class, class 0 is background
+            foreground_counts = np.stack([counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)
+            truth.append(np.stack([part_metrics.majority(image) for image in foreground_counts]))
         return np.concatenate(tokens), np.concatenate(truth)
 
 
-def _some(reader: Reader, samples: int) -> Reader:
-    """A fixed sample of a reader, spread over its classes by chance."""
-    return reader.select(numpy_generator(0, "health").permutation(len(reader))[:samples])
+def _subset(reader: Reader, num_images: int) -> Reader:
+    """Return a fixed random subset of a reader's samples."""
+    return reader.select(numpy_generator(0, "health").permutation(len(reader))[:num_images])

@@ -1,4 +1,4 @@
-"""iBOT's losses against double loops, its teacher and centers by hand."""
+"""iBOT's losses against double loops, and the updates of teacher and centers by hand."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_class_loss_is_the_mean_over_pairs_of_different_crops():
     assert float(ibot.class_loss(student, target, 0.1)) == pytest.approx(sum(pairs) / len(pairs), rel=1e-5)
 
 
-def test_patch_loss_sees_masked_patches_only_and_weighs_images_alike():
+def test_patch_loss_averages_masked_patches_with_equal_weight_per_image():
     torch.manual_seed(0)
     student, target = torch.randn(3, 4, 6), torch.randn(3, 4, 6).softmax(-1)
     mask = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]]).bool()
@@ -49,7 +49,7 @@ def test_patch_loss_sees_masked_patches_only_and_weighs_images_alike():
     )
 
 
-def test_no_masked_patch_no_loss():
+def test_patch_loss_without_masked_patches_is_0():
     student, target, mask = torch.randn(2, 4, 6), torch.randn(2, 4, 6).softmax(-1), torch.zeros(2, 4).bool()
     loss = ibot.patch_loss(student, target, mask, 0.1, torch.tensor(0.0))
     assert float(loss) == 0
@@ -60,7 +60,7 @@ def test_entropy_of_uniform_and_of_one_hot():
     assert float(ibot.entropy(torch.eye(6))) == pytest.approx(0, abs=1e-6)
 
 
-def test_centring_subtracts_the_mean_before_the_softmax():
+def test_centering_subtracts_the_mean_before_the_softmax():
     logits = torch.randn(5, 6)
     center = torch.zeros(6)
     ibot.update_center(center, logits.mean(0), 0.9)
@@ -73,7 +73,7 @@ def test_sinkhorn_uses_prototypes_equally_and_keeps_distributions():
     q = ibot.sinkhorn_targets(logits, 1.0)
     torch.testing.assert_close(q.sum(1), torch.ones(50))
     torch.testing.assert_close(q.sum(0), torch.full((6,), 50 / 6), rtol=0.05, atol=0)
-    assert (logits.argmax(1) == 0).float().mean() > 0.8  # what it had to undo
+    assert (logits.argmax(1) == 0).float().mean() > 0.8  # before balancing, one prototype wins most samples
     p = (logits - 7).exp()  # the textbook form: alternate scaling of rows and columns
     for _ in range(3):
         p = p / p.sum(0, keepdim=True)
@@ -81,7 +81,7 @@ def test_sinkhorn_uses_prototypes_equally_and_keeps_distributions():
     torch.testing.assert_close(q, p)
 
 
-def test_teacher_starts_equal_moves_by_momentum_and_gets_no_gradient():
+def test_teacher_starts_as_the_student_moves_by_momentum_and_gets_no_gradient():
     both = model()
     for mine, theirs in zip(both.student.parameters(), both.teacher.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -110,8 +110,8 @@ def test_logits_are_cosines():
 
 
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
-def test_it_learns_to_tell_two_pictures_apart(centering):
-    """On noisy crops of two pictures the teacher comes to agree with itself, and the center keeps both apart."""
+def test_self_distillation_learns_to_distinguish_two_pictures(centering):
+    """On noisy crops of two pictures, the teacher assigns crops of one picture alike and the two pictures apart."""
     both = model(centering)
     optimizer = torch.optim.AdamW(both.student.parameters(), lr=5e-4)
     pictures = torch.randn(2, 3, 32, 32)

@@ -227,7 +227,7 @@ def _pretrained(run: Run, dataset: Path, strategy: Any, decode_fraction: float =
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
     mae_loop.pretrain(
         recipe, masks, encoder, reader=reader, maps=maps, seed=0, compute=COMPUTE, world=world, run=run,
-        measure=lambda *_: {},
+        online_eval=lambda *_: {},
     )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def _distilled(run: Run, dataset: Path, centering: Any, world: World = ALONE) ->
     network = mae_loop.ViTConfig(patch_size=8, embed_dim=32, depth=1, num_heads=2)
     ibot_loop.distill(
         recipe, network, img_size=32, reader=Reader(dataset, "train"), seed=0, compute=COMPUTE, world=world, run=run,
-        measure=lambda *_: {}, start=None,
+        online_eval=lambda *_: {}, initial=None,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The iBOT loop: what its history tells, what stays frozen, where its schedules begin and end."""
+"""The loop of iBOT: its history, frozen prototypes, and the ends of its schedules."""
 
 import math
 from collections.abc import Callable
@@ -25,26 +25,26 @@ RECIPE = load_config(ibot_loop.IBOTRecipe, "teacher", "ibot", file=Path(__file__
 
 
 def distilled(
-    shards: Path, recipe: ibot_loop.IBOTRecipe, measure: Callable[..., dict[str, float]] = lambda *_: {}
+    shards: Path, recipe: ibot_loop.IBOTRecipe, online_eval: Callable[..., dict[str, float]] = lambda *_: {}
 ) -> list[dict[str, float]]:
     """The history of a run on creatures of 32 pixels: two steps of 16 images per epoch."""
     with Run("teacher", ALONE, out=shards, params=recipe, inputs=[], checkpoint_minutes=60) as run:
         ibot_loop.distill(
             recipe, NETWORK, img_size=32, reader=Reader(shards, "train"), seed=0, compute=COMPUTE, world=ALONE,
-            run=run, measure=measure, start=None,
+            run=run, online_eval=online_eval, initial=None,
         )  # fmt: skip
     return run.history
 
 
-def test_the_history_tells_losses_and_entropies_beside_those_of_knowing_nothing(toy_dataset: Path):
-    asked = []
+def test_the_history_holds_losses_and_entropies_relative_to_the_largest_entropy(toy_dataset: Path):
+    calls = []
 
-    def measure(_: object, epoch: int, last: bool) -> dict[str, float]:
-        asked.append((epoch, last))
+    def online_eval(_: object, epoch: int, is_last: bool) -> dict[str, float]:
+        calls.append((epoch, is_last))
         return {"measured": 10.0 * epoch}
 
-    history = distilled(toy_dataset, replace(RECIPE, epochs=2), measure)
-    assert asked == [(1, False), (2, True)]
+    history = distilled(toy_dataset, replace(RECIPE, epochs=2), online_eval)
+    assert calls == [(1, False), (2, True)]
     assert [(row["epoch"], row["measured"]) for row in history] == [(1, 10.0), (2, 20.0)]
     for row in history:
         assert row["loss"] == pytest.approx(row["class_loss"] + row["patch_loss"])
@@ -54,41 +54,41 @@ def test_the_history_tells_losses_and_entropies_beside_those_of_knowing_nothing(
             assert row[f"{of}_loss_by_ln_k"] > row[f"{of}_entropy_by_ln_k"]  # a cross entropy is never below it
 
 
-def test_prototypes_rest_while_they_are_frozen(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch):
-    made, seen = [], []
+def test_frozen_prototypes_do_not_change(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch):
+    models, weights = [], []
 
-    class Watched(ibot.SelfDistillation):
+    class Recorded(ibot.SelfDistillation):
         def __init__(self, *arguments, **keywords):
             super().__init__(*arguments, **keywords)
-            made.append(self)
-            look()
+            models.append(self)
+            record()
 
-    def look(*_: object) -> dict[str, float]:
-        head = made[0].student.head
-        seen.append((head.prototypes.detach().clone(), head.mlp[0].weight.detach().clone()))
+    def record(*_: object) -> dict[str, float]:
+        head = models[0].student.head
+        weights.append((head.prototypes.detach().clone(), head.mlp[0].weight.detach().clone()))
         return {}
 
-    monkeypatch.setattr(ibot, "SelfDistillation", Watched)
-    distilled(toy_dataset, replace(RECIPE, epochs=3, freeze_prototypes_epochs=2), look)
-    begun, first, second, third = (prototypes for prototypes, _ in seen)
-    assert torch.equal(begun, first)
-    assert torch.equal(begun, second)
-    assert not torch.equal(begun, third)
-    assert not torch.equal(seen[0][1], seen[1][1])  # the layers below them learn from the first step
+    monkeypatch.setattr(ibot, "SelfDistillation", Recorded)
+    distilled(toy_dataset, replace(RECIPE, epochs=3, freeze_prototypes_epochs=2), record)
+    initial, first, second, third = (prototypes for prototypes, _ in weights)
+    assert torch.equal(initial, first)
+    assert torch.equal(initial, second)
+    assert not torch.equal(initial, third)
+    assert not torch.equal(weights[0][1], weights[1][1])  # the layers below them learn from the first step
 
 
 def test_schedules_begin_and_end_where_the_recipe_says():
     recipe = replace(RECIPE, warmup_epochs=2, teacher_temp_warmup_epochs=2)
     first, heated, last = (Step(number, 50, 5, number // 5, {}, False) for number in (0, 10, 49))
     peak = recipe.base_lr * recipe.batch_size / 256
-    assert ibot_loop._schedules(recipe, first) == pytest.approx((peak / 10, 0.04, 0.99, 0.04))
-    assert ibot_loop._schedules(recipe, heated)[0::3] == pytest.approx((peak, 0.07))
-    assert ibot_loop._schedules(recipe, last) == pytest.approx((recipe.min_lr, 0.4, 1.0, 0.07))
+    assert ibot_loop.schedules(recipe, first) == pytest.approx((peak / 10, 0.04, 0.99, 0.04))
+    assert ibot_loop.schedules(recipe, heated)[0::3] == pytest.approx((peak, 0.07))
+    assert ibot_loop.schedules(recipe, last) == pytest.approx((recipe.min_lr, 0.4, 1.0, 0.07))
 
 
 def test_masks_cover_a_share_of_the_crops_block_by_block():
     grid, recipe = (8, 8), replace(RECIPE, batch_size=400, mask_ratio=(0.25, 0.25), masked_share=0.5)
-    mask = ibot_loop._mask(recipe, grid, ALONE, 0, 0)
+    mask = ibot_loop.draw_masks(recipe, grid, ALONE, 0, 0)
     assert mask.shape == (800, 64)
     assert set(mask.sum(1).tolist()) == {0, 16}
     assert mask.any(1).float().mean() == pytest.approx(0.5, abs=0.06)

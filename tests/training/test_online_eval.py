@@ -1,4 +1,4 @@
-"""What is watched while tokens are learned: against scikit-learn, when it is due, and what a dataset has nothing for."""
+"""Scores during training: against scikit-learn, when they are due, and datasets without labels or masks."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def encoder():
     return vit.build(CONFIG)
 
 
-def watch(folder: Path, every_epochs: int = 1) -> OnlineEvaluator:
+def online_evaluator(folder: Path, every_epochs: int = 1) -> OnlineEvaluator:
     settings = OnlineEvalConfig(dataset=folder.name, every_epochs=every_epochs, num_images=1000)
-    return OnlineEvaluator(settings, folder, pool="patch_mean", img_size=32, device=CPU, shown=True)
+    return OnlineEvaluator(settings, folder, pool="patch_mean", img_size=32, device=CPU, verbose=True)
 
 
 def dots(folder: Path, side: int) -> Path:
@@ -51,8 +51,8 @@ def dots(folder: Path, side: int) -> Path:
     return folder / "dots"
 
 
-def test_knn_is_that_of_scikit_learn(toy_dataset, encoder):
-    found = watch(toy_dataset).measure(encoder)["knn_top1"]
+def test_knn_equals_scikit_learn(toy_dataset, encoder):
+    top1 = online_evaluator(toy_dataset).measure(encoder)["knn_top1"]
     encode = features.pooled(encoder.eval(), pool="patch_mean", device=CPU)
     train, val = (Reader(toy_dataset, split) for split in ("train", "val"))
     x, y = (features.extract(encode, reader, img_size=32, batch_size=8, workers=0).numpy() for reader in (train, val))
@@ -61,27 +61,28 @@ def test_knn_is_that_of_scikit_learn(toy_dataset, encoder):
         metric="cosine",
         weights=lambda distance: np.exp((1 - distance) / online_eval.TEMPERATURE),
     )
-    assert found == pytest.approx((peer.fit(x, train.labels).predict(y) == val.labels).mean())
+    assert top1 == pytest.approx((peer.fit(x, train.labels).predict(y) == val.labels).mean())
 
 
-def test_an_object_that_tokens_show_is_read_out(tmp_path, encoder):
-    assert watch(dots(tmp_path, side=8)).measure(encoder) == {"readout_iou": 1.0}
+def test_the_patch_probe_finds_an_object_that_tokens_show(tmp_path, encoder):
+    assert online_evaluator(dots(tmp_path, side=8)).measure(encoder) == {"readout_iou": 1.0}
 
 
-def test_objects_smaller_than_a_patch_have_no_read_out_and_that_is_said_once(tmp_path, encoder, capsys):
-    watching = watch(dots(tmp_path, side=3))
-    assert "no kNN while training" in capsys.readouterr().out
-    assert watching.measure(encoder) == watching.measure(encoder) == {}
-    assert capsys.readouterr().out == "no patch read-out while training: dots lacks patches of object or background\n"
+def test_objects_smaller_than_a_patch_have_no_probe_and_one_message(tmp_path, encoder, capsys):
+    evaluator = online_evaluator(dots(tmp_path, side=3))
+    assert "online_eval: no kNN during training" in capsys.readouterr().out
+    assert evaluator.measure(encoder) == evaluator.measure(encoder) == {}
+    reason = "dots has no patches of objects or none of background"
+    assert capsys.readouterr().out == f"online_eval: no patch probe during training: {reason}\n"
 
 
 @pytest.mark.parametrize(("every", "measured"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [1, 2, 4, 5]), (9, [1, 5])])
-def test_it_is_due_after_the_first_the_last_and_every_so_many_epochs(toy_dataset, encoder, every, measured):
-    watching = watch(toy_dataset, every)
-    assert [epoch for epoch in range(1, 6) if watching.after_epoch(encoder, epoch, epoch == 5)] == measured
+def test_scores_are_due_after_the_first_the_last_and_every_nth_epoch(toy_dataset, encoder, every, measured):
+    evaluator = online_evaluator(toy_dataset, every)
+    assert [epoch for epoch in range(1, 6) if evaluator.after_epoch(encoder, epoch, epoch == 5)] == measured
 
 
-def test_training_goes_on_as_it_was(toy_dataset, encoder):
+def test_the_encoder_stays_in_training_mode(toy_dataset, encoder):
     encoder.train()
-    watch(toy_dataset).measure(encoder)
+    online_evaluator(toy_dataset).measure(encoder)
     assert all(module.training for module in encoder.modules())

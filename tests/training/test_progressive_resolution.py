@@ -1,4 +1,4 @@
-"""Smaller images at first: which size an epoch has, and what a step then sees."""
+"""Progressive resolution: the image size of each epoch, and MAE on smaller images."""
 
 import math
 
@@ -30,20 +30,20 @@ def test_sizes_rise_and_end_full(epochs: int, steps: int, until: float):
 
 
 @pytest.mark.parametrize(
-    ("start", "step", "said"),
+    ("start", "step", "reason"),
     [
         (96, 16, "smaller start"),
         (64, 20, "a step that divides"),
         (68, 4, "multiples of patch_size, 8"),
-        (16, 8, "11 sizes; 8 are allowed"),
+        (16, 8, "11 sizes; expected at most 8"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(start: int, step: int, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_sizes_that_do_not_fit_are_refused(start: int, step: int, reason: str):
+    with pytest.raises(ValueError, match=reason):
         epoch_sizes(ResolutionConfig(start=start, step=step, until=0.5), img_size=96, epochs=4, patch_size=8)
 
 
-def test_an_autoencoder_takes_smaller_images_and_sees_no_masked_patch_of_them():
+def test_masked_patches_of_smaller_images_have_no_influence():
     torch.manual_seed(0)
     encoder = vit.build({"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2})
     model = mae.MAE(encoder, embed_dim=16, depth=1, num_heads=2).eval()
@@ -57,8 +57,8 @@ def test_an_autoencoder_takes_smaller_images_and_sees_no_masked_patch_of_them():
         torch.testing.assert_close(model(images, mask, 12, mask.clone(), 12)[mask], pred[mask])
 
 
-def test_positions_of_a_smaller_grid_lie_between_those_of_the_full_one():
-    """The middle of a grid of 2 x 2 cells is where four cells of 4 x 4 meet; resampling is linear in the positions."""
+def test_positions_of_a_smaller_grid_are_means_of_the_full_grid():
+    """The center of a cell on the 2 x 2 grid is the corner of four cells on the 4 x 4 grid."""
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
     model = mae.MAE(encoder, embed_dim=16, depth=1, num_heads=2)
     assert model._positions(16) is model.positions

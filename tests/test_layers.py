@@ -1,7 +1,10 @@
 """Imports point down, in exactly the order of the table in docs/architecture.md."""
 
 import ast
+import importlib.metadata
 import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,28 @@ def test_modules_have_unique_names_for_their_public_classes():
                 owners.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
     twice = {name: files for name, files in owners.items() if len(files) > 1}
     assert not twice
+
+
+def test_the_listed_libraries_are_those_that_modules_import():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = {canonical(line) for line in project["dependencies"]} - {"fastapi"}  # only a bound for prefect
+    extra = {canonical(line) for line in project["optional-dependencies"]["hf"]}
+    imported_names: set[str] = set()
+    for file in [*FILES, *(ROOT / "tests/sharding").rglob("*.py")]:  # tests read with webdataset what `shards` writes
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported_names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported_names.add(node.module.partition(".")[0])
+    distributions = importlib.metadata.packages_distributions()
+    found = {name: set(map(canonical, distributions.get(name, []))) for name in imported_names}
+    assert listed <= set().union(*found.values())
+    own = imported_names - sys.stdlib_module_names - {"semmae", "stages", "tests", "pytest"}
+    assert {name for name in own if not found[name] & (listed | extra)} == set()
+
+
+def canonical(requirement: str) -> str:
+    """Return the normalized name of the library in a requirement."""
+    name = re.match(r"[\w.-]+", requirement)
+    assert name is not None
+    return re.sub(r"[-_.]+", "-", name[0]).lower()

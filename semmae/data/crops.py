@@ -1,14 +1,7 @@
-"""One sampled box moves image and part map.
+"""Crops of images and of their part maps, from one box.
 
-- `random_resized_crop`: sample a `Box`, a crop and a flip in coordinates relative to the image, from a generator.
-- `snap_to_pixels`: the box with its edges on pixels. `required_size`: how large an image must be decoded for its boxes.
-- `resize_box`: the box of an image, resized, channels first as networks take them; `crop_image`: a square, as pictures
-  are; `resample_box`: as evaluations of other libraries do it; `channels_first`: channels first.
-- `crop_part_map`: the same box of its part map, on the encoder's grid (or of its mask, on the pixels of the crop);
-  `crop_part_maps`: of a batch.
-- `FULL_IMAGE`: the box that changes nothing.
-
-Relative coordinates fit an image decoded at any scale and a part map of any grid, whatever the teacher's resolution.
+A `Box` is in coordinates relative to the image. So the same box applies to an image decoded at any scale and to a part
+map of any grid.
 """
 
 import math
@@ -23,12 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 
-BORDER = 1e-9  # of a cell: what lies on the border of two is the later one's, despite rounding
-ATTEMPTS = 10  # boxes to try before the central one, as in torchvision
+BORDER = 1e-9  # cells; despite rounding, a point on the border of two cells belongs to the later one
+ATTEMPTS = 10  # random boxes to try before the central one, as in torchvision
 
 
 class Box(NamedTuple):
-    """A crop as shares of the image's height and width, flipped left to right afterwards if `flip`."""
+    """A crop in shares of the height and width of the image; with `flip` it is mirrored horizontally."""
 
     top: float
     left: float
@@ -38,8 +31,9 @@ class Box(NamedTuple):
 
     @property
     def span(self) -> tuple[float, float, float, float]:
-        """Where the crop begins, from the top and from the left, and how far it goes, down and to the right: a flipped
-        one goes to the left.
+        """Start of the crop from the top and from the left, and its extent down and to the right.
+
+        A flipped crop starts at its right edge and has a negative extent.
         """
         if self.flip:
             return self.top, self.left + self.width, self.height, -self.width
@@ -52,10 +46,15 @@ FULL_IMAGE = Box(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
 def random_resized_crop(
     rng: np.random.Generator, *, aspect: float, scale: tuple[float, float], ratio: tuple[float, float], flip: float
 ) -> Box:
-    """A box of uniform area within `scale` (share of the image), log-uniform width / height within `ratio`, anywhere.
+    """Draw a box with torchvision's distribution, but without rounding to pixels.
 
-    `aspect` is the image's width / height, `flip` the probability of a flip. When no attempt fits into the image: the
-    largest central box whose shape is within `ratio`. (torchvision's distribution without its rounding to pixels.)
+    If no attempt fits into the image, the box is the largest central one with an aspect ratio within `ratio`.
+
+    Args:
+        aspect: Width / height of the image.
+        scale: Range of the area, as a share of the image; uniform.
+        ratio: Range of width / height of the crop; log-uniform.
+        flip: Probability of a flip.
     """
     flipped = bool(rng.random() < flip)
     for _ in range(ATTEMPTS):
@@ -69,54 +68,61 @@ def random_resized_crop(
 
 
 def snap_to_pixels(box: Box, size: tuple[int, int]) -> Box:
-    """The box with its edges on the nearest pixels of an image of that height and width, a pixel apart at least."""
+    """Move the edges of a box to the nearest pixels of an image of this height and width, at least one pixel apart."""
     (top, bottom), (left, right) = _pixels(box.top, box.height, size[0]), _pixels(box.left, box.width, size[1])
     h, w = size
     return Box(top / h, left / w, (bottom - top) / h, (right - left) / w, box.flip)
 
 
 def required_size(crops: Iterable[tuple[Box, tuple[int, int]]]) -> tuple[int, int]:
-    """Rows and columns of the whole image such that no box has fewer than those it will be resized to."""
+    """Compute the rows and columns that an image needs so that no crop is enlarged.
+
+    Args:
+        crops: Boxes with the rows and columns that they will be resized to.
+    """
     rows, columns = zip(*((h / box.height, w / box.width) for box, (h, w) in crops), strict=True)
     return math.ceil(max(rows)), math.ceil(max(columns))
 
 
 def crop_image(image: UInt8[np.ndarray, "h w 3"], box: Box, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The box of the image as a picture of size x size pixels: `resize_box`, channels last."""
+    """Crop an image and resize it to a square as `resize_box` does, with channels last."""
     return cv2.merge(list(resize_box(image, box, (size, size))))
 
 
 def resize_box(
     image: UInt8[np.ndarray, "h w 3"], box: Box, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "3 {size[0]} {size[1]}"]:
-    """The box of the image, its edges on the nearest pixels, as so many rows and columns: bicubic, and where a side
-    shrinks antialiased as Pillow does it (and MAE's pipeline by it).
+    """Crop an image at the nearest pixels and resize it to `size` rows and columns.
+
+    The filter is bicubic. If a side shrinks, it is antialiased as in Pillow, which the pipeline of MAE uses.
     """
     top, bottom = _pixels(box.top, box.height, image.shape[0])
     left, right = _pixels(box.left, box.width, image.shape[1])
     cut = image[top:bottom, left:right]
-    if cut.shape[0] > size[0] or cut.shape[1] > size[1]:  # a filter that OpenCV lacks; thrice as fast as Pillow's own
+    if (
+        cut.shape[0] > size[0] or cut.shape[1] > size[1]
+    ):  # OpenCV has no such filter; torch is three times as fast as Pillow
         channels = torch.from_numpy(cut).permute(2, 0, 1)[None]
-        found = F.interpolate(channels, size, mode="bicubic", antialias=True)[0].contiguous().numpy()
+        resized = F.interpolate(channels, size, mode="bicubic", antialias=True)[0].contiguous().numpy()
     else:
-        found = channels_first(cv2.resize(cut, size[::-1], interpolation=cv2.INTER_CUBIC))
+        resized = channels_first(cv2.resize(cut, size[::-1], interpolation=cv2.INTER_CUBIC))
     if box.flip:
-        rows = found.reshape(-1, size[1])
+        rows = resized.reshape(-1, size[1])
         cv2.flip(rows, 1, rows)
-    return found
+    return resized
 
 
 def channels_first(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h w"]:
-    """Channels first, as networks take them; ten times as fast as a copy of the transpose."""
-    found = np.empty((3, *pixels.shape[:2]), np.uint8)
-    cv2.split(pixels, list(found))
-    return found
+    """Copy an image with its channels first, ten times as fast as a copy of the transpose."""
+    copy = np.empty((3, *pixels.shape[:2]), np.uint8)
+    cv2.split(pixels, list(copy))
+    return copy
 
 
 def resample_box(
     image: UInt8[np.ndarray, "h w 3"], box: Box, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
-    """The same by Pillow, bicubic and antialiased, the edges not rounded: slower, and what libraries evaluate with."""
+    """Crop and resize with Pillow, without rounding the edges: slower, but equal to the evaluation of other libraries."""
     h, w = image.shape[:2]
     right, bottom = min(1, box.left + box.width) * w, min(1, box.top + box.height) * h
     edges = (box.left * w, box.top * h, right, bottom)
@@ -127,23 +133,33 @@ def resample_box(
 def crop_part_map(
     part_map: UInt8[np.ndarray, "h w"], box: Box, grid: tuple[int, int]
 ) -> UInt8[np.ndarray, "{grid[0]} {grid[1]}"]:
-    """The label nearest to the center of each of the encoder's patches, when its grid covers the box."""
+    """Crop a part map to the grid of the encoder: the label nearest to the center of each patch in the box."""
     rows = _cells(box.top, box.height, grid[0], part_map.shape[0])
     columns = _cells(box.left, box.width, grid[1], part_map.shape[1])
     return part_map[np.ix_(rows, columns[::-1] if box.flip else columns)]
 
 
 def crop_part_maps(
-    part_maps: UInt8[np.ndarray, "k h w"], rows: Int64[np.ndarray, " b"], spans: Float64[np.ndarray, "b 4"],
+    part_maps: UInt8[np.ndarray, "k h w"],
+    rows: Int64[np.ndarray, " b"],
+    spans: Float64[np.ndarray, "b 4"],
     grid: tuple[int, int],
-) -> UInt8[np.ndarray, "b n"]:  # fmt: skip
-    """`crop_part_map` of the maps in those rows, each by the `Box.span` of its crop, row by row of the grid. A dozen
-    calls for a batch of any size: between two steps all code is cold, and each costs as much as its work.
+) -> UInt8[np.ndarray, "b n"]:
+    """Apply `crop_part_map` to a batch.
+
+    The number of numpy calls does not depend on the batch size, because each call costs time between two steps.
+
+    Args:
+        rows: Index into `part_maps` of each crop.
+        spans: `Box.span` of each crop.
+
+    Returns:
+        Labels of the patches, row by row of the grid.
     """
     _, h, w = part_maps.shape
-    places = np.dot(spans, _centers(grid, (h, w)))
-    places += BORDER
-    cells = places.astype(np.intp)
+    positions = np.dot(spans, _centers(grid, (h, w)))
+    positions += BORDER
+    cells = positions.astype(np.intp)
     y, x = cells[:, : grid[0]], cells[:, grid[0] :]
     np.minimum(y, h - 1, out=y)
     np.minimum(x, w - 1, out=x)
@@ -154,22 +170,22 @@ def crop_part_maps(
 
 
 def _pixels(start: float, extent: float, pixels: int) -> tuple[int, int]:
-    """Along one axis, the first pixel of a box and the one after its last, at least one apart."""
+    """Compute the first pixel of a box along one axis and the pixel after the last one, at least one apart."""
     first = min(round(start * pixels), pixels - 1)
     return first, max(first + 1, min(round((start + extent) * pixels), pixels))
 
 
 def _cells(start: float, extent: float, patches: int, cells: int) -> np.ndarray:
-    """Along one axis, the cell where each patch's center lies; on the border of two cells, the later one."""
+    """Compute the cell of the center of each patch along one axis; on a border, the later cell."""
     centers = start + extent * (np.arange(patches) + 0.5) / patches
     return np.minimum(np.floor(centers * cells + BORDER).astype(int), cells - 1)
 
 
 @cache
 def _centers(grid: tuple[int, int], cells: tuple[int, int]) -> Float64[np.ndarray, "4 m"]:
-    """What makes of a `Box.span` where the centers of a grid's rows and columns lie, counted in cells."""
-    found = np.zeros((4, sum(grid)))
+    """Make the matrix that maps a `Box.span` to the centers of the rows and columns of a grid, in cells."""
+    matrix = np.zeros((4, sum(grid)))
     for axis, at in enumerate((slice(grid[0]), slice(grid[0], None))):
-        found[axis, at] = cells[axis]
-        found[axis + 2, at] = cells[axis] * (np.arange(grid[axis]) + 0.5) / grid[axis]
-    return found
+        matrix[axis, at] = cells[axis]
+        matrix[axis + 2, at] = cells[axis] * (np.arange(grid[axis]) + 0.5) / grid[axis]
+    return matrix

@@ -1,7 +1,7 @@
-"""JPEG decoded fast, no finer than it is needed; whatever is unusual is left to Pillow.
+"""Fast decoding of JPEGs at a reduced size, with libjpeg-turbo (simplejpeg).
 
-libjpeg-turbo (by simplejpeg) decodes at 1/2, 3/8, 1/4 or 1/8 of the size from fewer frequencies, in a fraction of the
-time.
+The decoder produces 1/2, 3/8, 1/4 or 1/8 of the size from fewer frequencies, in a fraction of the time. Unusual files
+are left to Pillow.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,23 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 COLORS = ("YCbCr", "RGB", "Gray")
-TURNED = (b"Exif\0\0", b"Orientation")  # may say that the image lies on its side: EXIF, or XMP's tiff:Orientation
+ORIENTATION_MARKS = (b"Exif\0\0", b"Orientation")  # EXIF or tiff:Orientation of XMP, which may rotate the image
 SCAN = b"\xff\xda"
-SEQUENTIAL, APPLICATION, START = (b"\xc0", b"\xc1"), b"\xe1", SCAN[1:]  # segments: a frame, EXIF or XMP, a scan
+SEQUENTIAL, APPLICATION, START = (
+    (b"\xc0", b"\xc1"),
+    b"\xe1",
+    SCAN[1:],
+)  # types of segments: frame header, EXIF or XMP, scan header
 
 
 def decode(
     data: bytes, *, at_least: tuple[int, int], max_pixels: int, max_scans: int
 ) -> UInt8[ndarray, "h w 3"] | None:
-    """The image in RGB at the smallest scale that leaves `at_least` rows and columns (0: the full size).
+    """Decode a JPEG to RGB at the smallest scale that keeps `at_least` rows and columns; 0 keeps the full size.
 
-    None for what this does not decode exactly as Pillow would: no JPEG, a damaged one, CMYK, one that may have to be
-    turned, one beyond the limits.
+    Returns:
+        The pixels; None if Pillow must decide: the bytes are no JPEG, or it is damaged, in CMYK, may have an
+        orientation, or exceeds a limit.
     """
     if not data.startswith(b"\xff\xd8") or not _is_plain(data, max_scans):
         return None
@@ -36,24 +41,24 @@ def decode(
 
 
 def _is_plain(data: bytes, max_scans: int) -> bool:
-    """Whether the header is whole, says nothing of a turn, and what follows is one scan, or few."""
+    """Check that the header is complete and has no orientation, and that there are at most `max_scans` scans."""
     components = b""
     for kind, content in _segments(data):
-        if kind == APPLICATION and any(mark in content for mark in TURNED):
+        if kind == APPLICATION and any(mark in content for mark in ORIENTATION_MARKS):
             return False
         if kind in SEQUENTIAL:
             components = content[5:6]
-        if kind == START:  # with all components of such a frame a decoder asks for no other; a search is slow
+        if kind == START:  # a first scan with all components of a sequential frame is the only one; counting is slow
             return content[:1] == components or data.count(SCAN) <= max_scans
     return False
 
 
 def _segments(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of the segments of the header, one behind the other, the first scan's own header the last."""
-    place = 2
-    while data[place : place + 1] == b"\xff":
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
-        yield (kind := data[place + 1 : place + 2]), data[place + 4 : end]
+    """Yield type and content of the segments of the header, up to the header of the first scan."""
+    position = 2
+    while data[position : position + 1] == b"\xff":
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        yield (kind := data[position + 1 : position + 2]), data[position + 4 : end]
         if kind == START:
             return
-        place = end
+        position = end

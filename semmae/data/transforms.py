@@ -190,5 +190,5 @@ def build_rand_augment(options: RandAugment, img_size: int) -> Callable[[Image.I
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Posterize as timm does, but keep at least one bit: timm keeps none at the highest magnitude, and Pillow 13 fails."""
+    """Posterize as timm does, but keep at least one bit; timm may keep none, and Pillow 13 refuses that."""
     return ImageOps.posterize(image, max(1, bits))

@@ -110,7 +110,7 @@ class HuggingFace(FileSource):
         return names or sort_labels({item.label for item in items if item.label is not None})
 
     def _file_bytes(self, image: dict[str, Any] | None) -> bytes | None:
-        """Return the bytes of an image, from its row or from the file that the row names in the folder of the dataset."""
+        """Return the bytes of an image: from its row, or from a file in the folder of the dataset."""
         if image is None or image["path"] is None or image["bytes"] is not None:
             return None if image is None else image["bytes"]
         import datasets

@@ -1,22 +1,22 @@
-"""finetune: the pretrained encoder, trained end to end to classify, beside the same network without pretraining.
+"""finetune: the encoder fine-tuned end to end to classify, compared with the same network without pretraining.
 
     python -m stages.finetune <dataset>
 
-Reads  data/pretrain (encoder), data/shards/<dataset>: the classifier learns on train; val chooses nothing, the last
-       epoch is reported
-Calls  classifier.from_encoder, finetuning.finetune, metrics.classification
-Writes data/finetune/<dataset>/: classifier.safetensors, classifier.json;
-       results/finetune/<dataset>.json, curves/<dataset>/, predictions/<dataset>.tsv
+Reads  data/pretrain (encoder), data/shards/<dataset>: the classifier is trained on train and scored on val after the
+       last epoch
+Calls  classifier.from_encoder, finetune_loop.finetune, scores.write, curve_files.write, predictions.write
+Writes data/finetune/<dataset>/: classifier.safetensors, classifier.json; results/finetune/<dataset>.json;
+       curves/<dataset>/: learning curves; predictions/<dataset>.tsv: the predicted class of every sample of val
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass as plain
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxtyping import Float, Integer
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -27,25 +27,25 @@ from semmae.core.config import STRICT, load_config, with_overrides
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
-from semmae.evaluation import baselines, classification_metrics, curve_files, features, predictions, scores, subsets
+from semmae.evaluation import baselines, classification_metrics, curve_files, predictions, scores, splits, subsets
 from semmae.evaluation.scores import Scores
 from semmae.models import classifier, vit
-from semmae.runs import run
 from semmae.runs.fingerprint import artifact_params
+from semmae.runs.run import Run
 from semmae.training import finetune_loop
 
 OUT, RESULTS = Path("data/finetune"), Path("results/finetune")
 SHARDS, PRETRAIN = Path("data/shards"), Path("data/pretrain")
 
 
-@dataclass(frozen=True, config=STRICT)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class FinetuneProtocol:
     """How every dataset is fine-tuned and scored."""
 
     img_size: PositiveInt | None  # null: the encoder's
     pool: classifier.Pool
     recipe: finetune_loop.FinetuneRecipe
-    eval_every_epochs: NonNegativeInt  # 0: after the last alone
+    eval_every_epochs: NonNegativeInt  # 0: after the last epoch only
     eval_batch_size: PositiveInt
     baselines: bool
     low_shot: list[subsets.Shots]
@@ -54,7 +54,7 @@ class FinetuneProtocol:
     compute: ComputeConfig
 
 
-@dataclass(frozen=True, config=STRICT)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class FinetuneRecipeOverrides:
     """The keys of the recipe that a dataset may set for itself."""
 
@@ -62,7 +62,7 @@ class FinetuneRecipeOverrides:
     base_lr: PositiveFloat | None = None
 
 
-@dataclass(frozen=True, config=STRICT)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class FinetuneOverrides:
     """The keys of the protocol that a dataset may set for itself."""
 
@@ -70,7 +70,7 @@ class FinetuneOverrides:
     low_shot: list[subsets.Shots] | None = None
 
 
-@dataclass(frozen=True, config=STRICT)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class FinetuneConfig:
     """The section `finetune` of params.yaml."""
 
@@ -78,102 +78,135 @@ class FinetuneConfig:
     datasets: dict[str, FinetuneOverrides]
 
 
-@plain
-class Tuned:
-    """A network after its training, its scores of val and its history."""
+class FinetunedClassifier(NamedTuple):
+    """A trained classifier, its class probabilities for val, the labels of val, and its learning curve."""
 
     model: VisionTransformer
-    scores: Tensor
-    labels: Tensor
-    history: list[dict[str, float]]
+    probabilities: Float[Tensor, "n c"]
+    labels: Integer[Tensor, " n"]
+    history: curve_files.History
 
-    def measured(self) -> dict[str, float]:
-        """The metrics of its scores."""
-        return classification_metrics.classification(self.scores, self.labels)
+
+@dataclass(frozen=True)
+class FinetuneTask:
+    """What all trainings of a dataset share.
+
+    Attributes:
+        name: Name of the dataset.
+        config: The config of the encoder with the image size of the protocol.
+        runs: Keeps the checkpoints of every training until the stage has succeeded.
+    """
+
+    name: str
+    protocol: FinetuneProtocol
+    config: dict[str, Any]
+    val: Reader
+    world: distributed.World
+    runs: ExitStack
+
+    def train(
+        self, training: str, network: VisionTransformer, train: Reader, **recipe_overrides: Any
+    ) -> FinetunedClassifier:
+        """Run a training by the protocol, under a name of its own."""
+        if self.world.is_main:
+            print(f"{self.name}: training {training} on {len(train)} images", flush=True)
+        inputs = [file_digest(SHARDS / self.name / "shards.json"), model_digest(PRETRAIN, "encoder"), training]
+        run = self.runs.enter_context(
+            Run(
+                "finetune",
+                self.world,
+                out=OUT / self.name / training,
+                params=self.protocol,
+                inputs=inputs,
+                checkpoint_minutes=self.protocol.checkpoint_minutes,
+            )
+        )
+        protocol = with_overrides(self.protocol, {"recipe": recipe_overrides})
+        return train_classifier(protocol, network, self.config, train=train, val=self.val, world=self.world, run=run)
 
 
 def main() -> None:
-    """Fine-tune on the dataset named on the command line."""
+    """Fine-tune the encoder on the dataset named on the command line."""
     section = load_config(FinetuneConfig, "finetune")
-    name, own = stage.dataset_from_command_line(section.datasets, "finetune")
-    protocol = with_overrides(section.protocol, own)
-    train, val = features.labeled_splits(SHARDS / name)
+    name, overrides = stage.dataset_from_command_line(section.datasets, "finetune")
+    protocol = with_overrides(section.protocol, overrides)
+    train, val = splits.open_labeled_splits(SHARDS / name)
     encoder, config = vit.load(PRETRAIN)
     config |= {"img_size": protocol.img_size or config["img_size"]}
     with distributed.world(protocol.compute.device) as world, ExitStack() as runs:
-        curves: dict[str, curve_files.History] = {}
-
-        def tuned(what: str, network: VisionTransformer, reader: Reader, **changed: Any) -> Tuned:
-            if world.is_main:
-                print(f"{name}: {what}, {len(reader)} images to learn from", flush=True)
-            now = run.Run(
-                "finetune", world, out=OUT / name / what, params=protocol, inputs=[*inputs(name), what],
-                checkpoint_minutes=protocol.checkpoint_minutes,
-            )  # fmt: skip
-            runs.enter_context(now)  # its checkpoints stay until all is done
-            how = replace(protocol, recipe=replace(protocol.recipe, **changed))
-            splits = (reader.with_shuffle_shards(protocol.recipe.shuffle_shards), val)
-            result = trained(how, network, config, splits=splits, world=world, now=now)
-            curves[what] = result.history
-            return result
-
-        result = tuned("encoder", encoder, train)
+        task = FinetuneTask(name, protocol, config, val, world, runs)
+        trained = {"encoder": task.train("encoder", encoder, train)}
         baseline_metrics, low_shot = {}, {}
         if protocol.baselines:
-            fresh = baselines.untrained(config, seed=protocol.seed)
-            assert isinstance(fresh, VisionTransformer)
-            bare = tuned("untrained", fresh, train, layer_decay=1.0)  # no layer has anything to keep
-            baseline_metrics["untrained"] = classification_metrics.baseline_classification(bare.scores, bare.labels)
+            untrained = baselines.create_untrained(config, seed=protocol.seed)
+            assert isinstance(untrained, VisionTransformer)
+            # Without pretraining all layers learn from scratch, so none gets a smaller rate.
+            trained["untrained"] = result = task.train("untrained", untrained, train, layer_decay=1.0)
+            baseline_metrics["untrained"] = classification_metrics.compute_baseline(result.probabilities, result.labels)
         for shots in protocol.low_shot:
-            few = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
-            low_shot[shots.name] = tuned(shots.name, encoder, few).measured()
+            subset = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
+            trained[shots.name] = result = task.train(shots.name, encoder, subset)
+            low_shot[shots.name] = classification_metrics.compute(result.probabilities, result.labels)
         if world.is_main:
-            evaluated = Scores(result.measured(), baseline_metrics, low_shot=low_shot)
-            write(name, protocol, config, result, evaluated, curves, val)
+            metrics = classification_metrics.compute(trained["encoder"].probabilities, trained["encoder"].labels)
+            write_results(task, trained, Scores(metrics, baseline_metrics, low_shot=low_shot))
 
 
-def inputs(name: str) -> list[str]:
-    """The digests of what the stage reads."""
-    return [file_digest(SHARDS / name / "shards.json"), model_digest(PRETRAIN, "encoder")]
-
-
-def trained(
-    protocol: FinetuneProtocol, encoder: VisionTransformer, config: dict[str, Any], *, splits: tuple[Reader, Reader],
-    world: distributed.World, now: run.Run,
-) -> Tuned:  # fmt: skip
-    """Fine-tune a copy of `encoder` on train, and score val."""
-    train, val = splits
+def train_classifier(
+    protocol: FinetuneProtocol,
+    encoder: VisionTransformer,
+    config: dict[str, Any],
+    *,
+    train: Reader,
+    val: Reader,
+    world: distributed.World,
+    run: Run,
+) -> FinetunedClassifier:
+    """Fine-tune a copy of `encoder` on train, and predict val."""
     model = classifier.from_encoder(
-        encoder, config, num_classes=train.num_classes, pool=protocol.pool, drop_path=protocol.recipe.drop_path,
+        encoder,
+        config,
+        num_classes=train.num_classes,
+        pool=protocol.pool,
+        drop_path=protocol.recipe.drop_path,
         seed=protocol.seed,
-    )  # fmt: skip
-    validation = finetune_loop.Validation(
-        val, img_size=config["img_size"], batch_size=protocol.eval_batch_size,
-        every_epochs=protocol.eval_every_epochs, compute=protocol.compute, world=world,
-    )  # fmt: skip
-    model = finetune_loop.finetune(
-        protocol.recipe, model, reader=train, seed=protocol.seed, compute=protocol.compute, world=world, run=now,
-        validation=validation,
-    )  # fmt: skip
-    scores = validation.scores(model) if validation.last is None else validation.last  # None: stopped after all steps
-    return Tuned(model, scores, validation.labels, now.history)
-
-
-def write(
-    name: str, protocol: FinetuneProtocol, config: dict[str, Any], result: Tuned, evaluated: Scores,
-    curves: dict[str, curve_files.History], val: Reader,
-) -> None:  # fmt: skip
-    """The classifier, its scores, its curves and what it says of every sample of val."""
-    shape = {key: config[key] for key in vit.CONFIG_KEYS}
-    known = {"pool": protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
-    with atomic_write(OUT / name) as folder:
-        classifier.save(folder, result.model, shape | known | {"params": artifact_params(protocol)})
-    scores.write(RESULTS / f"{name}.json", evaluated)
-    curve_files.write(RESULTS / "curves" / name, curves)
-    predictions.write(
-        RESULTS / f"predictions/{name}.tsv", val.keys, result.scores, result.labels, val.class_names, logits=False
     )
-    print(f"{name}: fine-tuned {classification_metrics.summary(evaluated)}")
+    validation = finetune_loop.Validation(
+        val,
+        img_size=config["img_size"],
+        batch_size=protocol.eval_batch_size,
+        every_epochs=protocol.eval_every_epochs,
+        compute=protocol.compute,
+        world=world,
+    )
+    model = finetune_loop.finetune(
+        protocol.recipe,
+        model,
+        reader=train.with_shuffle_shards(protocol.recipe.shuffle_shards),
+        seed=protocol.seed,
+        compute=protocol.compute,
+        world=world,
+        run=run,
+        validation=validation,
+    )
+    # A run that is resumed after its last step has no predictions of that epoch.
+    probabilities = validation.predict(model) if validation.last is None else validation.last
+    return FinetunedClassifier(model, probabilities, validation.labels, run.history)
+
+
+def write_results(task: FinetuneTask, trained: dict[str, FinetunedClassifier], result: Scores) -> None:
+    """Write the classifier, the scores, the learning curves and the predictions."""
+    name, val, encoder = task.name, task.val, trained["encoder"]
+    config = {key: task.config[key] for key in vit.CONFIG_KEYS}
+    config |= {"pool": task.protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
+    config |= {"params": artifact_params(task.protocol)}
+    with atomic_write(OUT / name) as folder:
+        classifier.save(folder, encoder.model, config)
+    scores.write(RESULTS / f"{name}.json", result)
+    curve_files.write(RESULTS / "curves" / name, {training: x.history for training, x in trained.items()})
+    path = RESULTS / f"predictions/{name}.tsv"
+    predictions.write(path, val.keys, encoder.probabilities, encoder.labels, val.class_names, logits=False)
+    print(f"{name}: fine-tuned {scores.format_top1(result)}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,30 @@
-"""knn: weighted nearest neighbors on frozen features, beside thumbnails, an untrained encoder and the teacher.
+"""knn: weighted nearest neighbors on frozen features, compared with thumbnails, an untrained encoder and the teacher.
 
     python -m stages.knn <dataset>
 
-Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: train votes, val is scored
-Calls  features.extract, whitening.whiten, metrics.knn_votes, metrics.classification, predictions.write
-Writes results/knn/<dataset>.json, and predictions/<dataset>.tsv: every answer beside the truth
+Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: train has the neighbors, val is scored
+Calls  features.extract, whitening.whiten, classification_metrics.knn_votes, scores.write, predictions.write
+Writes results/knn/<dataset>.json; predictions/<dataset>.tsv: the predicted class of every sample of val
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from semmae.core import distributed, stage
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.data.dataset import Reader
-from semmae.evaluation import baselines, classification_metrics, features, predictions, scores, whitening
+from semmae.evaluation import baselines, classification_metrics, features, predictions, scores, splits, whitening
 from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
+
+OUT, PRETRAIN, TEACHER = Path("results/knn"), Path("data/pretrain"), Path("data/teacher")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -29,7 +33,7 @@ class KnnProtocol:
 
     k: PositiveInt
     temperature: PositiveFloat
-    whiten: bool  # every direction of the features counts alike, as principal components of train see it
+    whiten: bool  # PCA whitening, fitted on train
     pool: features.Pool
     baselines: bool
     seed: int  # of the untrained encoder
@@ -39,7 +43,7 @@ class KnnProtocol:
 
 @dataclass(frozen=True, config=STRICT)
 class KnnOverrides:
-    """Nothing differs between datasets."""
+    """Values of the protocol for one dataset: none can be overridden."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -51,48 +55,61 @@ class KnnConfig:
 
 
 def main() -> None:
-    """Score the dataset named on the command line."""
+    """Score the encoder on the dataset named on the command line."""
     section = load_config(KnnConfig, "knn")
     protocol, (name, _) = section.protocol, stage.dataset_from_command_line(section.datasets, "knn")
-    splits = features.labeled_splits(Path("data/shards") / name)
-    network, config = vit.load(Path("data/pretrain"))
+    train, val = splits.open_labeled_splits(Path("data/shards") / name)
+    network, config = vit.load(PRETRAIN)
     device = distributed.choose_device(protocol.compute.device)
-    how: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.compute.precision}
-    encode = features.pooled(network, **how)
-    votes = voted(encode, config["img_size"], splits, protocol, device)
-    val = splits[1]
-    labels = torch.from_numpy(val.labels)
+    options: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.compute.precision}
+    encode = features.build_feature_encoder(network, **options)
+    votes, labels = (
+        compute_votes(encode, config["img_size"], train, val, protocol, device),
+        torch.from_numpy(val.labels),
+    )
     baseline_metrics = {}
     if protocol.baselines:
-        lines = baselines.beside(config, teacher.load_teacher(Path("data/teacher")), seed=protocol.seed, **how)
-        for line, (encode, img_size) in lines.items():
-            beside = voted(encode, img_size, splits, protocol, device)
-            baseline_metrics[line] = classification_metrics.baseline_classification(beside, labels)
-    out = Path("results/knn")
-    result = Scores(classification_metrics.classification(votes, labels), baseline_metrics)
-    scores.write(out / f"{name}.json", result)
-    predictions.write(out / f"predictions/{name}.tsv", val.keys, votes, labels, val.class_names, logits=False)
-    print(f"{name}: kNN {classification_metrics.summary(result)}")
+        frozen_teacher = teacher.load_teacher(TEACHER)
+        encoders = baselines.build_feature_encoders(config, frozen_teacher, seed=protocol.seed, **options)
+        for baseline, (encode, img_size) in encoders.items():
+            baseline_votes = compute_votes(encode, img_size, train, val, protocol, device)
+            baseline_metrics[baseline] = classification_metrics.compute_baseline(baseline_votes, labels)
+    result = Scores(classification_metrics.compute(votes, labels), baseline_metrics)
+    scores.write(OUT / f"{name}.json", result)
+    predictions.write(OUT / f"predictions/{name}.tsv", val.keys, votes, labels, val.class_names, logits=False)
+    print(f"{name}: kNN {scores.format_top1(result)}")
 
 
-def voted(
-    encode: features.Encode, img_size: int, splits: tuple[Reader, Reader], protocol: KnnProtocol, device: torch.device
-) -> torch.Tensor:
-    """The votes of train for every sample of val, (m, classes)."""
-    encode = protocol.compute.compile_function(encode)
-    train, val = (
-        features.extract(
-            encode, reader, img_size=img_size, batch_size=protocol.batch_size, workers=protocol.compute.workers
-        )
-        for reader in splits
+def compute_votes(
+    encode: features.FeatureEncoder,
+    img_size: int,
+    train: Reader,
+    val: Reader,
+    protocol: KnnProtocol,
+    device: torch.device,
+) -> Float[Tensor, "m c"]:
+    """Compute the votes of train for every sample of val."""
+    encode, batch_size, workers = (
+        protocol.compute.compile_function(encode),
+        protocol.batch_size,
+        protocol.compute.workers,
+    )
+    train_features, val_features = (
+        features.extract(encode, reader, img_size=img_size, batch_size=batch_size, workers=workers)
+        for reader in (train, val)
     )
     if protocol.whiten:
-        fitted = whitening.fit(train)
-        train, val = (whitening.whiten(split, *fitted) for split in (train, val))
+        mean, matrix = whitening.fit(train_features)
+        train_features, val_features = (whitening.whiten(x, mean, matrix) for x in (train_features, val_features))
     return classification_metrics.knn_votes(
-        train, torch.from_numpy(splits[0].labels), val, num_classes=splits[0].num_classes, k=protocol.k,
-        temperature=protocol.temperature, device=device,
-    )  # fmt: skip
+        train_features,
+        torch.from_numpy(train.labels),
+        val_features,
+        num_classes=train.num_classes,
+        k=protocol.k,
+        temperature=protocol.temperature,
+        device=device,
+    )
 
 
 if __name__ == "__main__":

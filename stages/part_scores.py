@@ -22,7 +22,7 @@ from semmae.core.config import STRICT, load_config
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.evaluation import baselines, features, part_baselines
+from semmae.evaluation import baselines, part_baselines, splits, views
 from semmae.evaluation.part_baselines import Batch, CenterMask, Line
 from semmae.evaluation.scores import Scores, write
 from semmae.models import teacher, vit
@@ -65,11 +65,11 @@ def main() -> None:
     """Score the parts on the dataset named on the command line."""
     section = load_config(PartScoresConfig, "part_scores")
     protocol, (name, _) = section.protocol, stage.dataset_from_command_line(section.datasets, "part_scores")
-    train, val = features.masked_splits(SHARDS / name)
+    train, val = splits.open_masked_splits(SHARDS / name)
     device = distributed.choose_device(protocol.compute.device)
     elder, learner, untrained = networks(protocol, device)
     grid = tuple(learner.config["grid"])
-    view = features.WholeView(learner.config["img_size"], grid, num_classes=len(train.mask_names))
+    view = views.WholeView(learner.config["img_size"], grid, num_classes=len(train.mask_names))
 
     forward = {network: protocol.compute.compile_function(network.encode_with_heads) for network in (elder, untrained)}
 
@@ -122,7 +122,7 @@ def networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teache
     """The teacher, the parts that were learned from it, and the teacher before it learned anything."""
     elder = teacher.load_teacher(TEACHER)
     learner = part_learner.load_parts(PARTS, teacher=elder.digest)
-    untrained = Teacher(baselines.untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")
+    untrained = Teacher(baselines.create_untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")
     for network in (elder, untrained):
         vit.use_fastest_attention(network, device, frozen_at=learner.config["grid"])
     return elder.to(device), learner.to(device), untrained.to(device)

@@ -267,7 +267,7 @@ def write():
         write_json(root / "runs/f/identity.json", {})
         save_model(root / "part_maps", "model", {"x": torch.ones(3)}, {})
         checkpoint.save(root / "runs/f", 1, {"x": 1})
-        mapped_rows.Rows(3, root / "runs/f/rows").append(torch.ones(2, 3))
+        mapped_rows.MappedRows(3, root / "runs/f/rows").append(torch.ones(2, 3))
 
 stage.main(write)
 """

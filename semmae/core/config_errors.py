@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import re
 import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -25,9 +24,7 @@ def describe_mistake(key: str, mistake: Any, schema: Any) -> str:
         case "literal_error":
             return f"{key} is {mistake['input']!r}; expected one of {mistake['ctx']['expected']}"
         case _:
-            expectation = mistake["msg"].removeprefix("Value error, ")
-            expectation = re.sub("^Input should be (?=greater|less)", "expected a value ", expectation)
-            return f"{key} is {mistake['input']!r}; {expectation.replace('Input should be', 'expected')}"
+            return f"{key} is {mistake['input']!r}; {mistake['msg'].removeprefix('Value error, ')}"
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

@@ -1,9 +1,8 @@
-"""What an encoder's classification score is worth: the same protocol without the encoder.
+"""Baselines of an encoder: other features for the same protocol.
 
-- `thumbnail`: the pixels of a 16 x 16 image in place of features.
-- `untrained`: the encoder's architecture with fresh weights.
-- `taught`: the teacher, whose knowledge went into the masks.
-- `beside`: all of them, ready to stand in for the encoder; `tokens_beside`: those that have patch tokens.
+- `thumbnail`: the pixels of an image of 16 x 16.
+- `untrained`: the architecture of the encoder with fresh weights.
+- `teacher`: the network that the parts, and so the masks, were learned from.
 """
 
 from typing import Any
@@ -13,41 +12,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from semmae.core import distributed
+from semmae.core.async_copy import to_device
 from semmae.core.rng import fold
-from semmae.evaluation.features import Encode, Pool, See, pooling, seen
+from semmae.evaluation.features import FeatureEncoder, Pool, TokenEncoder, build_token_encoder, pool_tokens
 from semmae.models import vit
 from semmae.models.teacher import Teacher, create_network
 
-THUMBNAIL = 16  # pixels on a side
+THUMBNAIL_SIZE = 16  # pixels
 
 
-def thumbnail(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-    """The pixels themselves, normalized as an encoder gets them: for a cosine a harder line than pixels in [0, 1]."""
-    return vit.normalize(images).flatten(1)
-
-
-def untrained(config: dict[str, Any], *, seed: int) -> vit.Network:
-    """The network that an encoder's or a teacher's `config` describes, as it is before training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(seed, "untrained"))
-        network = create_network(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
-    return network.eval().requires_grad_(False)
-
-
-def taught(teacher: Teacher, *, device: torch.device, precision: distributed.Precision) -> See:
-    """Images -> class token and patch tokens by the teacher; the former is the mean of the latter if need be."""
-    teacher = teacher.to(device)
-    vit.use_fastest_attention(teacher, device)
-
-    def see(images: UInt8[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
-        with distributed.autocast(device, precision):
-            tokens = teacher.encode(images.to(device))
-        return tokens.cls, tokens.patch
-
-    return see
-
-
-def beside(
+def build_feature_encoders(
     config: dict[str, Any],
     teacher: Teacher,
     *,
@@ -55,17 +29,59 @@ def beside(
     seed: int,
     device: torch.device,
     precision: distributed.Precision,
-) -> dict[str, tuple[Encode, int]]:
-    """The lines to print beside the encoder of that `config`: for each, images -> features, and the images' size."""
-    networks = tokens_beside(config, teacher, seed=seed, device=device, precision=precision)
-    lines: dict[str, tuple[Encode, int]] = {"thumbnail": (thumbnail, THUMBNAIL)}
-    return lines | {line: (pooling(see, pool), img_size) for line, (see, img_size) in networks.items()}
+) -> dict[str, tuple[FeatureEncoder, int]]:
+    """Return all baselines of an encoder.
+
+    Args:
+        config: The config of the encoder.
+        seed: Seed of the untrained weights.
+
+    Returns:
+        By name: the function from images to features, and the side of its images in pixels.
+    """
+    networks = build_token_encoders(config, teacher, seed=seed, device=device, precision=precision)
+    encoders = {name: (pool_tokens(encode, pool), img_size) for name, (encode, img_size) in networks.items()}
+    return {"thumbnail": (flatten_pixels, THUMBNAIL_SIZE), **encoders}
 
 
-def tokens_beside(
+def build_token_encoders(
     config: dict[str, Any], teacher: Teacher, *, seed: int, device: torch.device, precision: distributed.Precision
-) -> dict[str, tuple[See, int]]:
-    """The networks among these lines: for each, images -> class token and patch tokens, and the images' size."""
-    fresh = seen(untrained(config, seed=seed), device=device, precision=precision)
-    elder = taught(teacher, device=device, precision=precision)
-    return {"untrained": (fresh, config["img_size"]), "teacher": (elder, teacher.config["img_size"])}
+) -> dict[str, tuple[TokenEncoder, int]]:
+    """Return the baselines that have patch tokens: as `build_feature_encoders`, with tokens in place of features."""
+    untrained = build_token_encoder(create_untrained(config, seed=seed), device=device, precision=precision)
+    taught = build_teacher_token_encoder(teacher, device=device, precision=precision)
+    return {"untrained": (untrained, config["img_size"]), "teacher": (taught, teacher.config["img_size"])}
+
+
+def flatten_pixels(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+    """Return the normalized pixels as features.
+
+    Normalized pixels are a stronger baseline for cosine similarity than pixels in [0, 1], whose cosines are all high.
+    """
+    return vit.normalize(images).flatten(1)
+
+
+def create_untrained(config: dict[str, Any], *, seed: int) -> vit.Network:
+    """Create the network of an encoder's or a teacher's config with fresh weights, frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(seed, "untrained"))
+        network = create_network(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
+    return network.eval().requires_grad_(False)
+
+
+def build_teacher_token_encoder(
+    teacher: Teacher, *, device: torch.device, precision: distributed.Precision
+) -> TokenEncoder:
+    """Return a function from images to the class token and the patch tokens of a teacher.
+
+    A teacher without a trained class token has the mean of its patch tokens in place of the class token.
+    """
+    teacher = teacher.to(device)
+    vit.use_fastest_attention(teacher, device)
+
+    def encode_tokens(images: UInt8[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
+        with distributed.autocast(device, precision):
+            tokens = teacher.encode(to_device(device, images))
+        return tokens.cls, tokens.patch
+
+    return encode_tokens

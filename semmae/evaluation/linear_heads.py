@@ -1,15 +1,12 @@
-"""The linear probe of frozen features, one head per learning rate, all of them in one matrix product.
+"""Linear classifiers on frozen features, one per learning rate, trained at once by a single matrix product.
 
-- `train_heads`: batch norm without parameters, then a linear layer (MAE, table 10: SGD with momentum, no weight decay,
-  warm-up and half a cosine).
-- `choose_rate`: the rate that does best on a held-out part of train; `probe`: that rate alone on all of train.
-
-Features may lie in a file: they are read batch by batch, and what the heads say of them goes to a file again.
+The recipe is the linear probe of MAE (He et al. 2022, table 10): batch norm without parameters, then a linear layer;
+SGD with momentum, no weight decay, warm-up and half a cosine. Features may be in a file: they are read in batches.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,17 +15,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from semmae.core.config import with_overrides
 from semmae.core.optim import warmup_cosine
 from semmae.core.rng import numpy_generator, torch_generator
-from semmae.evaluation.mapped_rows import Rows
+from semmae.evaluation.mapped_rows import MappedRows
 
 MOMENTUM, INIT_STD, EPSILON = 0.9, 0.01, 1e-6
-CHUNK = 1024  # samples scored at a time
+CHUNK = 1024  # samples per forward pass in evaluation
 
 
 @dataclass(frozen=True)
 class LinearHeadsRecipe:
-    """How heads are trained; a batch is never larger than the set, and lr = base_lr * batch size / 256."""
+    """How heads are trained. The learning rate is base_lr * batch size / 256.
+
+    A batch is never larger than the training set.
+    """
 
     epochs: int
     warmup_epochs: int
@@ -36,54 +37,59 @@ class LinearHeadsRecipe:
     seed: int
     device: torch.device
 
-    def steps_per_epoch(self, samples: int) -> int:
-        """The batches that `samples` fill."""
-        return samples // min(self.batch_size, samples)
+    def steps_per_epoch(self, num_samples: int) -> int:
+        """Return the number of full batches in an epoch."""
+        return num_samples // min(self.batch_size, num_samples)
 
-    def stretched(self, *, samples: int, few: int) -> "LinearHeadsRecipe":
-        """The recipe that takes as many steps (or just over) on `few` samples as this one takes on `samples`."""
-        times = self.steps_per_epoch(samples) / self.steps_per_epoch(few)
-        return replace(self, epochs=math.ceil(self.epochs * times), warmup_epochs=math.ceil(self.warmup_epochs * times))
+    def with_equal_steps(self, num_samples: int, *, reference: int) -> "LinearHeadsRecipe":
+        """Return a recipe for `num_samples` that takes at least as many steps as this one on `reference` samples.
+
+        The number of steps exceeds that of this recipe by less than an epoch.
+        """
+        ratio = self.steps_per_epoch(reference) / self.steps_per_epoch(num_samples)
+        epochs = {name: math.ceil(getattr(self, name) * ratio) for name in ("epochs", "warmup_epochs")}
+        return with_overrides(self, epochs)
 
 
 class FeatureSet:
-    """Features in one or more views, the labels they share, and which of them these are (none named: all)."""
+    """A subset of samples with their features in one or more views and their labels.
+
+    Args:
+        features: Features of all samples, (views, m, d).
+        labels: Labels of all samples.
+        indices: The samples of this set; None: all.
+    """
 
     def __init__(
         self,
         features: Float[Tensor, "v m d"],
         labels: Integer[Tensor, " m"],
-        ids: Integer[np.ndarray, " n"] | None = None,
+        indices: Integer[np.ndarray, " n"] | None = None,
     ) -> None:
         self.features, self.labels = features, labels
-        self.ids = np.arange(len(labels)) if ids is None else ids
+        self.indices = np.arange(len(labels)) if indices is None else indices
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.indices)
 
-    def select(self, places: Integer[np.ndarray, " k"]) -> "FeatureSet":
-        """The samples at `places` among these; no feature is copied."""
-        return FeatureSet(self.features, self.labels, self.ids[places])
+    def select(self, positions: Integer[np.ndarray, " k"]) -> "FeatureSet":
+        """Return the samples at these positions of this set; features are not copied."""
+        return FeatureSet(self.features, self.labels, self.indices[positions])
 
-    def batch(self, view: int, places: Integer[np.ndarray, " b"]) -> tuple[Float[Tensor, "b d"], Integer[Tensor, " b"]]:
-        """Features and labels of the samples at `places`."""
-        ids = torch.from_numpy(self.ids[places])
-        return self.features[view, ids], self.labels[ids]
+    def batch(
+        self, view: int, positions: Integer[np.ndarray, " b"]
+    ) -> tuple[Float[Tensor, "b d"], Integer[Tensor, " b"]]:
+        """Return features and labels of the samples at these positions of this set."""
+        indices = torch.from_numpy(self.indices[positions])
+        return self.features[view, indices], self.labels[indices]
 
     def chunks(self) -> Iterator[tuple[Float[Tensor, "b d"], Integer[Tensor, " b"]]]:
-        """All samples in order, in their first view."""
+        """Yield features of the first view and labels of all samples, in order."""
         for start in range(0, len(self), CHUNK):
             yield self.batch(0, np.arange(start, min(start + CHUNK, len(self))))
 
 
-class Choice(NamedTuple):
-    """A learning rate and how it was chosen."""
-
-    base_lr: float
-    history: list[dict[str, float]]  # per epoch, at the chosen rate: epoch, lr, train_loss, holdout_top1
-
-
-class Heads:
+class LinearHeads:
     """Linear classifiers on the same normalized features, one per learning rate: equal at first, then independent."""
 
     def __init__(self, width: int, num_classes: int, num_heads: int, recipe: LinearHeadsRecipe) -> None:
@@ -94,20 +100,24 @@ class Heads:
         self.norm = nn.BatchNorm1d(width, eps=EPSILON, affine=False).to(recipe.device)
 
     @torch.no_grad()
-    def scores(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b l c"]:
-        """The logits of every head, under the statistics gathered in training, on the CPU."""
+    def predict(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b l c"]:
+        """Compute the logits of every head with the running statistics of the norm, on the CPU."""
         return self._logits(self.norm.eval()(features.to(self.bias.device))).cpu()
 
     def top1(self, samples: FeatureSet) -> list[float]:
-        """The accuracy of every head."""
-        right = [(self.scores(x).argmax(2) == labels[:, None]).double().sum(0) for x, labels in samples.chunks()]
-        return (torch.stack(right).sum(0) / len(samples)).tolist()
+        """Compute the accuracy of every head."""
+        correct = [(self.predict(x).argmax(2) == labels[:, None]).double().sum(0) for x, labels in samples.chunks()]
+        return (torch.stack(correct).sum(0) / len(samples)).tolist()
 
     @torch.no_grad()
     def step(
         self, features: Float[Tensor, "b d"], labels: Integer[Tensor, " b"], lr: Float[Tensor, " l"]
     ) -> Float[Tensor, " l"]:
-        """One step of SGD on the cross entropy, whose gradient is (softmax - one-hot) / b; the losses before it."""
+        """Take a step of SGD on the cross entropy, whose gradient at the logits is (softmax - one-hot) / b.
+
+        Returns:
+            The loss of every head before the step.
+        """
         x = self.norm.train()(features)
         log_p = self._logits(x).log_softmax(2)
         target = F.one_hot(labels, log_p.shape[2])[:, None]
@@ -122,6 +132,13 @@ class Heads:
         return (x @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
 
 
+class ChosenRate(NamedTuple):
+    """A base learning rate and the curve of its training: per epoch `epoch`, `lr`, `train_loss`, `holdout_top1`."""
+
+    base_lr: float
+    history: list[dict[str, float]]
+
+
 def train_heads(
     train: FeatureSet,
     *,
@@ -129,22 +146,28 @@ def train_heads(
     base_lrs: list[float],
     recipe: LinearHeadsRecipe,
     holdout: FeatureSet | None = None,
-) -> tuple[Heads, list[dict[str, list[float]]]]:
-    """Train a head per learning rate; with `holdout`, each epoch also says how they do there.
+) -> tuple[LinearHeads, list[dict[str, list[float]]]]:
+    """Train a head per learning rate.
 
-    Epoch e shows view e modulo the number of views; what does not fill a batch is left to other epochs. The history
-    has, per epoch and head, the rate at the last step, the mean loss of the steps, and the hold-out's top-1.
+    Epoch e uses view e modulo the number of views. The samples that do not fill a batch are skipped in that epoch.
+
+    Args:
+        holdout: Samples on which the accuracy of every head is measured after each epoch.
+
+    Returns:
+        The heads, and per epoch a value for every head: `lr` (of the last step), `train_loss` (mean over steps) and,
+        with `holdout`, `holdout_top1`.
     """
     (views, _, width), n = train.features.shape, len(train)
     batch_size, per_epoch = min(recipe.batch_size, n), recipe.steps_per_epoch(n)
     steps, warmup = recipe.epochs * per_epoch, recipe.warmup_epochs * per_epoch
     peak = torch.tensor(base_lrs, dtype=torch.float64, device=recipe.device) * batch_size / 256
-    heads, history = Heads(width, num_classes, len(base_lrs), recipe), []
+    heads, history = LinearHeads(width, num_classes, len(base_lrs), recipe), []
     for epoch in range(recipe.epochs):
         order = numpy_generator(recipe.seed, "order", epoch).permutation(n)[: per_epoch * batch_size]
         losses = torch.zeros_like(peak)
-        for step, places in enumerate(np.split(order, per_epoch), start=epoch * per_epoch):
-            features, labels = (x.to(recipe.device) for x in train.batch(epoch % views, places))
+        for step, positions in enumerate(np.split(order, per_epoch), start=epoch * per_epoch):
+            features, labels = (x.to(recipe.device) for x in train.batch(epoch % views, positions))
             lr = peak * warmup_cosine(step, steps=steps, warmup=warmup, peak=1.0, end=0.0)
             losses += heads.step(features, labels, lr.float())
         row = {"lr": lr.tolist(), "train_loss": (losses / per_epoch).tolist()}
@@ -152,7 +175,7 @@ def train_heads(
     return heads, history
 
 
-def choose_rate(
+def choose_base_lr(
     train: FeatureSet,
     *,
     num_classes: int,
@@ -160,10 +183,12 @@ def choose_rate(
     recipe: LinearHeadsRecipe,
     held_out: Integer[np.ndarray, " h"],
     holdout: FeatureSet,
-) -> Choice:
-    """The rate that does best on the samples at `held_out` of train after learning from the others.
+) -> ChosenRate:
+    """Choose the rate with the highest accuracy on a hold-out of train; of equal rates the first.
 
-    `holdout` has those samples in the evaluation view. Of rates that do equally well the first is taken.
+    Args:
+        held_out: Positions in train that are not trained on.
+        holdout: The samples at these positions, in the center view.
     """
     kept = train.select(np.setdiff1d(np.arange(len(train)), held_out))
     _, sweep = train_heads(kept, num_classes=num_classes, base_lrs=base_lrs, recipe=recipe, holdout=holdout)
@@ -172,15 +197,19 @@ def choose_rate(
         {"epoch": epoch, **{name: per_head[best] for name, per_head in row.items()}}
         for epoch, row in enumerate(sweep, start=1)
     ]
-    return Choice(base_lrs[best], history)
+    return ChosenRate(base_lrs[best], history)
 
 
-def probe(
+def train_and_predict(
     train: FeatureSet, val: FeatureSet, *, num_classes: int, base_lr: float, recipe: LinearHeadsRecipe
 ) -> Float[Tensor, "m c"]:
-    """The logits of val, in a file, by a head that learned from all of train."""
+    """Train one head on all of train.
+
+    Returns:
+        Its logits for val, in a file.
+    """
     heads, _ = train_heads(train, num_classes=num_classes, base_lrs=[base_lr], recipe=recipe)
-    rows = Rows(num_classes)
+    rows = MappedRows(num_classes)
     for features, _ in val.chunks():
-        rows.append(heads.scores(features)[:, 0])
-    return rows.tensor()
+        rows.append(heads.predict(features)[:, 0])
+    return rows.as_tensor()

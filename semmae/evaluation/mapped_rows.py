@@ -1,7 +1,7 @@
-"""Rows too many for memory: appended to a file as they come, then read as one tensor that lies in that file.
+"""A matrix that is appended to a file row by row and then read as one memory-mapped tensor.
 
-The pages of a file are the system's to drop when memory is short, so a process that works on them chunk by chunk needs
-the same memory for any number of rows. What a killed process has appended is there for the next one.
+The system drops pages of the file when memory is short. A process that works on chunks therefore needs the same memory
+for any number of rows. Rows that a killed process has appended can be used by the next process.
 """
 
 import errno
@@ -17,11 +17,16 @@ from torch import Tensor
 from semmae.core.atomic_files import disk_full_error
 from semmae.core.paths import state_root
 
-BYTES = 4  # of a float32
+BYTES_PER_VALUE = 4  # float32
 
 
-class Rows:
-    """Rows of `width` numbers in the file `path`; without one, in a nameless file that goes with the last reader."""
+class MappedRows:
+    """A growing float32 matrix of `width` columns in a file.
+
+    Args:
+        width: Number of columns.
+        path: The file. None: a file without a name, which the system removes when its last user closes it.
+    """
 
     def __init__(self, width: int, path: Path | None = None) -> None:
         self.width = width
@@ -31,24 +36,28 @@ class Rows:
         self._file = tempfile.TemporaryFile(dir=folder) if path is None else open(path, "a+b")  # noqa: SIM115
 
     def __len__(self) -> int:
-        """The whole rows in the file."""
-        return os.fstat(self._file.fileno()).st_size // (BYTES * self.width)
+        """Return the number of whole rows in the file."""
+        return os.fstat(self._file.fileno()).st_size // (BYTES_PER_VALUE * self.width)
 
-    def keep(self, rows: int) -> None:
-        """Drop what follows the first `rows`."""
-        os.truncate(self._file.fileno(), rows * BYTES * self.width)
+    def truncate(self, rows: int) -> None:
+        """Keep the first `rows` rows only."""
+        os.truncate(self._file.fileno(), rows * BYTES_PER_VALUE * self.width)
 
     def append(self, rows: Float[Tensor, "b {self.width}"]) -> None:
-        """Write rows behind those that are there."""
+        """Append rows to the file.
+
+        Raises:
+            OSError: The disk is full.
+        """
         try:
             self._file.write(rows.float().cpu().contiguous().numpy().tobytes())
             self._file.flush()
         except OSError as error:
             raise disk_full_error(self._path) if error.errno == errno.ENOSPC else error from None
 
-    def tensor(self) -> Float[Tensor, "n {self.width}"]:
-        """All rows, in the file; a change to them would stay in this process."""
+    def as_tensor(self) -> Float[Tensor, "n {self.width}"]:
+        """Map all rows to a tensor (copy on write: changes stay in this process)."""
         if not len(self):
-            return torch.empty(0, self.width)  # nothing cannot be mapped
+            return torch.empty(0, self.width)  # an empty file cannot be mapped
         shape = len(self), self.width
         return torch.from_numpy(np.memmap(self._file, dtype=np.float32, mode="c", shape=shape))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Every answer of a classification beside the truth: the table that `dvc plots` turns into a confusion matrix."""
+"""The predicted class of every sample as a TSV file, which `dvc plots` shows as a confusion matrix."""
 
 import csv
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ def write(
     *,
     logits: bool = True,
 ) -> None:
-    """A TSV with a row per sample: its key, the names of its class and of the predicted one, and the latter's share.
+    """Write a row per sample: key, name of its class, name of the predicted class, probability of the prediction.
 
-    The share is the softmax of `scores`, or, where they are no `logits`, the scores themselves, which then sum to 1.
+    Args:
+        scores: Logits, or probabilities if `logits` is False.
     """
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(COLUMNS)
         for start in range(0, len(keys), classification_metrics.CHUNK):
-            part = slice(start, start + classification_metrics.CHUNK)
-            shares = scores[part].softmax(1) if logits else scores[part]
-            found = classification_metrics.highest(scores[part], k=1)[:, 0]
-            sure = shares.gather(1, found[:, None])[:, 0]
-            for key, actual, predicted, share in zip(
-                keys[part], labels[part].tolist(), found.tolist(), sure.tolist(), strict=True
-            ):
-                table.writerow((key, class_names[actual], class_names[predicted], f"{share:.4f}"))
+            chunk = slice(start, start + classification_metrics.CHUNK)
+            probabilities = scores[chunk].softmax(1) if logits else scores[chunk]
+            predicted = classification_metrics.top_classes(scores[chunk], k=1)
+            confidence = probabilities.gather(1, predicted)[:, 0].tolist()
+            columns = (keys[chunk], labels[chunk].tolist(), predicted[:, 0].tolist(), confidence)
+            for key, actual, prediction, probability in zip(*columns, strict=True):
+                table.writerow((key, class_names[actual], class_names[prediction], f"{probability:.4f}"))

@@ -1,8 +1,8 @@
-"""Features whose every direction counts alike: PCA whitening, fitted on train.
+"""PCA whitening of features, fitted on train (Jegou and Chum 2012, section 3).
 
-A few directions (brightness, color) carry nearly all the variance of a masked autoencoder's features, and so nearly
-all of a cosine between them. Whitened, a nearest neighbor no longer depends on how the features are scaled, turned or
-sheared (Jegou and Chum 2012, section 3).
+A few directions, such as brightness and color, have nearly all of the variance in the features of a masked
+autoencoder, and so dominate the cosine. After whitening, nearest neighbors are invariant to linear maps of the
+features.
 """
 
 import torch
@@ -10,28 +10,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from semmae.evaluation.classification_metrics import CHUNK
-from semmae.evaluation.mapped_rows import Rows
+from semmae.evaluation.mapped_rows import MappedRows
 
-NEGLIGIBLE = 1e-6  # of the largest variance: a direction with less holds rounding, not data
+MIN_VARIANCE = 1e-6  # of the largest variance: directions with less contain rounding errors only
 
 
 def fit(train: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d r"]]:
-    """The mean of train and the matrix V / sqrt(variances), V its principal directions but those in which it does not
-    vary. Two passes over train, chunk by chunk.
+    """Compute the mean and the whitening matrix in two passes over the chunks of train.
+
+    Returns:
+        The mean, and V / sqrt(variances), where V are the principal directions with a variance above MIN_VARIANCE.
     """
-    mean = sum((part.double().sum(0) for part in train.split(CHUNK)), torch.zeros(1)) / len(train)
-    centered = (part.double() - mean for part in train.split(CHUNK))
-    covariance = sum((part.T @ part for part in centered), torch.zeros(1)) / len(train)
+    mean = sum((chunk.double().sum(0) for chunk in train.split(CHUNK)), torch.zeros(1)) / len(train)
+    centered = (chunk.double() - mean for chunk in train.split(CHUNK))
+    covariance = sum((chunk.T @ chunk for chunk in centered), torch.zeros(1)) / len(train)
     variances, directions = torch.linalg.eigh(covariance)
-    kept = variances > NEGLIGIBLE * variances[-1]
+    kept = variances > MIN_VARIANCE * variances[-1]
     return mean.float(), (directions[:, kept] / variances[kept].sqrt()).float()
 
 
 def whiten(
     features: Float[Tensor, "m d"], mean: Float[Tensor, " d"], matrix: Float[Tensor, "d r"]
 ) -> Float[Tensor, "m r"]:
-    """The features of any split, whitened; they lie in a file, as those of `features.extract` do."""
-    rows = Rows(matrix.shape[1])
-    for part in features.split(CHUNK):
-        rows.append((part - mean) @ matrix)
-    return rows.tensor()
+    """Whiten the features of any split; the result is in a file, as that of `features.extract` is."""
+    rows = MappedRows(matrix.shape[1])
+    for chunk in features.split(CHUNK):
+        rows.append((chunk - mean) @ matrix)
+    return rows.as_tensor()

@@ -27,7 +27,7 @@ from semmae.core.atomic_files import atomic_write
 from semmae.data import decoding
 from semmae.data.dataset import ImageSequence, Reader
 from semmae.data.loader import batches
-from semmae.evaluation.features import CenterView
+from semmae.evaluation.views import CenterView
 from semmae.models import vit
 from semmae.models.frozen_encoder import FrozenEncoder
 from semmae.sharding.sources.source_item import EXTENSIONS, Blob

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from semmae.core.atomic_files import atomic_write, write_json
 from semmae.core.model_files import model_digest
-from semmae.evaluation.features import CROP
+from semmae.evaluation.views import CENTER_CROP
 from semmae.models import classifier, frozen_encoder, mae, masking, vit
 from semmae.models.frozen_encoder import FrozenEncoder
 
@@ -73,7 +73,7 @@ def to_timm(encoder: FrozenEncoder, out: Path) -> None:
         "model_args": sizes,
         "pretrained_cfg": {
             "input_size": [3, config["img_size"], config["img_size"]], "fixed_input_size": True, "pool_size": None,
-            "interpolation": "bicubic", "crop_pct": CROP, "crop_mode": "center", "mean": list(config["mean"]),
+            "interpolation": "bicubic", "crop_pct": CENTER_CROP, "crop_mode": "center", "mean": list(config["mean"]),
             "std": list(config["std"]), "num_classes": len(classes), "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
@@ -191,10 +191,10 @@ def _decoder_sizes(model: mae.MAE, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _processor(transformers: ModuleType, encoder: FrozenEncoder) -> Any:  # not ViT's own processor, which cannot crop
-    """The evaluation view (features.CenterView): resize of the short side, then a center crop."""
+    """The evaluation view (views.CenterView): resize of the short side, then a center crop."""
     size = encoder.config["img_size"]
     return transformers.BitImageProcessor(
-        size={"shortest_edge": round(size / CROP)}, crop_size={"height": size, "width": size},
+        size={"shortest_edge": round(size / CENTER_CROP)}, crop_size={"height": size, "width": size},
         image_mean=list(encoder.config["mean"]), image_std=list(encoder.config["std"]),
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from semmae.core.config import STRICT
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.evaluation import classification_metrics, features, part_metrics, patch_probe
+from semmae.evaluation import classification_metrics, features, part_metrics, patch_probe, splits, views
 from semmae.models import vit
 
 NEIGHBORS, TEMPERATURE = 20, 0.07  # DINO's kNN
@@ -58,8 +58,8 @@ class OnlineEvaluator:
         verbose: bool,
     ) -> None:
         self.config, self.pool, self.img_size, self.device, self.verbose = config, pool, img_size, device, verbose
-        self._labeled = self._load_splits("kNN", features.labeled_splits, folder)
-        self._masked = self._load_splits("patch probe", features.masked_splits, folder)
+        self._labeled = self._load_splits("kNN", splits.open_labeled_splits, folder)
+        self._masked = self._load_splits("patch probe", splits.open_masked_splits, folder)
 
     def after_epoch(self, encoder: vit.Network, epoch: int, is_last: bool) -> dict[str, float]:
         """Score the encoder after the first, the last and every `every_epochs`-th epoch, else return no scores.
@@ -105,7 +105,7 @@ class OnlineEvaluator:
             print(f"online_eval: no {score} during training: {reason}")
 
     def _knn_top1(self, encoder: vit.Network, train: Reader, val: Reader) -> float:
-        encode = features.pooled(encoder, pool=self.pool, device=self.device)
+        encode = features.build_feature_encoder(encoder, pool=self.pool, device=self.device)
         train_features, val_features = (
             features.extract(encode, reader, img_size=self.img_size, batch_size=BATCH_SIZE, workers=0)
             for reader in (train, val)
@@ -138,7 +138,7 @@ class OnlineEvaluator:
     ) -> tuple[Float[np.ndarray, "b n d"], Integer[np.ndarray, "b n"]]:
         """Return patch tokens, and for each patch 1 for foreground, 0 for background, 255 for unknown."""
         side = self.img_size // encoder.patch_embed.patch_size[0]
-        view = features.WholeView(self.img_size, (side, side), len(reader.mask_names))
+        view = views.WholeView(self.img_size, (side, side), len(reader.mask_names))
         tokens, truth = [], []
         for batch in batches(reader, np.arange(len(reader)), view, batch_size=BATCH_SIZE, workers=0):
             out = vit.encode_tokens(encoder, vit.normalize(batch["image"].to(self.device)))

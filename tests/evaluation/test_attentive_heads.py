@@ -40,11 +40,11 @@ def trained(
 ) -> tuple[AttentiveHeads, list[list[float]]]:
     """A bank after some steps on batches of 32, and the losses of every step."""
     bank = AttentiveHeads(tokens.shape[2], classes, num_heads=len(settings), queries=2, seed=0)
-    optimizer, told = attentive_heads.adamw(bank, settings, betas=(0.9, 0.95)), []
+    optimizer, told = attentive_heads.build_optimizer(bank, settings, betas=(0.9, 0.95)), []
     for step in range(steps):
         rows = torch.arange(32 * step, 32 * step + 32) % len(tokens)
         attentive_heads.set_rates(optimizer, batch_size=256, schedule=min(1.0, (step + 1) / 4))
-        losses = attentive_heads.losses(bank(tokens[rows]), labels[rows])
+        losses = attentive_heads.cross_entropy(bank(tokens[rows]), labels[rows])
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
@@ -107,11 +107,11 @@ def test_queries_share_the_width_of_a_token():
 
 
 def test_the_best_head_is_the_first_of_those_that_end_best_and_the_curve_is_its_own():
-    curve = attentive_heads.Curve(3, WORLD.device)
+    curve = attentive_heads.HeadCurves(3, WORLD.device)
     for top1 in ([0.9, 0.1, 0.1], [0.2, 0.7, 0.7]):
         for losses in ([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]):
-            curve.add(torch.tensor(losses))
-        curve.close(lr=[0.1, 0.2, 0.3], holdout_top1=top1)
+            curve.add_losses(torch.tensor(losses))
+        curve.end_epoch(lr=[0.1, 0.2, 0.3], holdout_top1=top1)
     assert curve.best == 1
     assert curve.history() == [
         {"epoch": 1, "lr": 0.2, "train_loss": 3.0, "holdout_top1": 0.1},

@@ -34,7 +34,7 @@ def test_per_class_accuracy_is_balanced_accuracy_over_the_classes_present():
 
 def test_classification_reports_all_of_it():
     scores = torch.eye(3)[[0, 1, 2, 0]]
-    found = classification_metrics.classification(scores, torch.tensor([0, 1, 2, 2]))
+    found = classification_metrics.compute(scores, torch.tensor([0, 1, 2, 2]))
     assert found == pytest.approx(
         {"top1": 0.75, "top5": 1.0, "per_class": (1 + 1 + 0.5) / 3, "top1_se": (0.75 * 0.25 / 4) ** 0.5}
     )

@@ -52,7 +52,7 @@ def test_a_head_equals_a_plain_loop_with_torch_modules(base_lr):
     train, val = planted(200), planted(50, seed=1).features[0]
     trained, _ = linear_heads.train_heads(train, num_classes=4, base_lrs=[base_lr], recipe=RECIPE)
     expected = plain_probe(train, base_lr, RECIPE, 4)(val)
-    torch.testing.assert_close(trained.scores(val)[:, 0], expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained.predict(val)[:, 0], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_rate_does_not_depend_on_the_others_of_its_sweep():
@@ -60,13 +60,13 @@ def test_a_rate_does_not_depend_on_the_others_of_its_sweep():
     sweep, history = linear_heads.train_heads(train, num_classes=4, base_lrs=LRS, recipe=RECIPE)
     for i, base_lr in enumerate(LRS):
         alone, curve = linear_heads.train_heads(train, num_classes=4, base_lrs=[base_lr], recipe=RECIPE)
-        torch.testing.assert_close(sweep.scores(val)[:, i], alone.scores(val)[:, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sweep.predict(val)[:, i], alone.predict(val)[:, 0], rtol=1e-4, atol=1e-5)
         assert [row["train_loss"][i] for row in history] == pytest.approx([row["train_loss"][0] for row in curve])
 
 
-def choose(train: FeatureSet, base_lrs: list[float], recipe: LinearHeadsRecipe = RECIPE) -> linear_heads.Choice:
+def choose(train: FeatureSet, base_lrs: list[float], recipe: LinearHeadsRecipe = RECIPE) -> linear_heads.ChosenRate:
     held_out = subsets.stratified_split(train.labels.numpy(), share=0.2, seed=0)
-    return linear_heads.choose_rate(
+    return linear_heads.choose_base_lr(
         train, num_classes=4, base_lrs=base_lrs, recipe=recipe, held_out=held_out, holdout=train.select(held_out)
     )
 
@@ -74,7 +74,7 @@ def choose(train: FeatureSet, base_lrs: list[float], recipe: LinearHeadsRecipe =
 def test_the_probe_learns_and_says_how():
     train, val = planted(400), planted(200, seed=1)
     found = choose(train, LRS)
-    scores = linear_heads.probe(train, val, num_classes=4, base_lr=found.base_lr, recipe=RECIPE)
+    scores = linear_heads.train_and_predict(train, val, num_classes=4, base_lr=found.base_lr, recipe=RECIPE)
     assert (scores.argmax(1) == val.labels).double().mean() > 0.8
     assert [row["epoch"] for row in found.history] == [1, 2, 3, 4]
     assert found.history[-1]["lr"] == 0
@@ -84,7 +84,9 @@ def test_the_probe_learns_and_says_how():
 def test_the_probe_is_deterministic_and_its_seed_matters():
     train, val = planted(200), planted(50, seed=1)
     recipes = [LinearHeadsRecipe(4, 1, 32, seed, torch.device("cpu")) for seed in (3, 3, 4)]
-    again = [linear_heads.probe(train, val, num_classes=4, base_lr=1.0, recipe=recipe) for recipe in recipes]
+    again = [
+        linear_heads.train_and_predict(train, val, num_classes=4, base_lr=1.0, recipe=recipe) for recipe in recipes
+    ]
     assert torch.equal(again[0], again[1])
     assert not torch.equal(again[0], again[2])
 
@@ -109,25 +111,25 @@ def test_a_selection_is_the_same_as_a_copy():
         FeatureSet(train.features[:, ids], train.labels[ids]),
     )
     assert some.features is train.features
-    found = [linear_heads.probe(x, val, num_classes=4, base_lr=0.3, recipe=RECIPE) for x in (some, copy)]
+    found = [linear_heads.train_and_predict(x, val, num_classes=4, base_lr=0.3, recipe=RECIPE) for x in (some, copy)]
     assert torch.equal(*found)
 
 
 def test_samples_are_scored_alike_in_chunks_of_any_size(monkeypatch):
     train, val = planted(200), planted(50, seed=1)
     trained, _ = linear_heads.train_heads(train, num_classes=4, base_lrs=LRS, recipe=RECIPE)
-    expected = (trained.scores(val.features[0]).argmax(2) == val.labels[:, None]).double().mean(0).tolist()
+    expected = (trained.predict(val.features[0]).argmax(2) == val.labels[:, None]).double().mean(0).tolist()
     for chunk in (7, 50):
         monkeypatch.setattr(linear_heads, "CHUNK", chunk)
         assert trained.top1(val) == pytest.approx(expected)
-        assert len(linear_heads.probe(train, val, num_classes=4, base_lr=0.3, recipe=RECIPE)) == 50
+        assert len(linear_heads.train_and_predict(train, val, num_classes=4, base_lr=0.3, recipe=RECIPE)) == 50
 
 
 @pytest.mark.parametrize("few", [10, 32, 33, 70, 1000])
 def test_few_samples_take_as_many_steps_as_all(few):
-    stretched = RECIPE.stretched(samples=1000, few=few)
+    longer = RECIPE.with_equal_steps(few, reference=1000)
     steps, per_epoch = RECIPE.epochs * RECIPE.steps_per_epoch(1000), RECIPE.steps_per_epoch(few)
-    assert steps <= stretched.epochs * per_epoch < steps + per_epoch
+    assert steps <= longer.epochs * per_epoch < steps + per_epoch
 
 
 def test_a_batch_larger_than_the_set_is_the_set_and_its_rate_follows():
@@ -138,4 +140,4 @@ def test_a_batch_larger_than_the_set_is_the_set_and_its_rate_follows():
         )[0]
         for size in (40, 1000)
     ]
-    assert torch.equal(of_size[0].scores(val), of_size[1].scores(val))
+    assert torch.equal(of_size[0].predict(val), of_size[1].predict(val))

@@ -114,7 +114,7 @@ def test_patch_colors_are_means_and_deviations():
 
 def test_an_untrained_network_is_the_same_architecture_by_seed():
     state = torch.random.get_rng_state()
-    first, again, other = (baselines.untrained(CONFIG, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (baselines.create_untrained(CONFIG, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(state, torch.random.get_rng_state())
     name = "blocks.0.attn.qkv.weight"
     assert torch.equal(first.state_dict()[name], again.state_dict()[name])
@@ -124,5 +124,5 @@ def test_an_untrained_network_is_the_same_architecture_by_seed():
 
 
 def test_a_timm_teacher_has_an_untrained_twin():
-    network = baselines.untrained({"timm": "test_vit", "img_size": 32}, seed=0)
+    network = baselines.create_untrained({"timm": "test_vit", "img_size": 32}, seed=0)
     assert network.patch_embed.img_size == (32, 32)

@@ -67,7 +67,7 @@ def test_a_dataset_gets_the_features_that_evaluations_see_and_its_labels(toy_dat
         assert of_split["key"].to_pylist() == own.keys
         assert of_split["label"].to_pylist() == own.labels.tolist()
         for pool, name in (("class", "class_token"), ("patch_mean", "patch_mean")):
-            network = features.pooled(encoder.network, pool=pool, device=CPU)
+            network = features.build_feature_encoder(encoder.network, pool=pool, device=CPU)
             expected = features.extract(network, own, img_size=32, batch_size=8, workers=0)
             np.testing.assert_allclose(vectors(of_split, name), expected, atol=1e-6)
 

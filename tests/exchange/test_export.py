@@ -8,7 +8,7 @@ from PIL import Image
 
 from semmae.data.crops import FULL_IMAGE, crop_image
 from semmae.data.dataset import Reader
-from semmae.evaluation.features import CenterView
+from semmae.evaluation.views import CenterView
 from semmae.exchange import export
 from semmae.models import classifier, frozen_encoder, mae, teacher, vit
 from tests.data.readers import sample_table

@@ -35,7 +35,7 @@ def contents() -> dict[str, str]:
         ("parts", "parts.method", "guess", "parts.method is 'guess'; expected one of 'learned' or 'kmeans'"),
         ("parts", "parts.color", 1, "unknown key parts.color"),
         ("part_maps", "part_maps.attention", None, "part_maps.attention is None"),
-        ("part_maps", "part_maps.batch_size", 0, "part_maps.batch_size is 0; expected a value greater than 0"),
+        ("part_maps", "part_maps.batch_size", 0, "part_maps.batch_size is 0; Input should be greater than 0"),
         ("pretrain", "pretrain.masking.strategy", "semantc", "pretrain.masking.strategy is 'semantc'; expected one of"),
         ("pretrain", "pretrain.dataset", "photos", "data/shards/photos"),
         ("pretrain", "pretrain.recipe.batch_size", 65, "pretrain: batch_size is 65, but an epoch has 64 samples"),

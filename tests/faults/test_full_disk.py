@@ -18,7 +18,7 @@ from semmae.core.digests import file_digest
 from semmae.core.locks import exclusive_lock
 from semmae.core.model_files import load_model, save_model
 from semmae.data.dataset import Reader
-from semmae.evaluation.mapped_rows import Rows
+from semmae.evaluation.mapped_rows import MappedRows
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.sources import Creatures
 from tests.project import Project
@@ -112,15 +112,15 @@ def test_a_full_disk_leaves_the_previous_shards_whole(small_disk: Path):
 
 def test_a_full_disk_under_features_raises_an_error_and_no_bus_error(small_disk: Path):
     """Rows are written before they are mapped: a mapped page without room on the disk would kill the process."""
-    rows = Rows(256, small_disk / "train")
+    rows = MappedRows(256, small_disk / "train")
     for _ in range(3):
         rows.append(torch.ones(256, 256))
     with pytest.raises(OSError, match="is full: train was not written"):
         rows.append(torch.ones(512, 256))
-    again = Rows(256, small_disk / "train")
+    again = MappedRows(256, small_disk / "train")
     assert len(again) >= 768
-    again.keep(768)
-    assert again.tensor().sum() == 768 * 256
+    again.truncate(768)
+    assert again.as_tensor().sum() == 768 * 256
 
 
 def test_a_lock_on_a_full_disk_raises_an_error(small_disk: Path, monkeypatch: pytest.MonkeyPatch):

@@ -28,9 +28,9 @@ def test_a_killed_attentive_probe_is_resumed_with_the_same_results(finished: Pro
 @pytest.mark.parametrize(
     ("what", "last", "features"),
     [
-        ("semmae.evaluation.mapped_rows:Rows.append", 1, {"train": 32}),  # the first of two batches
+        ("semmae.evaluation.mapped_rows:MappedRows.append", 1, {"train": 32}),  # the first of two batches
         (
-            "semmae.evaluation.linear_heads:Heads.step",
+            "semmae.evaluation.linear_heads:LinearHeads.step",
             random_step("linear heads", 1, 8),
             {"train": 64, "holdout": 16, "val": 32},
         ),

@@ -80,7 +80,7 @@ def test_the_same_probe_in_another_workspace_waits_its_turn(finished: Project, t
     other = finished.copy(tmp_path / "other")
     for project in (toy, other):
         delete_results(project, "linear")
-    stopped = ("semmae.evaluation.mapped_rows:Rows.append", "1", str(int(signal.SIGSTOP)), "linear", "toy")
+    stopped = ("semmae.evaluation.mapped_rows:MappedRows.append", "1", str(int(signal.SIGSTOP)), "linear", "toy")
     first = toy.start(sys.executable, "-c", SIGNALED_AFTER, *stopped)
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
@@ -104,7 +104,9 @@ def test_a_second_writer_of_an_output_is_refused(toy: Project, stage: str):
     arguments = ["toy"] * (stage == "linear")
     if stage == "part_maps":
         shutil.rmtree(toy.root / "state/part_maps")
-    what = {"linear": "semmae.evaluation.mapped_rows:Rows.append", "part_maps": "semmae.parts.part_maps:write"}[stage]
+    what = {"linear": "semmae.evaluation.mapped_rows:MappedRows.append", "part_maps": "semmae.parts.part_maps:write"}[
+        stage
+    ]
     first = toy.start(sys.executable, "-c", SIGNALED_AFTER, what, "1", str(int(signal.SIGSTOP)), stage, *arguments)
     try:
         os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)

@@ -109,7 +109,9 @@ def test_the_predictions_are_those_that_were_scored(project, monkeypatch, name):
 def test_whitened_neighbors_are_those_of_whitened_features(project, monkeypatch):
     Path("params.yaml").write_text(PARAMS.replace("whiten: false", "whiten: true"))
     start(monkeypatch, "knn", "toy")
-    encode = features.pooled(vit.load(Path("data/pretrain"))[0], pool="patch_mean", device=torch.device("cpu"))
+    encode = features.build_feature_encoder(
+        vit.load(Path("data/pretrain"))[0], pool="patch_mean", device=torch.device("cpu")
+    )
     train, val = (Reader(Path("data/shards/toy"), split) for split in ("train", "val"))
     tokens, queries = (features.extract(encode, one, img_size=32, batch_size=16, workers=0) for one in (train, val))
     rank = 31  # the last norm leaves 32 numbers with a mean of 0
@@ -155,18 +157,18 @@ def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_th
 def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
     """The rate included, which is chosen on a part of the few; the same in every run of a seed."""
     Path("params.yaml").write_text(PARAMS.replace("[{per_class: 1}, {share: 0.5}]", "[{share: 0.1}, {share: 0.5}]"))
-    probe, choose, learned, chosen = linear_heads.probe, linear_heads.choose_rate, [], []
+    predict, choose, learned, chosen = linear_heads.train_and_predict, linear_heads.choose_base_lr, [], []
 
-    def told(train, *others, **how):
-        learned.append(train.ids.tolist())
-        return probe(train, *others, **how)
+    def recorded_predict(train, *arguments, **options):
+        learned.append(train.indices.tolist())
+        return predict(train, *arguments, **options)
 
-    def told_to_choose(train, **how):
-        chosen.append((train.ids.tolist(), train.ids[how["held_out"]].tolist()))
-        return choose(train, **how)
+    def recorded_choose(train, **options):
+        chosen.append((train.indices.tolist(), train.indices[options["held_out"]].tolist()))
+        return choose(train, **options)
 
-    monkeypatch.setattr(linear_heads, "probe", told)
-    monkeypatch.setattr(linear_heads, "choose_rate", told_to_choose)
+    monkeypatch.setattr(linear_heads, "train_and_predict", recorded_predict)
+    monkeypatch.setattr(linear_heads, "choose_base_lr", recorded_choose)
     labels = Reader(Path("data/shards/toy"), "train").labels
     few, half = (subsets.low_shot(labels, subsets.Shots(share=share), seed=0).tolist() for share in (0.1, 0.5))
     for _ in range(2):

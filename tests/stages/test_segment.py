@@ -157,14 +157,14 @@ def test_what_does_not_fit_ends_in_one_sentence(project, monkeypatch, capsys, ol
 
 
 def test_a_class_that_only_val_shows_is_refused(project, monkeypatch, capsys):
-    counted = segment.transforms.masked_split
+    counted = segment.splits.open_masked_split
 
     def without_tails(dataset: Path, split: str):
         reader, counts = counted(dataset, split)
         counts[:, reader.mask_names.index("tail")] *= split == "val"
         return reader, counts
 
-    monkeypatch.setattr(segment.transforms, "masked_split", without_tails)
+    monkeypatch.setattr(segment.splits, "open_masked_split", without_tails)
     with pytest.raises(SystemExit):
         start(monkeypatch, "toy")
-    assert "val's masks show classes that train's lack (tail), which nothing can learn" in capsys.readouterr().err
+    assert "val's masks show classes that train's lack (tail), and no head can learn them" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from semmae.core.digests import file_digest
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
 from semmae.data.transforms import AugmentedCrop, Crop, RandAugment, build_rand_augment
-from semmae.evaluation import curve_files, features, scores, subsets
+from semmae.evaluation import curve_files, scores, subsets, views
 from semmae.models import classifier, vit
 from semmae.runs import run
 from semmae.training import finetune_loop
@@ -163,7 +163,7 @@ def test_a_target_says_how_much_of_each_class_is_in_the_image(mixup, cutmix):
     how = recipe(mixup=mixup, cutmix=cutmix, label_smoothing=0.0)
     shares = []
     for step in range(20):
-        found, targets = finetune_loop.mixed(how, images, torch.tensor([0, 1]), 3, seed=0, step=step, rank=0)
+        found, targets = finetune_loop.mix_images(how, images, torch.tensor([0, 1]), 3, seed=0, step=step, rank=0)
         bright = (found * torch.tensor(vit.STD).view(3, 1, 1) + torch.tensor(vit.MEAN).view(3, 1, 1)).mean((1, 2, 3))
         assert torch.allclose(targets[:, 1], bright, atol=1e-5)
         assert torch.allclose(targets.sum(1), torch.ones(2))
@@ -174,7 +174,7 @@ def test_a_target_says_how_much_of_each_class_is_in_the_image(mixup, cutmix):
 def test_without_mixup_the_target_is_the_smoothed_label():
     images, labels = pixels(3), torch.tensor([2, 0, 1])
     how = recipe(mixup=0.0, cutmix=0.0, label_smoothing=0.1, erasing=0.0)
-    found, targets = finetune_loop.mixed(how, images, labels, 4, seed=0, step=0, rank=0)
+    found, targets = finetune_loop.mix_images(how, images, labels, 4, seed=0, step=0, rank=0)
     assert torch.equal(found, vit.normalize(images))
     assert torch.allclose(targets, 0.9 * torch.eye(4)[labels] + 0.1 / 4)
 
@@ -186,7 +186,7 @@ def test_a_step_is_drawn_by_name_and_leaves_the_global_generators_alone():
         torch.manual_seed(number)
         random.seed(number)
         images, before = pixels(), global_state()
-        drawn.append(finetune_loop.mixed(how, images, labels, 8, seed=0, step=step, rank=rank))
+        drawn.append(finetune_loop.mix_images(how, images, labels, 8, seed=0, step=step, rank=rank))
         assert global_state()[1:] == before[1:]  # `random` is drawn from by the checker of shapes
     (x, y), (again, same), (other, _), (elsewhere, mixed_alike) = drawn
     assert torch.equal(x, again)
@@ -199,7 +199,7 @@ def test_a_step_is_drawn_by_name_and_leaves_the_global_generators_alone():
 def test_erasing_replaces_rectangles_of_some_images():
     how = recipe(mixup=0.0, cutmix=0.0, erasing=0.5)
     images = pixels(200)
-    found, _ = finetune_loop.mixed(how, images, torch.zeros(200, dtype=torch.long), 2, seed=0, step=0, rank=0)
+    found, _ = finetune_loop.mix_images(how, images, torch.zeros(200, dtype=torch.long), 2, seed=0, step=0, rank=0)
     changed = (found != vit.normalize(images)).any(1)
     assert 0.35 < float(changed.flatten(1).any(1).float().mean()) < 0.65
     share = changed.flatten(1).float().mean(1)
@@ -246,7 +246,7 @@ def test_the_average_of_the_weights_is_what_is_scored(toy_dataset, tmp_path):
     for name, value in averaged.state_dict().items():
         assert torch.allclose(value, 0.75 * first[name] + 0.25 * model.state_dict()[name], atol=1e-6), name
     assert not torch.equal(first["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"])
-    assert torch.equal(validation.last, validation.scores(averaged))
+    assert torch.equal(validation.last, validation.predict(averaged))
     assert "val_top1" in now.history[-1]
 
 
@@ -254,7 +254,7 @@ def test_ranks_score_val_together_each_sample_once_in_order(toy_dataset, monkeyp
     reader, model = Reader(toy_dataset, "val").select(np.arange(13)), built()
     model.head.weight.data.normal_(std=1.0)
     how = {"img_size": 32, "batch_size": 4, "every_epochs": 0, "compute": COMPUTE}
-    alone = finetune_loop.Validation(reader, world=ALONE, **how).scores(model)
+    alone = finetune_loop.Validation(reader, world=ALONE, **how).predict(model)
     assert torch.allclose(alone.sum(1), torch.ones(13))
     told: dict[int, torch.Tensor] = {}
 
@@ -264,7 +264,7 @@ def test_ranks_score_val_together_each_sample_once_in_order(toy_dataset, monkeyp
 
     monkeypatch.setattr(distributed, "gather", gather)
     for rank in range(3):
-        found = finetune_loop.Validation(reader, world=distributed.World(rank, 3, ALONE.device), **how).scores(model)
+        found = finetune_loop.Validation(reader, world=distributed.World(rank, 3, ALONE.device), **how).predict(model)
     assert torch.allclose(found, alone, atol=1e-6)
 
 
@@ -331,7 +331,7 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     assert said["actual"].tolist() == [val.class_names[label] for label in val.labels]
     assert (said["actual"] == said["predicted"]).mean() == result.encoder["top1"]
     model, config = classifier.load(Path("data/finetune/toy"))
-    view = features.CenterView(config["img_size"])
+    view = views.CenterView(config["img_size"])
     shares = model(vit.normalize(torch.from_numpy(view(val, 3)["image"])[None])).softmax(1)[0]
     assert said["predicted"][3] == config["class_names"][int(shares.argmax())]
     assert said["confidence"][3] == pytest.approx(float(shares.max()), abs=1e-4)
@@ -353,13 +353,13 @@ def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monk
     """The encoder, not what all of train has made of it, on a subset that is the same in every run of a seed."""
     from stages import finetune
 
-    reader, trained, learned = Reader(Path("data/shards/toy"), "train"), finetune.trained, []
+    reader, trained, learned = Reader(Path("data/shards/toy"), "train"), finetune.train_classifier, []
 
-    def told(protocol, network, config, *, splits, **others):
-        learned.append((splits[0].keys, [p.sum().item() for p in network.parameters()]))
-        return trained(protocol, network, config, splits=splits, **others)
+    def recorded(protocol, network, config, *, train, **options):
+        learned.append((train.keys, [p.sum().item() for p in network.parameters()]))
+        return trained(protocol, network, config, train=train, **options)
 
-    monkeypatch.setattr(finetune, "trained", told)
+    monkeypatch.setattr(finetune, "train_classifier", recorded)
     change(low_shot=[{"share": 0.01}, {"share": 0.5}, {"per_class": 2}], baselines=False)
     for _ in range(2):
         call("finetune", "toy")

@@ -53,7 +53,7 @@ def dots(folder: Path, side: int) -> Path:
 
 def test_knn_equals_scikit_learn(toy_dataset, encoder):
     top1 = online_evaluator(toy_dataset).measure(encoder)["knn_top1"]
-    encode = features.pooled(encoder.eval(), pool="patch_mean", device=CPU)
+    encode = features.build_feature_encoder(encoder.eval(), pool="patch_mean", device=CPU)
     train, val = (Reader(toy_dataset, split) for split in ("train", "val"))
     x, y = (features.extract(encode, reader, img_size=32, batch_size=8, workers=0).numpy() for reader in (train, val))
     peer = KNeighborsClassifier(

@@ -1,7 +1,6 @@
 """Segmentation by the vote of the nearest frozen patches of train.
 
-- `PatchBank`: labeled patches of train, at most so many, so memory does not grow with the data.
-- `knn`: the number of neighbors is chosen on held-out images, whose patches do not vote while it is.
+A bank keeps a bounded number of labeled patches, so memory does not grow with the dataset.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Integer, UInt8
 from pydantic import Field, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass as params
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor
 
 from semmae.core.config import STRICT
@@ -21,95 +20,109 @@ from semmae.data.decoding import IGNORE
 from semmae.data.loader import batches
 from semmae.evaluation import classification_metrics
 from semmae.evaluation.part_metrics import cell_counts
-from semmae.evaluation.segmentation.heads import Encode, Train, TrainedHead
-from semmae.evaluation.segmentation.sliding_window import Predict, SlidingWindowOptions, starts
+from semmae.evaluation.segmentation.heads import TokenMapEncoder, TrainedHead, TrainSplit
+from semmae.evaluation.segmentation.sliding_window import Predictor, SlidingWindowOptions
 from semmae.evaluation.segmentation.transforms import WholeImage
 
 
-@params(frozen=True, config=STRICT)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class KnnSegmentationConfig:
-    """The vote of neighbors."""
+    """The vote of the nearest patches; the number of neighbors is chosen among `k`."""
 
     k: Annotated[list[PositiveInt], Field(min_length=1)]
     temperature: PositiveFloat
-    patches: PositiveInt  # of train that may vote
+    patches: PositiveInt  # size of the bank
 
 
 class PatchBank(NamedTuple):
-    """Labeled patches of train, and the sample that each comes from."""
+    """Labeled patches of train, and the sample that each patch is from."""
 
     tokens: Float[Tensor, "m d"]
     labels: Integer[Tensor, " m"]
     samples: Integer[Tensor, " m"]
 
-    def predict(self, encode: Encode, *, num_classes: int, ks: list[int], temperature: float) -> Predict:
-        """Windows -> the share of the vote that each class has among the k nearest patches, a variant per k."""
+    def build_predictor(
+        self, encode: TokenMapEncoder, *, num_classes: int, ks: list[int], temperature: float
+    ) -> Predictor:
+        """Return a function from windows to the votes of the k nearest patches, with a variant per k."""
 
-        def votes(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b l c h w"]:
-            found = encode(images)
-            b, d, h, w = found.shape
-            queries = found.permute(0, 2, 3, 1).reshape(-1, d)
-            each = [
-                classification_metrics.vote(
+        def predict(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b l c h w"]:
+            tokens = encode(images)
+            b, d, h, w = tokens.shape
+            queries = tokens.permute(0, 2, 3, 1).reshape(-1, d)
+            votes = [
+                classification_metrics.knn_votes_of_chunk(
                     self.tokens, self.labels, queries, num_classes=num_classes, k=k, temperature=temperature
                 )
                 for k in ks
             ]
-            return torch.stack(each).view(len(ks), b, h, w, num_classes).permute(1, 0, 4, 2, 3)
+            return torch.stack(votes).view(len(ks), b, h, w, num_classes).permute(1, 0, 4, 2, 3)
 
-        return votes
+        return predict
 
-    def without(self, samples: Integer[np.ndarray, " h"]) -> "PatchBank":
-        """The patches of other samples."""
+    def without_samples(self, samples: Integer[np.ndarray, " h"]) -> "PatchBank":
+        """Return the patches of the other samples."""
         kept = ~torch.isin(self.samples, torch.from_numpy(samples).to(self.samples.device))
         return PatchBank(*(column[kept] for column in self))
 
 
-def bank(encode: Encode, reader: Reader, how: SlidingWindowOptions, *, patches: int, seed: int) -> PatchBank:
-    """At most so many patches, as many of each image (or one of each of so many images), seen as inference sees them.
+def build_patch_bank(
+    encode: TokenMapEncoder, reader: Reader, options: SlidingWindowOptions, *, max_patches: int, seed: int
+) -> PatchBank:
+    """Draw at most `max_patches` labeled patches, equally many from each image.
 
-    A patch has the label of most of its pixels; one without a labeled pixel is not drawn.
+    If there are more images than patches, one patch is drawn from each of `max_patches` images. Patches are encoded in
+    the windows of inference. The label of a patch is that of most of its pixels; patches without a labeled pixel are
+    not drawn.
     """
-    device, windows = how.world.device, how.windows
-    samples = np.sort(numpy_generator(seed, "bank").permutation(len(reader))[:patches])
-    each = patches // len(samples)
+    device = options.world.device
+    indices = np.sort(numpy_generator(seed, "bank").permutation(len(reader))[:max_patches])
+    per_image = max_patches // len(indices)
     rows: list[tuple[Tensor, ...]] = []
-    loaded = batches(reader, samples, WholeImage(windows.short_side), batch_size=1, workers=how.workers)
-    for index, sample in zip(samples.tolist(), loaded, strict=True):
-        how.exit_if_stopped()
-        image, mask = sample["image"][0], sample["mask"][0].numpy()
-        mask = crop_part_map(mask, FULL_IMAGE, (image.shape[1], image.shape[2]))
-        corners = [
-            np.s_[y : y + windows.side, x : x + windows.side]
-            for y in starts(image.shape[1], windows.side, windows.stride)
-            for x in starts(image.shape[2], windows.side, windows.stride)
-        ]
-        shown = torch.stack([image[:, *here] for here in corners])
-        tokens = torch.cat([encode(part.to(device)) for part in shown.split(how.batch_size)])
-        grid = (tokens.shape[2], tokens.shape[3])
-        counts = [cell_counts(mask[here], grid=grid, num_classes=len(reader.mask_names)) for here in corners]
-        labels = [np.where(count.any(1), count.argmax(1), IGNORE) for count in counts]
-        label = np.concatenate(labels)
-        known = np.flatnonzero(label != IGNORE)
-        chosen = numpy_generator(seed, "patches", reader.keys[index]).permutation(known)[:each]
-        rows.append(
-            (
-                tokens.permute(0, 2, 3, 1).flatten(0, 2)[chosen],
-                torch.from_numpy(label[chosen]),
-                torch.full((len(chosen),), index),
-            )
-        )
+    load = WholeImage(options.grid.short_side)
+    loaded = batches(reader, indices, load, batch_size=1, workers=options.workers)
+    for index, sample in zip(indices.tolist(), loaded, strict=True):
+        options.exit_if_stopped()
+        tokens, labels = _encode_patches(encode, sample, options, num_classes=len(reader.mask_names))
+        labeled = np.flatnonzero(labels != IGNORE)
+        drawn = numpy_generator(seed, "patches", reader.keys[index]).permutation(labeled)[:per_image]
+        rows.append((tokens[drawn], torch.from_numpy(labels[drawn]), torch.full((len(drawn),), index)))
     return PatchBank(*(torch.cat(column).to(device) for column in zip(*rows, strict=True)))
 
 
-@torch.inference_mode()
-def knn(
-    recipe: KnnSegmentationConfig, encode: Encode, train: Train, *, how: SlidingWindowOptions, seed: int
+def fit_knn(
+    config: KnnSegmentationConfig,
+    encode: TokenMapEncoder,
+    train: TrainSplit,
+    *,
+    options: SlidingWindowOptions,
+    seed: int,
 ) -> TrainedHead:
-    """The vote of the number of neighbors that does best on the held-out samples while they do not vote."""
-    voters = bank(encode, train.reader, how, patches=recipe.patches, seed=seed)
-    ask: dict[str, Any] = {"num_classes": train.num_classes, "temperature": recipe.temperature}
-    best = 0
-    if len(recipe.k) > 1:
-        best = train.best(voters.without(train.held_out).predict(encode, ks=recipe.k, **ask), how)
-    return TrainedHead(voters.predict(encode, ks=[recipe.k[best]], **ask), {"k": recipe.k[best]}, [])
+    """Choose the number of neighbors on the held-out samples, whose patches do not vote meanwhile.
+
+    The returned predictor uses the patches of all samples.
+    """
+    with torch.inference_mode():
+        bank = build_patch_bank(encode, train.reader, options, max_patches=config.patches, seed=seed)
+        vote: dict[str, Any] = {"num_classes": train.num_classes, "temperature": config.temperature}
+        best = 0
+        if len(config.k) > 1:
+            others = bank.without_samples(train.held_out)
+            best = train.best_variant(others.build_predictor(encode, ks=config.k, **vote), options)
+        k = config.k[best]
+        return TrainedHead(bank.build_predictor(encode, ks=[k], **vote), {"k": k}, [])
+
+
+def _encode_patches(
+    encode: TokenMapEncoder, sample: dict[str, Any], options: SlidingWindowOptions, *, num_classes: int
+) -> tuple[Float[Tensor, "p d"], Integer[np.ndarray, " p"]]:
+    """Return the tokens and the labels of all patches of all windows of an image."""
+    grid, image = options.grid, sample["image"][0]
+    mask = crop_part_map(sample["mask"][0].numpy(), FULL_IMAGE, (image.shape[1], image.shape[2]))
+    windows = [np.s_[y : y + grid.side, x : x + grid.side] for y, x in grid.corners(image.shape[1], image.shape[2])]
+    pixels = torch.stack([image[:, *window] for window in windows])
+    tokens = torch.cat([encode(chunk.to(options.world.device)) for chunk in pixels.split(options.batch_size)])
+    cells = (tokens.shape[2], tokens.shape[3])
+    counts = [cell_counts(mask[window], grid=cells, num_classes=num_classes) for window in windows]
+    labels = [np.where(count.any(1), count.argmax(1), IGNORE) for count in counts]
+    return tokens.permute(0, 2, 3, 1).flatten(0, 2), np.concatenate(labels)

@@ -1,9 +1,7 @@
-"""Scores of a segmentation, from three counts per image and class: right pixels, predicted pixels, true pixels.
+"""Metrics of a segmentation, from three counts per image and class: correct, predicted and true pixels.
 
-These are the diagonal and the margins of the confusion matrix, all that IoU and accuracy need of it: images stream by,
-and what is kept of one is 3 c numbers, whatever its size. Pixels of 255 count nowhere.
-
-- `count`: of one image. `scores`: miou, pixel_accuracy, IoU by class, and how sure the mIoU is.
+The counts are the diagonal and the margins of the confusion matrix, from which IoU and accuracy follow. They need 3 c
+numbers per image, whatever its size. Pixels whose mask is 255 (ignore) are not counted.
 """
 
 import numpy as np
@@ -13,44 +11,60 @@ from torch import Tensor
 
 from semmae.core.rng import numpy_generator
 from semmae.data.decoding import IGNORE
-from semmae.evaluation.scores import Scores
+from semmae.evaluation.scores import Metrics, Scores
 
-DRAWS = 200  # bootstrap samples of images behind a standard error: its own error is 5 %
+BOOTSTRAP_SAMPLES = 200  # the standard error then has a relative error of 5 %
 
 
 def count(
     prediction: Integer[Tensor, "H W"], mask: UInt8[Tensor, "H W"], *, num_classes: int
 ) -> Integer[Tensor, "3 c"]:
-    """Right, predicted and true pixels of each class in an image, among those whose mask says anything."""
-    known = mask != IGNORE
-    predicted, true = prediction[known].long(), mask[known].long()
+    """Count the correct, predicted and true pixels of each class among the labeled pixels of an image."""
+    labeled = mask != IGNORE
+    predicted, true = prediction[labeled].long(), mask[labeled].long()
     return torch.stack([x.bincount(minlength=num_classes) for x in (true[predicted == true], predicted, true)])
 
 
 def iou(counts: Integer[np.ndarray, "*n 3 c"]) -> Float[np.ndarray, "*n c"]:
-    """Intersection over union of each class, nan where the class does not occur in the masks."""
-    right, predicted, true = (counts[..., i, :].astype(np.float64) for i in range(3))
-    return np.where(true > 0, right / np.maximum(predicted + true - right, 1), np.nan)
+    """Compute the intersection over union of each class; nan for a class that the masks lack."""
+    correct, predicted, true = (counts[..., i, :].astype(np.float64) for i in range(3))
+    return np.where(true > 0, correct / np.maximum(predicted + true - correct, 1), np.nan)
 
 
 def scores(counts: Integer[np.ndarray, "n 3 c"], names: list[str], *, seed: int) -> Scores:
-    """miou (mean over the classes in the masks), its standard error miou_se, pixel_accuracy; each class's IoU.
+    """Compute the scores of a predictor from its counts on n images.
 
-    A class that the masks do not show has no IoU (None); predicting it costs the class that is there. The standard
-    error is that of images drawn anew with replacement (bootstrap), which pixels of one image do not make smaller.
+    A class that the masks lack has no IoU. Pixels that are predicted as such a class lower the IoU of their true class.
+
+    Args:
+        names: Names of the classes.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        `miou` (mean over the classes in the masks), `pixel_accuracy`, `miou_se` (standard error of miou by a bootstrap
+        over images, since pixels of one image are not independent), and `class_iou`.
+
+    Raises:
+        ValueError: No pixel is labeled.
     """
     total = counts.sum(0)
     if not total[2].any():
-        raise ValueError("every pixel of val's masks is 255 (ignore); segment needs masks that say something")
-    weights = numpy_generator(seed, "bootstrap").multinomial(len(counts), [1 / len(counts)] * len(counts), size=DRAWS)
-    drawn = (weights @ counts.reshape(len(counts), -1)).reshape(DRAWS, *total.shape)
-    drawn = drawn[drawn[:, 2].any(1)]  # not the draws of nothing but images that are wholly 255
-    each = iou(total)
-    metrics = {
-        "miou": float(np.nanmean(each)),
-        "pixel_accuracy": float(total[0].sum() / total[2].sum()),
-        "miou_se": float(np.nanmean(iou(drawn), axis=1).std()),
-    }
+        raise ValueError("every pixel of val's masks is 255 (ignore); expected labeled pixels. Check the masks of val")
+    draw = numpy_generator(seed, "bootstrap")
+    weights = draw.multinomial(len(counts), [1 / len(counts)] * len(counts), size=BOOTSTRAP_SAMPLES)
+    resampled = (weights @ counts.reshape(len(counts), -1)).reshape(BOOTSTRAP_SAMPLES, *total.shape)
+    resampled = resampled[resampled[:, 2].any(1)]  # without samples that have no labeled pixel
+    class_iou = iou(total)
     return Scores(
-        metrics, class_iou={name: None if np.isnan(x) else float(x) for name, x in zip(names, each, strict=True)}
+        {
+            "miou": float(np.nanmean(class_iou)),
+            "pixel_accuracy": float(total[0].sum() / total[2].sum()),
+            "miou_se": float(np.nanmean(iou(resampled), axis=1).std()),
+        },
+        class_iou={name: None if np.isnan(x) else float(x) for name, x in zip(names, class_iou, strict=True)},
     )
+
+
+def baseline_metrics(scores: Scores) -> Metrics:
+    """Return the metrics that are reported for a baseline: `miou` and `pixel_accuracy`."""
+    return {name: scores.encoder[name] for name in ("miou", "pixel_accuracy")}

@@ -1,10 +1,8 @@
 """UPerNet (Xiao et al. 2018) on a plain ViT, fine-tuned end to end as BEiT and MAE do on ADE20K.
 
-- `taps`: the blocks that are read: after a third, half, two thirds of the depth and at its end (3, 5, 7, 11 of 12).
-- `UPerNet`: their patch tokens as a pyramid of 4, 2, 1 and 1/2 times their grid (two transposed convolutions, one,
-  none, max pooling), transformers' UPerNet head on it, and its auxiliary head on the third tap.
-- `groups`: parameters with their share of the learning rate, smaller by `layer_decay` from block to block.
-- `finetune`: the training loop.
+The decoder reads the patch tokens after a third, a half, two thirds and the whole of the depth. A pyramid resizes them
+to 4, 2, 1 and 1/2 times the patch grid: by two transposed convolutions, one, none, and max pooling. The UPerNet head is
+that of transformers; its auxiliary head reads the third level.
 """
 
 from typing import Annotated, Any
@@ -12,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from jaxtyping import Float, UInt8
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass as params
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
@@ -22,40 +20,49 @@ from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, Below1, Betas, Portion
 from semmae.core.rng import fold
 from semmae.data.dataset import Reader
-from semmae.evaluation.segmentation.sliding_window import Predict, pixel_loss
+from semmae.evaluation.segmentation.sliding_window import Predictor, pixel_loss
 from semmae.evaluation.segmentation.transforms import TrainCrop
 from semmae.models import vit
 from semmae.runs.run import Run
 
-DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
+DEPTH_SHARES = (1 / 3, 1 / 2, 2 / 3, 1.0)
 
 
-@params(frozen=True, config=STRICT)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class UPerNetConfig:
-    """How the encoder is fine-tuned under a UPerNet; `lr = base_lr * batch_size / 256`."""
+    """How the encoder and the decoder are trained; lr = base_lr * batch_size / 256."""
 
     width: PositiveInt  # channels of the decoder
     auxiliary_width: PositiveInt
-    auxiliary_weight: NonNegativeFloat  # of the auxiliary head's loss; 0: no such head
+    auxiliary_weight: NonNegativeFloat  # of its loss; 0: no auxiliary head
     epochs: PositiveInt
-    batch_size: Annotated[int, Field(ge=2)]  # 2 per process, for batch norm
+    batch_size: Annotated[int, Field(ge=2)]  # batch norm needs 2 per process
     base_lr: PositiveFloat
     min_lr: NonNegativeFloat
     warmup_epochs: NonNegativeFloat
-    power: PositiveFloat  # of the polynomial decay; 1: a straight line
+    power: PositiveFloat  # exponent of the polynomial decay; 1: linear
     weight_decay: NonNegativeFloat
     betas: Betas
     layer_decay: Portion
     drop_path: Below1
 
 
-def taps(depth: int) -> list[int]:
-    """Which blocks are read, from 0; some of them more than once in a network of fewer than four."""
-    return [max(0, round(depth * share) - 1) for share in DEPTHS]
+def block_indices(depth: int) -> list[int]:
+    """Return the blocks that the decoder reads, counted from 0, e.g. 3, 5, 7, 11 of 12.
+
+    In a network with fewer than four blocks some occur more than once.
+    """
+    return [max(0, round(depth * share) - 1) for share in DEPTH_SHARES]
 
 
 class UPerNet(nn.Module):
-    """A ViT, the pyramid of its tokens, and the heads; logits come at 4 times the patch grid."""
+    """A ViT, the pyramid of its tokens, the head and the auxiliary head.
+
+    Args:
+        width: Channels of the head.
+        auxiliary_width: Channels of the auxiliary head.
+        auxiliary: Whether to have an auxiliary head.
+    """
 
     def __init__(
         self, encoder: VisionTransformer, *, num_classes: int, width: int, auxiliary_width: int, auxiliary: bool
@@ -63,16 +70,16 @@ class UPerNet(nn.Module):
         from transformers.models.upernet.modeling_upernet import UperNetConfig, UperNetFCNHead, UperNetHead
 
         super().__init__()
-        self.encoder, self.taps = encoder, taps(len(encoder.blocks))
+        self.encoder, self.block_indices = encoder, block_indices(len(encoder.blocks))
         d = encoder.embed_dim
 
-        def twice() -> nn.Module:
+        def upsample() -> nn.Module:
             return nn.ConvTranspose2d(d, d, kernel_size=2, stride=2)
 
         self.pyramid = nn.ModuleList(
             [
-                nn.Sequential(twice(), nn.BatchNorm2d(d), nn.GELU(), twice()),
-                twice(),
+                nn.Sequential(upsample(), nn.BatchNorm2d(d), nn.GELU(), upsample()),
+                upsample(),
                 nn.Identity(),
                 nn.MaxPool2d(kernel_size=2, ceil_mode=True),
             ]
@@ -83,52 +90,63 @@ class UPerNet(nn.Module):
         self.auxiliary = UperNetFCNHead(config, in_channels=[d] * 4) if auxiliary else None
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b d _ _"]]:
-        """The pyramid, finest first. Blocks are read before the encoder's last norm, as BEiT does."""
-        wanted = sorted(set(self.taps))
-        found = self.encoder.forward_intermediates(images, indices=wanted, intermediates_only=True)
-        maps = dict(zip(wanted, found, strict=True))
-        return [level(maps[tap]) for level, tap in zip(self.pyramid, self.taps, strict=True)]
+        """Compute the levels of the pyramid, the finest first, from tokens before the final norm (as BEiT)."""
+        indices = sorted(set(self.block_indices))
+        maps = self.encoder.forward_intermediates(images, indices=indices, intermediates_only=True)
+        by_block = dict(zip(indices, maps, strict=True))
+        return [level(by_block[index]) for level, index in zip(self.pyramid, self.block_indices, strict=True)]
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor | None]:
-        """Logits of the decoder and, in training, of the auxiliary head: (b, c, h, w) on grids of their own."""
-        found = self.features(images)
+        """Compute the logits.
+
+        Returns:
+            Logits of the head, (b, c, h, w) on 4 times the patch grid, and of the auxiliary head on the patch grid
+            (None in evaluation mode or without an auxiliary head).
+        """
+        levels = self.features(images)
         if self.training and self.auxiliary is not None:
-            return self.head(found), self.auxiliary(found)
-        return self.head(found), None
+            return self.head(levels), self.auxiliary(levels)
+        return self.head(levels), None
 
 
-def build(
+def build_upernet(
     recipe: UPerNetConfig, pretrained: VisionTransformer, config: dict[str, Any], *, num_classes: int, seed: int
 ) -> UPerNet:
-    """A fresh decoder on a copy of the encoder, with drop path, all of it trainable but what is not used."""
+    """Build a new decoder on a copy of the encoder, which gets drop path; the unused final norm is frozen."""
     encoder = vit.build(config, drop_path=recipe.drop_path)
     encoder.load_state_dict(pretrained.state_dict(), strict=True)
-    encoder.norm.requires_grad_(False)  # after the last tap
+    encoder.norm.requires_grad_(False)  # the decoder reads tokens before it
     torch.manual_seed(fold(seed, "decoder"))
     return UPerNet(
-        encoder, num_classes=num_classes, width=recipe.width, auxiliary_width=recipe.auxiliary_width,
+        encoder,
+        num_classes=num_classes,
+        width=recipe.width,
+        auxiliary_width=recipe.auxiliary_width,
         auxiliary=recipe.auxiliary_weight > 0,
-    )  # fmt: skip
+    )
 
 
-def groups(model: UPerNet, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameters by weight decay (none on vectors) and `lr_scale`: 1 in the decoder, layer_decay in the last block,
-    its powers down to the patch embedding.
+def parameter_groups(model: UPerNet, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Return the parameter groups of the optimizer.
+
+    Vectors have no weight decay. `lr_scale` is 1 in the decoder, layer_decay in the last block of the encoder, and
+    smaller by another factor of layer_decay for each block below it.
     """
     encoder = param_groups_layer_decay(
         model.encoder, weight_decay, model.encoder.no_weight_decay(), layer_decay=layer_decay
     )
-    found = [
+    groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"], "lr_scale": layer_decay * group["lr_scale"]}
-        for group in encoder  # timm knows of no decoder, and gives the last block 1
+        for group in encoder  # timm counts layers without the decoder, and gives the last block a scale of 1
     ]
-    rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    decoder = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     for decay, is_matrix in ((weight_decay, True), (0.0, False)):
-        found.append({"params": [p for p in rest if (p.ndim > 1) == is_matrix], "weight_decay": decay, "lr_scale": 1.0})
-    return found
+        members = [p for p in decoder if (p.ndim > 1) == is_matrix]
+        groups.append({"params": members, "weight_decay": decay, "lr_scale": 1.0})
+    return groups
 
 
-def finetune(
+def finetune_upernet(
     recipe: UPerNetConfig,
     model: UPerNet,
     reader: Reader,
@@ -137,26 +155,35 @@ def finetune(
     compute: ComputeConfig,
     world: distributed.World,
     run: Run,
-) -> Predict:
-    """Train `model` in place; the predictor that it is then."""
+) -> Predictor:
+    """Train `model` in place, and return its predictor."""
     if world.size > 1 and world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(world.device).train()
     vit.use_fastest_attention(model, world.device)
     compute.compile_in_place(model)
     parallel = distributed.parallel(model, world)
-    parameters = groups(model, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
+    parameters = parameter_groups(model, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
     optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=recipe.betas)
-    rate = recipe.base_lr * recipe.batch_size / 256
+    peak_lr = recipe.base_lr * recipe.batch_size / 256
 
     for step in run.steps(
-        reader, crops, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=crops.seed, workers=compute.workers,
+        reader,
+        crops,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        seed=crops.seed,
+        workers=compute.workers,
         state={"model": model, "optimizer": optimizer},
-    ):  # fmt: skip
+    ):
         lr = optim.warmup_poly(
-            step.number, steps=step.steps, warmup=round(recipe.warmup_epochs * step.per_epoch), peak=rate,
-            end=recipe.min_lr, power=recipe.power,
-        )  # fmt: skip
+            step.number,
+            steps=step.steps,
+            warmup=round(recipe.warmup_epochs * step.per_epoch),
+            peak=peak_lr,
+            end=recipe.min_lr,
+            power=recipe.power,
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         images, mask = (async_copy.to_device(world.device, step.batch[name]) for name in ("image", "mask"))

@@ -15,20 +15,22 @@ from sklearn.preprocessing import StandardScaler
 from semmae.core.distributed import World
 from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
-from semmae.evaluation.segmentation import heads as segmentation_probes
-from semmae.evaluation.segmentation import knn, linear
-from semmae.evaluation.segmentation.heads import Encode
+from semmae.evaluation import baselines, features
+from semmae.evaluation.segmentation import heads, knn, linear
+from semmae.evaluation.segmentation.heads import TokenMapEncoder
 from semmae.evaluation.segmentation.knn import PatchBank
-from semmae.evaluation.segmentation.linear import LinearHeads
-from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, Windows, pixel_loss
-from semmae.evaluation.segmentation.transforms import Crops, TrainCrop, WholeImage
+from semmae.evaluation.segmentation.linear import LinearSegmentationHeads
+from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, WindowGrid, pixel_loss
+from semmae.evaluation.segmentation.transforms import SegmentationCropConfig, TrainCrop, WholeImage
 from semmae.models import teacher, vit
 from semmae.runs.run import Run
 from tests.data.readers import sample_table
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-WHOLE = TrainCrop(0, Crops((1.0, 1.0), 0.0), short_side=32, side=32)  # of images of 32 pixels: as they are
-HOW = SlidingWindowOptions(Windows(32, 32, 32), 8, 0, ALONE)
+WHOLE = TrainCrop(
+    0, SegmentationCropConfig((1.0, 1.0), 0.0), short_side=32, side=32
+)  # of images of 32 pixels: as they are
+OPTIONS = SlidingWindowOptions(WindowGrid(32, 32, 32), 8, 0, ALONE)
 RECIPE = linear.LinearSegmentationConfig(base_lrs=[1.0], weight_decay=0.0, epochs=10, warmup_epochs=0, batch_size=20)
 
 
@@ -43,11 +45,13 @@ def averaged(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(colors(images), 8)
 
 
-def begun(folder: Path, recipe: linear.LinearSegmentationConfig) -> Run:
+def start_run(folder: Path, recipe: linear.LinearSegmentationConfig) -> Run:
     return Run("probe", ALONE, out=folder, params=recipe, inputs=[], checkpoint_minutes=5)
 
 
-def heads(recipe: linear.LinearSegmentationConfig, encode: Encode, train: Reader, run: Run) -> LinearHeads:
+def train_heads(
+    recipe: linear.LinearSegmentationConfig, encode: TokenMapEncoder, train: Reader, run: Run
+) -> LinearSegmentationHeads:
     return linear.train_heads(recipe, encode, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run)
 
 
@@ -91,7 +95,7 @@ def test_a_linear_head_agrees_with_logistic_regression(tmp_path: Path):
 
     train, (features, labels) = Noisy(20, seed=0), pixels(Noisy(5, seed=1))
     recipe = dataclasses.replace(RECIPE, epochs=30, batch_size=10)
-    with begun(tmp_path, recipe) as run:
+    with start_run(tmp_path, recipe) as run:
         model = linear.train_heads(recipe, colors, train, width=9, crops=WHOLE, workers=0, world=ALONE, run=run)
     with torch.no_grad():
         ours = model(torch.from_numpy(features.T.reshape(1, 9, 1, -1)))[0][0, :, 0].argmax(0).numpy()
@@ -105,8 +109,8 @@ def test_a_linear_head_agrees_with_logistic_regression(tmp_path: Path):
 def test_a_rate_does_not_depend_on_the_others_of_its_sweep(train: Reader, tmp_path: Path):
     def learn(base_lrs: list[float]) -> torch.nn.ModuleList:
         recipe = dataclasses.replace(RECIPE, base_lrs=base_lrs, epochs=2)
-        with begun(tmp_path, recipe) as run:
-            return heads(recipe, averaged, train, run).heads
+        with start_run(tmp_path, recipe) as run:
+            return train_heads(recipe, averaged, train, run).heads
 
     many, alone = learn([0.1, 1.0, 3.0]), learn([1.0])
     torch.testing.assert_close(many[1].weight, alone[0].weight)
@@ -132,12 +136,12 @@ def test_the_loss_is_that_of_pixels_and_those_of_255_take_no_part():
 
 def test_the_best_rate_is_chosen_on_the_held_out_images(train: Reader, tmp_path: Path):
     recipe = dataclasses.replace(RECIPE, base_lrs=[1e-6, 1.0], epochs=10)
-    held = segmentation_probes.hold_out(train, share=0.2, seed=0)
+    held = heads.hold_out(train, share=0.2, seed=0)
     assert len(held.held_out) == 8
     assert sorted([*held.kept, *held.held_out]) == list(range(40))
-    with begun(tmp_path, recipe) as run:
-        probe = linear.linear(recipe, averaged, held, width=9, crops=WHOLE, how=HOW, run=run)
-    assert probe.chosen == {"base_lr": 1.0}
+    with start_run(tmp_path, recipe) as run:
+        probe = linear.fit_linear(recipe, averaged, held, width=9, crops=WHOLE, options=OPTIONS, run=run)
+    assert probe.setting == {"base_lr": 1.0}
     assert [row["epoch"] for row in probe.history] == list(range(1, 11))
     assert probe.history[-1]["loss"] < probe.history[0]["loss"]
     assert probe.predict(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 1, 9, 4, 4)
@@ -145,7 +149,7 @@ def test_the_best_rate_is_chosen_on_the_held_out_images(train: Reader, tmp_path:
 
 def test_a_single_image_is_too_few_to_choose_on(train: Reader):
     with pytest.raises(ValueError, match="a single image with a mask"):
-        segmentation_probes.hold_out(train.select(np.array([0])), share=0.5, seed=0)
+        heads.hold_out(train.select(np.array([0])), share=0.5, seed=0)
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -155,7 +159,7 @@ def test_the_vote_is_that_of_scikit_learns_neighbors(k: int):
     images = torch.from_numpy(rng.normal(size=(2, 6, 5, 5)).astype(np.float32))
     voters = PatchBank(torch.from_numpy(tokens), torch.from_numpy(labels), torch.arange(300))
     window = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
-    votes = voters.predict(lambda _: images, num_classes=4, ks=[2, k], temperature=0.07)(window)
+    votes = voters.build_predictor(lambda _: images, num_classes=4, ks=[2, k], temperature=0.07)(window)
     peer = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     theirs = peer.fit(tokens, labels).predict_proba(images.permute(0, 2, 3, 1).reshape(-1, 6).numpy())
     ours = votes[:, 1].permute(0, 2, 3, 1).reshape(-1, 4)
@@ -164,10 +168,12 @@ def test_the_vote_is_that_of_scikit_learns_neighbors(k: int):
 
 def test_a_bank_is_bounded_and_each_patch_has_the_label_of_most_of_its_pixels(train: Reader):
     for patches, images in ((100, 40), (25, 25)):
-        bank = knn.bank(averaged, train, HOW, patches=patches, seed=0)
+        bank = knn.build_patch_bank(averaged, train, OPTIONS, max_patches=patches, seed=0)
         assert len(bank.samples.unique()) == images
         assert len(bank.tokens) == len(bank.labels) == patches // images * images <= patches
-    found = knn.bank(averaged, train, HOW, patches=40 * 16, seed=0)  # all patches, so all can be found again
+    found = knn.build_patch_bank(
+        averaged, train, OPTIONS, max_patches=40 * 16, seed=0
+    )  # all patches, so all can be found again
     for index in (0, 17):
         sample = WholeImage(32)(train, index)
         tokens = averaged(torch.from_numpy(sample["image"])[None])[0].flatten(1).T
@@ -176,29 +182,34 @@ def test_a_bank_is_bounded_and_each_patch_has_the_label_of_most_of_its_pixels(tr
         mine = found.samples == index
         order = torch.cdist(found.tokens[mine], tokens).argmin(1)
         assert (found.labels[mine].numpy() == expected[order]).mean() > 0.9  # equal patches may differ in label
-    assert set(found.without(np.array([0, 17])).samples.tolist()) == set(range(40)) - {0, 17}
+    assert set(found.without_samples(np.array([0, 17])).samples.tolist()) == set(range(40)) - {0, 17}
 
 
 def test_the_best_number_of_neighbors_is_chosen_while_the_held_out_images_do_not_vote():
     train = Noisy(20, seed=0)
-    held = segmentation_probes.hold_out(train, share=0.2, seed=0)
-    probe = knn.knn(
-        knn.KnnSegmentationConfig(k=[1, 10, 900], temperature=0.07, patches=1000), colors, held, how=HOW, seed=0
+    held = heads.hold_out(train, share=0.2, seed=0)
+    probe = knn.fit_knn(
+        knn.KnnSegmentationConfig(k=[1, 10, 900], temperature=0.07, patches=1000), colors, held, options=OPTIONS, seed=0
     )
-    assert probe.chosen == {"k": 10}  # 1 follows the noise, 900 of 1000 the most frequent class
-    bank = knn.bank(colors, train, HOW, patches=1000, seed=0)
-    assert len(bank.without(held.held_out).tokens) == 800
+    assert probe.setting == {"k": 10}  # 1 follows the noise, 900 of 1000 the most frequent class
+    bank = knn.build_patch_bank(colors, train, OPTIONS, max_patches=1000, seed=0)
+    assert len(bank.without_samples(held.held_out).tokens) == 800
     image = torch.from_numpy(WholeImage(32)(train, int(held.held_out[0]))["image"])[None]
-    found = bank.predict(colors, num_classes=4, ks=[10], temperature=0.07)(image)
+    found = bank.build_predictor(colors, num_classes=4, ks=[10], temperature=0.07)(image)
     torch.testing.assert_close(probe.predict(image), found)  # in the end they vote as well
 
 
 def test_encoder_and_teacher_give_their_patch_tokens_on_their_grid():
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     network = vit.build(config)
-    elder = teacher.Teacher(network, {"class_token": False, "mean": vit.MEAN, "std": vit.STD}, "")
+    frozen_teacher = teacher.Teacher(network, {"class_token": False, "mean": vit.MEAN, "std": vit.STD}, "")
     images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)  # positions are resampled
-    maps = [segmentation_probes.token_maps(x, device=ALONE.device, precision="fp32")(images) for x in (network, elder)]
+    options = {"device": ALONE.device, "precision": "fp32"}
+    encoders = (
+        features.build_token_encoder(network, **options),
+        baselines.build_teacher_token_encoder(frozen_teacher, **options),
+    )
+    maps = [heads.build_token_map_encoder(encode_tokens)(images) for encode_tokens in encoders]
     expected = vit.encode_tokens(network, vit.normalize(images))[:, 1:].reshape(2, 6, 6, 32).permute(0, 3, 1, 2)
     for found in maps:
         torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)

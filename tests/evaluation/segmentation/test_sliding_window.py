@@ -13,8 +13,10 @@ from semmae.core.distributed import World
 from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
 from semmae.evaluation.segmentation import metrics, sliding_window
-from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, Windows
-from semmae.evaluation.segmentation.transforms import GRAY, Crops, TrainCrop, WholeImage, masked_split
+from semmae.evaluation.segmentation.image_free_baselines import score_image_free_baselines
+from semmae.evaluation.segmentation.sliding_window import SlidingWindowOptions, WindowGrid
+from semmae.evaluation.segmentation.splits import open_masked_split
+from semmae.evaluation.segmentation.transforms import PADDING, SegmentationCropConfig, TrainCrop, WholeImage
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.sources import Creatures
 from tests.data.readers import sample_table
@@ -43,8 +45,8 @@ class Painted(Reader):
         return self.masks[index]
 
 
-def ask(windows: Windows, batch_size: int = 3) -> SlidingWindowOptions:
-    return SlidingWindowOptions(windows, batch_size, 0, ALONE)
+def options_for(grid: WindowGrid, batch_size: int = 3) -> SlidingWindowOptions:
+    return SlidingWindowOptions(grid, batch_size, 0, ALONE)
 
 
 # Scores
@@ -108,7 +110,7 @@ def test_the_standard_error_is_the_spread_over_other_images_of_the_same_kind():
 
 @pytest.mark.parametrize(("length", "side", "stride"), [(8, 8, 3), (9, 8, 8), (16, 8, 8), (23, 8, 5), (24, 8, 4)])
 def test_windows_cover_every_pixel_and_the_last_ends_at_the_border(length, side, stride):
-    found = sliding_window.starts(length, side, stride)
+    found = sliding_window.window_starts(length, side, stride)
     assert found[0] == 0
     assert found[-1] + side == length
     assert len(set(found)) == len(found) == -(-(length - side) // stride) + 1
@@ -118,10 +120,10 @@ def test_windows_cover_every_pixel_and_the_last_ends_at_the_border(length, side,
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_windows_reassemble_the_images_and_keep_a_constant(batch_size):
     images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((21, 34), (21, 21), (40, 21))]
-    windows = Windows(short_side=21, side=16, stride=5)
-    same = sliding_window.slide(lambda x: x[:, None].float(), images, windows, batch_size=batch_size)
+    windows = WindowGrid(short_side=21, side=16, stride=5)
+    same = sliding_window.sliding_window_logits(lambda x: x[:, None].float(), images, windows, batch_size=batch_size)
     coarse = torch.tensor([1.0, -2.0, 3.0]).view(1, 1, 3, 1, 1).expand(-1, 2, -1, 4, 4)
-    level = sliding_window.slide(
+    level = sliding_window.sliding_window_logits(
         lambda x: coarse.expand(len(x), *coarse.shape[1:]), images, windows, batch_size=batch_size
     )
     for image, rebuilt, flat in zip(images, same, level, strict=True):
@@ -139,14 +141,14 @@ def test_the_size_of_a_batch_changes_nothing(batch_size):
         ]
 
     one, other = (
-        sliding_window.evaluate(gray, reader, ask(Windows(30, 24, 10), size), num_classes=12)
+        sliding_window.evaluate(gray, reader, options_for(WindowGrid(30, 24, 10), size), num_classes=12)
         for size in (batch_size, 3)
     )
     np.testing.assert_array_equal(one, other)
 
 
 def test_fewer_images_than_processes_are_refused():
-    how = SlidingWindowOptions(Windows(24, 24, 24), 8, 0, World(0, 3, ALONE.device))
+    how = SlidingWindowOptions(WindowGrid(24, 24, 24), 8, 0, World(0, 3, ALONE.device))
     with pytest.raises(ValueError, match=r"2 image\(s\) to score are too few for 3 processes; start fewer"):
         sliding_window.evaluate(lambda x: x[:, None].float(), Painted((30, 48), (48, 60)), how, num_classes=12)
 
@@ -154,7 +156,7 @@ def test_fewer_images_than_processes_are_refused():
 def test_windows_that_do_not_fit_are_refused():
     for wrong in ({"short_side": 30}, {"stride": 33}):
         with pytest.raises(ValueError, match="must not decrease in this order"):
-            Windows(**({"short_side": 40, "side": 32, "stride": 16} | wrong))
+            WindowGrid(**({"short_side": 40, "side": 32, "stride": 16} | wrong))
 
 
 def test_whoever_knows_the_labels_is_right_wherever_pixels_are_not_mixed():
@@ -164,8 +166,8 @@ def test_whoever_knows_the_labels_is_right_wherever_pixels_are_not_mixed():
         classes = 20 * torch.arange(12).view(1, 12, 1, 1)
         return (-10 * (images[:, :1].float() - classes).abs())[:, None]
 
-    how, near = ask(Windows(36, 24, 10)), np.ones((7, 7))
-    for _, labels, mask in how.labels(knows, reader):
+    how, near = options_for(WindowGrid(36, 24, 10)), np.ones((7, 7))
+    for _, labels, mask in sliding_window.predict_labels(knows, reader, how):
         mask = mask.numpy()
         inside = cv2.erode(mask, near) == cv2.dilate(mask, near)
         assert inside.mean() > 0.2
@@ -178,11 +180,11 @@ def test_whoever_knows_the_labels_is_right_wherever_pixels_are_not_mixed():
 def test_two_processes_share_the_images():
     reader = Painted((30, 48), (48, 60), (30, 30))
     mine = [
-        [index for index, *_ in SlidingWindowOptions(Windows(24, 24, 24), 8, 0, World(rank, 2, ALONE.device)).labels(
-            lambda x: x[:, None].float(), reader
-        )]
-        for rank in range(2)
-    ]  # fmt: skip
+        [index for index, *_ in sliding_window.predict_labels(lambda x: x[:, None].float(), reader, options)]
+        for options in (
+            SlidingWindowOptions(WindowGrid(24, 24, 24), 8, 0, World(rank, 2, ALONE.device)) for rank in range(2)
+        )
+    ]
     assert mine == [[0, 2], [1]]
 
 
@@ -192,14 +194,14 @@ def test_two_processes_share_the_images():
 @pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.5, 0.8), (1.0, 2.0)])
 def test_a_crop_moves_image_and_mask_together(zoom):
     reader, near = Painted((60, 80), (96, 60), cell=24), np.ones((9, 9))
-    load = TrainCrop(0, Crops(zoom, 0.5), short_side=60, side=60)
+    load = TrainCrop(0, SegmentationCropConfig(zoom, 0.5), short_side=60, side=60)
     deep = 0
     for index in range(2):
         for epoch in range(20):
             sample = load(reader, index, epoch)
             image, mask = sample["image"].transpose(1, 2, 0), sample["mask"]
             outside = mask == IGNORE
-            assert (image[outside] == GRAY).all()
+            assert (image[outside] == PADDING).all()
             assert outside.any() == (zoom[1] < 1)
             inside = ~outside & (cv2.erode(mask, near) == cv2.dilate(mask, near))  # bicubic sampling blurs borders
             inside[MARGIN], inside[:, MARGIN] = False, False  # also those just outside of the crop
@@ -211,13 +213,13 @@ def test_a_crop_moves_image_and_mask_together(zoom):
 
 
 def test_a_crop_depends_on_seed_epoch_and_key_alone():
-    load = TrainCrop(3, Crops((0.5, 2.0), 0.5), short_side=48, side=32)
+    load = TrainCrop(3, SegmentationCropConfig((0.5, 2.0), 0.5), short_side=48, side=32)
     one, same = (load(Painted((60, 80), (96, 60)), 1, 5) for _ in range(2))
     assert (one["image"] == same["image"]).all()
     assert (one["mask"] == same["mask"]).all()
     others = (
         load(Painted((60, 80), (96, 60)), 1, 6),
-        TrainCrop(4, load.crops, 48, 32)(Painted((60, 80), (96, 60)), 1, 5),
+        TrainCrop(4, load.config, 48, 32)(Painted((60, 80), (96, 60)), 1, 5),
     )
     assert all((one["mask"] != other["mask"]).any() for other in others)
 
@@ -228,19 +230,19 @@ def test_a_whole_image_has_its_short_side_resized_and_its_mask_as_it_is():
     assert sample["mask"].shape == (60, 83)
 
 
-# Lines and splits
+# Baselines and splits
 
 
-def test_trivial_lines_know_classes_and_places_of_train():
+def test_image_free_baselines_predict_the_frequent_classes_of_train():
     reader = Painted((64, 64))
     reader.meta = {"mask_names": [str(i) for i in range(12)]}
     train = np.zeros((1024, 12), np.int64)
     train[np.arange(1024), reader.masks[0][1::2, 1::2].ravel()] = 1
-    lines = sliding_window.trivial(train, reader, seed=0)
-    assert lines["position"]["pixel_accuracy"] == 1  # cells of 12 pixels: none has a border inside a place
+    baselines = score_image_free_baselines(train, reader, seed=0)
+    assert baselines["position"]["pixel_accuracy"] == 1  # cells of 12 pixels: no border is inside a cell
     share = np.bincount(reader.masks[0].ravel()).max() / 64**2
-    assert lines["most_frequent"]["pixel_accuracy"] == pytest.approx(share)
-    assert lines["most_frequent"]["miou"] == pytest.approx(share / len(np.unique(reader.masks[0])))
+    assert baselines["most_frequent"]["pixel_accuracy"] == pytest.approx(share)
+    assert baselines["most_frequent"]["miou"] == pytest.approx(share / len(np.unique(reader.masks[0])))
 
 
 def test_a_dataset_without_masks_is_refused(tmp_path: Path):
@@ -248,10 +250,10 @@ def test_a_dataset_without_masks_is_refused(tmp_path: Path):
     shard_writer.write(
         tmp_path / "toy", {"toy": creatures}, seed=0, short_side=None, samples_per_shard=8, max_rejects=0.0, workers=0
     )
-    reader, counts = masked_split(tmp_path / "toy", "val")
+    reader, counts = open_masked_split(tmp_path / "toy", "val")
     assert counts.sum() == 3 * 32 * 32
     assert len(reader) == 3
     meta = tmp_path / "toy/shards.json"
     meta.write_text(meta.read_text().replace('"mask_kind": "parts"', '"mask_kind": null'))
     with pytest.raises(ValueError, match=r"toy has no masks; segment needs a dataset"):
-        masked_split(tmp_path / "toy", "val")
+        open_masked_split(tmp_path / "toy", "val")

@@ -13,7 +13,7 @@ from semmae.core.compute import ComputeConfig
 from semmae.core.distributed import World
 from semmae.data.dataset import Reader
 from semmae.evaluation.segmentation import upernet
-from semmae.evaluation.segmentation.transforms import Crops, TrainCrop
+from semmae.evaluation.segmentation.transforms import SegmentationCropConfig, TrainCrop
 from semmae.models import vit
 from semmae.runs.run import Run
 
@@ -28,14 +28,14 @@ RECIPE = upernet.UPerNetConfig(
 
 def fresh(seed: int = 0) -> upernet.UPerNet:
     torch.manual_seed(seed)
-    return upernet.build(RECIPE, vit.build(CONFIG), CONFIG, num_classes=9, seed=seed)
+    return upernet.build_upernet(RECIPE, vit.build(CONFIG), CONFIG, num_classes=9, seed=seed)
 
 
 def test_four_evenly_spaced_blocks_are_read():
-    assert upernet.taps(12) == [3, 5, 7, 11]  # BEiT, MAE and iBOT, base
-    assert upernet.taps(24) == [7, 11, 15, 23]  # large
-    assert upernet.taps(4) == [0, 1, 2, 3]
-    assert upernet.taps(1) == [0, 0, 0, 0]
+    assert upernet.block_indices(12) == [3, 5, 7, 11]  # BEiT, MAE and iBOT, base
+    assert upernet.block_indices(24) == [7, 11, 15, 23]  # large
+    assert upernet.block_indices(4) == [0, 1, 2, 3]
+    assert upernet.block_indices(1) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 56)])
@@ -65,7 +65,7 @@ def test_a_level_is_the_tokens_of_its_block():
 
 def test_encoder_is_the_pretrained_one_and_the_head_is_that_of_transformers():
     pretrained = vit.build(CONFIG)
-    model = upernet.build(RECIPE, pretrained.requires_grad_(False), CONFIG, num_classes=9, seed=0)
+    model = upernet.build_upernet(RECIPE, pretrained.requires_grad_(False), CONFIG, num_classes=9, seed=0)
     for name, value in pretrained.state_dict().items():
         torch.testing.assert_close(model.encoder.state_dict()[name], value)
     peer = UperNetHead(UperNetConfig(hidden_size=8, num_labels=9), in_channels=[16] * 4)
@@ -78,7 +78,7 @@ def test_encoder_is_the_pretrained_one_and_the_head_is_that_of_transformers():
 
 def test_every_trainable_parameter_learns_and_slower_the_deeper_it_lies():
     model = fresh()
-    groups = upernet.groups(model, weight_decay=0.05, layer_decay=0.5)
+    groups = upernet.parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
     share = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -105,7 +105,7 @@ def test_the_rate_rises_in_a_line_and_falls_as_a_power():
 
 def test_a_run_that_was_stopped_or_killed_goes_on_and_ends_with_the_same_bits(toy_dataset: Path, tmp_path: Path):
     reader = Reader(toy_dataset, "train")
-    crops = TrainCrop(0, Crops((0.75, 1.5), 0.5), short_side=32, side=32)
+    crops = TrainCrop(0, SegmentationCropConfig((0.75, 1.5), 0.5), short_side=32, side=32)
 
     def learn(name: str, end: int | None, how: str = "") -> tuple[upernet.UPerNet, list[dict[str, float]]]:
         """A run in as many processes as it takes; at the step `end` it is stopped by a signal, or breaks off."""
@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_or_killed_goes_on_and_ends_with_the_same_bits(to
                 record(**values)
 
             run.record = counted
-            upernet.finetune(RECIPE, model, reader, crops=crops, compute=COMPUTE, world=ALONE, run=run)
+            upernet.finetune_upernet(RECIPE, model, reader, crops=crops, compute=COMPUTE, world=ALONE, run=run)
         return model, run.history
 
     model, history = learn("whole", None)

@@ -1,4 +1,4 @@
-"""Attacks by those who made the data, the weights or the names that a user works with: each is tried, none succeeds.
+"""Attacks through data, weights and names that a user received: each is tried, and none succeeds.
 
 An attack that runs leaves a file MARK in the working directory.
 """
@@ -43,7 +43,7 @@ from tests.troublesome import NO_FILE, PNG, SPECIAL, UNREADABLE, WIDE, member, s
 
 
 class Payload:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.system, ("touch MARK",)
@@ -51,14 +51,14 @@ class Payload:
 
 @pytest.fixture(autouse=True)
 def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A working directory in which no attack may leave its mark."""
+    """Work in a temporary directory, and fail if an attack has created MARK in it."""
     monkeypatch.chdir(tmp_path)
     yield
     assert not list(tmp_path.rglob("MARK"))
 
 
 def weights(path: str, how: str) -> Path:
-    """A checkpoint with the payload beside its weights."""
+    """Write a checkpoint that holds weights and the payload."""
     content, file = {"model": {"norm.weight": torch.ones(3)}, "args": Payload()}, Path(path)
     if how == "pickle":
         file.write_bytes(pickle.dumps(content))
@@ -70,7 +70,7 @@ def weights(path: str, how: str) -> Path:
 @pytest.mark.parametrize("how", ["zip", "old", "pickle"])
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 def test_weights_of_others_are_not_unpickled(how, name):
-    """`foreign.read` is what teacher.checkpoint and `semmae import` go through; that nothing else loads, see below."""
+    """`teacher.checkpoint` and `semmae import` read weights with `pretrained_weights.read` only."""
     file = weights(name, how)
     with pytest.raises(ValueError, match=f"{name} (holds|is no checkpoint)") as refused:
         pretrained_weights.read_state_dict(file)
@@ -110,7 +110,7 @@ def test_pickles_of_torchvision_are_refused_unless_their_digest_is_known(name, f
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(pickle.dumps(Payload()))
     source = TorchVision("torchvision", name, str(tmp_path), {"train": split}, False, None, labels=True)
-    with pytest.raises(ValueError, match=r"unpickles what lies beside|not found or corrupted"):
+    with pytest.raises(ValueError, match=r"unpickles a cache file|not found or corrupted"):
         source.list_items(seed=0)
 
 
@@ -243,7 +243,7 @@ def test_bombs_are_refused_before_anything_is_decoded(name, monkeypatch):
 
 
 def test_postscript_runs_no_program(tmp_path, monkeypatch):
-    """torchvision opens whatever Pillow opens, and Pillow hands PostScript to the program `gs`."""
+    """torchvision opens all formats of Pillow, and Pillow runs the program `gs` on PostScript."""
     (tmp_path / "gs").write_text("#!/bin/sh\ntouch MARK\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -1,11 +1,11 @@
-"""Files as strangers leave them, each with its fate; `test_troublesome.py` sees that it meets it.
+"""Unusual, damaged and malicious inputs with their expected results, for `test_troublesome.py`.
 
-- `IMAGES`: what may lie where a picture is expected; `MASKS`: what may lie beside a good one, as its mask.
-- `NAMES`: what a file may be called; `FOLDERS`: what else than files a folder may hold.
-- `MEMBERS`, `SAMPLES`: what the members of a tar, of a shard may be; `TARS`: damage to a tar.
+- `IMAGES` and `MASKS`: contents of files.
+- `NAMES` and `FOLDERS`: names of files, and other content of a folder.
+- `MEMBERS` and `SAMPLES`: members of a tar and samples of a shard; `TARS`: damage to a tar.
 
-A fate is a size, (width, height): it is read as such an image; or a text: it is rejected for that reason; or None: it
-is no input. Damage to a tar, and what hides files, has a text only: the whole source is refused with it.
+A result (`Fate`) is the size (width, height) of an accepted image, the reason for rejecting it, or None if it is no
+input. A source with a damaged tar or an unreadable folder is refused with a text.
 """
 
 import io
@@ -43,7 +43,7 @@ def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options) -> by
 
 
 def edited(data: bytes, at: int, new: bytes) -> bytes:
-    """`data` with other bytes at one place."""
+    """Replace bytes of `data` at one position."""
     return data[:at] + new + data[at + len(new) :]
 
 
@@ -130,7 +130,7 @@ IMAGES: dict[str, tuple[bytes, Fate]] = {
     "JPEG, cut": (JPEG[:-200], TRUNCATED),
     "JPEG, cut in its header": (JPEG[:100], NO_IMAGE),
     "JPEG, cut before its last two bytes": (JPEG[:-2], TRUNCATED),
-    "JPEG, a bit flipped in its pixels": (flipped(JPEG, len(JPEG) - 100), WIDE),  # nothing in a JPEG tells
+    "JPEG, a bit flipped in its pixels": (flipped(JPEG, len(JPEG) - 100), WIDE),  # a JPEG has no checksum
     "JPEG, a bit flipped in its header": (flipped(JPEG, 20), UNDECODED),
     **{f"JPEG, orientation {number}": (oriented(number), TALL if 5 <= number <= 8 else WIDE) for number in range(10)},
     "JPEG, orientation as a float": (encoded(RGB, "JPEG", exif=exif(11, struct.pack("<f", 6))), TALL),
@@ -177,7 +177,7 @@ IMAGES: dict[str, tuple[bytes, Fate]] = {
     "WebP, RGBA": (encoded(np.dstack([NOISE, NOISE[..., :1]]), "WEBP"), WIDE),
     "WebP, animated": (encoded(RGB, "WEBP", save_all=True, append_images=[TURNED]), WIDE),
     "WebP, cut": (WEBP[:-200], NO_IMAGE),
-    "WebP, a bit flipped in its pixels": (flipped(WEBP, len(WEBP) - 100), WIDE),  # nothing in a WebP tells
+    "WebP, a bit flipped in its pixels": (flipped(WEBP, len(WEBP) - 100), WIDE),  # a WebP has no checksum
     "WebP, a bit flipped in its header": (flipped(WEBP, 9), NO_IMAGE),
     "WebP bomb": (edited(WEBP, VP8 + 3, MANY), TOO_MANY),
     "WebP bomb, lossless": (edited(LOSSLESS, 21, struct.pack("<I", 2**28 - 1)), TOO_MANY),
@@ -212,7 +212,7 @@ IMAGES: dict[str, tuple[bytes, Fate]] = {
     "TIFF bomb of many tiles": (tiff(100_000, 1, (16, 6_000_000)), TOO_MANY + "100000x6000000"),
 }
 
-NO_MASK, OTHER_SIZE = "the mask is not an 8-bit PNG of indices: ", "the mask's size is not that of its upright image: "
+NO_MASK, OTHER_SIZE = "the mask is not an 8-bit PNG of indices: ", "the mask and its upright image differ in size: "
 MASKS: dict[str, tuple[bytes | None, Fate]] = {
     "missing": (None, WIDE),
     "good": (encoded(INDICES), WIDE),
@@ -239,7 +239,7 @@ PLAIN_NAMES: list[str | bytes] = [
     "$(touch MARK).png", "`touch MARK`.png", "a;touch MARK #.png", "|touch MARK.png", "a&b.png", "pipe:x.png", "{}.png",
     "-rf.png", "--help", "*.png", "?.png", "%s%n.png", "#.png", "~.png", "con.png", "l" * 251 + ".png",
     "a.b.c.png", "x..png", "dot.", "UPPER.PNG", "UPPER.JPG", "no extension", "notes.txt", "x.jpg.png", "x.tiff",
-    "a_b.png", "A_B.png", "a b.jpg",  # one key, were it not told apart
+    "a_b.png", "A_B.png", "a b.jpg",  # equal keys but for the digest
     "\N{CAT FACE}.png", "\N{NO-BREAK SPACE}.png", "\N{RIGHT-TO-LEFT OVERRIDE}gnp.png",
     "e\N{COMBINING ACUTE ACCENT}.png", "\N{LATIN SMALL LETTER E WITH ACUTE}.png",
     b"\xff.png", b"\\xff.png", b"\xc3.png", b"\xed\xa0\x80.png",
@@ -388,7 +388,7 @@ TARS: dict[str, tuple[Callable[[bytes], bytes], str]] = {  # of one that holds F
     "no size": (lambda tar: edited(tar, 124, b"x" * 11), NO_TAR),
     "size that is no number": (lambda tar: pax("x.png", size="many") + tar, NO_TAR),
     "size beyond the end": (lambda tar: FINE + member("x.png", b"", size=2**40) + tar, NO_TAR + "unexpected end"),
-    "negative size": (lambda tar: FINE + member("x.png", b"", size=-len(FINE)) + tar, "bytes are said to lie at byte"),
+    "negative size": (lambda tar: FINE + member("x.png", b"", size=-len(FINE)) + tar, "the member at byte"),
     "long name of a terabyte": (lambda tar: member("x", b"", b"L", size=2**40) + tar, NO_TAR + "a header of"),
     "long name of less than nothing": (lambda tar: FINE + member("x", b"", b"L", size=-512) + tar, "a header of -512"),
     "headers upon headers": (lambda tar: member("x", b"y", b"L") * 1000 + tar, NO_TAR + "maximum recursion depth"),

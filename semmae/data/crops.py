@@ -122,7 +122,7 @@ def channels_first(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h
 def resample_box(
     image: UInt8[np.ndarray, "h w 3"], box: Box, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
-    """Crop and resize with Pillow, without rounding the edges: slower, but equal to the evaluation of other libraries."""
+    """Crop and resize with Pillow, without rounding the edges: slower, but equal to other libraries."""
     h, w = image.shape[:2]
     right, bottom = min(1, box.left + box.width) * w, min(1, box.top + box.height) * h
     edges = (box.left * w, box.top * h, right, bottom)

@@ -185,7 +185,7 @@ class Reader:
                 raise self._damaged_sample(index, str(error.strerror)) from None
         data = os.pread(self._files[shard].fileno(), size, offset)
         if len(data) < size:
-            raise self._damaged_sample(index, "the shard ends before the sample does")
+            raise self._damaged_sample(index, "the shard is truncated")
         return data
 
     def _damaged_sample(self, index: SupportsIndex, problem: str) -> ValueError:
@@ -225,4 +225,4 @@ def _remedy(dataset: Path, path: Path) -> str:
     stage = f"shards@{dataset.name}"
     if path.parent == dataset:
         return f"restore it (dvc checkout --force {stage}) or write it again (dvc repro -f {stage})"
-    return f"it was indexed there: put it back as it was, or index it again (dvc repro -f {stage})"
+    return f"it is indexed in place: restore the file, or index it again (dvc repro -f {stage})"

@@ -136,7 +136,7 @@ def convert_mask(data: bytes, stored: StoredImage, *, num_names: int) -> bytes:
     height, width = indices.shape
     if (width, height) != stored.full_size:
         expected = "x".join(map(str, stored.full_size))
-        raise ValueError(f"the mask's size is not that of its upright image: {width}x{height} for {expected}")
+        raise ValueError(f"the mask and its upright image differ in size: {width}x{height} for {expected}")
     _check_indices(indices, num_names)
     if stored.size == stored.full_size and _open(data).mode == "L":
         return data

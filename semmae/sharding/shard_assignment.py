@@ -125,5 +125,5 @@ def unique_keys(paths: list[str], names: list[str] | None = None) -> list[str]:
     if len(set(keys)) < len(keys):
         (repeated, _), *_ = Counter(keys).most_common()
         owners = [path for path, key in zip(paths, keys, strict=True) if key == repeated]
-        raise ValueError(f"{' and '.join(owners)} would both have the key {repeated}; rename one")
+        raise ValueError(f"{' and '.join(owners)} would both get the key {repeated}; rename one")
     return keys

@@ -1,4 +1,4 @@
-"""Any sample by its offset, whole epochs in an order known in advance, damage named by shard and key."""
+"""Samples are read by offset, epochs have a known order, and damage is reported with shard and key."""
 
 import contextlib
 import gc
@@ -76,7 +76,7 @@ def test_an_unknown_split_is_answered_with_those_there_are(toy_dataset, split):
 def three_files(toy_dataset: Path) -> Iterator[None]:
     """This process can open three files more."""
     Reader(toy_dataset, "train")  # the first time, Arrow opens files of its own
-    gc.collect()  # what other tests have left open
+    gc.collect()  # closes files of other tests
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     taken: list[int] = []

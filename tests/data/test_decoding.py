@@ -1,4 +1,4 @@
-"""Every mode decodes to what a person would see, bytes survive wherever they can, damage and bombs are refused."""
+"""Every mode decodes to the visible pixels, bytes are kept where possible, damage and bombs are refused."""
 
 import io
 
@@ -25,7 +25,7 @@ def over_white(alpha: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def palette(transparent: int | None) -> tuple[bytes, np.ndarray]:
-    """A four-color picture and what it shows."""
+    """An image with a palette of four colors, and its pixels."""
     colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
     indices = (GRAY % 4).astype(np.uint8)
     image = Image.fromarray(indices)
@@ -169,7 +169,7 @@ def test_a_mask_is_reduced_with_its_image_by_nearest():
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [
-        (encoded(INDICES.T.copy()), "size is not that of its upright image: 48x64 for 64x48"),
+        (encoded(INDICES.T.copy()), "the mask and its upright image differ in size: 48x64 for 64x48"),
         (encoded(np.full((48, 64), 3, np.uint8)), "index without a name: 3"),
         (encoded(SMOOTH), "not an 8-bit PNG of indices: PNG, mode RGB"),
         (encoded(INDICES, "BMP"), "not an 8-bit PNG of indices: BMP"),

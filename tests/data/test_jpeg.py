@@ -1,4 +1,4 @@
-"""Fast JPEGs are Pillow's to the bit, or left to Pillow; reduced ones are what the whole image is from farther away."""
+"""The fast decoder agrees with Pillow to the bit or returns None, and reduced images resemble the full image."""
 
 import io
 

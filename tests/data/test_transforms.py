@@ -20,7 +20,7 @@ def reader(toy_dataset) -> Reader:
 
 
 def painted(reader: Reader) -> PartMaps:
-    """Part maps that say what color a patch is: 1 where its red is above the median."""
+    """Part maps by color: 1 where the red of a patch is above the median."""
     cells = np.stack([reader.image(i)[..., 0].reshape(4, 8, 4, 8).mean((1, 3)).reshape(-1) for i in range(len(reader))])
     labels = (cells > np.median(cells)).astype(np.uint8)
     return PartMaps(reader.keys, {"part_map": labels}, {"grid": [4, 4], "num_parts": 2, "background": None}, 0)

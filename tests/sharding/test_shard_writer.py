@@ -1,4 +1,4 @@
-"""A dataset is the same bytes for the same input, plain WebDataset, indexed exactly, and accounts for every input."""
+"""A dataset is reproducible to the byte, readable by webdataset, indexed exactly, and accounts for every input."""
 
 import hashlib
 import io
@@ -134,9 +134,9 @@ def test_every_input_is_a_sample_or_a_reject_with_its_reason(tmp_path, zoo):
         "s0/train/dog/text.jpg": "not a readable image",
         "s0/train/dog/empty.png": "the file is empty",
         "s0/train/dog/cut.jpg": "the image cannot be decoded: image file is truncated",
-        "s0/train/dog/small_mask.jpg": "the mask's size is not that of its upright image: 10x8 for 20x16",
+        "s0/train/dog/small_mask.jpg": "the mask and its upright image differ in size: 10x8 for 20x16",
         "s0/train/dog/wild_mask.jpg": "the mask holds an index without a name: 8",
-        "s0/train/stray.jpg": "the file lies in no class folder",
+        "s0/train/stray.jpg": "the file is in no class folder",
     }
     assert rejected.keys() == reasons.keys()
     assert all(rejected[source].startswith(reason) for source, reason in reasons.items())

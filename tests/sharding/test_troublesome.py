@@ -1,4 +1,4 @@
-"""Whatever a stranger's file is, it meets its fate in `troublesome`: no crash, no hang, no silent loss."""
+"""Every input of `troublesome` has its expected result: no crash, no hang, no silent loss."""
 
 import os
 import re
@@ -28,7 +28,7 @@ END = bytes(1024)  # of a tar
 
 
 class Hung(BaseException):
-    """No Exception: nobody shall take it for a reason to reject a file."""
+    """Not an Exception, so that no code rejects a file because of it."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def web(root: Path, samples: bytes, *, in_place: bool, labels: MemberLabels | No
 
 
 def fates(out: Path, source: AnySource, **changes) -> dict[str, Fate]:
-    """What has become of every input; what was read can be read again."""
+    """Write a dataset, read its samples, and return the result of every input."""
     given = {"seed": 0, "short_side": None, "samples_per_shard": 100, "max_rejects": 0.999, "workers": 0} | changes
     inputs = shard_writer.write(out, {"s": source}, **given)["sources"]["s"]["inputs"]
     rows, rejects = (pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("index", "rejected"))
@@ -81,7 +81,7 @@ def fates(out: Path, source: AnySource, **changes) -> dict[str, Fate]:
 
 
 def check(met: dict[str, Fate], expected: dict[str, Fate]) -> None:
-    """A reason may say more than expected."""
+    """Compare results; a reason may be longer than the expected one."""
     told = {
         path: expected[path] if isinstance(fate, str) and fate.startswith(str(expected.get(path))) else fate
         for path, fate in met.items()
@@ -106,7 +106,7 @@ def test_images_copied_and_in_place(name, tmp_path):
 
 @pytest.mark.parametrize("short_side", [None, 16])
 def test_images_together_in_a_tar(short_side, tmp_path):
-    """None changes another's fate, and a resize changes none, but for the size of what is larger."""
+    """The result of an image depends neither on the other images nor, unless it is larger, on a resize."""
     members = (troublesome.member(name.replace("/", "_"), data) for name, (data, _) in troublesome.IMAGES.items())
     (tmp_path / "set.tar").write_bytes(b"".join(members) + END)
     expected = {name: fate for name, (_, fate) in troublesome.IMAGES.items()}
@@ -166,7 +166,7 @@ def common() -> Iterator[Path]:
 
 
 def as_nobody(function: Callable[[], None]) -> None:
-    """Call `function`; where this is root, who may read everything, in a process that has given up its rights."""
+    """Call `function` without the rights of root, in a child process if this process is root."""
     if os.geteuid() != 0:
         return function()
     if (child := os.fork()) == 0:
@@ -236,7 +236,7 @@ def test_two_names_made_for_one_key_are_refused(tmp_path):
     fates(tmp_path / "out", tree(tmp_path / "set"))
     key = next(key for key in Reader(tmp_path / "out").keys if key.startswith("x-"))
     (tmp_path / f"set/{key}.png").write_bytes(troublesome.PNG)
-    with pytest.raises(ValueError, match=rf"{key}.png and x.png would both have the key {key}; rename one"):
+    with pytest.raises(ValueError, match=rf"{key}.png and x.png would both get the key {key}; rename one"):
         fates(tmp_path / "out", tree(tmp_path / "set"))
 
 

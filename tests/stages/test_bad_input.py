@@ -73,13 +73,13 @@ def test_masks_of_another_size(inside: Project, capsys: pytest.CaptureFixture[st
         cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_UNCHANGED)[:16])
     call("shards", "toy")  # 8 of 96, and a tenth may be rejected
     reasons = pq.read_table("data/shards/toy/rejected.parquet")["reason"].to_pylist()
-    assert reasons == ["the mask's size is not that of its upright image: 32x16 for 32x32"] * 8
+    assert reasons == ["the mask and its upright image differ in size: 32x16 for 32x32"] * 8
     masks_of_train(lambda mask: mask[:16])
     with pytest.raises(SystemExit):
         call("shards", "toy")
     told = capsys.readouterr().err
     assert "64 of 96 inputs are rejected" in told
-    assert "the mask's size is not that of its upright image" in told
+    assert "the mask and its upright image differ in size" in told
 
 
 def test_labels_beyond_the_class_list(inside: Project, capsys: pytest.CaptureFixture[str]):

@@ -66,7 +66,9 @@ class Tree(FileSource):
         if self.group is None:
             return self
         if self.val_fraction is None:
-            raise ValueError("group says what val_fraction keeps together; without val_fraction leave it out")
+            raise ValueError(
+                "group is set, but val_fraction is null; group only matters for val_fraction, so remove it"
+            )
         try:
             captures = 1 if self.group == "parent" else re.compile(self.group).groups
         except re.error as error:
@@ -168,7 +170,7 @@ def find_inputs(names: Iterable[str], *, labels: bool, masks: str) -> list[TreeF
                 split=below[0] if splits else "train",
                 label=in_split[0] if labels and has_class else None,
                 mask=splitext("/".join([*mask_folder, *below]))[0] + ".png",
-                refused="the file lies in no class folder" if labels and not has_class else "",
+                refused="the file is in no class folder" if labels and not has_class else "",
             )
         )
     return inputs
@@ -185,7 +187,7 @@ def _in_splits(files: list[list[str]], depth: int, splits: set[str]) -> list[lis
     for file in files:
         if file[depth] not in SPLITS and len(file) > depth + 1 and _is_image(file):
             raise ValueError(
-                f"images lie in {'/'.join(file[:-1])}, beside the split folders {', '.join(sorted(splits))}; "
+                f"there are images in {'/'.join(file[:-1])}, outside of the split folders {', '.join(sorted(splits))}; "
                 "move them into train, val or test (a class of such a name needs a split folder above it)"
             )
     return [file for file in files if file[depth] in SPLITS and len(file) > depth + 1]

@@ -73,7 +73,9 @@ class HuggingFace(FileSource):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either path (a local folder) or hub (a dataset to download), the other is null")
         if self.group is not None and self.val_fraction is None:
-            raise ValueError("group says what val_fraction keeps together; without val_fraction leave it out")
+            raise ValueError(
+                "group is set, but val_fraction is null; group only matters for val_fraction, so remove it"
+            )
         return self
 
     @property

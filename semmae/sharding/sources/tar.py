@@ -23,7 +23,7 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
         with _HeaderFile(str(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.size < 0:  # tarfile would seek backwards and read this header again, forever
-                    raise tarfile.ReadError(f"{member.size} bytes are said to lie at byte {member.offset}")
+                    raise tarfile.ReadError(f"the member at byte {member.offset} has {member.size} bytes")
                 yield member
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile reads damage as the end of the tar

@@ -121,7 +121,9 @@ def _construct(name: str, path: str | None, arguments: dict[str, Any], *, downlo
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ValueError(f"torchvision has no dataset {name!r}; similar names: {', '.join(near) or 'none'}")
     if name in UNPICKLES:
-        raise ValueError(f"torchvision's {name} unpickles what lies beside its files; export its images to a folder")
+        raise ValueError(
+            f"torchvision's {name} unpickles a cache file, which can run code; export its images to a folder"
+        )
     kind, given = getattr(datasets, name), dict(arguments)
     accepted = inspect.signature(kind).parameters
     allowed = sorted(accepted.keys() - NOT_CONFIGURABLE)

@@ -40,7 +40,7 @@ def split_off_val(items: list[SourceItem], fraction: float, *, seed: int, locati
         moved.update(item.path for members in ordered[:count] for item in members)
     if not moved:
         raise ValueError(
-            f"{location}: val_fraction {fraction} sets nothing aside, since train has only {len(groups)} groups in "
-            f"{len(groups_of_class)} classes; raise it in params.yaml, or group less"
+            f"{location}: val_fraction {fraction} moves no image to val: train has only {len(groups)} groups in "
+            f"{len(groups_of_class)} classes. Increase val_fraction in params.yaml, or use smaller groups"
         )
     return [item._replace(split="val") if item.path in moved else item for item in items]

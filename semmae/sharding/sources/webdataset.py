@@ -93,7 +93,9 @@ class WebDataset(FileSource):
     @model_validator(mode="after")
     def _check_group(self) -> "WebDataset":
         if self.group is not None and self.val_fraction is None:
-            raise ValueError("group says what val_fraction keeps together; without val_fraction leave it out")
+            raise ValueError(
+                "group is set, but val_fraction is null; group only matters for val_fraction, so remove it"
+            )
         return self
 
     @property
@@ -117,7 +119,7 @@ class WebDataset(FileSource):
             listing = printable(", ".join(first_fields))
             hint = f"; fields of the first json are: {listing}" if first_fields else ""
             expected = "a member .cls" if self.labels.field is None else f"a field {self.labels.field!r} in its json"
-            raise ValueError(f"{self.path}: no sample has {expected}, where labels should stand{hint}")
+            raise ValueError(f"{self.path}: no sample has {expected}, which `labels` expects{hint}")
 
     def missing_masks(self, example: str) -> str:
         assert self.masks is not None

@@ -1,4 +1,4 @@
-"""The embedded dataset is a pure function of names, its masks are sound, and only shape tells."""
+"""Drawn animals are a pure function of seed and key, their masks are valid, and only shapes tell species apart."""
 
 import cv2
 import numpy as np

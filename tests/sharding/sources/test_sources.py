@@ -1,4 +1,4 @@
-"""Which files of a tree are inputs, what their places say, and that a tar cannot reach beyond itself."""
+"""The inputs of a tree, their splits and classes, and tars with members that lead out of the tar."""
 
 import io
 import json
@@ -94,12 +94,12 @@ def test_whatever_lies_in_a_class_folder_is_an_input_papers_above_are_not():
     assert {place.name: place.refused for place in found} == {
         "train/cat/notes.txt": "",
         "train/cat/text.jpg": "",
-        "train/stray.jpg": "the file lies in no class folder",
+        "train/stray.jpg": "the file is in no class folder",
     }
 
 
 def test_images_beside_the_split_folders_are_not_dropped_in_silence():
-    with pytest.raises(ValueError, match="images lie in bus, beside the split folders train"):
+    with pytest.raises(ValueError, match="there are images in bus, outside of the split folders train"):
         find_inputs(["bus/1.jpg", "train/2.jpg"], labels=True, masks="masks")
 
 
@@ -118,7 +118,7 @@ def test_val_fraction_is_exact_by_class_and_stable(tmp_path):
     write_folder(root, ["cat/40.jpg"])
     assert len(before ^ val(0)) <= 2
     write_folder(root, ["val/cat/1.jpg", "train/cat/1.jpg"])
-    with pytest.raises(ValueError, match=r"beside the split folders|val split of its own"):
+    with pytest.raises(ValueError, match=r"outside of the split folders|val split of its own"):
         val(0)
 
 

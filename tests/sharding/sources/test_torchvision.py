@@ -1,4 +1,4 @@
-"""Datasets of torchvision become sources by name; only those that ask are downloaded."""
+"""Datasets of torchvision are sources by name, and downloads need `download: true`."""
 
 import pickle
 from dataclasses import replace

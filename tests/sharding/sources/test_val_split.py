@@ -1,4 +1,4 @@
-"""What val_fraction sets aside: the fraction, by class, and never half a group."""
+"""val_fraction moves its share of each class to val, and never splits a group."""
 
 import re
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ from semmae.sharding.sources.val_split import split_off_val
 
 
 def entries(groups: dict[str, tuple[str, int]]) -> list[SourceItem]:
-    """So many images of a class in every group."""
+    """Make items from the class and the number of images of each group."""
     return [
         SourceItem(f"{group}/{i}.jpg", "train", label, None, None, "", group)
         for group, (label, size) in groups.items()
@@ -59,7 +59,7 @@ def test_a_group_of_several_classes_stays_whole():
 
 
 def test_too_few_groups_are_an_error():
-    with pytest.raises(ValueError, match=r"zoo: val_fraction 0.2 sets nothing aside, .* only 2 groups in 2"):
+    with pytest.raises(ValueError, match=r"zoo: val_fraction 0.2 moves no image to val: .* only 2 groups in 2"):
         split_off_val(entries({"a": ("cat", 9), "b": ("dog", 9)}), 0.2, seed=0, location="zoo")
 
 

@@ -1,4 +1,4 @@
-"""Shards that exist are samples as WebDataset forms them, read where they lie or copied, and none is lost unseen."""
+"""Existing shards: samples are those of webdataset, copied or indexed in place, and every input is accounted for."""
 
 import hashlib
 import io
@@ -61,7 +61,7 @@ def source(root: Path, **changes) -> WebDataset:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Path:
-    """What img2dataset leaves: 2 shards of 5 and 4, captions, metadata; beside them its own tables."""
+    """The output of img2dataset: 2 shards of 5 and 4 samples with captions and metadata, and its tables."""
     for shard, count in ((0, 5), (1, 4)):
         samples = []
         for number in range(count):
@@ -236,7 +236,7 @@ def test_every_sample_is_accepted_or_rejected_with_its_reason(tmp_path):
             "unknown.jpg": "the label has no name: 7, names are for 0 to 1",
             "odd.jpg": "the label is neither a number nor a text: [1]",
             "broken.jpg": "its json is broken",
-            "small.jpg": "the mask's size is not that of its upright image: 10x8 for 20x16",
+            "small.jpg": "the mask and its upright image differ in size: 10x8 for 20x16",
             "wild.jpg": "the mask holds an index without a name: 8",
         }
         told = rejected(tmp_path / "set")
@@ -258,9 +258,9 @@ def test_a_key_in_two_shards_is_two_samples(web, tmp_path):
     [
         (
             {"labels": MemberLabels("json", "kind", None)},
-            "no sample has a field 'kind' in its json, where labels should stand; fields of the first json are: key",
+            "no sample has a field 'kind' in its json, which `labels` expects; fields of the first json are: key",
         ),
-        ({"labels": MemberLabels("cls", None, None)}, "no sample has a member .cls, where labels should stand"),
+        ({"labels": MemberLabels("cls", None, None)}, "no sample has a member .cls, which `labels` expects"),
         (
             {"masks": MemberMasks("parts", ["a", "b"], "mask.png")},
             "none of 9 images, e.g. 00000.tar/000000000.jpg, has a mask; a mask is a member with the key of its image",
@@ -298,18 +298,18 @@ def test_a_shard_that_changes_in_its_place_is_noticed(web, tmp_path):
     assert shard_writer.changed_sources(tmp_path / "set", {"s0": given}) == []
     data = (web / "00000.tar").read_bytes()
     (web / "00000.tar").write_bytes(data.replace(b'"cat"', b'"dog"', 1))
-    with pytest.raises(ValueError, match=r"00000.tar is damaged.* indexed there: .*dvc repro -f shards@set"):
+    with pytest.raises(ValueError, match=r"00000.tar is damaged.* it is indexed in place: .*dvc repro -f shards@set"):
         verify_shards(tmp_path / "set")
     assert shard_writer.changed_sources(tmp_path / "set", {"s0": given}) == ["s0"]
     (web / "00000.tar").unlink()
-    with pytest.raises(ValueError, match=r"web/00000.tar is missing; it was indexed there"):
+    with pytest.raises(ValueError, match=r"web/00000.tar is missing; it is indexed in place"):
         verify_shards(tmp_path / "set")
     with pytest.raises(ValueError, match=r"00000.tar, sample 000000000: No such file"):
         reader.image(0)
 
 
 def test_a_seeded_split_keeps_groups_together_and_part_maps_in_their_rows(web, tmp_path):
-    """Both splits lie in the same tars: rows of the part maps are those of the tar, not of the split."""
+    """Both splits are in the same tars: rows of the part maps count samples of the tar, not of the split."""
     reader = write(tmp_path / "set", source(web, val_fraction=0.3, group="photographer"))
     splits = dict(zip(reader.keys, pq.read_table(tmp_path / "set/index.parquet")["split"].to_pylist(), strict=True))
     side = {}
@@ -333,7 +333,7 @@ def test_a_seeded_split_keeps_groups_together_and_part_maps_in_their_rows(web, t
 
 
 def test_a_project_reads_shards_where_they_lie(inside: Project):
-    """The toy's own pictures as shards in data/raw: mapped in place, and the command sees a change."""
+    """The pictures of the toy project as shards in data/raw, indexed in place; the command reports a change."""
     for split in ("train", "val"):
         samples = []
         for path in sorted(Path(f"data/raw/pictures/images/{split}").rglob("*.png")):

@@ -1,20 +1,22 @@
-"""part_scores: how well the parts agree with ground-truth masks, beside trivial labellings and ceilings.
+"""part_scores: score the part maps of a dataset against its ground-truth masks.
 
     python -m stages.part_scores <dataset>
 
-Reads  data/teacher, data/parts, data/shards/<dataset>: the samples that have masks; train assigns labels, val is scored
-Calls  part_baselines.lines, part_baselines.scores
-Writes results/part_scores/<dataset>.json: for each level the scores of the parts, of baselines and of references
+Reads  data/teacher, data/parts, data/shards/<dataset>: the samples with masks; train matches labels, val is scored
+Calls  fit_baselines, fit_references, evaluate_labelers
+Writes results/part_scores/<dataset>.json: per level the scores of the parts, of baselines and of references
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from semmae.core import distributed, stage
 from semmae.core.compute import ComputeConfig
@@ -22,35 +24,39 @@ from semmae.core.config import STRICT, load_config
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.evaluation import baselines, part_baselines, splits, views
-from semmae.evaluation.part_baselines import Batch, CenterMask, Line
-from semmae.evaluation.scores import Scores, write
-from semmae.models import teacher, vit
-from semmae.models.teacher import Teacher, Tokens
-from semmae.parts import part_learner
+from semmae.evaluation import baselines, scores, splits, views
+from semmae.evaluation.center_mask import CenterMask
+from semmae.evaluation.part_baselines import fit_baselines
+from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler, evaluate_labelers
+from semmae.evaluation.part_metrics import LEVELS
+from semmae.evaluation.part_references import fit_references
+from semmae.evaluation.scores import Scores
+from semmae.models import vit
+from semmae.models.teacher import Teacher, Tokens, load_teacher
+from semmae.parts.part_learner import load_parts
 from semmae.parts.part_method import PartMethod
 
 SHARDS, TEACHER, PARTS, RESULTS = (
     Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")
 )
 
-REFERENCES = ("readout", "silhouette", "perfect")  # upper bounds that use the true masks
+Encode = Callable[[UInt8[Tensor, "b 3 H W"]], tuple[Tokens, Float[Tensor, "b a n"]]]
 
 
 @dataclass(frozen=True, config=STRICT)
 class PartScoresProtocol:
-    """How every dataset is scored."""
+    """Settings for all datasets."""
 
-    num_images: PositiveInt  # images of train on whose patches clusters and the read-out are fitted
-    baselines: bool  # the lines beside the parts; without them a sweep over part learners is twice as fast
-    seed: int  # of that sample, the clusters and the untrained teacher
+    num_images: PositiveInt  # images of train to which baselines and references are fitted
+    baselines: bool  # score baselines and references too; twice as slow
+    seed: int  # of these images, the clusterings and the untrained teacher
     batch_size: PositiveInt
     compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
 class PartScoresOverrides:
-    """Nothing differs between datasets."""
+    """A dataset overrides no setting."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -62,70 +68,76 @@ class PartScoresConfig:
 
 
 def main() -> None:
-    """Score the parts on the dataset named on the command line."""
+    """Score the parts on the dataset of the command line."""
     section = load_config(PartScoresConfig, "part_scores")
     protocol, (name, _) = section.protocol, stage.dataset_from_command_line(section.datasets, "part_scores")
     train, val = splits.open_masked_splits(SHARDS / name)
     device = distributed.choose_device(protocol.compute.device)
-    elder, learner, untrained = networks(protocol, device)
-    grid = tuple(learner.config["grid"])
-    view = views.WholeView(learner.config["img_size"], grid, num_classes=len(train.mask_names))
+    teacher, method, untrained = load_networks(protocol, device)
+    grid, num_classes = tuple(method.config["grid"]), len(train.mask_names)
+    view = views.WholeView(method.config["img_size"], grid, num_classes=num_classes)
+    encode, encode_untrained = make_encoder(teacher, protocol, device), make_encoder(untrained, protocol, device)
 
-    forward = {network: protocol.compute.compile_function(network.encode_with_heads) for network in (elder, untrained)}
+    def label_parts(batch: PartBatch) -> np.ndarray:
+        with distributed.autocast(device, protocol.compute.precision):  # as in the stage part_maps
+            return method.assign(batch.tokens).argmax(1).cpu().numpy()
 
-    def encode(network: Teacher, images: torch.Tensor) -> tuple[Tokens, torch.Tensor]:
-        with distributed.autocast(device, protocol.compute.precision):
-            return forward[network](images)
-
-    def labels(batch: Batch) -> np.ndarray:
-        with distributed.autocast(device, protocol.compute.precision):  # as the part maps are made
-            return learner.assign(batch.tokens).argmax(1).cpu().numpy()
-
-    def seen(reader: Reader) -> Iterator[Batch]:
-        everything = np.arange(len(reader))
-        for batch in batches(
-            reader, everything, view, batch_size=protocol.batch_size, workers=protocol.compute.workers
-        ):
+    def load(reader: Reader) -> Iterator[PartBatch]:
+        indices, workers = np.arange(len(reader)), protocol.compute.workers
+        for batch in batches(reader, indices, view, batch_size=protocol.batch_size, workers=workers):
             images = batch["image"].to(device)
-            yield Batch(images, *encode(elder, images), batch["counts"].numpy())
+            yield PartBatch(images, *encode(images), batch["counts"].numpy())
 
     train_counts = reduce(np.add, (view.counts(train, index) for index in range(len(train))))
-    lines = {}
+    baseline_labelers: dict[str, PatchLabeler] = {}
+    references: dict[str, PatchLabeler] = {}
     if protocol.baselines:
-        sample = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.num_images]
-        lines = part_baselines.lines(
-            list(seen(train.select(sample))), train_counts, num_labels=learner.num_labels, grid=grid,
-            untrained=lambda images: encode(untrained, images)[0], seed=protocol.seed,
+        indices = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.num_images]
+        sample = list(load(train.select(indices)))
+        baseline_labelers = fit_baselines(
+            sample, train_counts, num_labels=method.num_labels, grid=grid,
+            untrained=lambda images: encode_untrained(images)[0], seed=protocol.seed,
         )  # fmt: skip
-    lines["parts"] = Line(learner.num_labels, labels)
-    scores = part_baselines.scores(
-        lines, CenterMask(train_counts), seen(train), seen(val), parts=train.mask_kind == "parts"
+        references = fit_references(sample, num_classes)
+    labelers = {"parts": PatchLabeler(method.num_labels, label_parts)} | baseline_labelers | references
+    has_parts = train.mask_kind == "parts"
+    metrics = evaluate_labelers(labelers, CenterMask(train_counts), load(train), load(val), parts=has_parts)
+    results = {
+        level: Scores(
+            metrics["parts"][level],
+            baselines={key: metrics[key][level] for key in (*baseline_labelers, "center_mask")},
+            references={key: metrics[key][level] for key in references if level in metrics[key]},
+        )
+        for level in LEVELS
+    }
+    scores.write(RESULTS / f"{name}.json", results)
+    pixel = results["pixel"]
+    methods = {"parts": pixel.encoder, **pixel.baselines, **pixel.references}
+    ious = ", ".join(f"{key} {values['fg_iou']:.3f}" for key, values in methods.items())
+    print(f"{name}: foreground IoU per pixel: {ious}")
+
+
+def load_networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teacher, PartMethod, Teacher]:
+    """Load the teacher, the part method that was learned from it, and an untrained teacher."""
+    teacher = load_teacher(TEACHER)
+    method = load_parts(PARTS, teacher=teacher.digest)
+    untrained = Teacher(
+        baselines.create_untrained(teacher.config, seed=protocol.seed), teacher.config, digest="untrained"
     )
-    groups = by_level(scores)
-    write(RESULTS / f"{name}.json", groups)
-    pixel = groups["pixel"]
-    others = ", ".join(f"{key} {m['fg_iou']:.3f}" for key, m in {**pixel.baselines, **pixel.references}.items())
-    print(f"{name}: foreground IoU per pixel: parts {pixel.encoder['fg_iou']:.3f}, {others}")
+    for network in (teacher, untrained):
+        vit.use_fastest_attention(network, device, frozen_at=method.config["grid"])
+    return teacher.to(device), method.to(device), untrained.to(device)
 
 
-def by_level(metrics: dict[str, dict[str, dict[str, float]]]) -> dict[str, Scores]:
-    """Group the metrics of the parts, of baselines and of references (method -> level -> metrics) by level."""
-    groups = {}
-    for level, encoder in metrics["parts"].items():
-        others = {name: levels[level] for name, levels in metrics.items() if name != "parts" and level in levels}
-        references = {name: others.pop(name) for name in REFERENCES if name in others}
-        groups[level] = Scores(encoder, others, references)
-    return groups
+def make_encoder(teacher: Teacher, protocol: PartScoresProtocol, device: torch.device) -> Encode:
+    """Return the forward pass of a teacher, in the precision of the protocol."""
+    forward = protocol.compute.compile_function(teacher.encode_with_heads)
 
+    def encode(images: UInt8[Tensor, "b 3 H W"]) -> tuple[Tokens, Float[Tensor, "b a n"]]:
+        with distributed.autocast(device, protocol.compute.precision):
+            return forward(images)
 
-def networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teacher, PartMethod, Teacher]:
-    """The teacher, the parts that were learned from it, and the teacher before it learned anything."""
-    elder = teacher.load_teacher(TEACHER)
-    learner = part_learner.load_parts(PARTS, teacher=elder.digest)
-    untrained = Teacher(baselines.create_untrained(elder.config, seed=protocol.seed), elder.config, digest="untrained")
-    for network in (elder, untrained):
-        vit.use_fastest_attention(network, device, frozen_at=learner.config["grid"])
-    return elder.to(device), learner.to(device), untrained.to(device)
+    return encode
 
 
 if __name__ == "__main__":

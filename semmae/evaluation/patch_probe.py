@@ -1,4 +1,4 @@
-"""A supervised linear read-out of patch tokens: the ceiling for any part method that builds on them."""
+"""A supervised linear probe of patch tokens: an upper bound of all part methods that use these tokens."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -9,25 +9,35 @@ from jaxtyping import Float, Integer
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-STEPS = 100  # of L-BFGS: enough to be within a few tenths of a point of convergence
+MAX_STEPS = 100  # of L-BFGS; the IoU is then within a few tenths of a percentage point of convergence
 
 
 def fit(tokens: Float[np.ndarray, "n d"], labels: Integer[np.ndarray, " n"], *, num_classes: int) -> "Pipeline":
-    """Standardise the channels, then regress; labels from num_classes up (255 = ignore) are left out.
+    """Standardize the channels and fit a logistic regression.
 
-    Logistic rather than ridge on one-hot labels: where most patches are background, ridge favors it (0.85 against 0.91
-    on synthetic tokens with known classes), and 100,000 tokens of 128 channels take under a second of L-BFGS.
-    ValueError where the labels show fewer than two classes.
+    Logistic regression is used instead of ridge regression on one-hot labels, because ridge regression favors a class
+    with most patches, such as the background: it scored 0.85 on synthetic tokens, logistic regression 0.91.
+
+    Args:
+        tokens: Patch tokens.
+        labels: True labels; patches with a label of at least `num_classes`, such as 255, are left out.
+        num_classes: Number of labels.
+
+    Raises:
+        ValueError: There are fewer than two labels.
     """
-    from sklearn.exceptions import ConvergenceWarning  # here, for scikit-learn loads a tenth of a stage's start
+    from sklearn.exceptions import ConvergenceWarning  # scikit-learn is a slow import
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    known = labels < num_classes
-    if len(np.unique(labels[known])) < 2:
-        raise ValueError("the masks of train show fewer than two labels; there is nothing to read out")
-    readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=STEPS))
+    is_labeled = labels < num_classes
+    if (count := len(np.unique(labels[is_labeled]))) < 2:
+        raise ValueError(
+            f"the masks of train show {count} label(s); expected at least 2. "
+            "Add images with masks of other labels to train"
+        )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_STEPS))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return readout.fit(tokens[known], labels[known])
+        return probe.fit(tokens[is_labeled], labels[is_labeled])

@@ -14,7 +14,7 @@ from semmae.core.rng import numpy_generator
 from semmae.data.crops import FULL_IMAGE, Box, channels_first, resample_box
 from semmae.data.dataset import ImageSequence, Reader
 from semmae.data.transforms import Crop, load_crop, random_box
-from semmae.evaluation import part_metrics
+from semmae.evaluation.patch_masks import cell_counts
 
 CENTER_CROP = 224 / 256  # share of the short side that CenterView keeps
 RANDOM_CROP = Crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)  # linear probe of MAE (He et al. 2022, table 10)
@@ -77,4 +77,4 @@ class WholeView:
         """Count the pixels of each label (columns) in each cell (rows); the sample must have a mask."""
         mask = reader.mask(index)
         assert mask is not None, f"{reader.keys[index]} has no mask; select with open_masked_splits"
-        return part_metrics.cell_counts(mask, grid=self.grid, num_classes=self.num_classes)
+        return cell_counts(mask, grid=self.grid, num_classes=self.num_classes)

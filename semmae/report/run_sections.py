@@ -13,8 +13,8 @@ from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.models.mae import MAE
 from semmae.models.teacher import Teacher
-from semmae.parts.part_learner import PartMethod
 from semmae.parts.part_maps import PartMaps
+from semmae.parts.part_method import PartMethod
 from semmae.report import charts, figures, heat_maps, overlays, score_tables
 from semmae.report.evaluation_sections import EVALUATIONS, evaluated_datasets
 from semmae.report.palettes import GRAY

@@ -17,7 +17,7 @@ from semmae.core.config import STRICT
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.evaluation import classification_metrics, features, part_metrics, patch_probe, splits, views
+from semmae.evaluation import classification_metrics, features, patch_masks, patch_probe, splits, views
 from semmae.models import vit
 
 NEIGHBORS, TEMPERATURE = 20, 0.07  # DINO's kNN
@@ -126,7 +126,7 @@ class OnlineEvaluator:
         width = tokens.shape[-1]
         probe = patch_probe.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
         predicted = probe.predict(val_tokens.reshape(-1, width)).reshape(val_truth.shape)
-        known = val_truth != part_metrics.IGNORE
+        known = val_truth != patch_masks.IGNORE
         intersection = ((predicted == 1) & (val_truth == 1)).sum(1)
         union = (((predicted == 1) | (val_truth == 1)) & known).sum(1)
         has_object = (val_truth == 1).any(1)
@@ -145,7 +145,7 @@ class OnlineEvaluator:
             tokens.append(out[:, encoder.num_prefix_tokens :].float().cpu().numpy())
             counts = batch["counts"].numpy()  # pixels by patch and class, class 0 is background
             foreground_counts = np.stack([counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)
-            truth.append(np.stack([part_metrics.majority(image) for image in foreground_counts]))
+            truth.append(np.stack([patch_masks.majority_labels(image) for image in foreground_counts]))
         return np.concatenate(tokens), np.concatenate(truth)
 
 

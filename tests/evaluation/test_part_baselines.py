@@ -1,12 +1,14 @@
-"""The lines beside a part score: what they must find, and what they must not know."""
+"""Baselines and references of part scores on scenes whose parts are known."""
 
 import numpy as np
 import pytest
 import torch
 
 from semmae.evaluation import baselines, part_baselines
-from semmae.evaluation.part_baselines import Batch, CenterMask
-from semmae.evaluation.part_metrics import cell_counts
+from semmae.evaluation.center_mask import CenterMask
+from semmae.evaluation.part_evaluation import PartBatch, evaluate_labelers
+from semmae.evaluation.part_references import fit_references
+from semmae.evaluation.patch_masks import cell_counts
 from semmae.models import vit
 from semmae.models.teacher import Tokens
 
@@ -14,7 +16,7 @@ CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_hea
 GRID, CLASSES = (4, 4), 3
 
 
-def scene(seed: int, images: int = 12) -> Batch:
+def scene(seed: int, images: int = 12) -> PartBatch:
     """Red blocks on blue; their upper and lower halves are the parts, which tokens tell apart and colors do not."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((images, 32, 32), np.uint8)
@@ -32,14 +34,14 @@ def scene(seed: int, images: int = 12) -> Batch:
     tokens = Tokens(patch, patch.mean(1), torch.full(truth.shape, 1 / 16))
     images = torch.from_numpy(pixels)
     red_and_blue = part_baselines.patch_colors(images, GRID)[..., [0, 2]].transpose(1, 2)
-    return Batch(
+    return PartBatch(
         images, tokens, (20 * red_and_blue).softmax(2), counts
     )  # two heads: the reddest patches, and the bluest
 
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    """Scores of all lines, fitted on one part of train."""
+    """Metrics of all baselines and references, fitted to a part of train."""
     train, val = [scene(0), scene(1)], [scene(2)]
     counts = sum(batch.counts.sum(0) for batch in train)
     generator = torch.Generator().manual_seed(0)
@@ -48,8 +50,9 @@ def found() -> dict:
         patch = torch.randn(len(images), 16, 3, generator=generator)
         return Tokens(patch, patch.mean(1), torch.full((len(images), 16), 1 / 16))
 
-    lines = part_baselines.lines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, seed=0)
-    return part_baselines.scores(lines, CenterMask(counts), train, val, parts=True)
+    labelers = part_baselines.fit_baselines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, seed=0)
+    labelers |= fit_references(train[:1], CLASSES)
+    return evaluate_labelers(labelers, CenterMask(counts), train, val, parts=True)
 
 
 def test_colors_find_the_foreground_but_not_its_parts(found):
@@ -82,13 +85,13 @@ def test_noise_finds_nothing(found):
     assert found["untrained_kmeans"]["patch"]["nmi_all"] < 0.1
 
 
-def test_what_knows_only_places_is_above_nothing_and_below_what_sees(found):
-    for line in ("position", "center_mask"):
-        assert 0 < found[line]["patch"]["fg_iou"] < 0.9
+def test_baselines_that_ignore_the_image_are_better_than_nothing_and_not_good(found):
+    for baseline in ("position", "center_mask"):
+        assert 0 < found[baseline]["patch"]["fg_iou"] < 0.9
     assert list(found["center_mask"]["patch"]) == ["fg_iou"]
 
 
-def test_the_silhouette_knows_no_parts_and_perfection_needs_no_patch_score(found):
+def test_the_silhouette_has_no_parts_and_perfect_labels_have_no_patch_score(found):
     assert found["silhouette"]["patch"]["fg_iou"] == 1
     assert found["silhouette"]["patch"]["nmi_fg"] == 0
     assert list(found["perfect"]) == ["pixel"]
@@ -99,9 +102,9 @@ def test_the_center_mask_is_cut_where_train_fits_best():
     share = np.array([90, 60, 40, 5])  # of 100 pixels per cell
     total = np.stack([100 - share, share], axis=1)
     center = CenterMask(total)
-    center.add("train", np.array([[0, 10], [0, 10], [0, 10], [10, 0]]))  # best: the first three cells
-    center.add("val", np.array([[0, 10], [10, 0], [10, 0], [10, 0]]))
-    assert center.scores() == {level: {"fg_iou": pytest.approx(1 / 3)} for level in ("patch", "pixel")}
+    center.update_train(np.array([[0, 10], [0, 10], [0, 10], [10, 0]]))  # best: the first three cells
+    center.update_val(np.array([[0, 10], [10, 0], [10, 0], [10, 0]]))
+    assert center.compute() == {level: {"fg_iou": pytest.approx(1 / 3)} for level in ("patch", "pixel")}
 
 
 def test_patch_colors_are_means_and_deviations():

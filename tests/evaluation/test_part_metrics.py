@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from semmae.evaluation import part_metrics
-from semmae.evaluation.part_metrics import IGNORE, LEVELS, PartScore
+from semmae.evaluation import part_metrics, patch_masks
+from semmae.evaluation.part_metrics import LEVELS, PartMetrics
+from semmae.evaluation.patch_masks import IGNORE
 
 GRID, CLASSES, LABELS = (3, 4), 4, 5
 
@@ -34,7 +35,7 @@ def images(seed: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     made = []
     for i in range(count):
         truth = mask(seed * 100 + i, 20 + i, 30 - i)
-        labels = part_metrics.majority(part_metrics.cell_counts(truth, grid=GRID, num_classes=CLASSES)) + 1
+        labels = patch_masks.majority_labels(patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES)) + 1
         labels = np.where((rng.random(12) < 0.4) | (labels >= LABELS), rng.integers(0, LABELS, 12), labels)
         made.append((labels, truth))
     return made
@@ -48,23 +49,23 @@ def raw(pairs: list, level: str) -> list[tuple[np.ndarray, np.ndarray]]:
             predicted, true = upsampled(labels, *truth.shape).ravel(), truth.ravel()
         else:
             predicted = labels
-            true = part_metrics.majority(part_metrics.cell_counts(truth, grid=GRID, num_classes=CLASSES))
+            true = patch_masks.majority_labels(patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES))
         lists.append((predicted[true != IGNORE], true[true != IGNORE]))
     return lists
 
 
 def score(train: list, val: list, *, parts: bool = True) -> dict:
-    found = PartScore(LABELS, CLASSES, parts=parts)
+    found = PartMetrics(LABELS, CLASSES, parts=parts)
     for labels, truth in train:
-        found.add_train(labels, part_metrics.cell_counts(truth, grid=GRID, num_classes=CLASSES))
+        found.update_train(labels, patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES))
     for labels, truth in val:
-        found.add_val(labels, part_metrics.cell_counts(truth, grid=GRID, num_classes=CLASSES))
-    return found.scores()
+        found.update_val(labels, patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES))
+    return found.compute()
 
 
 def test_cell_counts_are_the_histograms_of_the_cells():
     truth = mask(0, 6, 8)
-    found = part_metrics.cell_counts(truth, grid=GRID, num_classes=CLASSES).reshape(*GRID, CLASSES)
+    found = patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES).reshape(*GRID, CLASSES)
     for row in range(3):
         for column in range(4):
             cell = truth[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
@@ -84,13 +85,13 @@ def test_cell_counts_are_the_histograms_of_the_cells():
     ],
 )
 def test_a_cell_takes_the_majority_of_its_labeled_pixels(pixels, label):
-    counts = part_metrics.cell_counts(np.array([pixels], np.uint8), grid=(1, 1), num_classes=CLASSES)
-    assert part_metrics.majority(counts).tolist() == [label]
+    counts = patch_masks.cell_counts(np.array([pixels], np.uint8), grid=(1, 1), num_classes=CLASSES)
+    assert patch_masks.majority_labels(counts).tolist() == [label]
 
 
 def test_a_label_without_a_name_is_refused():
     with pytest.raises(ValueError, match="label 7"):
-        part_metrics.cell_counts(np.full((4, 4), 7, np.uint8), grid=GRID, num_classes=CLASSES)
+        patch_masks.cell_counts(np.full((4, 4), 7, np.uint8), grid=GRID, num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -99,7 +100,7 @@ def test_a_contingency_table_counts_raw_labels(level):
     ((predicted, true),) = raw([(labels, truth)], level)
     expected = np.zeros((LABELS, CLASSES), int)
     np.add.at(expected, (predicted, true), 1)
-    counts = part_metrics.cell_counts(truth, grid=GRID, num_classes=CLASSES)
+    counts = patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES)
     found = part_metrics.contingency(labels, counts, num_labels=LABELS, level=level)
     assert found.tolist() == expected.tolist()
 
@@ -146,8 +147,8 @@ def test_the_names_of_the_labels_do_not_matter(level):
 
 def test_perfect_patch_labels_are_perfect_at_the_patches_and_a_ceiling_at_the_pixels():
     def perfect_maps(pairs: list) -> list:
-        cells = [part_metrics.cell_counts(truth, grid=GRID, num_classes=CLASSES) for _, truth in pairs]
-        return [(part_metrics.majority(c), truth) for c, (_, truth) in zip(cells, pairs, strict=True)]
+        cells = [patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES) for _, truth in pairs]
+        return [(patch_masks.majority_labels(c), truth) for c, (_, truth) in zip(cells, pairs, strict=True)]
 
     train, val = images(5, 5), images(6, 5)
     perfect, other = score(perfect_maps(train), perfect_maps(val)), score(train, val)
@@ -174,15 +175,15 @@ def test_a_consistent_label_is_the_same_part_on_val():
 
 def test_a_label_is_used_from_one_percent_and_the_background_counts_its_commonest_label():
     table = np.array([[60, 5], [25, 9], [0, 1], [0, 0]])
-    assert part_metrics.used(table) == 0.75
+    assert part_metrics.used_share(table) == 0.75
     assert part_metrics.background_share(table) == pytest.approx(60 / 85)
     assert part_metrics.background_share(table * [0, 1]) == 1
 
 
 def test_a_part_without_a_label_counts_as_missed():
     table = np.array([[9, 0, 1], [0, 8, 0]])
-    assert part_metrics.match(table).tolist() == [0, 1, -1]
-    assert part_metrics.part_miou(table, part_metrics.match(table)) == 0.5
+    assert part_metrics.match_labels(table).tolist() == [0, 1, -1]
+    assert part_metrics.part_miou(table, part_metrics.match_labels(table)) == 0.5
 
 
 def test_images_without_foreground_are_left_out_of_the_mean_and_a_set_without_any_is_refused():

@@ -13,7 +13,7 @@ def planted(n: int, *, width: int = 12, classes: int = 4, seed: int = 0) -> tupl
     return 5 + 3 * (0.7 * noise + 2 * np.eye(width)[labels]), labels
 
 
-def test_the_readout_finds_planted_labels_and_ignores_what_is_ignored():
+def test_the_probe_finds_planted_labels_and_leaves_out_ignored_patches():
     (tokens, labels), (val, truth) = planted(600), planted(200, seed=1)
     found = patch_probe.fit(tokens, labels, num_classes=4).predict(val)
     assert (found == truth).mean() > 0.85
@@ -22,6 +22,6 @@ def test_the_readout_finds_planted_labels_and_ignores_what_is_ignored():
     assert np.array_equal(fitted.predict(val), found)
 
 
-def test_a_readout_of_one_label_is_refused():
-    with pytest.raises(ValueError, match="fewer than two"):
+def test_a_probe_of_one_label_is_refused():
+    with pytest.raises(ValueError, match=r"show 1 label.*expected at least 2"):
         patch_probe.fit(np.zeros((5, 2)), np.array([0, 0, 0, 255, 255]), num_classes=2)

@@ -1,0 +1,43 @@
+"""The center mask: the baseline of foreground scores that ignores the image."""
+
+import numpy as np
+from jaxtyping import Integer
+
+from semmae.evaluation.part_metrics import LEVELS, Level, contingency, foreground_iou
+
+THRESHOLDS = np.arange(1, 20) / 20
+
+
+class CenterMask:
+    """One foreground mask for every image: the patches of train that are foreground more often than a threshold.
+
+    Args:
+        train_counts: The sum of `cell_counts` over all of train.
+    """
+
+    def __init__(self, train_counts: Integer[np.ndarray, "n g"]) -> None:
+        share = train_counts[:, 1:].sum(1) / np.maximum(train_counts.sum(1), 1)
+        self.masks = (share >= THRESHOLDS[:, None]).astype(int)  # (thresholds, n)
+        self.train: dict[Level, list[list[float]]] = {level: [] for level in LEVELS}
+        self.val: dict[Level, list[list[float]]] = {level: [] for level in LEVELS}
+
+    def update_train(self, counts: Integer[np.ndarray, "n g"]) -> None:
+        """Add the `cell_counts` of an image of train."""
+        self._update(self.train, counts)
+
+    def update_val(self, counts: Integer[np.ndarray, "n g"]) -> None:
+        """Add the `cell_counts` of an image of val."""
+        self._update(self.val, counts)
+
+    def compute(self) -> dict[Level, dict[str, float]]:
+        """Compute `fg_iou` per level: the mean over val with the threshold whose mean over train is highest."""
+        best = {level: np.mean(self.train[level], axis=0).argmax() for level in LEVELS}
+        return {level: {"fg_iou": float(np.mean(self.val[level], axis=0)[best[level]])} for level in LEVELS}
+
+    def _update(self, ious: dict[Level, list[list[float]]], counts: Integer[np.ndarray, "n g"]) -> None:
+        """Add the IoU of each threshold's mask, unless the image shows no foreground."""
+        for level in LEVELS:
+            tables = [contingency(mask, counts, num_labels=2, level=level) for mask in self.masks]
+            per_threshold = [foreground_iou(table, np.array([False, True])) for table in tables]
+            if None not in per_threshold:
+                ious[level].append([iou for iou in per_threshold if iou is not None])

@@ -1,0 +1,41 @@
+"""References of part scores: upper bounds that use the true masks."""
+
+import numpy as np
+
+from semmae.evaluation import patch_probe
+from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler
+from semmae.evaluation.patch_masks import majority_labels
+
+
+def fit_references(sample: list[PartBatch], num_classes: int) -> dict[str, PatchLabeler]:
+    """Fit the references of part scores.
+
+    Args:
+        sample: Batches of train.
+        num_classes: Number of true labels, background included.
+
+    Returns:
+        - `readout`: a supervised linear probe of the teacher's tokens, the upper bound of part methods on them.
+        - `silhouette`: the true foreground as a single part.
+        - `perfect`: the true label of each patch, the upper bound of any part map of this grid. Its score per patch is
+          1 by definition, so only its score per pixel is reported.
+    """
+    return {
+        "readout": _fit_readout(sample, num_classes),
+        "silhouette": PatchLabeler(2, lambda batch: (batch.true_labels() > 0).astype(int)),
+        "perfect": PatchLabeler(num_classes, PartBatch.true_labels, levels=("pixel",)),
+    }
+
+
+def _fit_readout(sample: list[PartBatch], num_classes: int) -> PatchLabeler:
+    tokens = np.concatenate([batch.tokens.patch.flatten(0, 1).cpu().numpy() for batch in sample])
+    true = np.concatenate([batch.true_labels().ravel() for batch in sample])
+    probe = patch_probe.fit(tokens, true, num_classes=num_classes)
+
+    def label(batch: PartBatch) -> np.ndarray:
+        patches = batch.tokens.patch.flatten(0, 1).cpu().numpy()
+        probabilities = np.zeros((len(patches), num_classes))
+        probabilities[:, probe.classes_] = probe.predict_proba(patches)
+        return majority_labels(probabilities).reshape(len(batch.images), -1)
+
+    return PatchLabeler(num_classes, label)

@@ -1,0 +1,51 @@
+"""Masks at the resolution of patches: label counts per patch, and the label of the majority."""
+
+import numpy as np
+from jaxtyping import Integer, Num, UInt8
+
+IGNORE = 255  # pixels of this label do not count; patches without labeled pixels get it
+
+
+def cell_counts(
+    mask: UInt8[np.ndarray, "H W"], *, grid: tuple[int, int], num_classes: int
+) -> Integer[np.ndarray, "n g"]:
+    """Count the pixels of each true label in each patch. A pixel belongs to the patch that contains its center.
+
+    Args:
+        mask: Labels from 0, the background, to `num_classes - 1`, and `IGNORE`.
+        grid: Rows and columns of patches.
+        num_classes: Number of labels, background included.
+
+    Returns:
+        Counts per patch, in row-major order, and label.
+
+    Raises:
+        ValueError: The mask holds another label.
+    """
+    height, width = mask.shape
+    rows = (2 * np.arange(height) + 1) * grid[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * grid[1] // (2 * width)
+    labeled = mask != IGNORE
+    if (unknown := mask[labeled & (mask >= num_classes)]).size:
+        raise ValueError(
+            f"a mask holds the label {unknown[0]}; expected 0 to {num_classes - 1}, the names of its dataset, or "
+            "255 to ignore a pixel. Correct the mask and run dvc repro"
+        )
+    cells = rows[:, None] * grid[1] + columns
+    flat = np.bincount((cells * num_classes + mask)[labeled], minlength=grid[0] * grid[1] * num_classes)
+    return flat.reshape(-1, num_classes)
+
+
+def majority_labels(counts: Num[np.ndarray, "n g"]) -> Integer[np.ndarray, " n"]:
+    """Return the true label of each patch: foreground if most of its pixels are foreground, then the largest part.
+
+    With these two steps, the foreground does not depend on the number of parts. The lower of two equal labels wins.
+
+    Args:
+        counts: Pixels or probabilities per patch and label; label 0 is the background.
+
+    Returns:
+        One label per patch, `IGNORE` for a patch without labeled pixels.
+    """
+    foreground = counts[:, 1:].sum(1) > counts[:, 0]
+    return np.where(counts.any(1), np.where(foreground, 1 + counts[:, 1:].argmax(1), 0), IGNORE)

@@ -1,10 +1,10 @@
-"""From how many patches on is fused attention faster for a frozen teacher on this machine's CPU (`vit.FUSED_ATTENTION_MIN_PATCHES`)?
+"""Find the number of patches from which fused attention is faster on this CPU (`vit.FUSED_ATTENTION_MIN_PATCHES`).
 
     OMP_NUM_THREADS=1 python -m benchmarks.attention [--sizes 96 128 160 192 224] [--batch 32] [--rounds 5]
 
-A forward pass of the teacher of recipes/creatures.yaml (patch 8, width 192, 6 blocks), untrained, with its class
-token's attention, by `scaled_dot_product_attention` and by explicit products in turn; CPU milliseconds per image, the
-median over rounds.
+The network is the untrained teacher of recipes/creatures.yaml (patch 8, width 192, 6 blocks). Its forward pass, with
+the attention of the class token, uses `scaled_dot_product_attention` and explicit products in turn. The table gives CPU
+milliseconds per image, the median over rounds.
 """
 
 import argparse
@@ -39,9 +39,9 @@ def main() -> None:
 def compared(
     network: vit.Network, images: torch.Tensor, precision: distributed.Precision, rounds: int
 ) -> tuple[float, float]:
-    """Milliseconds per image by fused attention and by explicit products."""
+    """Return the milliseconds per image with fused attention and with explicit products."""
     found: dict[int, list[float]] = {vit.FUSED_ATTENTION_MIN_PATCHES: [], 0: []}
-    for number in range(rounds + 1):  # the first warms up
+    for number in range(rounds + 1):  # the first round is a warm-up
         for patches, taken in found.items():
             vit.use_fastest_attention(network, CPU, frozen_at=(patches,))
             start = time.process_time()

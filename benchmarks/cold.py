@@ -1,13 +1,13 @@
-"""What an epoch's order costs where the shards are not in memory: one permutation of all, or windows of shards.
+"""Measure an epoch's order where shards are not in memory: one permutation of all shards, or a few shards at a time.
 
     python -m benchmarks.cold [--shards 48] [--windows 8 2] [--memory 12000] [--rounds 3] [--folder DIR]
         [--json out.json]
 
-Synthetic shards of a thousand samples of 20,000 bytes, without an image in them; every round reads each sample once in
-every order, from one process. The system is told to forget the files before, and again after every `--memory` samples,
-as it must where a dataset is larger than its memory. `--folder` is where they lie: put it on the disk in question. The
-table gives medians: samples a second, the ratio to the permutation of the same round, and how many bytes the disk has
-given for each that was asked for (it reads ahead; Linux).
+The shards are synthetic, a thousand samples of 20,000 bytes each. In each round one process reads each sample once in
+every order. Before, and after every `--memory` samples, the system drops the files from memory, as it does if a dataset
+is larger than the memory. `--folder` is the folder of the shards; choose one on the disk to measure. The table gives
+medians: samples per second, the ratio to the permutation within a round, and the bytes that the disk read per requested
+byte, which include read-ahead. Linux only.
 """
 
 import argparse
@@ -28,7 +28,7 @@ STRIDE, ALL = 20_000, "all shards"
 
 
 def fill(root: Path, shards: int) -> Reader:
-    """The dataset of benchmarks/growth.py, its shards filled with noise."""
+    """Write the dataset of benchmarks/growth.py, and fill its shards with noise."""
     prepare(root, shards * PER_SHARD)
     content = np.random.default_rng(0).bytes(STRIDE * PER_SHARD)
     for path in (root / SHARDS).glob("*.tar"):
@@ -39,7 +39,7 @@ def fill(root: Path, shards: int) -> Reader:
 
 
 def forget(folder: Path) -> None:
-    """Let the system drop what it keeps of the files in memory."""
+    """Ask the system to drop the files from memory."""
     for path in folder.glob("*.tar"):
         file = os.open(path, os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -47,13 +47,13 @@ def forget(folder: Path) -> None:
 
 
 def from_disk() -> int:
-    """Bytes that this process has made the disks read."""
-    told = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in told if line.startswith("read_bytes"))
+    """Return the number of bytes that this process has caused to be read from disk."""
+    counters = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in counters if line.startswith("read_bytes"))
 
 
 def epoch(reader: Reader, number: int, *, memory: int) -> dict[str, float]:
-    """Samples a second, and bytes read for each byte asked for."""
+    """Return samples per second, and bytes read from disk per requested byte."""
     order, before, asked, seconds = reader.epoch_order(seed=0, epoch=number), from_disk(), 0, 0.0
     for first in range(0, len(order), memory):
         forget(reader.dataset)
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shards", type=int, default=48)
     parser.add_argument("--windows", type=int, nargs="+", default=[8, 2])
-    parser.add_argument("--memory", type=int, default=12_000, help="samples that the system can keep")
+    parser.add_argument("--memory", type=int, default=12_000, help="samples per drop of the files from memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)

@@ -1,11 +1,11 @@
-"""Is the embedded dataset easy where it should be hard? Trivial lines, ceilings, speed.
+"""Measure how hard the embedded dataset is: baselines, ceilings and the speed of drawing.
 
     python -m benchmarks.creatures [--seed 0] [--threads 2] [--json out.json] [--skip-vit]
 
-1. color and place alone (thumbnails, mean colors, color clusters, the center) must say little;
-2. silhouettes must say nearly all: the species are told apart by shape;
-3. a small ViT with labels must see it in the image, and fail when parts are shuffled (the control);
-4. perfect patch labels bound what any part learner on a 12x12 grid can score.
+1. Color and position alone (thumbnails, mean colors, color clusters, the center) should score low.
+2. Silhouettes should score high, because species differ in shape.
+3. A small ViT with labels should learn the classes, and should fail when the parts are shuffled (the control).
+4. Perfect patch labels bound the score of any part learner on a 12 x 12 grid.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CLUSTERS = 8
 
 
 def drawn(seed: int, split: str, count: int, *, shuffle_parts: bool = False):
-    """(count, SIZE, SIZE, 3) images, (count, SIZE, SIZE) masks, (count,) labels."""
+    """Draw images (count, SIZE, SIZE, 3), masks (count, SIZE, SIZE) and labels (count,)."""
     keys = (f"{split}-{i:06d}" for i in range(count))
     creatures = [draw(seed, key, SIZE, shuffle_parts=shuffle_parts) for key in keys]
     return tuple(np.stack(column) for column in zip(*creatures, strict=True))
@@ -45,7 +45,7 @@ def milliseconds(seed: int, count: int = 300) -> float:
 
 
 def similarity(query: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    """Cosine similarity of centered rows: (queries, bank)."""
+    """Return the cosine similarity of centered rows, (queries, bank)."""
     mean = bank.mean(axis=0)
     query, bank = query - mean, bank - mean
     norms = np.linalg.norm(query, axis=1)[:, None] * np.linalg.norm(bank, axis=1)
@@ -64,7 +64,7 @@ def thumbnails(images: np.ndarray, side: int = 16) -> np.ndarray:
 
 
 def silhouettes(masks: np.ndarray, *, crop: bool, turn: float = 0.0, side: int = 16) -> np.ndarray:
-    """Binary masks as (count, side, side), turned by degrees, cut to their box if `crop`."""
+    """Return binary masks (count, side, side), rotated by degrees, cut to their bounding box if `crop`."""
     small = []
     for mask in masks:
         shape = np.float32(mask > 0)
@@ -79,7 +79,7 @@ def silhouettes(masks: np.ndarray, *, crop: bool, turn: float = 0.0, side: int =
 
 
 def silhouette_knn(train, val, turns: tuple[float, ...]) -> float:
-    """k-NN of cropped silhouettes, each query at its best mirror image and rotation."""
+    """Classify cropped silhouettes by k-NN, each query at its best mirror image and rotation."""
     bank = silhouettes(train[1], crop=True).reshape(len(train[1]), -1)
     best = None
     for turn in turns:
@@ -91,7 +91,7 @@ def silhouette_knn(train, val, turns: tuple[float, ...]) -> float:
 
 
 def histograms(images: np.ndarray, bins: int = 4) -> np.ndarray:
-    """Mean color and a joint RGB histogram of whole images."""
+    """Return the mean color and a joint RGB histogram of whole images."""
     cells = (images // (256 // bins)).reshape(len(images), -1, 3) @ np.array([bins * bins, bins, 1])
     counts = np.stack([np.bincount(c, minlength=bins**3) for c in cells]) / cells.shape[1]
     return np.hstack([images.mean(axis=(1, 2)) / 255, np.sqrt(counts)])
@@ -103,13 +103,13 @@ def color_probe(train, val) -> float:
 
 
 def iou(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Intersection over union, mean over images; both (count, h, w) bool."""
+    """Return the intersection over union, averaged over images; both inputs are (count, h, w) bool."""
     both, either = (predicted & true).sum(axis=(1, 2)), (predicted | true).sum(axis=(1, 2))
     return float(np.mean(both / np.maximum(either, 1)))
 
 
 def patch_pixels(x: np.ndarray) -> np.ndarray:
-    """(count, SIZE, SIZE, ...) as (count, GRID, GRID, PATCH * PATCH, ...)."""
+    """Reshape (count, SIZE, SIZE, ...) to (count, GRID, GRID, PATCH * PATCH, ...)."""
     x = x.reshape(len(x), GRID, PATCH, GRID, PATCH, -1).swapaxes(2, 3)
     return x.reshape(len(x), GRID, GRID, PATCH * PATCH, -1)
 
@@ -123,7 +123,7 @@ def full(patches: np.ndarray) -> np.ndarray:
 
 
 def color_clusters(train, val, seed: int) -> tuple[float, float]:
-    """Patch and pixel IoU of k-means on patch colors, clusters named by majority on train."""
+    """Return the patch and pixel IoU of k-means on patch colors, with clusters named by majority on train."""
 
     def features(images):
         pixels = patch_pixels(images / np.float32(255))
@@ -138,7 +138,7 @@ def color_clusters(train, val, seed: int) -> tuple[float, float]:
 
 
 def center_mask(train, val) -> float:
-    """IoU of one fixed mask: the mean training mask, thresholded where it scores best on train."""
+    """Return the IoU of one fixed mask: the mean training mask at the threshold that is best on train."""
     mean, truth = (train[1] > 0).mean(axis=0), train[1] > 0
     levels = np.linspace(0.05, 0.95, 19) * mean.max()
     scores = [iou(np.broadcast_to(mean > level, truth.shape), truth) for level in levels]
@@ -147,7 +147,7 @@ def center_mask(train, val) -> float:
 
 
 def conv_stem(width: int) -> nn.Sequential:
-    """Small convolutions instead of one big one: from scratch, minutes instead of hours."""
+    """Build a stem of small convolutions, which trains from scratch in minutes."""
 
     def conv(before: int, after: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
         layer = nn.Conv2d(before, after, kernel, stride, padding, bias=False)
@@ -158,7 +158,7 @@ def conv_stem(width: int) -> nn.Sequential:
 
 
 def vit_top1(train, val, seed: int, epochs: int, log: Callable[[str], None]) -> float:
-    """A ViT (d 128, depth 4, patch 8) trained with labels, flips and shifts; top-1 on val."""
+    """Train a ViT (width 128, depth 4, patch 8) with labels, flips and shifts; return the top-1 accuracy on val."""
     torch.manual_seed(seed)
     model = VisionTransformer(
         img_size=SIZE, patch_size=PATCH, embed_dim=128, depth=4, num_heads=4,
@@ -167,7 +167,7 @@ def vit_top1(train, val, seed: int, epochs: int, log: Callable[[str], None]) -> 
     model.patch_embed.proj = conv_stem(128)
     model = model.to(memory_format=torch.channels_last)
     for block in model.blocks:
-        block.attn.fused_attn = False  # explicit attention is the faster one on CPUs
+        block.attn.fused_attn = False  # explicit attention is faster on CPUs
     images, labels = (torch.from_numpy(x) for x in (train[0], train[2].astype(np.int64)))
     batch, rng = 64, torch_generator(seed, "vit")
     steps = epochs * (len(images) // batch)

@@ -1,11 +1,11 @@
-"""What a second process gives: pretraining steps with 1, 2, ... processes that average their gradients.
+"""Measure the gain by more processes: pretraining steps with 1, 2, ... processes that average their gradients.
 
-    python -m benchmarks.ddp [--processes 1 2] [--batch 16] [anything of benchmarks.end_to_end] [--json out.json]
+    python -m benchmarks.ddp [--processes 1 2] [--batch 16] [options of benchmarks.end_to_end] [--json out.json]
 
-Every count starts `benchmarks.end_to_end` under torchrun (NCCL between GPUs, gloo between CPUs), a batch of `--batch`
-for each process. The table gives images per second of all processes together, from shards and from ready batches, and
-the efficiency: the rate of ready batches over the count times that of one process. On a CPU give every process one
-thread (OMP_NUM_THREADS=1), and no more processes than cores.
+For each count, torchrun starts `benchmarks.end_to_end` (NCCL between GPUs, gloo between CPUs) with a batch of `--batch`
+for each process. The table gives images per second of all processes, from shards and from ready batches. The efficiency
+is the rate of ready batches per process, over the rate of one process. On a CPU use one thread per process
+(OMP_NUM_THREADS=1), and no more processes than cores.
 """
 
 import argparse
@@ -19,7 +19,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def measure(processes: int, batch: int, rest: list[str]) -> dict[str, float]:
-    """What end_to_end finds with so many processes."""
+    """Run end_to_end with a number of processes and return its results."""
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         command = [sys.executable, *TORCHRUN, str(processes), "-m", "benchmarks.end_to_end", "--json", out.name]
         subprocess.run([*command, "--batch", str(batch * processes), *rest], check=True, stdout=subprocess.DEVNULL)
@@ -27,7 +27,7 @@ def measure(processes: int, batch: int, rest: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure every count, then tell."""
+    """Measure every count, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, default=16, help="of each process")
@@ -36,9 +36,9 @@ def main() -> None:
     found = {count: measure(count, args.batch, rest) for count in args.processes}
     alone = found[min(found)]["ready"] / min(found)
     print("processes  from shards  ready batches  efficiency")
-    for count, said in found.items():
-        said["efficiency"] = said["ready"] / count / alone
-        print(f"{count:9d} {said['shards']:12.1f} {said['ready']:14.1f} {said['efficiency']:11.1%}")
+    for count, rates in found.items():
+        rates["efficiency"] = rates["ready"] / count / alone
+        print(f"{count:9d} {rates['shards']:12.1f} {rates['ready']:14.1f} {rates['efficiency']:11.1%}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -1,13 +1,12 @@
-"""What the input pipeline costs: pretraining from shards and part maps beside the same steps on batches that are ready.
+"""Measure how much of the model's speed the input pipeline leaves.
 
     python -m benchmarks.end_to_end [--model S/16] [--images 512] [--side 256] [--batch 32] [--workers 1]
                                     [--precision bf16] [--compile [reduce-overhead]] [--rounds 3] [--json out.json]
 
-Both call `pretraining.pretrain`, the loop of the stage, with the semantic strategy: once on a shard of drawn JPEGs that
-loader processes decode and crop, once with a first batch of it that stays on the device. A rate is images per second
-over the later half of an epoch's steps; the table gives the medians over the rounds and the median ratio, the share of
-the model's speed that the pipeline leaves. Under torchrun every process takes its share of `--batch`; the first one
-tells.
+Each round runs the loop of the pretrain stage with semantic masks twice. The first run reads a shard of drawn JPEGs,
+which loader processes decode and crop. The second run repeats one batch that stays on the device. A rate is images per
+second over the later half of the steps of an epoch. The table gives the medians over the rounds, and the median ratio
+of the two rates. Under torchrun each process takes its share of `--batch`, and the first process prints the table.
 """
 
 import argparse
@@ -41,7 +40,7 @@ CURRICULUM = mae_loop.CurriculumConfig(start=0.0, end=1.0, power=2.0)
 
 
 class Timed(Run):
-    """A run that notes when each of its steps was told, which is a step ahead of the device at most."""
+    """A run that records when each of its steps was launched; a GPU is at most one step behind."""
 
     def steps(self, *args: Any, **keywords: Any) -> Iterator[Step]:
         self.moments: list[float] = []
@@ -53,13 +52,13 @@ class Timed(Run):
 
     @property
     def rate(self) -> float:
-        """Steps per second over the later half of them."""
+        """Steps per second over the later half of the steps."""
         later = self.moments[len(self.moments) // 2 :]
         return (len(later) - 1) / (later[-1] - later[0])
 
 
 class Ready(Timed):
-    """The same with one batch, which waits on the device."""
+    """A timed run that repeats one batch, which stays on the device."""
 
     def steps(self, reader: Reader, load: Callable[..., Any], **keywords: Any) -> Iterator[Step]:
         self.moments = []
@@ -74,15 +73,27 @@ class Ready(Timed):
 
 
 def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> dict[str, float]:
-    """Images per second of all processes from shards and from a ready batch, and their ratio."""
+    """Return the images per second of all processes from shards and from a ready batch, and their ratio."""
     reader, grid = Reader(root / "shards"), IMAGE // SHAPES[args.model]["patch_size"]
     bands = (np.arange(grid**2) * PARTS // grid**2).astype(np.uint8)
     maps = PartMaps(reader.keys, {"part_map": np.tile(bands, (len(reader), 1))}, {"grid": (grid, grid)}, 0)
     recipe = mae_loop.MAERecipe(
-        epochs=1, batch_size=args.batch, shuffle_shards=None, base_lr=1.5e-4, min_lr=0.0, warmup_epochs=0, weight_decay=0.05,
-        betas=(0.9, 0.95), clip_grad=None, max_skipped_steps=0, norm_pix_loss=True, decode_fraction=1.0, resolution=None,
-        decoder=mae_loop.DecoderConfig(**DECODER), crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
-    )  # fmt: skip
+        epochs=1,
+        batch_size=args.batch,
+        shuffle_shards=None,
+        base_lr=1.5e-4,
+        min_lr=0.0,
+        warmup_epochs=0,
+        weight_decay=0.05,
+        betas=(0.9, 0.95),
+        clip_grad=None,
+        max_skipped_steps=0,
+        norm_pix_loss=True,
+        decode_fraction=1.0,
+        resolution=None,
+        decoder=mae_loop.DecoderConfig(**DECODER),
+        crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
+    )
     compute = ComputeConfig(args.device, args.precision, args.compile, args.workers)
     masks = mae_loop.MaskingConfig(strategy="semantic", mask_ratio=RATIO, curriculum=CURRICULUM)
 
@@ -105,7 +116,7 @@ def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> d
 
 
 def parsed() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="S/16", choices=SHAPES)
     parser.add_argument("--images", type=int, default=512)
@@ -121,7 +132,7 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Draw the images, measure, tell."""
+    """Draw the images, measure, print the table."""
     args = parsed()
     process.keep_freed_memory()
     together = os.environ.get("MASTER_PORT", os.getpid())  # the same for all processes of a torchrun

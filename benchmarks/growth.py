@@ -1,14 +1,14 @@
-"""What a dataset costs as it grows: time and memory of index, an epoch's order, join of part maps, `dvc status`.
+"""Measure how costs grow with a dataset: index, order of an epoch, join of part maps, `dvc status`.
 
     python -m benchmarks.growth [--samples 10000 100000 1000000] [--only index order join status] [--json out.json]
 
-Synthetic: an index and shards of a thousand samples, whose tars hold nothing, since nothing here reads an image; part
-maps of 14 x 14 labels. Each step runs in a process of its own, which has imported everything before the clock starts:
+The dataset is synthetic: an index, shards of a thousand samples whose tar files have no content, since no step reads an
+image, and part maps of 14 x 14 labels. Each step runs in its own process, after all imports:
 
-- `index`: `Reader(dataset)`. `order`: one epoch's permutation. `join`: the part maps in the reader's order.
-- `status`: `dvc status` of a stage whose dep is the dataset's folder, once it has been committed.
+- `index`: `Reader(dataset)`. `order`: the permutation of one epoch. `join`: the part maps in the order of the reader.
+- `status`: `dvc status` of a stage that depends on the dataset's folder, after a commit.
 
-Memory is what the process holds beyond its state at the start (VmRSS afterwards; `peak` the highest on the way). Linux.
+Memory is the growth of the process over its start (VmRSS at the end; `peak` is the maximum). Linux only.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PIPELINE = "stages: {read: {cmd: 'true', deps: [data/shards/grown]}}\n"
 
 
 def prepare(root: Path, samples: int) -> None:
-    """A dataset of so many samples that has an index, shards without content, and part maps."""
+    """Write a dataset of `samples` samples: an index, shards without content, and part maps."""
     names = [f"train-{number:06d}.tar" for number in range(samples // PER_SHARD)]
     (root / SHARDS).mkdir(parents=True)
     for name in names:
@@ -69,7 +69,7 @@ def prepare(root: Path, samples: int) -> None:
 
 
 def step(name: str) -> dict[str, float]:
-    """Time in seconds and memory in MB of one step, in this process and folder."""
+    """Return the time in seconds and the memory in MB of one step, in this process and folder."""
     if name == "status":
         command = [sys.executable, "-m", "dvc"]
         for arguments in (["init", "--no-scm", "--quiet"], ["commit", "--force", "--quiet"], ["status"]):
@@ -92,7 +92,7 @@ def step(name: str) -> dict[str, float]:
 
 
 def resident(field: str) -> float:
-    """A field of this process's status, in MB."""
+    """Return a field of this process's status, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(field))
 
@@ -116,15 +116,15 @@ def main() -> None:
             (root / str(samples) / "dvc.yaml").write_text(PIPELINE)
             for name in args.only:
                 command = [sys.executable, "-m", "benchmarks.growth", "--step", name]
-                said = subprocess.check_output(command, cwd=root / str(samples), env=environment, text=True)
-                found[name][samples] = json.loads(said.splitlines()[-1])
+                output = subprocess.check_output(command, cwd=root / str(samples), env=environment, text=True)
+                found[name][samples] = json.loads(output.splitlines()[-1])
             shutil.rmtree(root / str(samples))
     finally:
         shutil.rmtree(root)
     for name, row in found.items():
         for samples, measured in row.items():
-            told = "  ".join(f"{value:9.3f} {what}" for what, value in measured.items())
-            print(f"{name:8s} {samples:9d} samples  {told}")
+            measurements = "  ".join(f"{value:9.3f} {what}" for what, value in measured.items())
+            print(f"{name:8s} {samples:9d} samples  {measurements}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -1,20 +1,22 @@
-"""How many images a second reach the model: our reader beside the pipelines that people train MAE with.
+"""Compare the reader of this project with common input pipelines for MAE, in images per second.
 
     python -m benchmarks.loader [--sizes 160 256 500x375] [--images 128] [--batch 64] [--workers 0] [--json out.json]
 
-JPEGs of drawn animals (quality 90, 4:2:0), RandomResizedCrop to 224 pixels and flip. The rows:
+The images are JPEGs of drawn animals (quality 90, 4:2:0). Each pipeline applies RandomResizedCrop to 224 pixels and a
+flip. The rows of the table:
 
-- `semmae`: shards read by offset, crops as uint8 (the device normalizes them); `+ part maps`: with the same crop of a
-  14 x 14 map, timed apart, being less than the noise between two rows: CPU time of the process that asks for batches,
-  and its share of a core at that row's rate; `+ normalized`: made float here, as the others do.
-- `torchvision PIL`: ImageFolder, PIL and torchvision's v1 transforms, MAE's own pipeline.
-- `torchvision v2`: its JPEG decoder and its v2 transforms on tensors.
-- `webdataset`: the stock pipeline on our shards: decode("pil"), then the v1 transforms.
-- `litdata`, where it is installed (`pip install litdata`): its chunks of the same JPEGs, decoded by torchvision, then
-  the v2 transforms.
+- `semmae`: reads shards by offset and returns crops as uint8, which the device normalizes. `+ part maps` also crops a
+  14 x 14 map. Its cost is timed separately, as CPU time of the process that requests batches, because it is smaller
+  than the noise between two rows. `+ normalized` converts to float, as the other pipelines do.
+- `torchvision PIL`: ImageFolder, PIL and the v1 transforms of torchvision, which is the pipeline of MAE.
+- `torchvision v2`: the JPEG decoder of torchvision and its v2 transforms on tensors.
+- `webdataset`: the standard pipeline on our shards, which is decode("pil") and the v1 transforms.
+- `litdata`, if it is installed (`pip install litdata`): chunks of the same JPEGs, decoded by torchvision, then the v2
+  transforms.
 
-Every round times every row once; the table gives the median of images per second and of the ratio to `torchvision PIL`
-of the same round. With `--workers 0` the time is the CPU time of one process, otherwise wall time of a DataLoader.
+Each round times every row once. The table gives the median of images per second, and the median ratio to
+`torchvision PIL` within a round. With `--workers 0` the time is the CPU time of one process, otherwise the wall time of
+a DataLoader.
 """
 
 import argparse
@@ -69,7 +71,7 @@ V2 = v2.Compose(
 
 
 class Tensors(Dataset):
-    """Files decoded by torchvision, transformed as tensors."""
+    """Files that torchvision decodes and transforms as tensors."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = [str(file) for file in files]
@@ -82,12 +84,12 @@ class Tensors(Dataset):
 
 
 def sample(file: str) -> dict[str, Image.Image]:
-    """What litdata keeps of a file: its bytes."""
+    """Return the bytes of a file, the sample that litdata stores."""
     return {"image": Image.open(file)}
 
 
 def chunked(files: list[Path], folder: Path, batch_size: int, workers: int) -> Callable[[], Iterator[object]]:
-    """An epoch of litdata's."""
+    """Return one epoch of litdata's pipeline."""
     litdata = import_module("litdata")
 
     class Chunks(litdata.StreamingDataset):
@@ -102,7 +104,7 @@ def chunked(files: list[Path], folder: Path, batch_size: int, workers: int) -> C
 
 
 def prepare(root: Path, height: int, width: int, count: int) -> None:
-    """The images as files of two classes, and as shards."""
+    """Write the images as files of two classes, and as shards."""
     for number in range(count):
         image = draw.draw(0, f"train-{number:06d}", max(height, width)).image[:height, :width]
         file = root / f"files/train/{number % 2}/{number:04d}.jpg"
@@ -117,7 +119,7 @@ def prepare(root: Path, height: int, width: int, count: int) -> None:
 def pipelines(
     root: Path, batch_size: int, workers: int, joins: list[float]
 ) -> dict[str, Callable[[], Iterator[object]]]:
-    """A function per row that begins an epoch of batches; `joins` gets what part maps cost per image of a batch."""
+    """Return one function per row that starts an epoch; `joins` receives the cost of part maps per image."""
     reader = Reader(root / "shards", "train")
     labels = np.random.default_rng(0).integers(0, 7, (len(reader), GRID[0] * GRID[1]), dtype=np.uint8)
     maps = PartMaps(reader.keys, {"part_map": labels}, {"grid": list(GRID)}, 0)
@@ -155,7 +157,7 @@ def pipelines(
 
 
 def rates(rows: dict[str, Callable[[], Iterator[object]]], images: int, rounds: int, workers: int) -> dict[str, list]:
-    """Images per second of every row in every round, after a round that warms up."""
+    """Return the images per second of every row in every round, after a warm-up round."""
     found: dict[str, list[float]] = {name: [] for name in rows}
     clock = time.perf_counter if workers else time.process_time
     for number in range(rounds + 1):
@@ -177,7 +179,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    process.keep_freed_memory()  # as every stage does; all rows gain by it
+    process.keep_freed_memory()  # as in every stage; all rows are faster with it
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     table: dict[str, dict[str, dict[str, float]]] = {}

@@ -1,11 +1,11 @@
-"""All speeds of a machine in one go: what to run where a GPU is at hand for ten minutes, and its rehearsal on a CPU.
+"""Run all speed benchmarks of a machine within a time limit: on a GPU, or as a rehearsal on a CPU.
 
     python -m benchmarks.machine --out speeds [--minutes 10] [--device auto]
 
-Each benchmark runs in a process of its own, the weightiest first: the step, eager and compiled, then from shards to the
-model, part-map caching, masking, the loader, and several processes where there are several GPUs. What it prints goes to
-`<out>/<name>.txt` and to the screen, its figures to `<out>/<name>.json`. What has not ended when the minutes are over
-is told, and left out; one that fails is told too, and the others run. `benchmarks.prices` tells what recipes take here.
+Each benchmark runs in its own process, the most important one first: the eager and the compiled step, then the loop
+from shards, part-map caching, masking, the loader, and several processes if there are several GPUs. The output goes to
+the screen and to `<out>/<name>.txt`, the numbers to `<out>/<name>.json`. A benchmark that fails or exceeds the limit is
+reported, and the others run. `benchmarks.prices` computes from the results how long the recipes take.
 """
 
 import argparse
@@ -41,7 +41,7 @@ DDP = "ddp --processes 1 {} --model B/16 --batch 256 --images 8192 --workers 8 -
 
 
 def main() -> None:
-    """Run what the minutes allow."""
+    """Run the benchmarks until the time limit."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)
@@ -61,12 +61,14 @@ def main() -> None:
         process = [sys.executable, "-m", f"benchmarks.{module}", *options, "--json", f"{out}.json"]
         print(f"== python -m benchmarks.{command}", flush=True)
         try:
-            said = subprocess.run(process, stdout=subprocess.PIPE, text=True, timeout=left)
+            completed = subprocess.run(process, stdout=subprocess.PIPE, text=True, timeout=left)
         except subprocess.TimeoutExpired:
             print(f"{name}: stopped, the minutes are over")
             continue
-        Path(f"{out}.txt").write_text(said.stdout)
-        print(said.stdout if said.returncode == 0 else f"{name}: failed with {said.returncode}", flush=True)
+        Path(f"{out}.txt").write_text(completed.stdout)
+        print(
+            completed.stdout if completed.returncode == 0 else f"{name}: failed with {completed.returncode}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What choosing the patches costs: every mask strategy as a share of the pretraining step that it is part of.
+"""Measure the cost of every mask strategy, as a share of the pretraining step.
 
     python -m benchmarks.masking [--models B/16 B/8] [--precision bf16] [--batch 8] [--rounds 5] [--json out.json]
 
-A step is that of `benchmarks/step.py`, with random masks. Every round times every strategy (noise drawn on the CPU,
-moved, sorted on the device; part maps of seven parts, a curriculum that moves) and one step; the share is the median of
-the ratios of the same round. Beside it: how many graphs `torch.compile` makes of the strategy while the curriculum
-moves, which must be 1 (more would be breaks or recompilations).
+The step is the one of `benchmarks/step.py`, with random masks. Each round times every strategy and one step; the share
+is the median of the ratios within a round. A strategy draws noise on the CPU and sorts it on the device, with
+part maps of seven parts and a curriculum that changes. The last column is the number of graphs that
+`torch.compile` makes of a strategy while the curriculum changes. It must be 1: more are graph breaks or recompilations.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from semmae.models import mae, masking, vit
 
 
 def graphs(name: str, grid: tuple[int, int], device: torch.device) -> int:
-    """How many graphs the strategy's core is compiled to, over five steps of the curriculum."""
+    """Count the graphs that the strategy's core is compiled to, over five steps of the curriculum."""
     torch.compiler.reset()
     counter, strategy, seen = CompileCounter(), masking.STRATEGIES[name], evidence(2, grid, device)
     compiled = strategy._replace(core=torch.compile(strategy.core, backend=counter, dynamic=False))
@@ -35,7 +35,7 @@ def graphs(name: str, grid: tuple[int, int], device: torch.device) -> int:
 def measure(
     shape: dict[str, int], precision: distributed.Precision, device: torch.device, batch: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Per strategy: milliseconds for a batch, its share of the step, graphs."""
+    """Return for each strategy: milliseconds for a batch, its share of the step, graphs."""
     torch.manual_seed(0)
     model = mae.MAE(vit.build({"img_size": IMAGE, **shape}), **DECODER).to(device).train()
     vit.use_fastest_attention(model, device)
@@ -45,7 +45,7 @@ def measure(
     work = {name: choosing(name, grid, device) for name in masking.STRATEGIES}
     taken: dict[str, list[float]] = {name: [] for name in work}
     shares: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(rounds + 1):  # the first warms up
+    for number in range(rounds + 1):  # the first round is a warm-up
         whole = seconds(step, device, 1)
         for name, choose in work.items():
             part = seconds(lambda choose=choose: choose(batch), device, 10)
@@ -71,8 +71,8 @@ def main() -> None:
     for name in args.models:
         table[name] = measure(SHAPES[name], args.precision, device, args.batch, args.rounds)
         print(f"ViT-{name} {args.precision} {device} batch {args.batch}: ms, share of the step, graphs")
-        for row, said in table[name].items():
-            print(f"  {row:14s} {said['ms']:9.2f} {said['share']:8.2%} {said['graphs']:4.0f}", flush=True)
+        for row, values in table[name].items():
+            print(f"  {row:14s} {values['ms']:9.2f} {values['share']:8.2%} {values['graphs']:4.0f}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(table, indent=2) + "\n")
 

@@ -1,10 +1,10 @@
-"""Does an evaluation need more memory for more images? The peak of its anonymous memory at 1,000 and at 10,000.
+"""Measure whether an evaluation needs more memory for more images, at 1,000 and at 10,000 images.
 
     python -m benchmarks.memory [--images 1000 10000] [--only knn linear] [--json out.json]
 
-Every evaluation, and `semmae encode`, runs in a process of its own, on tiny creatures and untrained networks. Anonymous
-memory is what the system cannot drop (RssAnon in /proc/<pid>/status, read every few milliseconds, workers included);
-pages of files, where features lie, it can. Linux only.
+Every evaluation, and `semmae encode`, runs in its own process, on tiny creatures and untrained networks. The table
+gives the peak of anonymous memory: RssAnon in /proc/<pid>/status, read every few milliseconds, worker processes
+included. The system cannot drop anonymous memory; it can drop the pages of files, which hold the features. Linux only.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from semmae.sharding.sources.sources import Creatures
 
 DATASET, SIZE, SHARE = "creatures", 32, 0.8  # pixels; of train
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2}
-SECONDS = 0.005  # between two looks at a process
+SECONDS = 0.005  # between two readings of a process
 ROOT = Path(__file__).resolve().parents[1]
-EVALUATIONS = ("part_scores", "knn", "linear", "attentive", "finetune", "segment")  # python -m stages.<name> creatures
-CHANGES: dict[str, dict[str, Any]] = {  # to the protocols in params.yaml: shorter, for smaller images, nothing left out
+EVALUATIONS = ("part_scores", "knn", "linear", "attentive", "finetune", "segment")
+CHANGES: dict[str, dict[str, Any]] = {  # of the protocols in params.yaml: fewer epochs, smaller images, all heads
     "linear": {"epochs": 4, "warmup_epochs": 1},
     "attentive": {"epochs": 2, "baselines": True},
     "finetune": {"recipe": {"epochs": 1, "warmup_epochs": 0}, "low_shot": [{"share": 0.1}]},
@@ -47,7 +47,7 @@ COMMANDS = {name: ("-m", f"stages.{name}", DATASET) for name in EVALUATIONS} | {
 
 
 def prepare(root: Path, images: int) -> None:
-    """A project with a dataset of so many images, an untrained encoder, an untrained teacher and clusters of noise."""
+    """Write a project with a dataset, an untrained encoder, an untrained teacher and parts from random tokens."""
     train = round(SHARE * images)
     source = Creatures(kind="creatures", train=train, val=images - train, size=SIZE, seed=0)
     shard_writer.write(
@@ -72,7 +72,7 @@ def prepare(root: Path, images: int) -> None:
 
 
 def protocol(name: str) -> dict[str, Any]:
-    """An evaluation's protocol of params.yaml, changed by CHANGES and on the CPU."""
+    """Return the protocol of an evaluation in params.yaml with the values of CHANGES, on the CPU."""
     found = read_yaml(ROOT / "params.yaml")[name]["protocol"]
     for key, value in CHANGES.get(name, {}).items():
         found[key] = found[key] | value if isinstance(value, dict) else value
@@ -81,10 +81,10 @@ def protocol(name: str) -> dict[str, Any]:
 
 
 def peak(root: Path, command: tuple[str, ...]) -> float:
-    """The most anonymous memory, in MB, that a command and the processes it starts hold at a time."""
+    """Return the peak of anonymous memory, in MB, of a command and its child processes."""
     environment = os.environ | {"SEMMAE_STATE": str(root / "state"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    said = root / "said"
-    with open(said, "w") as file:
+    output = root / "output"
+    with open(output, "w") as file:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
@@ -93,12 +93,12 @@ def peak(root: Path, command: tuple[str, ...]) -> float:
             most = max(most, sum(anonymous(pid) for pid in family(process.pid)))
             time.sleep(SECONDS)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said.read_text()}")
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output.read_text()}")
     return most / 1e3
 
 
 def anonymous(pid: int) -> int:
-    """RssAnon of a process in kB, 0 once it has gone."""
+    """Return RssAnon of a process in kB; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -107,7 +107,7 @@ def anonymous(pid: int) -> int:
 
 
 def family(pid: int) -> list[int]:
-    """A process and its children."""
+    """Return a process and its children."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:

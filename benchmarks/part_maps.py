@@ -1,11 +1,11 @@
-"""How much of the teacher's speed the part-map cache keeps, and what a cached map costs.
+"""Measure how much of the teacher's speed the part-map cache keeps, and the cost of a cached map.
 
     python -m benchmarks.part_maps [--images 128] [--side 256] [--img-size 224] [--workers 1] [--rounds 5] [--json out]
 
-A shard of drawn JPEGs, an untrained ViT-S/16 as the teacher, the part learner fitted to its tokens. Every round times
-the teacher's bare forward over ready tensors, then `cache` as the stage runs it (read, decode, forward, assign, write
-to the store); the ratio is the median over rounds. Then bytes per image of the files, and the time of their join
-with the index, per image.
+The images are one shard of drawn JPEGs, the teacher is an untrained ViT-S/16, and the part learner is fitted to its
+tokens. Each round times the teacher's forward pass over ready tensors, then the cache as the stage runs it: read,
+decode, forward, assign, write to the store. The ratio is the median over rounds. Then the benchmark measures the bytes
+per image of the files, and the time per image of their join with the index.
 """
 
 import argparse
@@ -38,7 +38,7 @@ NUM_PARTS, BATCH = 12, 32
 
 
 def prepare(root: Path, count: int, side: int) -> Reader:
-    """The images in one shard."""
+    """Write the images to one shard."""
     for number in range(count):
         file = root / f"files/train/{number:06d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,23 +51,23 @@ def prepare(root: Path, count: int, side: int) -> Reader:
 
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Images per second bare and cached, their ratio, bytes and microseconds of the join per image."""
+    """Return images per second without and with the cache, their ratio, and bytes and microseconds per image."""
     device, reader = distributed.choose_device(args.device), prepare(root, args.images, args.side)
     torch.manual_seed(0)
     shape = {"img_size": args.img_size, **SHAPES["S/16"]}
     teacher.save_teacher(
         root / "teacher", vit.build(shape), shape | {"mean": vit.MEAN, "std": vit.STD, "class_token": True}
     )
-    elder = teacher.load_teacher(root / "teacher").to(device)
-    vit.use_fastest_attention(elder, device, frozen_at=elder.grid(args.img_size))
+    network = teacher.load_teacher(root / "teacher").to(device)
+    vit.use_fastest_attention(network, device, frozen_at=network.grid(args.img_size))
     view, order = FullImage(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
-    learner = learned(elder, ready[0], args.img_size).to(device)
+    learner = learned(network, ready[0], args.img_size).to(device)
     section = PartMapsConfig("drawn", BATCH, False, ComputeConfig(args.device, args.precision, False, args.workers))
     (shard,) = reader.meta["shards"]
     made = {
         "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
-        "shard": shard["sha256"], "teacher": elder.digest, "parts": "benchmark",
+        "shard": shard["sha256"], "teacher": network.digest, "parts": "benchmark",
     }  # fmt: skip
 
     def store(name: str, labels: np.ndarray, _: np.ndarray) -> None:
@@ -76,20 +76,20 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
 
     def cached() -> None:
         rows = {shard["file"]: list(range(len(reader)))}
-        list(label_shards(section, reader, rows, elder.encode, learner, device, store))
+        list(label_shards(section, reader, rows, network.encode, learner, device, store))
 
     def bare() -> None:
         for images in ready:
             with distributed.autocast(device, args.precision):
-                elder.encode(images)
+                network.encode(images)
 
     rates: list[tuple[float, float]] = []
-    for _ in range(args.rounds + 1):  # the first warms up
+    for _ in range(args.rounds + 1):  # the first round is a warm-up
         alone = len(reader) / seconds(bare, device, 1)
         rates.append((alone, len(reader) / seconds(cached, device, 1)))
     part_store.assemble(root / "maps", digest="b", shards={shard["file"]: shard["sha256"]})
     start = time.perf_counter()
-    maps = part_maps.join(root / "maps", reader, teacher=elder.digest, parts=None)
+    maps = part_maps.join(root / "maps", reader, teacher=network.digest, parts=None)
     return {
         "teacher": median(alone for alone, _ in rates[1:]),
         "cached": median(whole for _, whole in rates[1:]),
@@ -99,16 +99,19 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def learned(elder: teacher.Teacher, images: torch.Tensor, img_size: int) -> part_learner.PartLearner:
-    """The parts as the learner starts: its foreground and its queries fitted to the tokens of a batch."""
+def learned(network: teacher.Teacher, images: torch.Tensor, img_size: int) -> part_learner.PartLearner:
+    """Return an untrained part learner whose foreground and queries are fitted to the tokens of a batch."""
     config = {
         "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size, "class_token": True,
-        "grid": elder.grid(img_size), "embed_dim": elder.embed_dim, "target_dim": elder.embed_dim, "teacher": elder.digest,
-        "foreground": {"clusterings": 16, "clusters": 24, "center_prior": 1.0, "diffusion_steps": 10, "threshold_classes": 3}, "position_weight": 1.0,
+        "grid": network.grid(img_size), "embed_dim": network.embed_dim, "target_dim": network.embed_dim,
+        "teacher": network.digest, "position_weight": 1.0,
+        "foreground": {
+            "clusterings": 16, "clusters": 24, "center_prior": 1.0, "diffusion_steps": 10, "threshold_classes": 3,
+        },
         "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 64, "decoder_depth": 2,
     }  # fmt: skip
     found = part_learner.PartLearner(config)
-    found.fit(elder.encode(images).patch.float().cpu(), seed=0)
+    found.fit(network.encode(images).patch.float().cpu(), seed=0)
     return found.eval().requires_grad_(False)
 
 

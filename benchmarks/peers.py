@@ -1,4 +1,4 @@
-"""Other people's masked autoencoders, of the shape of ours: what `benchmarks/step.py` compares with."""
+"""Masked autoencoders of other libraries, in the shape of ours, for comparison in `benchmarks/step.py`."""
 
 import importlib.util
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from tests.vitmae import theirs
 
 
 def transformers(model: mae.MAE) -> nn.Module:
-    """`ViTMAEForPreTraining` with the weights of `model`."""
+    """Build `ViTMAEForPreTraining` with the weights of `model`."""
     return theirs(model, norm_pix_loss=True)
 
 
 def has_lightly() -> bool:
-    """Whether lightly is installed (pip install lightly)."""
+    """Return whether lightly is installed (pip install lightly)."""
     return importlib.util.find_spec("lightly") is not None
 
 
 def lightly(
     shape: dict[str, int], decoder: dict[str, int], mask_ratio: float, *, device: torch.device, compiled: str | None
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """Its encoder and decoder and the loss that its documentation puts together of them."""
+    """Build the encoder, the decoder and the loss of lightly as its documentation combines them."""
     from lightly.models import utils
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
 

@@ -1,11 +1,11 @@
-"""What pretraining by the recipes takes on a machine whose steps were measured.
+"""Compute how long pretraining by each recipe takes on a machine whose steps were measured.
 
     python -m benchmarks.machine --out speeds && python -m benchmarks.prices speeds [--images 1281167]
 
-Hours of one device per recipe whose network is one of `benchmarks.step`'s: its images, epoch by epoch, at the measured
-rate of the semantic step at 224 pixels, times what a step takes at the size of that epoch's images and with its share
-of reconstructed patches, by the ratio of FLOPs counted in forward and backward pass (`torch.utils.flop_counter`, on the
-meta device). `speeds` is a folder with files of `benchmarks.step --json`; the fastest bf16 rate of a network counts.
+The table gives the hours of one device for each recipe whose network is in `benchmarks.step`. The hours are the images
+of all epochs over the measured rate of the semantic step at 224 pixels. For other image sizes and other shares of
+decoded patches, the rate is scaled by the FLOPs of forward and backward pass (`torch.utils.flop_counter`, on the meta
+device). `speeds` is a folder with files of `benchmarks.step --json`; the fastest bf16 rate of each network counts.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROW = "semmae semantic"
 
 
 class Speed(NamedTuple):
-    """What was measured of a network: images per second, on what, how."""
+    """The measured speed of a network: images per second, the device, the mode."""
 
     rate: float
     device: str
@@ -37,7 +37,7 @@ class Speed(NamedTuple):
 
 
 def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, decode_fraction: float) -> float:
-    """FLOPs of forward and backward pass of the recipe's MAE for one image of `side` pixels, nothing computed."""
+    """Count the FLOPs of forward and backward pass of the recipe's MAE for one image of `side` pixels."""
     patch = section.encoder.patch_size
     num_masked, num_decoded = patch_budget((side // patch) ** 2, mask_ratio, decode_fraction)
     with torch.device("meta"):
@@ -53,7 +53,7 @@ def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, decode_
 
 
 def hours(section: PretrainConfig, speed: Speed, images: int) -> float:
-    """Of one device, for pretraining."""
+    """Return the hours of one device for pretraining."""
     recipe, ratio = section.recipe, section.masking.mask_ratio
     measured = step_flops(section, IMAGE, mask_ratio=RATIO, decode_fraction=1.0)
     sizes = epoch_sizes(
@@ -67,13 +67,13 @@ def hours(section: PretrainConfig, speed: Speed, images: int) -> float:
 
 
 def measured(folder: Path) -> dict[str, Speed]:
-    """The fastest bf16 step of every network among the files in `folder`."""
+    """Return the fastest bf16 step of every network among the files in `folder`."""
     found: dict[str, Speed] = {}
     for file in sorted(folder.glob("*.json")):
-        told = json.loads(file.read_text())
-        for name, rows in told.get("steps", {}).items():
+        result = json.loads(file.read_text())
+        for name, rows in result.get("steps", {}).items():
             network, precision = name.split()
-            speed = Speed(rows[ROW]["images_per_second"], told["device"], told["mode"])
+            speed = Speed(rows[ROW]["images_per_second"], result["device"], result["mode"])
             if precision == "bf16":
                 found[network] = max(speed, found.get(network, speed))
     if not found:
@@ -82,7 +82,7 @@ def measured(folder: Path) -> dict[str, Speed]:
 
 
 def main() -> None:
-    """A line per recipe."""
+    """Print one line per recipe."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("speeds", type=Path)
     parser.add_argument("--images", type=int, default=IMAGENET)

@@ -1,22 +1,22 @@
-"""How many images a second a pretraining step takes: our MAE beside transformers' and lightly's, weights and all alike.
+"""Compare the pretraining step of this MAE with those of transformers and lightly, in images per second.
 
     python -m benchmarks.step [--models S/16 B/16 L/16 B/8] [--precision fp32 bf16] [--batch 8]
                               [--compile [reduce-overhead]] [--rounds 5] [--steps 1] [--json out.json]
 
-Images of 224 pixels as tensors on the device, three quarters masked at random, MAE's decoder (512 wide, 8 deep),
-norm-pix loss, fused AdamW. A step is mask, forward, backward, update. Before anything is timed the two models that
-share weights must give the same loss. The rows:
+The images are tensors of 224 pixels on the device. Three quarters of the patches are masked, the decoder is 512 wide
+and 8 deep as in MAE, the loss uses normalized pixels, the optimizer is fused AdamW. A step is mask, forward, backward
+and update. Before the timing, the two models that share weights must give the same loss. The rows of the table:
 
-- `semmae`: as the pretrain stage runs it, `semmae semantic` with part maps and a curriculum that moves; `semmae half`
-  decodes half of the masked patches (`reconstruct: 0.5`).
-- `transformers`: `ViTMAEForPreTraining` with our weights, its own masking and attention (sdpa).
-- `lightly`: its timm encoder and decoder, put together as its documentation does; where lightly is installed.
+- `semmae`: the step of the pretrain stage; `semmae semantic` uses part maps and a changing curriculum; `semmae half`
+  decodes half of the masked patches (`decode_fraction: 0.5`).
+- `transformers`: `ViTMAEForPreTraining` with the same weights, its own masking and its own attention (sdpa).
+- `lightly`: its timm encoder and decoder, combined as in its documentation, if lightly is installed.
 
-Every round times every row once, in an order of its own, for whoever comes before a row leaves a mark on caches; the
-table gives medians of images per second and of the ratio to `transformers` of the same round, and the share of the
-ceiling: FLOPs counted in forward and backward (`torch.utils.flop_counter`: a multiplication and an addition are two)
-times steps per second, over the rate of a square matrix product (4096; 1024 on CPUs) in the same precision and the same
-run. Peak memory is the device's, of CUDA devices alone.
+Each round times every row once, in a new order, because a row changes the caches for the next row. The table gives the
+medians of images per second, the median ratio to `transformers` within a round, and the share of the ceiling. It
+is the FLOPs of forward and backward pass (`torch.utils.flop_counter`, which counts a multiplication and an addition as
+two) times steps per second, over the FLOP/s of a square matrix product (4096; 1024 on CPUs) in the same precision and
+run. Peak memory is measured on CUDA devices only.
 """
 
 import argparse
@@ -53,7 +53,7 @@ Loss = Callable[[Tensor], Tensor]  # images to loss
 
 
 def choosing(name: str, grid: tuple[int, int], device: torch.device) -> Callable[[int], Tensor]:
-    """A function that draws the next step's masks for so many images."""
+    """Return a function that draws the next step's masks for a number of images."""
     strategy, generator, steps = masking.STRATEGIES[name], torch.Generator().manual_seed(0), count()
 
     def choose(b: int) -> Tensor:
@@ -65,16 +65,14 @@ def choosing(name: str, grid: tuple[int, int], device: torch.device) -> Callable
 
 
 def evidence(b: int, grid: tuple[int, int], device: torch.device) -> dict[str, Any]:
-    """What any strategy may look at: bands of parts, attention that rises from patch to patch."""
+    """Return the inputs of the strategies: bands as parts, attention that rises from patch to patch."""
     n = grid[0] * grid[1]
     patches = torch.arange(n, device=device).expand(b, -1)
     return {"grid": grid, "part_map": (patches * PARTS // n).to(torch.uint8), "attention": patches / n}
 
 
 def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0) -> Loss:
-    """The loss of the pretrain stage: masks drawn on the CPU for the batch, sorted on the device, and a share of the
-    masked patches decoded.
-    """
+    """Return the loss of the pretrain stage: with noise drawn on the CPU and sorted on the device."""
     grid = model.encoder.patch_embed.grid_size
     choose, num_masked = choosing(strategy, grid, device), masking.num_masked(grid[0] * grid[1], RATIO)
 
@@ -93,7 +91,7 @@ def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0
 
 
 def rows(shape: dict[str, int], device: torch.device, *, compiled: str | None) -> dict[str, tuple[nn.Module, Loss]]:
-    """Per row its module, in training, and its loss; the loss of ours is checked against transformers' first."""
+    """Return the module, in training mode, and the loss of each row; compare two losses first."""
     torch.manual_seed(0)
     model = mae.MAE(vit.build({"img_size": IMAGE, **shape}), **DECODER)
     peer = peers.transformers(model)
@@ -116,7 +114,7 @@ def rows(shape: dict[str, int], device: torch.device, *, compiled: str | None) -
 
 
 def _same_loss(model: mae.MAE, peer: nn.Module) -> None:
-    """Ours and transformers' agree on weights, images and mask, or there is nothing to compare (AssertionError)."""
+    """Raise AssertionError unless our loss equals the loss of transformers for equal weights, images and masks."""
     images, n = torch.randn(2, 3, IMAGE, IMAGE), model.positions.shape[1] - 1
     mask = masking.random(2, n, RATIO, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -126,7 +124,7 @@ def _same_loss(model: mae.MAE, peer: nn.Module) -> None:
 
 
 def stepping(module: nn.Module, loss: Loss, images: Tensor, precision: distributed.Precision) -> Callable[[], None]:
-    """A function that takes one optimizer step."""
+    """Return a function that takes one optimizer step."""
     optimizer = optim.adamw(module, weight_decay=0.05, betas=(0.9, 0.95))
     optim.set_rate(optimizer, 1e-4)
 
@@ -141,7 +139,7 @@ def stepping(module: nn.Module, loss: Loss, images: Tensor, precision: distribut
 
 
 def seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Wall time of one call, the device waited for."""
+    """Return the wall time of one call, in seconds, after the device has finished."""
     _wait(device)
     start = time.perf_counter()
     for _ in range(repeats):
@@ -156,14 +154,14 @@ def _wait(device: torch.device) -> None:
 
 
 def ceiling(device: torch.device, precision: distributed.Precision) -> float:
-    """FLOP/s of a square matrix product, the best of five."""
+    """Return the FLOP/s of a square matrix product, the best of five."""
     side = 4096 if device.type == "cuda" else 1024
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return 2 * side**3 / min(seconds(lambda: a @ a, device, 10) for _ in range(5))
 
 
 def flops(module: nn.Module, loss: Loss, images: Tensor) -> float:
-    """FLOPs of forward and backward for one image."""
+    """Count the FLOPs of forward and backward pass for one image."""
     with FlopCounterMode(display=False) as counter:
         loss(images).backward()
     module.zero_grad(set_to_none=True)
@@ -174,14 +172,14 @@ def measure(
     shape: dict[str, int], precision: distributed.Precision, device: torch.device, *, compiled: str | None, batch: int,
     rounds: int, steps: int,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Per row: images per second, ratio to the peer, share of the ceiling, peak memory in GB (CUDA)."""
+    """Return for each row: images per second, ratio to transformers, share of the ceiling, peak memory in GB (CUDA)."""
     images = torch.randn(batch, 3, IMAGE, IMAGE, device=device)
     chosen = rows(shape, device, compiled=None)
     cost = {name: flops(*row, images[:2]) for name, row in chosen.items()}
     chosen = rows(shape, device, compiled=compiled) if compiled else chosen
     work = {name: stepping(module, loss, images, precision) for name, (module, loss) in chosen.items()}
     memory, rate = dict.fromkeys(work, 0.0), {name: [] for name in work}
-    for number in range(rounds + 1):  # the first warms up
+    for number in range(rounds + 1):  # the first round is a warm-up
         for name, step in random.Random(number).sample(list(work.items()), len(work)):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
@@ -203,11 +201,11 @@ def measure(
 
 
 def described(device: torch.device) -> str:
-    """The device by the name that its maker gave it."""
+    """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = re.findall(r"model name\s*: (.*)", told) or [platform.processor() or platform.machine()]
+    cpu_info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = re.findall(r"model name\s*: (.*)", cpu_info) or [platform.processor() or platform.machine()]
     return f"{models[0]}, {torch.get_num_threads()} threads"
 
 
@@ -222,7 +220,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="in a row, at each time of a round")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    process.keep_freed_memory()  # as every stage does; all rows gain by it
+    process.keep_freed_memory()  # as in every stage; all rows are faster with it
     device, table = distributed.choose_device(args.device), {}
     mode = f"compiled ({args.compile})" if args.compile else "eager"
     for name in args.models:
@@ -233,12 +231,12 @@ def main() -> None:
             )  # fmt: skip
             table[f"{name} {precision}"] = found
             print(f"ViT-{name} {precision} {mode} {device} batch {args.batch}: images/s, ratio, of the ceiling, GB")
-            for row, said in found.items():
-                print(f"  {row:20s} {said['images_per_second']:9.2f} {said['ratio']:6.2f} {said['ceiling']:6.1%}"
-                      f" {said['peak_gb']:6.1f}", flush=True)  # fmt: skip
+            for row, values in found.items():
+                print(f"  {row:20s} {values['images_per_second']:9.2f} {values['ratio']:6.2f} {values['ceiling']:6.1%}"
+                      f" {values['peak_gb']:6.1f}", flush=True)  # fmt: skip
     if args.json:
-        told = {"device": described(device), "mode": mode, "steps": table}
-        args.json.write_text(json.dumps(told, indent=2) + "\n")
+        result = {"device": described(device), "mode": mode, "steps": table}
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

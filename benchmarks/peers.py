@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from semmae.models import mae, vit
-from tests.vitmae import theirs
+from tests.vitmae import to_vitmae
 
 
 def transformers(model: mae.MAE) -> nn.Module:
     """Build `ViTMAEForPreTraining` with the weights of `model`."""
-    return theirs(model, norm_pix_loss=True)
+    return to_vitmae(model, norm_pix_loss=True)
 
 
 def has_lightly() -> bool:

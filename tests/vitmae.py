@@ -1,4 +1,4 @@
-"""transformers' ViTMAE with our weights: the peer of the loss and of the speed of ours."""
+"""transformers' ViTMAE with the weights of an `MAE`: the reference for its loss and its speed."""
 
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -6,18 +6,18 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from semmae.models import mae
 
 
-def theirs(ours: mae.MAE, *, norm_pix_loss: bool) -> ViTMAEForPreTraining:
-    """transformers' model with the shape and the weights of ours, masking three quarters."""
-    encoder, blocks = ours.encoder, ours.decoder["blocks"]
-    width, narrow = encoder.embed_dim, ours.mask_token.shape[2]
+def to_vitmae(model: mae.MAE, *, norm_pix_loss: bool) -> ViTMAEForPreTraining:
+    """Return transformers' model with the shape and the weights of `model`, masking three quarters."""
+    encoder, blocks = model.encoder, model.decoder["blocks"]
+    width, narrow = encoder.embed_dim, model.mask_token.shape[2]
     config = ViTMAEConfig(
         hidden_size=width, num_hidden_layers=len(encoder.blocks), num_attention_heads=encoder.blocks[0].attn.num_heads,
-        intermediate_size=4 * width, image_size=encoder.patch_embed.img_size[0], patch_size=ours.patch_size,
+        intermediate_size=4 * width, image_size=encoder.patch_embed.img_size[0], patch_size=model.patch_size,
         decoder_hidden_size=narrow, decoder_num_hidden_layers=len(blocks),
         decoder_num_attention_heads=blocks[0].attn.num_heads, decoder_intermediate_size=4 * narrow,
         mask_ratio=0.75, norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6,
     )  # fmt: skip
-    peer = ViTMAEForPreTraining(config).eval()
+    reference = ViTMAEForPreTraining(config).eval()
     state = {}
 
     def linear(to: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -34,7 +34,7 @@ def theirs(ours: mae.MAE, *, norm_pix_loss: bool) -> ViTMAEForPreTraining:
         linear(f"{to}.layernorm_before", module.norm1.weight, module.norm1.bias)
         linear(f"{to}.layernorm_after", module.norm2.weight, module.norm2.bias)
 
-    names = layer_names(peer)
+    names = layer_names(reference)
     state["vit.embeddings.cls_token"] = encoder.cls_token
     state["vit.embeddings.position_embeddings"] = encoder.pos_embed
     linear("vit.embeddings.patch_embeddings.projection", encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias)
@@ -44,25 +44,25 @@ def theirs(ours: mae.MAE, *, norm_pix_loss: bool) -> ViTMAEForPreTraining:
         block(f"{prefix}.{i}", module, names)
     for i, module in enumerate(blocks):
         block(f"decoder.decoder_layers.{i}", module, names)
-    state["decoder.mask_token"], state["decoder.decoder_pos_embed"] = ours.mask_token, ours.positions
-    linear("decoder.decoder_embed", ours.decoder["embed"].weight, ours.decoder["embed"].bias)
-    linear("decoder.decoder_norm", ours.decoder["norm"].weight, ours.decoder["norm"].bias)
-    linear("decoder.decoder_pred", ours.decoder["pred"].weight, ours.decoder["pred"].bias)
-    peer.load_state_dict(state, strict=True)
-    return peer
+    state["decoder.mask_token"], state["decoder.decoder_pos_embed"] = model.mask_token, model.positions
+    linear("decoder.decoder_embed", model.decoder["embed"].weight, model.decoder["embed"].bias)
+    linear("decoder.decoder_norm", model.decoder["norm"].weight, model.decoder["norm"].bias)
+    linear("decoder.decoder_pred", model.decoder["pred"].weight, model.decoder["pred"].bias)
+    reference.load_state_dict(state, strict=True)
+    return reference
 
 
-def layer_names(peer: ViTMAEForPreTraining) -> dict[str, str]:
-    """Where this version of transformers keeps a layer's weights."""
-    keys = list(peer.state_dict())
+def layer_names(reference: ViTMAEForPreTraining) -> dict[str, str]:
+    """Return the names of a layer's weights in the installed version of transformers."""
+    keys = list(reference.state_dict())
     layer = next(key for key in keys if key.startswith("vit.") and ".0." in key)
     prefix = layer.split(".0.")[0]
     inside = {key.removeprefix(f"{prefix}.0.").rsplit(".", 1)[0] for key in keys if key.startswith(f"{prefix}.0.")}
-    find = {
+    endings = {
         "query": ("q_proj", "query"), "key": ("k_proj", "key"), "value": ("v_proj", "value"),
         "proj": ("o_proj", "attention.output.dense"), "fc1": ("fc1", "intermediate.dense"),
     }  # fmt: skip
-    found = {name: next(k for k in inside for e in ends if k.endswith(e)) for name, ends in find.items()}
-    taken = {*found.values(), "layernorm_before", "layernorm_after"}
-    (found["fc2"],) = inside - taken
-    return found | {"encoder": prefix}
+    names = {name: next(k for k in inside for e in ends if k.endswith(e)) for name, ends in endings.items()}
+    taken = {*names.values(), "layernorm_before", "layernorm_after"}
+    (names["fc2"],) = inside - taken
+    return names | {"encoder": prefix}

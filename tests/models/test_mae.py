@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from semmae.models import mae, masking, vit
-from tests.vitmae import theirs
+from tests.vitmae import to_vitmae
 
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 DECODER = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -29,7 +29,7 @@ def mask() -> torch.Tensor:
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_loss_and_prediction_equal_transformers(model, images, mask, norm_pix_loss):
-    peer = theirs(model, norm_pix_loss=norm_pix_loss)
+    peer = to_vitmae(model, norm_pix_loss=norm_pix_loss)
     with torch.no_grad():
         pred = model(images, mask, MASKED)
         ours = mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=norm_pix_loss)

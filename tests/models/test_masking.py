@@ -1,4 +1,4 @@
-"""Every sentence of the mask contract: one battery for all strategies, then what each of them means."""
+"""Mask strategies: the rules for every strategy, then the distribution of each."""
 
 import importlib.util
 import math
@@ -20,8 +20,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def evidence(b: int = B, grid: tuple[int, int] = GRID, labels: int = 7, curriculum_weight: float = 0.4) -> dict:
-    """Something for every strategy to look at: blobs of labels, attention with zeros, a curriculum's value."""
+def example_inputs(b: int = B, grid: tuple[int, int] = GRID, labels: int = 7, curriculum_weight: float = 0.4) -> dict:
+    """Return inputs for every strategy: random labels, attention with zeros, a curriculum weight."""
     n = grid[0] * grid[1]
     rng = np.random.default_rng(5)
     attention = rng.random((b, n), dtype=np.float32) * (rng.random((b, n)) < 0.9)
@@ -33,8 +33,8 @@ def evidence(b: int = B, grid: tuple[int, int] = GRID, labels: int = 7, curricul
     }
 
 
-def rows(given: dict, where: slice) -> dict:
-    return {key: value[where] if key in ("part_map", "attention") else value for key, value in given.items()}
+def rows(inputs: dict, selected: slice) -> dict:
+    return {key: value[selected] if key in ("part_map", "attention") else value for key, value in inputs.items()}
 
 
 def uniform(counts: np.ndarray) -> bool:
@@ -42,7 +42,7 @@ def uniform(counts: np.ndarray) -> bool:
     return stats.chisquare(counts).pvalue > 1e-4
 
 
-# ---------------------------------------------------------------------------------------------- what all strategies do
+# ----------------------------------------------------------------------------------------- rules for all strategies
 
 
 @EVERY
@@ -53,64 +53,67 @@ def test_every_sample_loses_exactly_num_masked_patches(name, grid, mask_ratio):
     strategy = masking.STRATEGIES[name]
     for curriculum_weight in (0.0, 0.4, 1.0):
         noise = strategy.draw(8, grid, generator=generator())
-        mask = strategy(noise, mask_ratio, **evidence(8, grid, curriculum_weight=curriculum_weight))
+        mask = strategy(noise, mask_ratio, **example_inputs(8, grid, curriculum_weight=curriculum_weight))
         assert mask.shape == (8, n)
         assert mask.dtype == torch.bool
         assert mask.sum(1).tolist() == [n - int(n * (1 - mask_ratio))] * 8
 
 
 @EVERY
-def test_the_generator_decides(name):
-    strategy, given = masking.STRATEGIES[name], evidence()
-    one, same, other = (strategy(strategy.draw(B, GRID, generator=generator(s)), RATIO, **given) for s in (1, 1, 2))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+def test_the_generator_determines_the_mask(name):
+    strategy, inputs = masking.STRATEGIES[name], example_inputs()
+    first, same, different = (
+        strategy(strategy.draw(B, GRID, generator=generator(s)), RATIO, **inputs) for s in (1, 1, 2)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, different)
 
 
-def test_the_public_functions_are_draw_and_core():
-    given = evidence()
+def test_the_functions_draw_noise_and_call_the_core():
+    inputs = example_inputs()
     public = {
         "random": masking.random(B, N, RATIO, generator=generator()),
         "block": masking.block(B, GRID, RATIO, generator=generator()),
         "green_noise": masking.green_noise(B, GRID, RATIO, generator=generator()),
-        "attention": masking.attention(given["attention"], RATIO, generator=generator()),
-        "semantic": masking.semantic(given["part_map"], RATIO, given["curriculum_weight"], generator=generator()),
+        "attention": masking.attention(inputs["attention"], RATIO, generator=generator()),
+        "semantic": masking.semantic(inputs["part_map"], RATIO, inputs["curriculum_weight"], generator=generator()),
     }
     assert public.keys() == masking.STRATEGIES.keys()
     for name, strategy in masking.STRATEGIES.items():
-        assert torch.equal(public[name], strategy(strategy.draw(B, GRID, generator=generator()), RATIO, **given))
+        assert torch.equal(public[name], strategy(strategy.draw(B, GRID, generator=generator()), RATIO, **inputs))
 
 
 @EVERY
-def test_a_rank_with_its_slice_of_the_noise_sees_what_one_process_would(name):
-    strategy, given = masking.STRATEGIES[name], evidence()
+def test_a_rank_with_its_rows_of_the_noise_draws_the_masks_of_one_process(name):
+    strategy, inputs = masking.STRATEGIES[name], example_inputs()
     noise = strategy.draw(B, GRID, generator=generator())
-    whole = strategy(noise, RATIO, **given)
-    for where in (slice(0, B // 2), slice(B // 2, B), slice(3, 4)):
-        assert torch.equal(strategy(noise[where], RATIO, **rows(given, where)), whole[where])
+    whole = strategy(noise, RATIO, **inputs)
+    for selected in (slice(0, B // 2), slice(B // 2, B), slice(3, 4)):
+        assert torch.equal(strategy(noise[selected], RATIO, **rows(inputs, selected)), whole[selected])
 
 
 @EVERY
 def test_samples_differ_from_each_other(name):
-    given = {
-        key: value[:1].expand(B, -1) if key in ("part_map", "attention") else value for key, value in evidence().items()
+    inputs = {
+        key: value[:1].expand(B, -1) if key in ("part_map", "attention") else value
+        for key, value in example_inputs().items()
     }
     strategy = masking.STRATEGIES[name]
-    assert len(strategy(strategy.draw(B, GRID, generator=generator()), RATIO, **given).unique(dim=0)) == B
+    assert len(strategy(strategy.draw(B, GRID, generator=generator()), RATIO, **inputs).unique(dim=0)) == B
 
 
 @EVERY
 def test_autocast_changes_nothing(name):
-    strategy, given = masking.STRATEGIES[name], evidence()
+    strategy, inputs = masking.STRATEGIES[name], example_inputs()
     noise = strategy.draw(B, GRID, generator=generator())
     with torch.autocast("cpu", torch.bfloat16):
-        mask = strategy(noise, RATIO, **given)
-    assert torch.equal(mask, strategy(noise, RATIO, **given))
+        mask = strategy(noise, RATIO, **inputs)
+    assert torch.equal(mask, strategy(noise, RATIO, **inputs))
 
 
 @EVERY
 def test_the_core_compiles_once_without_a_graph_break(name):
-    """The module is loaded afresh: shape checks, which the tests put around functions, are no code to compile."""
+    """Load the module without the shape checks of the tests, which torch.compile cannot trace."""
     spec = importlib.util.spec_from_file_location("plain_masking", masking.__file__)
     plain = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plain)
@@ -118,23 +121,23 @@ def test_the_core_compiles_once_without_a_graph_break(name):
     compiled = torch.compile(strategy.core, fullgraph=True, backend="aot_eager", dynamic=False)
     for step, curriculum_weight in enumerate((0.0, 0.3, 0.7, 1.0)):
         noise = strategy.draw(B, GRID, generator=generator(step))
-        given = {key: evidence(curriculum_weight=curriculum_weight)[key] for key in strategy.inputs}
+        inputs = {key: example_inputs(curriculum_weight=curriculum_weight)[key] for key in strategy.inputs}
         with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
-            mask = compiled(noise, RATIO, **given)
-        assert torch.equal(mask, strategy.core(noise, RATIO, **given))
+            mask = compiled(noise, RATIO, **inputs)
+        assert torch.equal(mask, strategy.core(noise, RATIO, **inputs))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @EVERY
 def test_cpu_and_gpu_agree(name):
-    strategy, given = masking.STRATEGIES[name], evidence()
+    strategy, inputs = masking.STRATEGIES[name], example_inputs()
     noise = strategy.draw(B, GRID, generator=generator())
-    moved = {key: value.cuda() if key in ("part_map", "attention") else value for key, value in given.items()}
-    assert torch.equal(strategy(noise.cuda(), RATIO, **moved).cpu(), strategy(noise, RATIO, **given))
+    moved = {key: value.cuda() if key in ("part_map", "attention") else value for key, value in inputs.items()}
+    assert torch.equal(strategy(noise.cuda(), RATIO, **moved).cpu(), strategy(noise, RATIO, **inputs))
 
 
-# --------------------------------------------------------------------------------------------------- num_masked and ids
+# ------------------------------------------------------------------------------------------- num_masked and indices
 
 
 @pytest.mark.parametrize(
@@ -151,15 +154,15 @@ def test_a_ratio_outside_0_and_1_is_refused(mask_ratio):
         masking.random(2, 16, mask_ratio, generator=generator())
 
 
-def test_ids_take_a_sequence_apart_and_restore_it():
+def test_indices_split_a_sequence_and_restore_it():
     mask = masking.random(B, N, RATIO, generator=generator())
-    ids_keep, ids_masked, ids_restore = masking.split_indices(mask, 147)
-    assert not mask.gather(1, ids_keep).any()
-    assert mask.gather(1, ids_masked).all()
-    assert (ids_keep.diff(dim=1) > 0).all()
+    keep, masked, restore = masking.split_indices(mask, 147)
+    assert not mask.gather(1, keep).any()
+    assert mask.gather(1, masked).all()
+    assert (keep.diff(dim=1) > 0).all()
     x = torch.rand(B, N)
-    apart = torch.cat([x.gather(1, ids_keep), x.gather(1, ids_masked)], dim=1)
-    assert torch.equal(apart.gather(1, ids_restore), x)
+    apart = torch.cat([x.gather(1, keep), x.gather(1, masked)], dim=1)
+    assert torch.equal(apart.gather(1, restore), x)
 
 
 # ----------------------------------------------------------------------------------------------- random and attention
@@ -178,14 +181,14 @@ def test_random_gives_every_subset_the_same_chance():
     assert uniform(counts)
 
 
-def test_a_part_of_a_mask_is_of_exact_size_inside_it_and_takes_every_patch_equally_often():
+def test_a_subsampled_mask_has_the_exact_size_and_takes_every_masked_patch_equally_often():
     mask = masking.random(1, 12, 0.75, generator=torch.Generator().manual_seed(0)).expand(4000, -1)
     noise = torch.rand(4000, 12, generator=torch.Generator().manual_seed(1))
-    part = masking.subsample_mask(mask, noise, 4)
-    assert (part.sum(1) == 4).all()
-    assert not (part & ~mask).any()
-    often = part[:, mask[0]].double().mean(0)
-    assert (often - 4 / 9).abs().max() < 4 * (4 / 9 * 5 / 9 / 4000) ** 0.5
+    subset = masking.subsample_mask(mask, noise, 4)
+    assert (subset.sum(1) == 4).all()
+    assert not (subset & ~mask).any()
+    frequency = subset[:, mask[0]].double().mean(0)
+    assert (frequency - 4 / 9).abs().max() < 4 * (4 / 9 * 5 / 9 / 4000) ** 0.5
     assert torch.equal(masking.subsample_mask(mask, noise, 9), mask)
 
 
@@ -205,7 +208,7 @@ def test_attention_draws_without_replacement_in_proportion(weights):
     assert (np.abs(counts - 50_000 * expected) <= 5 * np.sqrt(50_000 * expected) + 1).all()
 
 
-def test_attention_takes_patches_of_weight_0_only_to_reach_the_count_and_then_at_random():
+def test_attention_takes_patches_of_weight_0_last_and_at_random():
     enough = torch.tensor([0.0, 1e-30, 1.0, 0.0, 1e30, 1.0]).expand(1000, -1)
     assert not masking.attention(enough, 0.5, generator=generator())[:, [0, 3]].any()
     short = torch.tensor([0, 0, 0, 0, 7, 1], dtype=torch.uint8).expand(20_000, -1)
@@ -223,7 +226,7 @@ def test_attention_of_zeros_is_random():
 
 
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
-def test_attention_that_is_no_weight_is_refused(wrong):
+def test_attention_with_invalid_weights_is_refused(wrong):
     with pytest.raises(ValueError, match="expected weights >= 0"):
         masking.attention(torch.tensor([[1.0, wrong]]), 0.5, generator=generator())
 
@@ -234,7 +237,7 @@ def test_attention_that_is_no_weight_is_refused(wrong):
 @pytest.mark.parametrize("mask_ratio", [0.1, 0.4, 0.75])
 @pytest.mark.parametrize("grid", [(14, 14), (8, 12)])
 def test_a_block_mask_is_painted_block_by_block(grid, mask_ratio):
-    """Against naive painting: whole blocks while they fit, then a part of the next one."""
+    """Compare with naive painting: whole blocks while they fit, then a part of the next block."""
     h, w = grid
     strategy, count = masking.STRATEGIES["block"], masking.num_masked(h * w, mask_ratio)
     shapes = masking.block_shapes(grid, count)
@@ -258,7 +261,7 @@ def test_a_block_mask_is_painted_block_by_block(grid, mask_ratio):
 
 @pytest.mark.parametrize("mask_ratio", [0.1, 0.4, 0.75])
 @pytest.mark.parametrize("grid", [(14, 14), (8, 12), (1, 100), (2, 2), (1, 1)])
-def test_blocks_keep_to_their_aspect_and_area(grid, mask_ratio):
+def test_blocks_stay_within_aspect_and_area(grid, mask_ratio):
     count = masking.num_masked(grid[0] * grid[1], mask_ratio)
     for height, width in masking.block_shapes(grid, count):
         assert 0.3 <= height / width <= 1 / 0.3
@@ -272,7 +275,7 @@ def pieces(mask: torch.Tensor) -> float:
     return float(np.mean([ndimage.label(sample.view(GRID).numpy())[1] for sample in mask]))
 
 
-def test_blocks_hang_together_and_random_patches_do_not():
+def test_block_masks_are_connected_and_random_masks_are_not():
     block, random = (
         masking.block(100, GRID, 0.4, generator=generator()), masking.random(100, N, 0.4, generator=generator()),
     )  # fmt: skip
@@ -280,7 +283,7 @@ def test_blocks_hang_together_and_random_patches_do_not():
     assert pieces(random) > 15
 
 
-def test_blocks_have_no_preferred_side():
+def test_block_masks_are_symmetric_on_average():
     share = masking.block(6000, GRID, RATIO, generator=generator()).view(-1, *GRID).float().mean(0)
     assert (share - share.flip(0)).abs().max() < 0.04
     assert (share - share.flip(1)).abs().max() < 0.04
@@ -314,7 +317,7 @@ def test_green_noise_passes_a_band_and_random_is_white():
 
 
 @pytest.mark.parametrize("mask_ratio", [0.3, 0.75])
-def test_green_noise_masks_every_place_equally_often(mask_ratio):
+def test_green_noise_masks_every_position_equally_often(mask_ratio):
     counts = masking.green_noise(4000, (7, 9), mask_ratio, generator=generator()).sum(0).numpy()
     expected = 4000 * masking.num_masked(63, mask_ratio) / 63
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
@@ -326,17 +329,17 @@ def test_green_noise_masks_every_place_equally_often(mask_ratio):
 def naive_semantic(
     noise: np.ndarray, mask_ratio: float, labels: np.ndarray, curriculum_weight: float
 ) -> tuple[list, dict]:
-    """The contract, sentence by sentence, for one sample: its mask and the quota of every label."""
-    n, walk, within, fill = len(labels), noise[:256], noise[256 : -len(labels)], noise[-len(labels) :]
-    spent, quota, wished = 0, {}, set()
-    for label in sorted(set(labels.tolist()), key=lambda label: walk[label]):
-        members = sorted(np.flatnonzero(labels == label), key=lambda i: within[i])
+    """Return the mask of one image and the quota of every label, step by step as `semantic_core` documents."""
+    n, label_noise, patch_noise, rest_noise = len(labels), noise[:256], noise[256 : -len(labels)], noise[-len(labels) :]
+    spent, quota, within_quota = 0, {}, set()
+    for label in sorted(set(labels.tolist()), key=lambda label: label_noise[label]):
+        members = sorted(np.flatnonzero(labels == label), key=lambda i: patch_noise[i])
         intra = round(mask_ratio * len(members))
         inter = min(len(members), max(0.0, mask_ratio * n - spent))
         spent += len(members)
         quota[label] = round((1 - curriculum_weight) * intra + curriculum_weight * inter)
-        wished |= set(members[: quota[label]])
-    order = sorted(range(n), key=lambda i: (i not in wished, -fill[i]))
+        within_quota |= set(members[: quota[label]])
+    order = sorted(range(n), key=lambda i: (i not in within_quota, -rest_noise[i]))
     masked = set(order[: n - int(n * (1 - mask_ratio))])
     return [i in masked for i in range(n)], quota
 
@@ -346,16 +349,16 @@ def naive_semantic(
     ("n", "labels", "mask_ratio"),
     [(196, 7, 0.75), (196, 1, 0.75), (64, 3, 0.6), (256, 256, 0.5), (49, 12, 0.35), (9, 4, 0.9)],
 )
-def test_semantic_is_the_contract_read_aloud(n, labels, mask_ratio, curriculum_weight):
+def test_semantic_equals_the_naive_computation(n, labels, mask_ratio, curriculum_weight):
     strategy = masking.STRATEGIES["semantic"]
     noise = strategy.draw(12, (1, n), generator=generator(3))
-    values = np.random.default_rng(1).permutation(256)[:labels]  # any labels, not only the first
+    values = np.random.default_rng(1).permutation(256)[:labels]  # arbitrary labels, not only the smallest
     part_map = values[np.random.default_rng(2).integers(0, labels, (12, n))].astype(np.uint8)
-    given = {
+    inputs = {
         "part_map": torch.from_numpy(part_map),
         "curriculum_weight": torch.tensor(curriculum_weight, dtype=torch.float64),
     }
-    masks = strategy(noise, mask_ratio, **given)
+    masks = strategy(noise, mask_ratio, **inputs)
     for sample in range(12):
         mask, quota = naive_semantic(noise[sample].numpy(), mask_ratio, part_map[sample], curriculum_weight)
         assert masks[sample].tolist() == mask
@@ -369,17 +372,19 @@ def shares(mask: torch.Tensor, part_map: torch.Tensor, labels: int) -> tuple[tor
 
 
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.6])
-def test_inter_part_0_masks_the_same_share_of_every_part(mask_ratio):
-    part_map = evidence(200)["part_map"]
+def test_curriculum_weight_0_masks_the_same_share_of_every_part(mask_ratio):
+    part_map = example_inputs(200)["part_map"]
     size, masked = shares(masking.semantic(part_map, mask_ratio, 0, generator=generator()), part_map, 7)
     missing = masked - torch.round(mask_ratio * size.double())
-    assert (missing.abs().sum(1) == missing.sum(1).abs()).all()  # a fill only adds, a trim only takes away
+    assert (missing.abs().sum(1) == missing.sum(1).abs()).all()  # the rest is only added or only left out
     assert missing.sum(1).abs().max() <= 7
 
 
-@pytest.mark.parametrize(("mask_ratio", "partly"), [(0.75, 1), (0.6, 2)])  # 0.6 * 196 is no integer: one may be filled
-def test_inter_part_1_masks_whole_parts(mask_ratio, partly):
-    part_map = evidence(200)["part_map"]
+@pytest.mark.parametrize(
+    ("mask_ratio", "partly"), [(0.75, 1), (0.6, 2)]
+)  # 0.6 * 196 is not an integer, so one more part may be masked partly
+def test_curriculum_weight_1_masks_whole_parts(mask_ratio, partly):
+    part_map = example_inputs(200)["part_map"]
     size, masked = shares(masking.semantic(part_map, mask_ratio, 1, generator=generator()), part_map, 7)
     assert ((masked > 0) & (masked < size)).sum(1).max() <= partly
     assert ((masked == size) & (size > 0)).any(1).all()
@@ -387,17 +392,20 @@ def test_inter_part_1_masks_whole_parts(mask_ratio, partly):
 
 def test_the_order_of_the_parts_is_drawn_uniformly_for_every_sample():
     part_map = torch.tensor([4, 9, 200], dtype=torch.uint8).repeat_interleave(6).expand(12_000, -1)
-    first, two = (masking.semantic(part_map, ratio, 1.0, generator=generator()) for ratio in (1 / 3, 2 / 3))
-    first, two = first[:, ::6].long(), two[:, ::6].long()  # the same noise: what is masked first, and what second
+    first, first_two = (masking.semantic(part_map, ratio, 1.0, generator=generator()) for ratio in (1 / 3, 2 / 3))
+    first, first_two = (
+        first[:, ::6].long(),
+        first_two[:, ::6].long(),
+    )  # with equal noise: the first part, and the first two
     assert (first.sum(1) == 1).all()
-    assert (two.sum(1) == 2).all()
-    order = first.argmax(1) * 3 + (two - first).argmax(1)
+    assert (first_two.sum(1) == 2).all()
+    order = first.argmax(1) * 3 + (first_two - first).argmax(1)
     counts = order.bincount(minlength=9)
     assert uniform(counts[counts > 0].numpy())
     assert (counts > 0).sum() == 6
     pairs = (order[:-1] * 9 + order[1:]).unique(return_counts=True)[1]
     assert len(pairs) == 36
-    assert uniform(pairs.numpy())  # a sample's order says nothing about its neighbor's
+    assert uniform(pairs.numpy())  # the orders of neighboring samples are independent
 
 
 @pytest.mark.parametrize("curriculum_weight", [0.0, 0.3, 1.0])
@@ -412,7 +420,7 @@ def test_inside_a_part_every_patch_is_equally_likely(curriculum_weight):
 
 
 @pytest.mark.parametrize("curriculum_weight", [0.0, 0.5, 1.0])
-def test_one_label_degrades_to_random(curriculum_weight):
+def test_one_label_gives_random_masks(curriculum_weight):
     part_map = torch.full((20_000, 5), 255, dtype=torch.uint8)
     counts = frequencies(
         masking.semantic(part_map, 0.55, curriculum_weight, generator=generator()), list(combinations(range(5), 3))
@@ -421,19 +429,19 @@ def test_one_label_degrades_to_random(curriculum_weight):
     assert uniform(counts)
 
 
-def test_the_names_of_the_labels_do_not_matter():
-    given, strategy = evidence(), masking.STRATEGIES["semantic"]
+def test_renaming_the_labels_does_not_change_the_masks():
+    inputs, strategy = example_inputs(), masking.STRATEGIES["semantic"]
     noise = strategy.draw(B, GRID, generator=generator())
     renamed = torch.from_numpy(np.random.default_rng(0).permutation(256))
     moved = noise.clone()
-    moved[:, renamed] = noise[:, :256]  # the walk meets the same parts under their new names
-    relabeled = given | {"part_map": renamed[given["part_map"].long()].to(torch.uint8)}
-    assert torch.equal(strategy(moved, RATIO, **relabeled), strategy(noise, RATIO, **given))
+    moved[:, renamed] = noise[:, :256]  # each part keeps its noise under its new label
+    relabeled = inputs | {"part_map": renamed[inputs["part_map"].long()].to(torch.uint8)}
+    assert torch.equal(strategy(moved, RATIO, **relabeled), strategy(noise, RATIO, **inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
 def test_labels_may_be_any_integers_from_0_to_255(dtype):
-    part_map = evidence(labels=256)["part_map"]
+    part_map = example_inputs(labels=256)["part_map"]
     expected = masking.semantic(part_map, RATIO, 0.5, generator=generator())
     assert torch.equal(masking.semantic(part_map.to(dtype), RATIO, 0.5, generator=generator()), expected)
 
@@ -449,7 +457,7 @@ def test_labels_may_be_any_integers_from_0_to_255(dtype):
         (torch.zeros(2, 16, dtype=torch.uint8), 1.5, "curriculum_weight is 1.5; expected a number from 0 to 1"),
     ],
 )
-def test_semantic_refuses_what_it_cannot_use(part_map, curriculum_weight, message):
+def test_semantic_refuses_invalid_inputs(part_map, curriculum_weight, message):
     with pytest.raises(ValueError, match=message):
         masking.semantic(part_map, RATIO, curriculum_weight, generator=generator())
 
@@ -457,7 +465,7 @@ def test_semantic_refuses_what_it_cannot_use(part_map, curriculum_weight, messag
 # ----------------------------------------------------------------------------------------------------------- curriculum
 
 
-def test_the_curriculum_runs_from_start_to_end_slowly_at_first():
+def test_the_curriculum_rises_from_start_to_end_slowly_at_first():
     values = [masking.curriculum_weight(step / 10, start=0.0, end=1.0, power=2.0) for step in range(11)]
     assert values == pytest.approx([(step / 10) ** 2 for step in range(11)])
     assert masking.curriculum_weight(0.0, start=0.8, end=0.2, power=3.0) == 0.8

@@ -92,7 +92,7 @@ def test_learned_positions_are_kept_and_recorded(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"patch_embed.proj.weight": torch.ones(48, 3, 8, 4)}, "its patches are 48 x 3 x 8 x 4; expected width x 3 x p x p"),
+        ({"patch_embed.proj.weight": torch.ones(48, 3, 8, 4)}, "48 x 3 x 8 x 4; expected width x 3 x p x p"),
         ({"patch_embed.proj.weight": None}, "it lacks patch_embed.proj.weight"),
         ({"pos_embed": torch.ones(1, 16, 48)}, "has 16 positions; expected a class token and a square of patches"),
         ({"blocks.1.mlp.fc2.bias": None}, "the weights of an MAE encoder: it lacks blocks.1.mlp.fc2.bias"),

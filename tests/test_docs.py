@@ -1,4 +1,4 @@
-"""What the documentation tells people to type works: its commands run, in their order, on the toy project."""
+"""The documentation is true: its commands run, its names exist, its links lead somewhere."""
 
 import os
 import re
@@ -21,50 +21,50 @@ from tests import warm
 from tests.project import AUTHOR, ROOT, Project, call, create
 from tests.test_pipeline import STAGES, dataclass_of
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/howto").glob("*.md"))]
-
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(sh|yaml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# The tests cannot run themselves; and what a user's shell would find in .venv, the toy project finds here.
-PRELUDE = 'set -e\nmake() { if [ "$1" = test ]; then command make --dry-run test; else command make "$@"; fi; }\n'
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
 
 def merged(section: Any, changes: Any) -> Any:
-    """`section` with the values of `changes` in the place of its own, key by key; {} empties a mapping."""
+    """Return `section` with the values of `changes`, key by key. `sources` and an empty mapping replace a value."""
     if not isinstance(changes, dict) or not isinstance(section, dict) or not changes:
         return changes
-    return section | {key: merged(section.get(key), value) for key, value in changes.items()}
+    replaced = {key: value if key == "sources" else merged(section.get(key), value) for key, value in changes.items()}
+    return section | replaced
+
+
+def yaml_blocks(page: Path) -> list[dict[str, Any]]:
+    """Return the changes of params.yaml that a page shows."""
+    return [YAML(typ="safe").load(block) for language, block in BLOCK.findall(page.read_text()) if language == "yaml"]
 
 
 def follow(page: Path, project: Project) -> str:
-    """Do what a page says, block by block: run commands and Python, change params.yaml; what the commands said."""
-    yaml, file, said = YAML(typ="safe"), project.folder / "params.yaml", []
+    """Run the commands and the Python of a page and make its changes of params.yaml, in order; return the output."""
+    yaml, file, output = YAML(typ="safe"), project.folder / "params.yaml", []
     for language, block in BLOCK.findall(page.read_text()):
         if language == "yaml":
             yaml.dump(merged(yaml.load(file), yaml.load(block)), file)
         else:
-            command = ["bash", "-c", PRELUDE + block] if language == "sh" else [sys.executable, "-c", block]
-            said.append(project.run(*command, **AUTHOR))
-    return "\n".join(said)
+            command = ["bash", "-ec", block] if language == "sh" else [sys.executable, "-c", block]
+            output.append(project.run(*command, **AUTHOR))
+    return "\n".join(output)
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Project:
-    """A clone whose demo is the toy pipeline on creatures, scored by kNN alone, with photos of a user's and with this
-    Python as its .venv.
+    """A clone at toy size: the demo draws 32-pixel creatures, only kNN scores them, and `data/raw/photos` has images.
+
+    Its `.venv` is the Python of the tests.
     """
     project = create(tmp_path / "clone")
     text = (project.folder / "params.yaml").read_text()
     drawn = "toy:\n      sources:\n        drawn: {kind: creatures, train: 64, val: 32, size: 32, seed: 0}\n"
     text = re.sub(r"toy:\n      sources:\n(        .*\n)+", drawn, text, count=1)
-    (project.folder / "params.yaml").write_text(re.sub(r"\btoy\b", "creatures", text))
-    for stage in (
-        "part_scores",
-        "linear",
-        "attentive",
-        "finetune",
-        "segment",
-    ):  # each costs every run of a page seconds
-        project.set(f"evaluations.{stage}", {})
+    (project.folder / "params.yaml").write_text(re.sub(r"\btoy\b", "main", text))
+    for stage in ("part_scores", "linear", "attentive", "finetune", "segment"):
+        project.set(f"evaluations.{stage}", {})  # each would cost seconds per run of the pipeline
     (project.folder / "data/raw/pictures/images/train").rename(project.folder / "data/raw/photos")
     (project.folder / "Makefile").write_text((ROOT / "Makefile").read_text())
     commands = project.folder / ".venv/bin"
@@ -75,25 +75,33 @@ def clone(tmp_path: Path) -> Project:
     (project.folder / ".venv/.installed").touch()
     for name in ("pyproject.toml", "constraints.txt"):
         (project.folder / name).touch()
-        os.utime(project.folder / name, (0, 0))  # older than what is installed, so that make installs nothing
+        os.utime(project.folder / name, (0, 0))  # older than .installed, so that make installs nothing
     project.run("git", "add", ".", **AUTHOR)
-    project.run("git", "commit", "--quiet", "--message", "creatures", **AUTHOR)
+    project.run("git", "commit", "--quiet", "--message", "clone", **AUTHOR)
     return project
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_the_commands_of_a_page_run(page: str, clone: Project):
-    said = follow(ROOT / page, clone)
-    assert f"report: {clone.folder}/results/report/index.html" in said
+    output = follow(ROOT / page, clone)
+    assert f"report: {clone.folder}/results/report/index.html" in output
     if page == "docs/tutorial.md":
-        outdated = re.findall(r"^(\S+):\n\tchanged ", said, re.MULTILINE)
-        assert outdated == ["pretrain"]  # by the curriculum's power
+        outdated = re.findall(r"^(\S+):\n\tchanged ", output, re.MULTILINE)
+        assert outdated == ["pretrain"]  # after the change of the curriculum
 
 
-def test_every_fault_is_held_by_tests_that_exist():
-    """The table of operations.md: no row without a test, no name that no test has."""
-    page = (ROOT / "docs/operations.md").read_text()
+@pytest.mark.heavy
+def test_the_commands_for_several_gpus_run(clone: Project):
+    """DVC accepts the output of torchrun as the stage's own and runs the stages after it."""
+    output = follow(ROOT / "docs/howto/gpus.md", clone)
+    assert "Running stage 'pretrain'" not in output
+    assert "Running stage 'report'" in output
+    assert "Data and pipelines are up to date." in clone.dvc("repro")
+
+
+def test_every_fault_has_tests_that_exist():
+    page = (ROOT / "docs/faults.md").read_text()
     rows = dict(re.findall(r"^\| (\d+) \| .* \| (.*) \|$", page, re.MULTILINE))
     assert list(map(int, rows)) == [*range(1, 20), 22, 23, 24]
     assert all("::" in tests for tests in rows.values())
@@ -101,56 +109,75 @@ def test_every_fault_is_held_by_tests_that_exist():
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
 
 
-@pytest.mark.heavy
-def test_the_commands_for_several_gpus_run(clone: Project):
-    """DVC takes what torchrun has made for the stage's own, and goes on with what comes after."""
-    said = follow(ROOT / "docs/howto/gpus.md", clone)
-    assert "Running stage 'pretrain'" not in said
-    assert "Running stage 'report'" in said
-    assert "Data and pipelines are up to date." in clone.dvc("repro")
+@pytest.mark.parametrize("page", ["docs/faults.md", "docs/architecture.md"])
+def test_files_named_on_a_page_exist(page: str):
+    names = re.findall(r"`([\w/]+\.(?:py|yaml|md)|\w+/[\w/]+/)(?:::\w+)?`", (ROOT / page).read_text())
+    assert len(names) > 20
+    for name in names:
+        assert (ROOT / name).exists() or (ROOT / "tests" / name).exists() or (ROOT / "semmae" / name).exists(), name
 
 
-def said_to_type(page: Path) -> list[list[str]]:
-    """Every command of semmae on a page, in blocks of any kind or in a line of text; without its comment."""
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of every `semmae` command on a page, in blocks of any kind and in the text."""
     lines = re.findall(r"(?:^ *|`|&& )(semmae [^`\n]+)", page.read_text(), re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_commands_have_the_names_and_options_that_pages_give_them(page: Path):
-    for _, *words in said_to_type(page):
+@every_page
+def test_commands_and_options_on_a_page_exist(page: Path):
+    for _, *words in commands(page):
         command: Any = typer.main.get_command(app)
-        while words and (found := getattr(command, "commands", {}).get(words[0])):
-            command, words = found, words[1:]
+        while words and (subcommand := getattr(command, "commands", {}).get(words[0])):
+            command, words = subcommand, words[1:]
         assert not hasattr(command, "commands") or not words, f"semmae has no command {words}"
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_the_reference_lists_every_command_and_every_option_of_compare():
+    page = ROOT / "docs/reference/commands.md"
+    root: Any = typer.main.get_command(app)
+    groups = {name: getattr(command, "commands", {}) for name, command in root.commands.items()}
+    known = {(name,) for name, group in groups.items() if not group}
+    known |= {(name, subcommand) for name, group in groups.items() for subcommand in group}
+    listed = [words for _, *words in commands(page)]
+    assert {words for words in known if not any(tuple(line[: len(words)]) == words for line in listed)} == set()
+    options = {option for parameter in root.commands["compare"].params for option in parameter.opts}
+    assert {option for option in options if option.startswith("--")} == set(
+        re.findall(r"^\| `(--\w+)`", page.read_text(), re.MULTILINE)
+    )
+
+
+@every_page
 def test_stages_and_parameters_on_a_page_exist(page: Path):
-    text, known = page.read_text(), read_yaml(ROOT / "params.yaml")
+    text = page.read_text()
+    files = [read_yaml(file) for file in (ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml")))]
     named = re.findall(r"python -m stages\.(\w+)|-m stages\.(\w+)|dvc repro (?:-f )?(\w+)@", text)
     assert {name for names in named for name in names if name} <= set(STAGES)
     for key in re.findall(r"-S '?([\w.]+)=", text):
-        section = known
-        for name in key.split("."):
-            assert section is None or name in section or "datasets" in key, f"-S {key}: params.yaml has no {name}"
-            section = (section or {}).get(name)
+        assert any(has_key(file, key.split(".")) for file in files), (
+            f"-S {key}: params.yaml and recipes have no such key"
+        )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def has_key(section: Any, names: list[str]) -> bool:
+    """Whether the nested key exists; every key exists below a value that is null."""
+    if not names or section is None:
+        return True
+    return names[0] in section and has_key(section[names[0]], names[1:])
+
+
+@every_page
 def test_blocks_of_parameters_fit_their_sections(page: Path, tmp_path: Path):
     known = read_yaml(ROOT / "params.yaml")
-    for language, block in BLOCK.findall(page.read_text()):
-        if language == "yaml":
-            YAML().dump(merged(known, YAML(typ="safe").load(block)), tmp_path / "params.yaml")
-            for section in YAML(typ="safe").load(block):
-                load_config(dataclass_of(section), section, file=tmp_path / "params.yaml")
+    for changes in yaml_blocks(page):
+        YAML().dump(merged(known, changes), tmp_path / "params.yaml")
+        for section in changes:
+            load_config(dataclass_of(section), section, file=tmp_path / "params.yaml")
 
 
 def test_the_sources_of_the_page_are_read(inside: Project, monkeypatch: pytest.MonkeyPatch):
-    """From tars, a folder of Parquet, and torchvision, which lie where the page says."""
+    """Tars, a folder of Parquet files and torchvision, in the folders that the page names."""
     datasets = pytest.importorskip("datasets", reason="sources of kind hf need the datasets library")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", inside.root / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -162,23 +189,21 @@ def test_the_sources_of_the_page_are_read(inside: Project, monkeypatch: pytest.M
         file = Path(f"data/raw/food/{split}.parquet")
         file.parent.mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
-    for language, block in BLOCK.findall((ROOT / "docs/howto/sources.md").read_text()):
-        if language == "yaml":
-            YAML().dump(merged(read_yaml(Path("params.yaml")), YAML(typ="safe").load(block)), Path("params.yaml"))
+    for changes in yaml_blocks(ROOT / "docs/howto/sources.md"):
+        YAML().dump(merged(read_yaml(Path("params.yaml")), changes), Path("params.yaml"))
     sizes = {"web": {"train": 58, "val": 6}, "food": {"train": 8, "val": 8}, "noise": {"train": 40, "val": 10}}
     for name, size in sizes.items():
         call("shards", name)
         assert read_json(Path(f"data/shards/{name}/shards.json"))["samples"] == size
 
 
-def test_the_site_is_whole(tmp_path: Path):
-    """Every page is in the navigation, every link leads somewhere, every module of the reference is there."""
+def test_the_site_is_complete(tmp_path: Path):
+    """Every page is in the navigation, every link leads somewhere, and every module of the reference exists."""
     config = (ROOT / "mkdocs.yml").read_text()
-    assert {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} == set(
-        re.findall(r"[\w/]+\.md", config)
-    )
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r"[\w/]+\.md", config))
     (tmp_path / "mkdocs.yml").write_text(config)
     for name in ("docs", "semmae"):
-        shutil.copytree(ROOT / name, tmp_path / name)  # a link leads out of the project's root, which is refused
+        shutil.copytree(ROOT / name, tmp_path / name)  # zensical refuses links that leave the project
     subprocess.run([Path(sys.executable).parent / "zensical", "build", "--strict"], cwd=tmp_path, check=True)
     assert "curriculum_weight" in (tmp_path / "site/reference/masking/index.html").read_text()

@@ -218,8 +218,8 @@ def test_odd_files_of_a_folder(tmp_path):
 
 
 def documented() -> list[str]:
-    """The sources that docs/data.md writes out in a line."""
-    text = (Path(__file__).parents[3] / "docs/data.md").read_text()
+    """Return the one-line sources of docs/data/sources.md."""
+    text = (Path(__file__).parents[3] / "docs/data/sources.md").read_text()
     return [line for line in re.findall(r"^ +(\w+: \{kind: .*\})$", text, re.MULTILINE) if "..." not in line]
 
 

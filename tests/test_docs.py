@@ -172,8 +172,10 @@ def test_blocks_of_parameters_fit_their_sections(page: Path, tmp_path: Path):
     known = read_yaml(ROOT / "params.yaml")
     for changes in yaml_blocks(page):
         YAML().dump(merged(known, changes), tmp_path / "params.yaml")
+        shared = {"evaluations": changes.get("evaluations", {}), "mae_recipe": ["teacher", "pretrain"]}
         for section in changes:
-            load_config(dataclass_of(section), section, file=tmp_path / "params.yaml")
+            for stage in shared.get(section, [section]):
+                load_config(dataclass_of(stage), stage, file=tmp_path / "params.yaml")
 
 
 def test_the_sources_of_the_page_are_read(inside: Project, monkeypatch: pytest.MonkeyPatch):

@@ -125,7 +125,7 @@ class FileSource:
         items = self.select(items)
         if not items:
             raise ValueError(
-                f"{self.location} holds no files where images are expected; docs/data.md shows the layouts"
+                f"{self.location} holds no files where images are expected; docs/data/sources.md shows the layouts"
             )
         if self.masks and not any(item.mask for item in items) and (problem := self.missing_masks(items[0].path)):
             raise ValueError(f"{self.location}: none of {len(items)} images, {problem}")

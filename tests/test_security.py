@@ -131,7 +131,7 @@ PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", PLACES)
 @pytest.mark.parametrize("bad", ["pipe:touch MARK", " PIPE:touch MARK", "https://x.org/x.tar", "s3://x/y", "file:///x"])
-def test_commands_and_urls_are_no_places_of_data(kind, bad):
+def test_commands_and_urls_are_no_paths_of_data(kind, bad):
     def read(place: str) -> None:
         TypeAdapter(AnySource).validate_json(json.dumps(PLACES[kind](place) | {"val_fraction": None}))
 
@@ -276,7 +276,7 @@ stage.main(write)
 @pytest.mark.parametrize(
     ("command", "num_files"), [(["-c", STATE], 10), (["-m", "semmae", "state", "ls"], 2)], ids=["stage", "command"]
 )
-def test_not_everyone_may_write_to_the_state_even_if_the_user_lets_them(command, num_files, tmp_path):
+def test_the_state_is_not_world_writable_under_any_umask(command, num_files, tmp_path):
     root = tmp_path / "cache/state"
     environment = os.environ | {"SEMMAE_STATE": str(root)}
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment, umask=0)

@@ -34,7 +34,7 @@ def painted(part_map: np.ndarray, patch: int) -> np.ndarray:
 
 @pytest.mark.parametrize("cells", [(14, 14), (7, 12), (20, 9)])
 @pytest.mark.parametrize("grid", [(14, 14), (6, 6), (5, 9)])
-def test_a_part_map_is_cropped_as_its_painting_is(cells, grid):
+def test_a_part_map_is_cropped_like_its_image(cells, grid):
     rng = np.random.default_rng(1)
     part_map = rng.integers(0, 256, cells, dtype=np.uint8)
     patch = 16
@@ -51,7 +51,7 @@ def test_a_part_map_is_cropped_as_its_painting_is(cells, grid):
 
 @pytest.mark.parametrize("cells", [(14, 14), (7, 12)])
 @pytest.mark.parametrize("grid", [(7, 7), (5, 9)])
-def test_a_batch_of_part_maps_is_cropped_as_each_is(cells, grid):
+def test_a_batch_of_part_maps_is_cropped_like_single_maps(cells, grid):
     """Centers on borders included, which half the resolution makes."""
     part_maps = np.random.default_rng(1).integers(0, 256, (42, *cells), dtype=np.uint8)
     crops = [*boxes(40, aspect=cells[1] / cells[0]), FULL_IMAGE, FULL_IMAGE._replace(flip=True)]
@@ -82,7 +82,7 @@ def test_the_real_crop_shows_the_label_that_the_part_map_names(cells):
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (30, 50)])
-def test_the_whole_box_is_the_identity(shape):
+def test_the_full_image_box_is_the_identity(shape):
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     np.testing.assert_array_equal(crop_image(image, FULL_IMAGE, 48), image)
     part_map = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -144,7 +144,7 @@ def test_a_tiny_and_a_degenerate_crop_still_have_the_wanted_size():
 
 
 @pytest.mark.parametrize("size", [(96, 96), (37, 160), (3, 2)])
-def test_a_snapped_box_holds_whole_pixels(size):
+def test_a_box_is_moved_to_pixel_edges(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for box in boxes(50, aspect=size[1] / size[0], flip=0.0):
         near = snap_to_pixels(box, size)
@@ -160,7 +160,7 @@ def test_a_snapped_box_holds_whole_pixels(size):
 
 
 @pytest.mark.parametrize("size", [(10, 20), (39, 59), (80, 30), (60, 20), (1, 1)])
-def test_a_crop_of_which_a_side_shrinks_is_pillows(size: tuple[int, int]):
+def test_a_shrinking_crop_agrees_with_pillow(size: tuple[int, int]):
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     theirs = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(resize_box(image, FULL_IMAGE, size) - theirs.transpose(2, 0, 1)).max() <= 1

@@ -30,7 +30,7 @@ def load(reader: Reader, index: int, poison: str = "") -> dict:
     return {"image": image, "label": reader.labels[index], "key": reader.keys[index], "weight": np.float32(0.5)}
 
 
-def test_images_masks_and_labels_are_those_that_were_drawn(toy_dataset):
+def test_images_masks_and_labels_equal_the_drawings(toy_dataset):
     reader = Reader(toy_dataset, "val", verify=True)
     assert len(reader) == 16
     assert reader.class_names == list(draw.SPECIES)
@@ -43,7 +43,7 @@ def test_images_masks_and_labels_are_those_that_were_drawn(toy_dataset):
         assert reader.labels[i] == label
 
 
-def test_rows_are_those_of_the_tar(toy_dataset):
+def test_rows_count_the_samples_of_the_tar(toy_dataset):
     reader = Reader(toy_dataset)
     assert len(reader) == 56
     for shard in set(reader.shards):
@@ -67,7 +67,7 @@ def test_a_view_and_a_pickled_copy_read_the_same(toy_dataset):
 
 
 @pytest.mark.parametrize("split", ["test", ""])
-def test_an_unknown_split_is_answered_with_those_there_are(toy_dataset, split):
+def test_an_unknown_split_is_refused_with_the_known_ones(toy_dataset, split):
     with pytest.raises(ValueError, match=f"no split '{split}'; its splits are: train, val"):
         Reader(toy_dataset, split)
 
@@ -91,7 +91,7 @@ def three_files(toy_dataset: Path) -> Iterator[None]:
         os.close(file)
 
 
-def test_as_many_shards_stay_open_as_the_system_allows_and_one_more_is_answered(toy_dataset, three_files):
+def test_too_many_open_shards_are_refused_until_the_limit_is_raised(toy_dataset, three_files):
     reader = Reader(toy_dataset, "train")
     with pytest.raises(
         ValueError, match=r"3 shard\(s\) are open, and the system allows no more files: raise `ulimit -n`"
@@ -102,7 +102,7 @@ def test_as_many_shards_stay_open_as_the_system_allows_and_one_more_is_answered(
     assert len([reader.encoded(i) for i in range(len(reader))]) == 40
 
 
-def test_a_missing_dataset_is_answered_with_the_command_that_makes_it(tmp_path):
+def test_a_missing_dataset_is_refused_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(ValueError, match="dvc repro shards@nowhere"):
         Reader(tmp_path / "nowhere")
 
@@ -138,12 +138,12 @@ def test_verification_finds_any_damage(damaged, damage):
         verify_shards(damaged)
 
 
-def test_verification_finds_a_bit_of_the_index_wherever_it_is(damaged):
+def test_verification_finds_any_flipped_bit_of_the_index(damaged):
     index = damaged / "index.parquet"
-    whole = index.read_bytes()
-    for place in range(0, len(whole), len(whole) // 50):
-        data = bytearray(whole)
-        data[place] ^= 1
+    original = index.read_bytes()
+    for position in range(0, len(original), len(original) // 50):
+        data = bytearray(original)
+        data[position] ^= 1
         index.write_bytes(data)
         with pytest.raises(ValueError, match=r"index.parquet is damaged: .*dvc checkout --force shards@toy"):
             verify_shards(damaged)
@@ -167,14 +167,14 @@ def test_batches_keep_the_order_and_the_types(toy_dataset, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_sample_that_fails_fails_as_itself(toy_dataset, workers):
+def test_an_error_of_a_sample_arrives_unchanged(toy_dataset, workers):
     reader = Reader(toy_dataset, "train")
     poisoned = partial(load, poison=reader.keys[11])
     with pytest.raises(ValueError, match=f"^{reader.keys[11]} is poisoned$"):
         list(batches(reader, np.arange(20), poisoned, batch_size=4, workers=workers))
 
 
-def test_samples_without_mask_or_label_say_so(tmp_path):
+def test_samples_without_mask_or_label(tmp_path):
     from semmae.sharding import shard_writer
     from semmae.sharding.sources.sources import Tree
 

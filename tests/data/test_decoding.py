@@ -61,7 +61,7 @@ SEEN = {
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_every_mode_decodes_to_what_it_shows_and_so_does_its_stored_form(name):
+def test_every_mode_and_its_stored_form_decode_to_the_visible_pixels(name):
     data, seen = SEEN[name]
     stored = decoding.convert_image(data, short_side=None)
     for rgb in (decoding.to_rgb(data), decoding.to_rgb(stored.data)):
@@ -90,7 +90,7 @@ def test_a_cmyk_jpeg_becomes_an_rgb_jpeg():
     ],
 )
 @pytest.mark.parametrize("short_side", [None, 6, 100])
-def test_what_every_reader_can_use_keeps_its_bytes(data, extension, short_side):
+def test_common_formats_keep_their_bytes(data, extension, short_side):
     stored = decoding.convert_image(data, short_side=short_side)
     assert (stored.extension, stored.data) == (extension, data)
 

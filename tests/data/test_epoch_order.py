@@ -46,7 +46,7 @@ def test_every_epoch_sees_the_weights_exactly(epoch):
     assert not np.array_equal(seen, np.bincount(epoch_order(67, seed=1, epoch=epoch, weights=WEIGHTS), minlength=67))
 
 
-def test_windows_read_few_shards_at_a_time_and_miss_nothing():
+def test_shuffle_shards_mixes_few_shards_at_a_time_and_misses_nothing():
     shards = np.repeat(np.arange(7), 10)
     orders = [epoch_order(70, seed=0, epoch=epoch, shards=shards, shuffle_shards=3) for epoch in range(20)]
     dealt = set()
@@ -65,7 +65,7 @@ def test_windows_read_few_shards_at_a_time_and_miss_nothing():
     assert np.array_equal(everything, epoch_order(70, seed=0, epoch=3))  # one window of all is the plain permutation
 
 
-def test_windows_keep_the_weights():
+def test_shuffle_shards_keeps_the_weights():
     shards = np.repeat(np.arange(7), [10, 10, 10, 10, 10, 10, 7])
     order = epoch_order(67, seed=0, epoch=1, weights=WEIGHTS, shards=shards, shuffle_shards=2)
     assert np.array_equal(np.sort(order), np.sort(epoch_order(67, seed=0, epoch=1, weights=WEIGHTS)))
@@ -74,7 +74,7 @@ def test_windows_keep_the_weights():
     assert [len(set(window.tolist())) for window in np.split(found, begins)] == [2, 2, 2, 1]
 
 
-def test_a_fraction_of_a_source_goes_round_all_of_it():
+def test_a_fraction_of_a_source_rotates_over_all_its_samples():
     """Four epochs of a quarter see each sample once, ten of them each two or three times."""
     seen = [np.bincount(epoch_order(67, seed=0, epoch=epoch, weights=WEIGHTS), minlength=67) for epoch in range(10)]
     assert (np.sum(seen[:4], axis=0)[40:60] == 1).all()

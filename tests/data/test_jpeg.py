@@ -24,7 +24,7 @@ def encoded(image: Image.Image, **how) -> bytes:
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("how", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}])
-def test_the_whole_image_is_pillows(mode: str, how: dict):
+def test_the_full_size_agrees_with_pillow(mode: str, how: dict):
     data = encoded(drawn().convert(mode), **how)
     fast = jpeg.decode(data, at_least=(0, 0), **LIMITS)
     np.testing.assert_array_equal(fast, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
@@ -55,11 +55,11 @@ def turned(image: Image.Image) -> bytes:
      encoded(drawn(), xmp=b'<x tiff:Orientation="6"/>')],
     ids=["turned", "cmyk", "truncated", "too large", "no more than a marker", "nothing", "scans", "png", "xmp"],
 )  # fmt: skip
-def test_what_is_not_plain_is_left_to_pillow(data: bytes):
+def test_unusual_jpegs_are_left_to_pillow(data: bytes):
     assert jpeg.decode(data, at_least=(1, 1), **LIMITS) is None
 
 
-def test_pillow_decides_on_what_is_left_to_it():
+def test_pillow_decodes_or_refuses_unusual_jpegs():
     assert decoding.to_rgb(turned(drawn()), at_least=(1, 1)).shape == (160, 120, 3)
     assert decoding.to_rgb(encoded(drawn().convert("CMYK")), at_least=(1, 1)).shape == (120, 160, 3)
     with pytest.raises(ValueError, match=r"the image cannot be decoded: .*truncated"):

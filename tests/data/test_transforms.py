@@ -35,7 +35,7 @@ def test_a_crop_depends_on_seed_epoch_and_key_alone(reader):
     assert not np.array_equal(first, OneCrop(1, CROP, [32] * 3)(reader, 3, 1)["image"])
 
 
-def test_the_evidence_is_cropped_with_the_image(reader):
+def test_the_part_map_is_cropped_with_the_image(reader):
     maps = painted(reader)
     whole = Crop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0)
     load, order = OneCrop(0, whole, [32] * 2), np.array([3, 7, 0, 5])
@@ -45,7 +45,7 @@ def test_the_evidence_is_cropped_with_the_image(reader):
     assert np.array_equal(batch["image"][1], reader.image(7)[:, ::-1].transpose(2, 0, 1))
 
 
-def test_whole_images_are_resized_not_cropped(reader):
+def test_full_images_are_resized_not_cropped(reader):
     assert np.array_equal(FullImage(32, 0, 0.0)(reader, 3)["image"], reader.image(3).transpose(2, 0, 1))
     flips = [FullImage(32, 0, 0.5)(reader, i, e)["image"] for i in range(5) for e in range(6)]
     kept = [np.array_equal(f, reader.image(i // 6).transpose(2, 0, 1)) for i, f in enumerate(flips)]

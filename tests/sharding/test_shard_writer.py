@@ -86,7 +86,7 @@ def rows(folder: Path, name: str = "index") -> list[dict]:
     return pq.read_table(folder / f"{name}.parquet").to_pylist()
 
 
-def test_same_input_same_bytes_whatever_the_number_of_workers(tmp_path, zoo):
+def test_equal_input_gives_equal_bytes_for_any_number_of_workers(tmp_path, zoo):
     for name, workers in (("once", 0), ("twice", 0), ("with workers", 2)):
         write(tmp_path / name, zoo, replace(zoo, masks=None), max_rejects=0.5, workers=workers)
     assert contents(tmp_path / "once") == contents(tmp_path / "twice") == contents(tmp_path / "with workers")
@@ -94,7 +94,7 @@ def test_same_input_same_bytes_whatever_the_number_of_workers(tmp_path, zoo):
     assert contents(tmp_path / "once") != contents(tmp_path / "other seed")
 
 
-def test_plain_webdataset_reads_what_the_index_says(tmp_path, zoo):
+def test_webdataset_reads_the_samples_of_the_index(tmp_path, zoo):
     out = tmp_path / "set"
     write(out, zoo, max_rejects=0.5)
     assert " ".join(pq.read_schema(out / "index.parquet").names) == COLUMNS
@@ -147,16 +147,16 @@ def test_every_input_is_a_sample_or_a_reject_with_its_reason(tmp_path, zoo):
     assert (meta["mask_kind"], meta["mask_names"]) == ("foreground", ["background", "animal"])
 
 
-def test_too_many_rejects_stop_with_the_commonest_reasons_and_write_nothing(tmp_path, zoo):
+def test_too_many_rejects_are_an_error_with_the_top_reasons_and_no_output(tmp_path, zoo):
     out = tmp_path / "set"
     write(out, CREATURES)
     before = contents(out)
     with pytest.raises(ValueError, match=r"7 of 15 inputs are rejected, max_rejects allows 46.00%") as error:
         write(out, zoo, max_rejects=0.46)
-    told = str(error.value).splitlines()[1:]
-    assert len(told) == 5
-    assert told[0].startswith("  2 x not a readable image")
-    assert "(e.g. s0/train/dog/notes.txt: known are" in told[0]
+    reasons_shown = str(error.value).splitlines()[1:]
+    assert len(reasons_shown) == 5
+    assert reasons_shown[0].startswith("  2 x not a readable image")
+    assert "(e.g. s0/train/dog/notes.txt: known are" in reasons_shown[0]
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -277,7 +277,7 @@ def run_stage(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     stage.main()
 
 
-def test_the_stage_writes_its_dataset_and_says_so(project, monkeypatch, capsys):
+def test_the_stage_writes_its_dataset_and_prints_a_summary(project, monkeypatch, capsys):
     run_stage(monkeypatch, "creatures")
     out = project / "data/shards/creatures"
     assert set(contents(out)) == {
@@ -286,7 +286,7 @@ def test_the_stage_writes_its_dataset_and_says_so(project, monkeypatch, capsys):
     assert "6 train, 3 val in 2 shards, 8 classes, masks: parts; 0 of 9 inputs rejected" in capsys.readouterr().out
 
 
-def test_relative_paths_lie_in_the_raw_data_of_the_main_repository(project, monkeypatch):
+def test_relative_paths_are_resolved_against_data_raw_of_the_main_repository(project, monkeypatch):
     save(project / "main/data/raw/photos/train/cat/1.jpg")
     monkeypatch.setenv("DVC_ROOT", str(project / "main"))
     run_stage(monkeypatch, "photos")

@@ -82,11 +82,11 @@ def fates(out: Path, source: AnySource, **changes) -> dict[str, Fate]:
 
 def check(met: dict[str, Fate], expected: dict[str, Fate]) -> None:
     """Compare results; a reason may be longer than the expected one."""
-    told = {
+    results = {
         path: expected[path] if isinstance(fate, str) and fate.startswith(str(expected.get(path))) else fate
         for path, fate in met.items()
     }
-    assert told == {path: fate for path, fate in expected.items() if fate is not None}
+    assert results == {path: fate for path, fate in expected.items() if fate is not None}
 
 
 def test_there_are_enough_kinds():
@@ -188,11 +188,11 @@ def as_nobody(function: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in troublesome.FOLDERS if name.startswith("unreadable")])
-def test_what_may_not_be_read(name, common):
+def test_unreadable_files_and_folders(name, common):
     as_nobody(lambda: meets_its_fate(name, common))
 
 
-def test_a_tar_that_may_not_be_read_is_named(common):
+def test_an_unreadable_tar_is_refused_by_name(common):
     def refused() -> None:
         path = common / "set.tar"
         path.write_bytes(troublesome.FINE + END)
@@ -222,7 +222,7 @@ def test_samples_of_a_shard(name, in_place, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tar", "shard"])
 @pytest.mark.parametrize("name", troublesome.TARS)
-def test_a_damaged_tar_is_refused_whole(name, kind, tmp_path):
+def test_a_damaged_tar_is_refused(name, kind, tmp_path):
     damage, sentence = troublesome.TARS[name]
     source = web(tmp_path / "web", b"", in_place=True)
     (tmp_path / "web/0.tar").write_bytes(damage(troublesome.FINE * 2 + END))
@@ -230,7 +230,7 @@ def test_a_damaged_tar_is_refused_whole(name, kind, tmp_path):
         fates(tmp_path / "out", source if kind == "shard" else tree(tmp_path / "web/0.tar"))
 
 
-def test_two_names_made_for_one_key_are_refused(tmp_path):
+def test_a_name_that_imitates_a_key_is_refused(tmp_path):
     """Whoever knows the digest of a path can name another file by it."""
     folder(tmp_path / "set", x=troublesome.PNG, X=troublesome.PNG)
     fates(tmp_path / "out", tree(tmp_path / "set"))
@@ -240,7 +240,7 @@ def test_two_names_made_for_one_key_are_refused(tmp_path):
         fates(tmp_path / "out", tree(tmp_path / "set"))
 
 
-def test_a_file_that_has_become_a_pipe_is_not_waited_for(tmp_path):
+def test_a_file_that_has_become_a_pipe_does_not_block(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(troublesome.PNG)
     blob = Blob.of(str(path))
@@ -250,15 +250,15 @@ def test_a_file_that_has_become_a_pipe_is_not_waited_for(tmp_path):
         blob.read()
 
 
-def test_too_many_rejects_stop_the_run_and_show_the_five_commonest_reasons(tmp_path):
+def test_too_many_rejects_are_an_error_with_the_five_top_reasons(tmp_path):
     bad = {name: data for name, (data, fate) in troublesome.IMAGES.items() if isinstance(fate, str)}
     source = tree(folder(tmp_path / "set", **bad), masks=MASKS)
     with pytest.raises(ValueError, match=f"^{len(bad)} of {len(bad) + 2} inputs are rejected") as error:
         fates(tmp_path / "out", source, max_rejects=0.5)
     assert not (tmp_path / "out").exists()
-    told = [re.fullmatch(r"  (\d+) x ([^:]+) \(e\.g\. .*\)", line) for line in str(error.value).splitlines()[1:]]
-    counts = [int(match[1]) for match in told if match]
-    assert len(told) == len(counts) == 5
+    results = [re.fullmatch(r"  (\d+) x ([^:]+) \(e\.g\. .*\)", line) for line in str(error.value).splitlines()[1:]]
+    counts = [int(match[1]) for match in results if match]
+    assert len(results) == len(counts) == 5
     assert counts == sorted(counts, reverse=True)
     reasons = [fate.partition(": ")[0] for _, fate in troublesome.IMAGES.values() if isinstance(fate, str)]
     assert counts[0] == max(map(reasons.count, reasons))

@@ -87,7 +87,7 @@ def test_eyes_are_in_the_face(creatures):
     assert np.mean(near_face) > 0.9
 
 
-def test_color_does_not_tell_the_species(creatures, labels):
+def test_color_does_not_predict_the_species(creatures, labels):
     images = np.stack([c.image for c in creatures]) / 255
     masks = np.stack([c.mask > 0 for c in creatures])[..., None]
     coat = (images * masks).sum(axis=(1, 2)) / masks.sum(axis=(1, 2))
@@ -95,7 +95,7 @@ def test_color_does_not_tell_the_species(creatures, labels):
     assert top1(LogisticRegression(max_iter=300), features, labels) < CHANCE + 0.15
 
 
-def test_thumbnails_tell_little_and_silhouettes_much(creatures, labels):
+def test_thumbnails_predict_little_and_silhouettes_much(creatures, labels):
     def small(pictures) -> np.ndarray:
         resized = [cv2.resize(p, (16, 16), interpolation=cv2.INTER_AREA) for p in pictures]
         return np.stack(resized).reshape(len(creatures), -1)
@@ -109,7 +109,7 @@ def test_thumbnails_tell_little_and_silhouettes_much(creatures, labels):
     assert top1(neighbors, small([cropped(c.mask) for c in creatures]), labels) > 0.85
 
 
-def test_shuffled_parts_say_nothing_about_the_label():
+def test_shuffled_parts_do_not_predict_the_label():
     """The control looks alike and has masks, but its silhouette does not know its label."""
     pictures = [draw(SEED, f"train-{i}", 48, shuffle_parts=True) for i in range(240)]
     shapes = np.stack([cv2.resize(np.float32(p.mask > 0), (12, 12)).ravel() for p in pictures])

@@ -120,7 +120,7 @@ def test_a_val_split_is_drawn_by_groups(pets):
         ({"path": "nowhere"}, "nowhere is not a folder"),
     ],
 )
-def test_what_is_not_there_is_named(changes, message, pets):
+def test_missing_data_are_named(changes, message, pets):
     with pytest.raises(ValueError, match=message):
         replace(source(pets), **changes).list_items(seed=0)
 
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_one_sentence(pets):
     assert "\n" not in str(error.value)
 
 
-def test_without_the_library_the_way_to_it_is_told(pets, monkeypatch):
+def test_without_the_library_the_error_names_the_command_to_install_it(pets, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"not installed: pip install 'semmae\[hf\]'"):
         source(pets).list_items(seed=0)

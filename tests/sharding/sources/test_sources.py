@@ -82,23 +82,23 @@ def test_layouts(name, kind, tmp_path):
 
 def test_masks_may_lie_in_any_folder_and_may_be_missing():
     names = ["images/a.jpg", "images/b.jpg", "annotations/trimaps/a.png"]
-    assert [place.mask for place in find_inputs(names, labels=False, masks="annotations/trimaps")] == [
+    assert [file.mask for file in find_inputs(names, labels=False, masks="annotations/trimaps")] == [
         "annotations/trimaps/a.png",
         "annotations/trimaps/b.png",
     ]
 
 
-def test_whatever_lies_in_a_class_folder_is_an_input_papers_above_are_not():
+def test_all_files_in_a_class_folder_are_inputs_other_files_above_are_not():
     names = ["train/cat/notes.txt", "train/cat/text.jpg", "train/stray.jpg", "train/notes.txt", "notes.txt", "a.jpg"]
     found = find_inputs(names, labels=True, masks="masks")
-    assert {place.name: place.refused for place in found} == {
+    assert {file.name: file.refused for file in found} == {
         "train/cat/notes.txt": "",
         "train/cat/text.jpg": "",
         "train/stray.jpg": "the file is in no class folder",
     }
 
 
-def test_images_beside_the_split_folders_are_not_dropped_in_silence():
+def test_images_outside_of_the_split_folders_are_an_error():
     with pytest.raises(ValueError, match="there are images in bus, outside of the split folders train"):
         find_inputs(["bus/1.jpg", "train/2.jpg"], labels=True, masks="masks")
 
@@ -180,7 +180,7 @@ def test_a_tar_cannot_reach_beyond_itself(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut at a member", "cut in a member", "header", "compressed", "no tar"])
-def test_a_damaged_tar_is_refused_whole(damage, tmp_path):
+def test_a_damaged_tar_is_refused(damage, tmp_path):
     path = write_tar(tmp_path / "set.tar", [f"train/cat/{i}.jpg" for i in range(9)])
     data = bytearray(path.read_bytes())
     match damage:

@@ -29,7 +29,7 @@ def fake(**changes) -> TorchVision:
     return TorchVision(kind="torchvision", splits=splits, **given) if not changes else replace(fake(), **changes)
 
 
-def test_pictures_and_labels_are_torchvisions(tmp_path):
+def test_images_and_labels_equal_those_of_torchvision(tmp_path):
     shard_writer.write(tmp_path / "set", {"fake": fake()}, **WRITING)
     for split, given in fake().splits.items():
         reader, theirs = Reader(tmp_path / "set", split), datasets.FakeData(**given)
@@ -101,7 +101,7 @@ def test_a_label_beyond_the_classes_is_a_reject(tmp_path, monkeypatch):
         ({"download": True}, r"torchvision cannot download FakeData; set download: false"),
     ],
 )
-def test_what_torchvision_does_not_know_is_one_sentence(changes, message, tmp_path, monkeypatch):
+def test_wrong_parameters_of_torchvision_are_one_sentence(changes, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         fake(**changes).list_items(seed=0)

@@ -47,7 +47,7 @@ def test_groups_of_equal_size_meet_the_fraction_exactly():
     )
 
 
-def test_a_group_of_several_classes_stays_whole():
+def test_a_group_of_several_classes_is_not_split():
     mixed = [
         SourceItem(f"{group}/{label}.jpg", "train", label, None, None, "", group)
         for group in map(str, range(10))

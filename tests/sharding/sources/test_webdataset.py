@@ -108,7 +108,7 @@ def test_in_place_the_index_reads_what_webdataset_reads_and_nothing_is_copied(we
     assert "9 train in 2 shards, 2 classes" in summary(tmp_path / "set", reader.meta)
 
 
-def test_copied_they_are_like_any_other_source(web, tmp_path):
+def test_copied_shards_are_like_any_other_source(web, tmp_path):
     still = write(tmp_path / "still", source(web, labels=SPECIES))
     copied = write(tmp_path / "copied", source(web, labels=SPECIES, in_place=False))
     assert "location" not in copied.meta["shards"][0]
@@ -131,7 +131,7 @@ def test_a_union_of_shards_in_place_with_others(web, tmp_path):
         write(tmp_path / "twice", source(web), source(web))
 
 
-def test_patterns_say_which_shards_make_a_split(web, tmp_path):
+def test_patterns_select_the_shards_of_a_split(web, tmp_path):
     shutil.copy(web / "00001.tar", web / "00002.tar")
     some = source(web, shards={"train": "{00000..00001}.tar", "val": "*2.tar"}, in_place=False)
     reader = write(tmp_path / "set", some)
@@ -146,7 +146,7 @@ def test_patterns_say_which_shards_make_a_split(web, tmp_path):
         write(tmp_path / "same", source(web))
 
 
-def test_samples_are_formed_as_webdataset_forms_them(tmp_path):
+def test_samples_are_those_of_webdataset(tmp_path):
     turned = Image.Exif()
     turned[decoding.ORIENTATION] = 6
     write_tar(
@@ -239,10 +239,10 @@ def test_every_sample_is_accepted_or_rejected_with_its_reason(tmp_path):
             "small.jpg": "the mask and its upright image differ in size: 10x8 for 20x16",
             "wild.jpg": "the mask holds an index without a name: 8",
         }
-        told = rejected(tmp_path / "set")
-        assert told.keys() == {f"s0/0.tar/{name}" for name in reasons}
-        assert all(told[f"s0/0.tar/{name}"].startswith(reason) for name, reason in reasons.items())
-        assert len(reader) + len(told) == reader.meta["sources"]["s0"]["inputs"] == 13
+        rejects = rejected(tmp_path / "set")
+        assert rejects.keys() == {f"s0/0.tar/{name}" for name in reasons}
+        assert all(rejects[f"s0/0.tar/{name}"].startswith(reason) for name, reason in reasons.items())
+        assert len(reader) + len(rejects) == reader.meta["sources"]["s0"]["inputs"] == 13
         assert reader.class_names == ["cat", "dog"]
 
 
@@ -269,7 +269,7 @@ def test_a_key_in_two_shards_is_two_samples(web, tmp_path):
         ({"shards": {"train": "*_stats.json"}}, "00000_stats.json cannot be read as a plain, uncompressed tar"),
     ],
 )
-def test_what_is_not_there_is_named(changes, message, web):
+def test_missing_data_are_named(changes, message, web):
     with pytest.raises(ValueError, match=re.escape(message)):
         replace(source(web), **changes).list_items(seed=0)
 
@@ -287,13 +287,13 @@ def test_commands_and_urls_are_refused(shard, web):
         source(web, shards={"train": shard})
 
 
-def test_what_stays_where_it_lies_cannot_be_reduced(web, tmp_path):
+def test_images_that_are_indexed_in_place_cannot_be_reduced(web, tmp_path):
     with pytest.raises(ValueError, match="s0 is indexed in place, so its images cannot be reduced to short_side"):
         write(tmp_path / "set", source(web), short_side=16)
     assert write(tmp_path / "set", source(web, in_place=False), short_side=16).image(0).shape == (16, 20, 3)
 
 
-def test_a_shard_that_changes_in_its_place_is_noticed(web, tmp_path):
+def test_a_changed_shard_that_is_indexed_in_place_is_an_error(web, tmp_path):
     reader = write(tmp_path / "set", given := source(web, labels=SPECIES))
     assert shard_writer.changed_sources(tmp_path / "set", {"s0": given}) == []
     data = (web / "00000.tar").read_bytes()
@@ -308,7 +308,7 @@ def test_a_shard_that_changes_in_its_place_is_noticed(web, tmp_path):
         reader.image(0)
 
 
-def test_a_seeded_split_keeps_groups_together_and_part_maps_in_their_rows(web, tmp_path):
+def test_a_seeded_split_keeps_groups_together_and_rows_of_part_maps(web, tmp_path):
     """Both splits are in the same tars: rows of the part maps count samples of the tar, not of the split."""
     reader = write(tmp_path / "set", source(web, val_fraction=0.3, group="photographer"))
     splits = dict(zip(reader.keys, pq.read_table(tmp_path / "set/index.parquet")["split"].to_pylist(), strict=True))
@@ -332,7 +332,7 @@ def test_a_seeded_split_keeps_groups_together_and_part_maps_in_their_rows(web, t
         assert joined.channels["part_map"].tolist() == [[i % 3, i % 2] for i in ids]
 
 
-def test_a_project_reads_shards_where_they_lie(inside: Project):
+def test_a_project_indexes_shards_in_place(inside: Project):
     """The pictures of the toy project as shards in data/raw, indexed in place; the command reports a change."""
     for split in ("train", "val"):
         samples = []

@@ -1,8 +1,9 @@
 """Metrics of part maps against ground-truth masks.
 
 All metrics come from contingency tables. Rows are labels of the part map. Columns are true labels; column 0 is the
-background. A table of the pixel level counts pixels, each with the label of its patch. A table of the patch level counts
-patches, each with its majority label. The tables of train decide what a label means. The tables of val give the score.
+background. A table of the pixel level counts pixels, each with the label of its patch. A table of the patch level
+counts patches, each with its majority label. The tables of train decide what a label means, and those of val are
+scored.
 """
 
 from typing import Literal

@@ -69,8 +69,8 @@ def blur(maps: Float[Tensor, "b p h w"], sigma: float) -> Float[Tensor, "b p h w
 def diversity_loss(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
     """Compute the overlap of part maps: the sum of products over ordered pairs of labels, mean over patches.
 
-    The loss is 0 if each patch belongs wholly to one label. It does not reach 0 where the foreground share is uncertain,
-    because training does not change that share.
+    The loss is 0 if each patch belongs wholly to one label. Training does not change the foreground
+    share of a patch, so the loss stays above 0 where that share is uncertain.
     """
     return (1 - maps.square().sum(1)).mean()
 

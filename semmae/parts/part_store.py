@@ -91,7 +91,7 @@ def is_stored(digest: str, shard_sha256: str, *, keys: list[str]) -> bool:
 
 
 def assemble(folder: Path, *, digest: str, shards: Mapping[str, str]) -> None:
-    """Replace `folder` by copies of stored files. DVC may replace its outputs by links, so the store shares no file.
+    """Replace `folder` by copies of stored files. DVC may replace the files of an output by links.
 
     Args:
         folder: The output.

@@ -1,4 +1,4 @@
-"""Part scores from contingency tables against scikit-learn on raw labels, brute force, and cases worked out by hand."""
+"""Part metrics equal scikit-learn on raw labels, brute force, and results computed by hand."""
 
 from itertools import permutations, product
 
@@ -14,7 +14,7 @@ GRID, CLASSES, LABELS = (3, 4), 4, 5
 
 
 def mask(seed: int, height: int = 23, width: int = 31) -> np.ndarray:
-    """A mask of smooth blobs with an ignored band, as large as no multiple of the grid."""
+    """Return a mask of blobs with ignored pixels, whose size is not a multiple of the grid."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, CLASSES, (5, 6)).astype(np.uint8)
     found = coarse[np.arange(height)[:, None] * 5 // height, np.arange(width) * 6 // width]
@@ -23,14 +23,14 @@ def mask(seed: int, height: int = 23, width: int = 31) -> np.ndarray:
 
 
 def upsampled(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The label of the cell that holds each pixel's center, the slow way."""
+    """Return the label of the patch that contains each pixel's center, by a loop."""
     rows = [int((y + 0.5) / height * GRID[0]) for y in range(height)]
     columns = [int((x + 0.5) / width * GRID[1]) for x in range(width)]
     return labels.reshape(GRID)[np.ix_(rows, columns)]
 
 
 def images(seed: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Patch maps that know something of their masks."""
+    """Return part maps that agree partly with their masks, and the masks."""
     rng = np.random.default_rng(seed)
     made = []
     for i in range(count):
@@ -42,7 +42,7 @@ def images(seed: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def raw(pairs: list, level: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Every image as two plain lists of labels, what is ignored left out: predicted, true."""
+    """Return predicted and true labels of each image, without ignored ones."""
     lists = []
     for labels, truth in pairs:
         if level == "pixel":
@@ -145,7 +145,7 @@ def test_the_names_of_the_labels_do_not_matter(level):
     assert score(*renamed)[level] == pytest.approx(score(train, val)[level])
 
 
-def test_perfect_patch_labels_are_perfect_at_the_patches_and_a_ceiling_at_the_pixels():
+def test_perfect_labels_score_1_per_patch_and_are_an_upper_bound_per_pixel():
     def perfect_maps(pairs: list) -> list:
         cells = [patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES) for _, truth in pairs]
         return [(patch_masks.majority_labels(c), truth) for c, (_, truth) in zip(cells, pairs, strict=True)]
@@ -153,13 +153,15 @@ def test_perfect_patch_labels_are_perfect_at_the_patches_and_a_ceiling_at_the_pi
     train, val = images(5, 5), images(6, 5)
     perfect, other = score(perfect_maps(train), perfect_maps(val)), score(train, val)
     for level in LEVELS:
-        assert perfect[level].pop("used") < 1  # there is a label more than true ones
+        assert perfect[level].pop("used") < 1  # there is one label more than true labels
     assert perfect["patch"] == pytest.approx(dict.fromkeys(perfect["patch"], 1.0))
-    assert perfect["pixel"].pop("fg_iou") < 1  # no strict bound: where half of all cells are mixed, "all" overlaps more
+    assert (
+        perfect["pixel"].pop("fg_iou") < 1
+    )  # not a strict bound: if half of all patches are mixed, labeling all as foreground has a higher IoU
     assert all(other["pixel"][name] < value < 1 for name, value in perfect["pixel"].items())
 
 
-def test_without_parts_the_scores_that_need_them_are_left_out():
+def test_metrics_of_parts_are_left_out_for_masks_without_parts():
     truth = np.zeros((4, 4), np.uint8)
     truth[:, 2:] = 1
     found = score([(np.array([0, 0, 1, 1] * 3), truth)], [(np.array([0, 0, 2, 1] * 3), truth)], parts=False)["pixel"]
@@ -173,7 +175,7 @@ def test_a_consistent_label_is_the_same_part_on_val():
     assert part_metrics.consistency(train, val) == pytest.approx((6 + 3 + 2) / 14)
 
 
-def test_a_label_is_used_from_one_percent_and_the_background_counts_its_commonest_label():
+def test_used_share_and_background_share():
     table = np.array([[60, 5], [25, 9], [0, 1], [0, 0]])
     assert part_metrics.used_share(table) == 0.75
     assert part_metrics.background_share(table) == pytest.approx(60 / 85)

@@ -20,8 +20,10 @@ LEARNER = {
 
 
 def planted(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit tokens (b, n, d) of scenes of six kinds with an object 4 high, 3 wide near the middle, and its parts (b, n):
-    0 none, 1 its upper, 2 its lower half. Nothing in the tokens tells the halves apart.
+    """Return unit tokens (b, n, d) and parts (b, n) of scenes with an object near the center.
+
+    The object is 4 patches high and 3 wide. Parts are 0 for the background, 1 for the upper and 2 for the lower half of
+    the object. The tokens of both halves have the same distribution.
     """
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(5))
@@ -37,7 +39,7 @@ def planted(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return functional.normalize(patch, dim=-1), part
 
 
-def test_kinds_of_content_that_prefer_the_middle_are_foreground():
+def test_content_that_prefers_the_center_is_foreground():
     tokens, part = planted(200, 0)
     model = Foreground(CONFIG, grid=GRID, embed_dim=WIDTH)
     model.fit(tokens, tokens, seed=0)
@@ -67,7 +69,7 @@ def test_scores_diffuse_among_similar_patches_only():
     restart = foreground.RESTART_PROBABILITY
     for k in (0, 1):
         mean = score[:, kind == k].mean()
-        expected = restart * score[:, kind == k] + (1 - restart) * mean  # the fixed point within one kind
+        expected = restart * score[:, kind == k] + (1 - restart) * mean  # the fixed point for one kind
         torch.testing.assert_close(diffused[:, kind == k], expected, atol=2e-3, rtol=0)
 
 

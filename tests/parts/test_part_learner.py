@@ -1,4 +1,4 @@
-"""Part learning: losses against closed forms, planted parts found, and what both methods promise."""
+"""Both part methods find planted parts, and the losses equal their closed forms."""
 
 import pytest
 import torch
@@ -14,16 +14,19 @@ GRID, WIDTH = (6, 6), 12
 def config(method: str, **changes) -> dict:
     shape = {"method": method, "num_parts": 4, "grid": GRID, "embed_dim": WIDTH, "background": False}
     learned = {
-        "foreground": {"clusterings": 4, "clusters": 6, "center_prior": 0.2, "diffusion_steps": 2, "threshold_classes": 2}, "position_weight": 0.0,
-        "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 16, "decoder_depth": 2, "target_dim": WIDTH,
-        "class_token": False,
+        "foreground": {
+            "clusterings": 4, "clusters": 6, "center_prior": 0.2, "diffusion_steps": 2, "threshold_classes": 2
+        },
+        "position_weight": 0.0, "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 16, "decoder_depth": 2,
+        "target_dim": WIDTH, "class_token": False,
     }  # fmt: skip
     return shape | learned | changes
 
 
 def planted(images: int, seed: int) -> tuple[Tokens, torch.Tensor]:
-    """Tokens of four kinds in four quarters, dealt anew in every image, whose corner moves: (tokens, the kinds (b,
-    n)).
+    """Return tokens of images in four quarters of four kinds, and the kind of each patch (b, n).
+
+    Each image has its own order of kinds, and its own point where the quarters meet.
     """
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(7)) * 2
@@ -43,8 +46,8 @@ def test_the_learner_finds_planted_parts():
     optim.set_rate(optimizer, 5e-3)
     for step in range(150):
         tokens, _ = planted(16, step)
-        maps, rebuilt = model(tokens)
-        loss = (rebuilt - model.prepare_tokens(tokens.patch)).square().mean()
+        maps, output = model(tokens)
+        loss = (output - model.prepare_tokens(tokens.patch)).square().mean()
         loss = loss + 0.1 * part_decoder.diversity_loss(maps) + part_decoder.balance_loss(maps.mean((0, 2)), 0.05)
         optimizer.zero_grad()
         loss.backward()
@@ -76,7 +79,7 @@ def test_shares_sum_to_one_and_survive_saving(method, background, tmp_path):
     assert again.digest
 
 
-def test_a_trained_class_token_moves_the_queries_and_an_untrained_one_cannot():
+def test_only_a_trained_class_token_changes_the_queries():
     tokens, _ = planted(4, 0)
     other = tokens._replace(cls=tokens.cls + 1)
     model = part_learner.PartLearner(config("learned", class_token=True))
@@ -85,7 +88,7 @@ def test_a_trained_class_token_moves_the_queries_and_an_untrained_one_cannot():
     model = part_learner.PartLearner(config("learned", class_token=False))
     assert torch.equal(model.assign(tokens), model.assign(other))
     unused = [name for name, _ in model.named_parameters() if name.startswith("embed_class")]
-    assert not unused  # nothing would train them, which a process group takes for a mistake
+    assert not unused  # parameters without gradient are an error in DistributedDataParallel
 
 
 def test_the_maps_are_the_decoders_only_spatial_input():
@@ -96,7 +99,7 @@ def test_the_maps_are_the_decoders_only_spatial_input():
     torch.testing.assert_close(values, values[:, :, :1, :1].expand_as(values))
 
 
-def test_diversity_is_the_overlap_of_pairs():
+def test_diversity_loss_is_the_overlap_of_pairs():
     maps = torch.rand(2, 3, 5).softmax(1)
     pairs = sum((maps[:, i] * maps[:, j]).mean() for i in range(3) for j in range(3) if i != j)
     torch.testing.assert_close(part_decoder.diversity_loss(maps), pairs)
@@ -104,8 +107,8 @@ def test_diversity_is_the_overlap_of_pairs():
     assert part_decoder.diversity_loss(decided) == 0
 
 
-def test_balance_asks_for_a_floor_and_nothing_more():
-    assert part_decoder.balance_loss(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels is missing altogether
+def test_balance_loss_is_zero_above_the_floor():
+    assert part_decoder.balance_loss(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels has no patches
     assert part_decoder.balance_loss(torch.tensor([0.9, 0.1]), 0.1) == 0
     assert part_decoder.balance_loss(torch.tensor([0.9, 0.1]), 0.2) == 0.25
 

@@ -29,7 +29,7 @@ def test_part_maps_come_back_as_they_were_written(tmp_path, attention):
         np.testing.assert_array_equal(found.channels["attention"], labels(keys) * 2)
 
 
-def test_the_file_has_the_columns_of_the_contract(tmp_path):
+def test_the_file_has_the_documented_columns(tmp_path):
     write(tmp_path / "x.parquet", ["a", "b"])
     schema = pq.read_schema(tmp_path / "x.parquet")
     assert [(field.name, str(field.type)) for field in schema] == [
@@ -51,7 +51,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
 
 
-def test_files_that_are_no_part_maps_are_refused(tmp_path):
+def test_files_that_do_not_hold_part_maps_are_refused(tmp_path):
     path = tmp_path / "x.parquet"
     with pytest.raises(ValueError, match=r"x.parquet does not exist; run dvc repro part_maps"):
         part_maps.read(path)
@@ -64,13 +64,13 @@ def test_files_that_are_no_part_maps_are_refused(tmp_path):
         part_maps.read(path)
 
 
-def test_a_bit_flipped_anywhere_is_named_or_changes_nothing(tmp_path):
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     path = tmp_path / "x.parquet"
     write(path, keys := [f"sample-{i}" for i in range(30)])
     whole, expected, refused = path.read_bytes(), part_maps.read(path), []
-    for place in range(0, len(whole), 7):
+    for position in range(0, len(whole), 7):
         data = bytearray(whole)
-        data[place] ^= 1
+        data[position] ^= 1
         path.write_bytes(data)
         try:
             found = part_maps.read(path)
@@ -118,7 +118,7 @@ def test_values_out_of_range_are_refused_by_read_and_join(images, tmp_path, monk
 # ----------------------------------------------------------------------------------------------------- the join
 
 
-def test_a_join_gives_every_sample_its_own_part_map(images, tmp_path):
+def test_join_returns_the_part_map_of_each_sample(images, tmp_path):
     reader = dataset(images)
     fill(reader, tmp_path / "maps")
     subset = np.random.default_rng(0).permutation(24)[:15]
@@ -133,7 +133,7 @@ def test_a_join_gives_every_sample_its_own_part_map(images, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["teacher", "parts"])
-def test_part_maps_of_another_teacher_are_refused_by_both_names(images, tmp_path, name):
+def test_part_maps_of_another_teacher_or_learner_are_refused_with_both_digests(images, tmp_path, name):
     reader = dataset(images)
     fill(reader, tmp_path / "maps")
     expected = MADE_BY | {name: "another"}
@@ -143,7 +143,7 @@ def test_part_maps_of_another_teacher_are_refused_by_both_names(images, tmp_path
 
 
 def rewrite(reader: Reader, out: Path, keys: list[str] | None = None, **changes) -> str:
-    """Replace the part maps of the second shard; returns its name."""
+    """Replace the part maps of the second shard and return its name."""
     entry = reader.meta["shards"][1]
     own = [key for key, shard in zip(reader.keys, reader.shards, strict=True) if shard == entry["file"]]
     path = out / Path(entry["file"]).with_suffix(".parquet")

@@ -14,7 +14,7 @@ from tests.imports import closure
 from tests.parts.example_maps import MADE_BY, dataset, fill, write
 
 
-def test_one_image_changed_makes_one_shard_anew(images, tmp_path):
+def test_a_changed_image_recomputes_one_shard(images, tmp_path):
     assert len(fill(dataset(images), tmp_path / "maps")) == 4
     assert fill(dataset(images), tmp_path / "maps") == []
     Image.new("RGB", (6, 6), (255, 0, 0)).save(images / "train" / "07.png")
@@ -88,7 +88,7 @@ def test_every_imported_model_part_and_image_module_is_a_label_source_or_known_t
 
 
 @pytest.mark.parametrize("damage", ["half", "flipped", "row missing", "interrupted"])
-def test_a_damaged_store_entry_is_not_used_but_made_anew(images, tmp_path, damage):
+def test_a_damaged_file_is_recomputed(images, tmp_path, damage):
     reader = dataset(images)
     fill(reader, tmp_path / "maps")
     entry = reader.meta["shards"][1]
@@ -106,7 +106,7 @@ def test_a_damaged_store_entry_is_not_used_but_made_anew(images, tmp_path, damag
     assert path.read_bytes() == whole
 
 
-def test_two_writers_of_one_entry_do_no_harm(tmp_path, monkeypatch):
+def test_two_writers_of_one_file_do_not_interfere(tmp_path, monkeypatch):
     """A second process writes the whole entry while the first is in the middle of it."""
     path, write_table = tmp_path / "store" / "x.parquet", pq.write_table
 
@@ -124,7 +124,7 @@ def test_two_writers_of_one_entry_do_no_harm(tmp_path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_output_is_a_copy_and_whole_or_absent(images, tmp_path):
+def test_the_output_is_a_copy_and_replaced_as_a_whole(images, tmp_path):
     reader, out = dataset(images), tmp_path / "maps"
     fill(reader, out)
     digest = part_store.store_digest(**MADE_BY, params={})
@@ -134,11 +134,11 @@ def test_the_output_is_a_copy_and_whole_or_absent(images, tmp_path):
         part_store.assemble(out, digest=digest, shards={"train-000000.tar": "no such shard"})
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     part_store.assemble(out, digest=digest, shards={"train-000000.tar": reader.meta["shards"][0]["sha256"]})
-    assert [path.name for path in out.iterdir()] == ["train-000000.parquet"]  # nothing of the old output stays
+    assert [path.name for path in out.iterdir()] == ["train-000000.parquet"]  # no file of the old output remains
 
 
 def test_the_store_is_listed_and_pruned_by_last_use(tmp_path, monkeypatch):
-    monkeypatch.setenv("SEMMAE_STATE", str(tmp_path / "pruned"))  # whatever conftest does: all of it is deleted here
+    monkeypatch.setenv("SEMMAE_STATE", str(tmp_path / "pruned"))  # this test deletes all entries of the store
     for digest, shard, days in [("old", "a", 40), ("old", "b", 50), ("mixed", "a", 1), ("mixed", "b", 40)]:
         path = part_store.store_path(digest, shard)
         write(path, ["x"])
@@ -157,7 +157,7 @@ def test_the_store_is_listed_and_pruned_by_last_use(tmp_path, monkeypatch):
     assert list((state_root() / "part_maps").iterdir()) == []
 
 
-def test_use_keeps_an_entry(images, tmp_path):
+def test_prune_keeps_used_files(images, tmp_path):
     reader = dataset(images)
     fill(reader, tmp_path / "maps")
     for path in (state_root() / "part_maps").glob("*/*"):

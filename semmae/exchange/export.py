@@ -1,13 +1,10 @@
-"""An encoder as timm or transformers loads it: strictly, with equal outputs, with the evaluation view beside it.
+"""Export encoders to timm and transformers.
 
-- `export`: a folder of the project, by name; `to_timm`, `to_transformers`: a loaded encoder, to timm a classifier too.
-- `encoder_state`, `decoder_state`: weights under the names that transformers' published checkpoints have.
-
-Each is loaded back and compared with its origin in float64 before the folder appears: an export that is there is right.
+An export holds the weights under the names of published checkpoints, the configuration, and the preprocessing of the
+evaluations. Before the folder appears, the export is loaded with the target library, and its outputs are compared with
+those of the original in float64.
 """
 
-import copy
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,12 +17,12 @@ from torch import Tensor
 from semmae.core.atomic_files import atomic_write, write_json
 from semmae.core.model_files import model_digest
 from semmae.evaluation.views import CENTER_CROP
-from semmae.models import classifier, frozen_encoder, mae, masking, vit
+from semmae.exchange import verification
+from semmae.models import classifier, frozen_encoder, mae, vit
 from semmae.models.frozen_encoder import FrozenEncoder
 
-TOLERANCE = 1e-5
-ARCHITECTURE = "vit_base_patch16_224"  # of timm: any plain ViT, once its sizes are given
-LAYERS = {  # of a block, as timm names them and as transformers' published checkpoints do; qkv comes apart
+ARCHITECTURE = "vit_base_patch16_224"  # timm's plain ViT; `model_args` sets all of its sizes
+LAYERS = {  # layers of a block: timm's name -> the name in transformers' published checkpoints
     "norm1": "layernorm_before",
     "attn.proj": "attention.output.dense",
     "norm2": "layernorm_after",
@@ -35,14 +32,27 @@ LAYERS = {  # of a block, as timm names them and as transformers' published chec
 
 
 def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with_decoder: bool) -> str:
-    """Export the encoder or the fine-tuned classifier in `folder` to `out`; the line of Python that loads it there."""
-    tuned = (folder / "classifier.json").is_file()
-    if tuned and to != "timm":
-        raise ValueError(f"{folder} holds a classifier, which only timm takes; use --to timm")
-    encoder = _classifier(folder) if tuned else frozen_encoder.load_encoder(folder)
+    """Export a network.
+
+    Args:
+        folder: An encoder, a teacher, or (for timm) a fine-tuned classifier.
+        out: The folder to write; it must not exist or be empty.
+        to: The library that will load the export.
+        with_decoder: Export the whole MAE (transformers only).
+
+    Returns:
+        The Python expression that loads the export.
+
+    Raises:
+        ValueError: The library does not support the network, or `out` is not empty.
+    """
+    is_classifier = (folder / "classifier.json").is_file()
+    if is_classifier and to != "timm":
+        raise ValueError(f"{folder} holds a classifier, which cannot be exported to {to}; use --to timm")
+    encoder = _load_classifier(folder) if is_classifier else frozen_encoder.load_encoder(folder)
     if to == "timm":
         if with_decoder:
-            raise ValueError("timm has no masked autoencoder; leave out --with-decoder, or use --to transformers")
+            raise ValueError("timm has no masked autoencoder; omit --with-decoder, or use --to transformers")
         to_timm(encoder, out)
         return f'timm.create_model("local-dir:{out}", pretrained=True)'
     to_transformers(encoder, out, decoder=mae.load(folder) if with_decoder else None)
@@ -51,80 +61,106 @@ def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with
     return f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
 
 
-def _classifier(folder: Path) -> FrozenEncoder:
+def _load_classifier(folder: Path) -> FrozenEncoder:
     network, config = classifier.load(folder)
     return FrozenEncoder(network, config, model_digest(folder, "classifier"))
 
 
 def to_timm(encoder: FrozenEncoder, out: Path) -> None:
-    """Write model.safetensors and config.json, in the format of timm's models on the hub; of a classifier with its
-    head and the names of its classes. ValueError: `out` exists.
+    """Write model.safetensors and config.json in the format of timm's models on the Hugging Face hub.
+
+    The export of a classifier includes its head and the names of its classes.
+
+    Raises:
+        ValueError: `out` is not empty, or the outputs differ from those of the original.
     """
     network, config, classes = encoder.network, encoder.config, encoder.config.get("class_names", [])
-    sizes = {"img_size": config["img_size"], "dynamic_img_size": True}
+    model_args = {"img_size": config["img_size"], "dynamic_img_size": True}
     if "timm" not in config:
-        sizes |= {key: config[key] for key in vit.CONFIG_KEYS} | {"global_pool": network.global_pool}
+        model_args |= {key: config[key] for key in vit.CONFIG_KEYS} | {"global_pool": network.global_pool}
     content = {
         "architecture": config.get("timm", ARCHITECTURE).split(".")[0],
         "num_classes": len(classes),
         "num_features": network.num_features,
         "global_pool": network.global_pool,
         "label_names": classes,
-        "model_args": sizes,
+        "model_args": model_args,
         "pretrained_cfg": {
-            "input_size": [3, config["img_size"], config["img_size"]], "fixed_input_size": True, "pool_size": None,
-            "interpolation": "bicubic", "crop_pct": CENTER_CROP, "crop_mode": "center", "mean": list(config["mean"]),
-            "std": list(config["std"]), "num_classes": len(classes), "first_conv": "patch_embed.proj",
+            "input_size": [3, config["img_size"], config["img_size"]],
+            "fixed_input_size": True,
+            "pool_size": None,
+            "interpolation": "bicubic",
+            "crop_pct": CENTER_CROP,
+            "crop_mode": "center",
+            "mean": list(config["mean"]),
+            "std": list(config["std"]),
+            "num_classes": len(classes),
+            "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-    }  # fmt: skip
-    with atomic_write(_free(out)) as folder:
+    }
+    with atomic_write(_require_empty(out)) as folder:
         folder.mkdir()
         _write(folder, network.state_dict(), encoder.digest)
         write_json(folder / "config.json", content)
-        found: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        exported: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
         if classes:
-            _compare(encoder, found, found, ours=torch.nn.Module.__call__)
+            verification.verify_outputs(encoder, exported, exported, original_outputs=torch.nn.Module.__call__)
         else:
-            _compare(encoder, found.forward_features, found)
+            verification.verify_outputs(encoder, exported, exported.forward_features)
 
 
 def to_transformers(
     encoder: FrozenEncoder, out: Path, *, decoder: tuple[mae.MAE, dict[str, Any]] | None = None
 ) -> None:
-    """Write model.safetensors, config.json and preprocessor_config.json: a ViTModel, with `decoder` (the autoencoder
-    and the decoder's config) a ViTMAEForPreTraining.
+    """Write model.safetensors, config.json and preprocessor_config.json in the format of transformers.
 
-    ValueError: `out` exists, or the network has what its ViT lacks.
+    Args:
+        encoder: The encoder, exported as a ViTModel.
+        out: The folder to write.
+        decoder: The MAE and the config of its decoder. With it, the export is a ViTMAEForPreTraining.
+
+    Raises:
+        ValueError: `out` is not empty, the network is not a plain ViT, or the outputs differ from those of the
+            original.
     """
-    transformers = _transformers()
+    transformers = _import_transformers()
     state = encoder_state(encoder)
-    with atomic_write(_free(out)) as folder:
+    with atomic_write(_require_empty(out)) as folder:
         folder.mkdir()
         if decoder is None:
-            kind, how = transformers.ViTModel, {"add_pooling_layer": False}
+            model_class, options = transformers.ViTModel, {"add_pooling_layer": False}
             config = transformers.ViTConfig(architectures=["ViTModel"], **_sizes(encoder))
         else:
-            kind, how = transformers.ViTMAEForPreTraining, {}
+            model_class, options = transformers.ViTMAEForPreTraining, {}
             config = transformers.ViTMAEConfig(
                 architectures=["ViTMAEForPreTraining"], **_sizes(encoder), **_decoder_sizes(*decoder)
             )
             state = {f"vit.{name}": value for name, value in state.items()} | decoder_state(decoder[0])
         config.save_pretrained(folder)
         _write(folder, state, encoder.digest)
-        _processor(transformers, encoder).save_pretrained(folder)
-        found, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **how)
-        if wrong := {name: keys for name, keys in report.items() if keys}:
-            raise ValueError(f"transformers {transformers.__version__} does not load its own ViT's weights: {wrong}")
+        _image_processor(transformers, encoder).save_pretrained(folder)
+        exported, report = model_class.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **options
+        )
+        if problems := {name: keys for name, keys in report.items() if keys}:
+            raise ValueError(
+                f"transformers {transformers.__version__} cannot load the exported weights: {problems}; "
+                "install the version in constraints.txt"
+            )
         if decoder is None:
-            _compare(encoder, lambda images: found(images).last_hidden_state, found)
+            verification.verify_outputs(encoder, exported, lambda images: exported(images).last_hidden_state)
         else:
-            _compare_decoder(decoder[0], found, encoder.config["img_size"])
+            verification.verify_decoder(decoder[0], exported, encoder.config["img_size"])
 
 
 def encoder_state(encoder: FrozenEncoder) -> dict[str, Tensor]:
-    """The weights under the names of a transformers ViTModel. ValueError: there are others than a plain ViT's."""
-    theirs = dict(encoder.network.state_dict())
+    """Return the weights under the names of a ViTModel of transformers.
+
+    Raises:
+        ValueError: The network is not a plain ViT.
+    """
+    state = dict(encoder.network.state_dict())
     names = {
         "cls_token": "embeddings.cls_token",
         "pos_embed": "embeddings.position_embeddings",
@@ -134,39 +170,43 @@ def encoder_state(encoder: FrozenEncoder) -> dict[str, Tensor]:
         "norm.bias": "layernorm.bias",
     }
     try:
-        state = {new: theirs.pop(old) for old, new in names.items()}
+        renamed = {new: state.pop(old) for old, new in names.items()}
         for number in range(len(encoder.network.blocks)):
-            state |= _block(theirs, f"blocks.{number}.", f"encoder.layer.{number}.")
+            renamed |= _rename_block(state, f"blocks.{number}.", f"encoder.layer.{number}.")
     except KeyError as error:
-        raise ValueError(f"the network has no {error}, so it is no ViT of transformers; use --to timm") from None
-    if theirs:
-        raise ValueError(f"the network has {', '.join(theirs)}, which transformers' ViT lacks; use --to timm")
-    return state
+        raise ValueError(f"the network has no {error}, which the ViT of transformers needs; use --to timm") from None
+    if state:
+        raise ValueError(f"the network has {', '.join(state)}, which the ViT of transformers lacks; use --to timm")
+    return renamed
 
 
 def decoder_state(model: mae.MAE) -> dict[str, Tensor]:
-    """The weights of the decoder under the names of a transformers ViTMAEForPreTraining, its fixed positions
-    included.
-    """
-    theirs = dict(model.decoder.state_dict())
-    state = {"decoder.mask_token": model.mask_token, "decoder.decoder_pos_embed": model.positions}
+    """Return the decoder's weights and fixed positions under the names of a ViTMAEForPreTraining of transformers."""
+    state = dict(model.decoder.state_dict())
+    renamed = {"decoder.mask_token": model.mask_token, "decoder.decoder_pos_embed": model.positions}
     for name in ("embed", "norm", "pred"):
-        state |= {f"decoder.decoder_{name}.{kind}": theirs.pop(f"{name}.{kind}") for kind in ("weight", "bias")}
+        renamed |= {f"decoder.decoder_{name}.{kind}": state.pop(f"{name}.{kind}") for kind in ("weight", "bias")}
     blocks: Any = model.decoder["blocks"]
     for number in range(len(blocks)):
-        state |= _block(theirs, f"blocks.{number}.", f"decoder.decoder_layers.{number}.")
-    return state
+        renamed |= _rename_block(state, f"blocks.{number}.", f"decoder.decoder_layers.{number}.")
+    return renamed
 
 
-def _block(theirs: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
-    """One block's weights, taken out of `theirs` and renamed."""
-    state = {}
+def _rename_block(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    """Remove the weights of one block from `state` and return them renamed.
+
+    Args:
+        state: Weights under the names of timm.
+        old: The prefix of the block in timm.
+        new: The prefix of the block in transformers, which holds query, key and value separately.
+    """
+    renamed = {}
     for kind in ("weight", "bias"):
-        qkv = theirs.pop(f"{old}attn.qkv.{kind}").chunk(3)
+        qkv = state.pop(f"{old}attn.qkv.{kind}").chunk(3)
         for name, part in zip(("query", "key", "value"), qkv, strict=True):
-            state[f"{new}attention.attention.{name}.{kind}"] = part
-        state |= {f"{new}{b}.{kind}": theirs.pop(f"{old}{a}.{kind}") for a, b in LAYERS.items()}
-    return state
+            renamed[f"{new}attention.attention.{name}.{kind}"] = part
+        renamed |= {f"{new}{target}.{kind}": state.pop(f"{old}{source}.{kind}") for source, target in LAYERS.items()}
+    return renamed
 
 
 def _sizes(encoder: FrozenEncoder) -> dict[str, Any]:
@@ -190,60 +230,34 @@ def _decoder_sizes(model: mae.MAE, config: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _processor(transformers: ModuleType, encoder: FrozenEncoder) -> Any:  # not ViT's own processor, which cannot crop
-    """The evaluation view (views.CenterView): resize of the short side, then a center crop."""
+def _image_processor(transformers: ModuleType, encoder: FrozenEncoder) -> Any:
+    """Return a processor that does the same as `views.CenterView`: resize the short side, then crop the center.
+
+    ViTImageProcessor cannot crop, so this is a BitImageProcessor.
+    """
     size = encoder.config["img_size"]
     return transformers.BitImageProcessor(
-        size={"shortest_edge": round(size / CENTER_CROP)}, crop_size={"height": size, "width": size},
-        image_mean=list(encoder.config["mean"]), image_std=list(encoder.config["std"]),
-    )  # fmt: skip
+        size={"shortest_edge": round(size / CENTER_CROP)},
+        crop_size={"height": size, "width": size},
+        image_mean=list(encoder.config["mean"]),
+        image_std=list(encoder.config["std"]),
+    )
 
 
-def _transformers() -> ModuleType:
-    import transformers  # here, for it takes seconds
+def _import_transformers() -> ModuleType:
+    import transformers  # on demand, because the import takes seconds
 
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
-def _free(out: Path) -> Path:
-    """`out`, where nothing is lost."""
+def _require_empty(out: Path) -> Path:
+    """Return `out`; raise a ValueError if writing there would overwrite files."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty folder; name another one")
+        raise ValueError(f"{out} exists and is not an empty folder; choose another folder with --out")
     return out
 
 
 def _write(folder: Path, state: dict[str, Tensor], digest: str) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "semmae": digest})
-
-
-@torch.no_grad()
-def _compare(
-    encoder: FrozenEncoder,
-    theirs: Callable[..., Tensor],
-    found: torch.nn.Module,
-    *,
-    ours: Callable[..., Tensor] = vit.encode_tokens,
-) -> None:
-    """ValueError unless `theirs`, a function of the module `found`, gives what `ours` gives of the encoder."""
-    size = encoder.config["img_size"]
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found.double().eval()
-    _equal(theirs(images), ours(copy.deepcopy(encoder.network).double(), images))
-
-
-@torch.no_grad()
-def _compare_decoder(model: mae.MAE, found: Any, size: int) -> None:
-    """ValueError unless the ViTMAE `found` predicts the same masked pixels from the patches that it happens to keep."""
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    output = found.double().eval()(images)
-    mask = output.mask.bool()
-    num_masked = masking.num_masked(mask.shape[1], found.config.mask_ratio)
-    _equal(output.logits[mask], copy.deepcopy(model).double()(images, mask, num_masked)[mask])
-
-
-def _equal(found: Tensor, expected: Tensor) -> None:
-    difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE:
-        raise ValueError(f"the exported network differs from its origin by {difference:.1e}; it was not written")

@@ -1,8 +1,7 @@
-"""Encoders kept for later: as the teacher of another run, whatever becomes of the run that they come from.
+"""Keep encoders, so that later runs can use them as teachers.
 
-`promote` copies an encoder, or a teacher that was learned here, from the workspace, or from any experiment or commit
-that DVC has cached, to data/encoders/<sha256 of its weights>. Git and DVC leave that folder alone, so a queued
-experiment finds it in the main repository as it finds data/raw.
+`promote` copies an encoder or a trained teacher to `data/encoders/<sha256 of its weights>`. Git and DVC ignore that
+folder. A queued experiment reads it from the main repository, as it reads `data/raw`.
 """
 
 import shutil
@@ -16,33 +15,43 @@ SUFFIXES = (".safetensors", ".json")
 
 
 def promote(folder: Path, name: str, encoders: Path, *, rev: str | None = None) -> Path:
-    """Copy the network `name` in `folder` of `rev` (None: the workspace) into `encoders`; the file of its weights.
+    """Copy a network to the folder of kept encoders, unless it is already there.
 
-    One that is there already is left as it is. Raises ValueError where there is none, a damaged one, or one of timm's.
+    Args:
+        folder: The artifact that holds the network, e.g. data/pretrain.
+        name: The name of its files, "encoder" or "teacher".
+        encoders: The folder of kept encoders.
+        rev: A DVC experiment or Git commit whose network is read from DVC's cache; None: the workspace.
+
+    Returns:
+        The file with the copied weights.
+
+    Raises:
+        ValueError: The network is missing or damaged, or it is a pretrained model of timm.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        found = folder if rev is None else _fetched(folder, name, rev, Path(temporary))
-        _, config = load_model(found, name)
+        source = folder if rev is None else _fetch(folder, name, rev, Path(temporary))
+        _, config = load_model(source, name)
         if "timm" in config:
-            raise ValueError(f"{folder} holds {config['timm']} of timm; name it in teacher.model instead")
-        kept = encoders / config["sha256"]
-        if not kept.exists():
-            with atomic_write(kept) as copy:
+            raise ValueError(f"{folder} holds timm's {config['timm']}; use it with teacher.model, without a copy")
+        target = encoders / config["sha256"]
+        if not target.exists():
+            with atomic_write(target) as copy:
                 copy.mkdir()
                 for suffix in SUFFIXES:
-                    shutil.copyfile(found / f"{name}{suffix}", copy / f"encoder{suffix}")
-    return kept / "encoder.safetensors"
+                    shutil.copyfile(source / f"{name}{suffix}", copy / f"encoder{suffix}")
+    return target / "encoder.safetensors"
 
 
-def _fetched(folder: Path, name: str, rev: str, to: Path) -> Path:
-    """The network as it was in `rev`, an experiment's name or what Git calls a commit, out of DVC's cache."""
+def _fetch(folder: Path, name: str, rev: str, target: Path) -> Path:
+    """Copy the files of a network at a revision from DVC's cache to `target`."""
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
 
     try:
         files = DVCFileSystem(".", rev=rev)
         for suffix in SUFFIXES:
-            files.get_file(str(folder / f"{name}{suffix}"), str(to / f"{name}{suffix}"))
+            files.get_file(str(folder / f"{name}{suffix}"), str(target / f"{name}{suffix}"))
     except (DvcException, FileNotFoundError) as error:
-        raise ValueError(f"{folder} of {rev} is not to be had: {error}; dvc exp show lists what there is") from None
-    return to
+        raise ValueError(f"cannot fetch {folder} at {rev}: {error}; list experiments with: dvc exp show") from None
+    return target

@@ -1,4 +1,4 @@
-"""Recipes: their prices stand at their top, the ImageNet ones are the published setting, installing loses nothing."""
+"""Recipes state their cost, the ImageNet recipes are the published settings, and installing one loses no changes."""
 
 import os
 import re
@@ -61,7 +61,7 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
 
 
-# What they say
+# The content of recipes
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -74,8 +74,8 @@ def test_a_recipe_begins_with_its_command_cost_and_score(file: Path):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_something(file: Path):
-    elder, section = (
+def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_visible_patches(file: Path):
+    teacher_section, section = (
         load_config(TeacherConfig, "teacher", file=file),
         load_config(PretrainConfig, "pretrain", file=file),
     )
@@ -83,12 +83,14 @@ def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_something(fil
         model = mae.MAE(
             vit.build({"img_size": section.img_size, **vars(section.encoder)}), **vars(section.recipe.decoder)
         )
-        if elder.source == "timm":
-            seen = teacher.create_network(elder.model, elder.img_size).patch_embed.grid_size
+        if teacher_section.source == "timm":
+            visible = teacher.create_network(teacher_section.model, teacher_section.img_size).patch_embed.grid_size
         else:
-            seen = vit.build({"img_size": elder.img_size, **vars(elder.network)}).patch_embed.grid_size
+            visible = vit.build(
+                {"img_size": teacher_section.img_size, **vars(teacher_section.network)}
+            ).patch_embed.grid_size
     patches = model.positions.shape[1] - 1
-    assert seen[0] * seen[1] > load_config(PartsConfig, "parts", file=file).num_parts
+    assert visible[0] * visible[1] > load_config(PartsConfig, "parts", file=file).num_parts
     assert 0 < masking.num_masked(patches, section.masking.mask_ratio) < patches
 
 
@@ -109,26 +111,26 @@ def mae_size(encoder: dict, decoder: dict, img_size: int) -> int:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_networks_have_the_size_of_their_formula(name: str):
+def test_the_networks_have_the_number_of_parameters_of_their_formula(name: str):
     """On the meta device; ViT-B/16 with MAE's decoder has 111.9 million parameters."""
     file = ROOT / f"recipes/{name}.yaml"
-    section, elder = (
+    section, teacher_section = (
         load_config(PretrainConfig, "pretrain", file=file),
         load_config(TeacherConfig, "teacher", file=file),
     )
     models = [(section.encoder, section.recipe.decoder, section.img_size)]
-    if elder.source == "mae":
-        models.append((elder.network, elder.mae.recipe.decoder, elder.img_size))
+    if teacher_section.source == "mae":
+        models.append((teacher_section.network, teacher_section.mae.recipe.decoder, teacher_section.img_size))
     found = []
     with torch.device("meta"):
         for encoder, decoder, img_size in models:
             model = mae.MAE(vit.build({"img_size": img_size, **vars(encoder)}), **vars(decoder))
             found.append(sum(p.numel() for p in model.parameters()) + model.positions.numel())
             assert found[-1] == mae_size(vars(encoder), vars(decoder), img_size)
-        if elder.source == "timm":
-            network = teacher.create_network(elder.model, elder.img_size)
+        if teacher_section.source == "timm":
+            network = teacher.create_network(teacher_section.model, teacher_section.img_size)
             found.append(sum(p.numel() for p in network.parameters()))
-            assert found[-1] == vit_size(384, 12, 16, elder.img_size)
+            assert found[-1] == vit_size(384, 12, 16, teacher_section.img_size)
     assert found == list(SIZES[name])
 
 
@@ -149,9 +151,12 @@ def test_batches_rates_and_steps_of_every_recipe(name: str):
         assert optim.warmup_cosine(plan["steps"] - 1, **plan) == pytest.approx(one.min_lr, abs=1e-8)
     assert 0.1 in probe.base_lrs  # MAE's
     assert 0.1 * probe.batch_size / 256 == pytest.approx(probe_rate)
-    elder = load_config(TeacherConfig, "teacher", file=file)
-    if elder.source == "mae":  # at the encoder's own rate, on the same batches
-        assert (elder.mae.recipe.base_lr, elder.mae.recipe.batch_size) == (recipe.base_lr, recipe.batch_size)
+    teacher_section = load_config(TeacherConfig, "teacher", file=file)
+    if teacher_section.source == "mae":  # at the encoder's own rate, on the same batches
+        assert (teacher_section.mae.recipe.base_lr, teacher_section.mae.recipe.batch_size) == (
+            recipe.base_lr,
+            recipe.batch_size,
+        )
 
 
 def products(width: int, depth: int, tokens: int) -> int:
@@ -162,14 +167,14 @@ def products(width: int, depth: int, tokens: int) -> int:
 def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: float = 0.0) -> int:
     """FLOP per image: the encoder on what is left; where something is masked, MAE's decoder on everything."""
     n, pixels = (img_size // patch) ** 2, 3 * patch**2
-    seen, embed = n + 1 - (masking.num_masked(n, mask_ratio) if mask_ratio else 0), 2 * pixels * width * n
-    decoder = products(512, 8, n + 1) + 2 * (width * seen + pixels * n) * 512 if mask_ratio else 0
-    return products(width, depth, seen) + embed + decoder
+    visible, embed = n + 1 - (masking.num_masked(n, mask_ratio) if mask_ratio else 0), 2 * pixels * width * n
+    decoder = products(512, 8, n + 1) + 2 * (width * visible + pixels * n) * 512 if mask_ratio else 0
+    return products(width, depth, visible) + embed + decoder
 
 
 @pytest.mark.parametrize("name", PRICED)
 @pytest.mark.parametrize("side", [128, 224])
-def test_the_work_of_a_step_is_counted_as_it_is_computed(name: str, side: int):
+def test_the_flop_count_of_a_step_equals_its_formula(name: str, side: int):
     """What `benchmarks.prices` counts, by the formula; the gradient by the pixels is nobody's."""
     section, shape = load_config(PretrainConfig, "pretrain", file=ROOT / f"recipes/{name}.yaml"), PRICED[name]
     counted = prices.step_flops(section, side, mask_ratio=0.75, decode_fraction=1.0)
@@ -177,7 +182,7 @@ def test_the_work_of_a_step_is_counted_as_it_is_computed(name: str, side: int):
 
 
 @pytest.mark.parametrize("name", PRICED)
-def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
+def test_the_cost_of_an_imagenet_recipe_follows_from_its_flop(name: str):
     """Backward is twice forward; pretraining epoch by epoch at its size of images."""
     file, shape = ROOT / f"recipes/{name}.yaml", PRICED[name]
     cost, patch = recipe_command.read_header(file)["cost"], shape[2]
@@ -192,8 +197,8 @@ def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
     if tuned.datasets:
         epochs = tuning.epochs * (1 + sum(shots.share for shots in tuned.protocol.low_shot))
         work.append(3 * forward(*shape, 224) * epochs * (IMAGENET // tuning.batch_size * tuning.batch_size))
-    *said, rate = map(float, re.findall(r"([\d.]+e\d+) FLOP", cost))
-    assert [f"{value:.1e}" for value in work] == [f"{value:.1e}" for value in said]
+    *output, rate = map(float, re.findall(r"([\d.]+e\d+) FLOP", cost))
+    assert [f"{value:.1e}" for value in work] == [f"{value:.1e}" for value in output]
     hours = float(re.search(r"([\d,]+) GPU hours if", cost)[1].replace(",", ""))
     assert hours == round(sum(work) / rate / 3600)
     assert float(re.search(r"part maps: ([\d.]+) GB", cost)[1]) == pytest.approx(
@@ -201,7 +206,7 @@ def test_the_price_of_an_imagenet_recipe_is_its_work(name: str):
     )
 
 
-def test_a_day_is_enough_for_the_recipe_of_one_day():
+def test_the_recipe_of_one_day_takes_less_than_a_day():
     """Pretraining at the rate that its price assumes, and half as long again for all else."""
     section = load_config(PretrainConfig, "pretrain", file=ROOT / "recipes/h200_one_day.yaml")
     cost = recipe_command.read_header(ROOT / "recipes/h200_one_day.yaml")["cost"]
@@ -251,9 +256,12 @@ def test_the_imagenet_recipes_train_as_published(name: str):
 @pytest.mark.parametrize("name", VITS)
 def test_the_imagenet_recipes_have_the_papers_teacher_parts_and_probe(name: str):
     file = ROOT / f"recipes/{name}.yaml"
-    elder, parts = load_config(TeacherConfig, "teacher", file=file), load_config(PartsConfig, "parts", file=file)
+    teacher_section, parts = (
+        load_config(TeacherConfig, "teacher", file=file),
+        load_config(PartsConfig, "parts", file=file),
+    )
     pretrain = load_config(PretrainConfig, "pretrain", file=file)
-    assert (elder.source, elder.model.partition(".")[0]) == ("timm", "vit_small_patch16_224")
+    assert (teacher_section.source, teacher_section.model.partition(".")[0]) == ("timm", "vit_small_patch16_224")
     assert parts.num_parts == 6
     assert parts.learned.foreground is not None
     assert parts.img_size // 16 == pretrain.img_size // pretrain.encoder.patch_size  # a label of its own for each patch
@@ -282,12 +290,12 @@ def test_the_ibot_section_is_ibots_command(name: str):
     assert (ibot.global_crop.scale, ibot.local_crop.scale, ibot.local_crops) == ((0.25, 1.0), (0.05, 0.25), 10)
 
 
-# Installing them
+# Installing recipes
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two recipes and a committed params.yaml; this process in their folder."""
+    """Change to a folder with two recipes and a committed params.yaml."""
     for variable in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(variable)
     folder = tmp_path / "project"
@@ -310,23 +318,23 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_without_a_name_recipes_are_listed_with_their_prices(project: Path):
-    said = semmae("recipe")
-    assert "A short run." in said
-    assert "cost: 9 h, or so" in said
+def test_without_a_name_recipes_are_listed_with_their_costs(project: Path):
+    output = semmae("recipe")
+    assert "A short run." in output
+    assert "cost: 9 h, or so" in output
 
 
-def test_a_recipe_becomes_params_yaml_and_says_what_changes(project: Path):
-    said = semmae("recipe", "long").splitlines()
-    assert {"-epochs: 5", "+epochs: 9"} <= {line.rstrip() for line in said}
+def test_a_recipe_becomes_params_yaml_and_the_changes_are_printed(project: Path):
+    output = semmae("recipe", "long").splitlines()
+    assert {"-epochs: 5", "+epochs: 9"} <= {line.rstrip() for line in output}
     assert (project / "params.yaml").read_bytes() == (project / "recipes/long.yaml").read_bytes()
     assert "params.yaml already equals recipes/long.yaml" in semmae("recipe", "long")
-    semmae("recipe", "short")  # nothing is lost: long.yaml is still there
+    semmae("recipe", "short")  # overwrites params.yaml, because long.yaml has the same content
     assert (project / "params.yaml").read_bytes() == (project / "recipes/short.yaml").read_bytes()
 
 
 @pytest.mark.parametrize("why", ["changed", "not added", "no git"])
-def test_params_that_git_does_not_have_stay_unless_forced(project: Path, why: str):
+def test_uncommitted_changes_of_params_yaml_are_only_overwritten_with_force(project: Path, why: str):
     mine = project / "params.yaml"
     if why == "changed":
         mine.write_text("epochs: 7\n")
@@ -342,7 +350,7 @@ def test_params_that_git_does_not_have_stay_unless_forced(project: Path, why: st
     assert "epochs: 9" in mine.read_text()
 
 
-def test_mistakes_are_sentences(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_mistakes_are_reported_in_a_sentence(project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["semmae", "recipe", "shirt"])
     with pytest.raises(SystemExit, match=r"^error: unknown recipe: 'shirt'; did you mean short\?$"):
         main()

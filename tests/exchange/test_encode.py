@@ -1,4 +1,4 @@
-"""Features in Parquet: those that the evaluations use, for all images that can be read, or no file at all."""
+"""Features in Parquet equal those of the evaluations; unreadable images are skipped, and a failure writes no file."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def encoder():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Seven pictures in a tree, and beside them what is none, or seems to be one."""
+    """Seven images in a tree of folders, with files that are no images or cannot be read."""
     root = tmp_path / "pictures"
     (root / "a/b").mkdir(parents=True)
     (root / ".hidden").mkdir()
@@ -54,7 +54,7 @@ def vectors(table: pa.Table, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataset_gets_the_features_that_evaluations_see_and_its_labels(toy_dataset, encoder, tmp_path, workers):
+def test_a_dataset_gets_the_features_of_the_evaluations_and_its_labels(toy_dataset, encoder, tmp_path, workers):
     compute = encode.EncodeOptions(batch_size=8, workers=workers, device=CPU, precision="fp32")
     reader = encode.open_images(toy_dataset.name, toy_dataset.parent)
     assert encode.encode(reader, encoder, tmp_path / "f.parquet", compute) == []
@@ -72,7 +72,7 @@ def test_a_dataset_gets_the_features_that_evaluations_see_and_its_labels(toy_dat
             np.testing.assert_allclose(vectors(of_split, name), expected, atol=1e-6)
 
 
-def test_a_folder_gets_features_but_for_what_cannot_be_read(folder, encoder, tmp_path):
+def test_unreadable_images_of_a_folder_are_skipped(folder, encoder, tmp_path):
     reader = encode.open_images(str(folder), tmp_path)
     skipped = encode.encode(reader, encoder, tmp_path / "f.parquet", COMPUTE)
     assert [(entry.key, entry.reason.partition(":")[0]) for entry in skipped] == [
@@ -83,12 +83,12 @@ def test_a_folder_gets_features_but_for_what_cannot_be_read(folder, encoder, tmp
     found = pq.read_table(tmp_path / "f.parquet")
     assert found.column_names == ["key", "class_token", "patch_mean"]
     assert found["key"].to_pylist() == [*(f"a/{i}.png" for i in (0, 2, 4, 6)), *(f"a/b/{i}.png" for i in (1, 3, 5))]
-    about = json.loads(pq.read_metadata(tmp_path / "f.parquet").metadata[b"semmae"])
-    assert about["encoder"] == "digest"
-    assert [entry["key"] for entry in about["skipped"]] == [entry.key for entry in skipped]
+    metadata = json.loads(pq.read_metadata(tmp_path / "f.parquet").metadata[b"semmae"])
+    assert metadata["encoder"] == "digest"
+    assert [entry["key"] for entry in metadata["skipped"]] == [entry.key for entry in skipped]
 
 
-def test_a_photograph_is_seen_upright(encoder, tmp_path):
+def test_a_photograph_is_turned_upright(encoder, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     (tmp_path / "upright").mkdir()
     (tmp_path / "turned").mkdir()
@@ -103,7 +103,7 @@ def test_a_photograph_is_seen_upright(encoder, tmp_path):
     assert tables[0].equals(tables[1])
 
 
-def test_rows_are_written_as_soon_as_they_fill_a_group(toy_dataset, encoder, tmp_path, monkeypatch):
+def test_rows_are_written_in_full_groups(toy_dataset, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "ROW_GROUP", 16)
     encode.encode(Reader(toy_dataset), encoder, tmp_path / "f.parquet", COMPUTE)
     file = pq.ParquetFile(tmp_path / "f.parquet")
@@ -111,7 +111,7 @@ def test_rows_are_written_as_soon_as_they_fill_a_group(toy_dataset, encoder, tmp
 
 
 @pytest.mark.parametrize("fault", ["unreadable", "not finite", "damaged dataset"])
-def test_a_failure_leaves_the_file_that_was_there(folder, encoder, tmp_path, toy_dataset, fault):
+def test_a_failure_keeps_the_previous_file(folder, encoder, tmp_path, toy_dataset, fault):
     out = tmp_path / "out/f.parquet"
     out.parent.mkdir()
     out.write_text("before")
@@ -131,7 +131,7 @@ def test_a_failure_leaves_the_file_that_was_there(folder, encoder, tmp_path, toy
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_what_is_neither_folder_nor_dataset_is_named(toy_dataset, tmp_path):
+def test_an_unknown_folder_or_dataset_is_reported(toy_dataset, tmp_path):
     with pytest.raises(ValueError, match=r"nothing is neither a folder nor a dataset in .*, which has toy"):
         encode.open_images("nothing", toy_dataset.parent)
     (tmp_path / "none").mkdir()
@@ -140,12 +140,12 @@ def test_what_is_neither_folder_nor_dataset_is_named(toy_dataset, tmp_path):
     assert isinstance(encode.open_images(str(toy_dataset), tmp_path), Reader)  # a dataset by its folder
 
 
-def test_the_command_names_what_it_skipped_and_succeeds(folder, encoder, tmp_path):
+def test_the_command_reports_skipped_images_and_succeeds(folder, encoder, tmp_path):
     vit.save(tmp_path / "encoder", encoder.network, CONFIG)
     out = ("--out", str(tmp_path / "f.parquet"), "--encoder", str(tmp_path / "encoder"), "--workers", "0")
     result = CliRunner().invoke(app, ["encode", str(folder), *out], catch_exceptions=False)
     assert result.exit_code == 0
     assert result.stdout.strip() == f"{tmp_path / 'f.parquet'}: 7 images, width 16"
-    said = result.stderr.splitlines()
-    assert "skipped: broken.jpg: not a readable image" in said[-2]
-    assert said[-1] == "3 of 10 images skipped"
+    lines = result.stderr.splitlines()
+    assert "skipped: broken.jpg: not a readable image" in lines[-2]
+    assert lines[-1] == "3 of 10 images skipped"

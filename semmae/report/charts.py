@@ -55,9 +55,8 @@ def draw_chart(points: Points, *, title: str, percent: bool) -> Markup:
         f'<text class="title" x="0" y="14">{escape(title)}</text>',
     ]
     description = escape(f"{title} over {last[0]:g} epochs, last value {final}")
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{description}">{"".join(marks)}</svg>'
-    )
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
+    return Markup(f'<svg class="chart" {size} role="img" aria-label="{description}">{"".join(marks)}</svg>')
 
 
 def round_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
@@ -80,7 +79,13 @@ def _decimal_places(rows: list[float]) -> int:
 
 
 def _format(value: float, percent: bool, digits: int | None) -> str:
-    """Format a value with `digits` decimal places (before the conversion to percent); None: three significant digits."""
+    """Format a value.
+
+    Args:
+        value: A number, or a fraction if `percent` is true.
+        percent: Print the fraction in percent.
+        digits: Decimal places of `value`; None: three significant digits.
+    """
     if percent:
         value, digits = 100 * value, None if digits is None else max(0, digits - 2)
     number = f"{value:.3g}" if digits is None else f"{value:.{digits}f}"

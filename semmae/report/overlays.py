@@ -61,15 +61,18 @@ def part_tints(
 
 
 def most_typical(probabilities: Float[np.ndarray, "b p n"], *, count: int) -> list[list[int]]:
-    """Return for each label the indices of the images that show it best, the best first.
+    """Rank the images that show each label best.
 
-    The score of an image is sum(p) / (m + m_median / 2). The sum is over the m patches whose most probable label is this
-    label, p is their probability of it, and m_median is the median of m over images with m > 0. So one patch with a high
-    probability does not win. Images without the label are left out.
+    The score of an image is sum(p) / (m + m_median / 2). The sum is over the m patches whose most probable label is
+    this label, and p is the probability of it. m_median is the median of m over the images with m > 0; it prevents a
+    high score of a single patch.
 
     Args:
         probabilities: The probability of each label (p) for each patch (n) of each image (b).
         count: The maximum number of images per label.
+
+    Returns:
+        For each label the indices of images, the best first. Images without the label are left out.
     """
     ranked = []
     for label, probability in enumerate(probabilities.transpose(1, 0, 2)):

@@ -1,4 +1,4 @@
-"""`semmae promote` and `semmae import`: encoders of one run as teachers of another, and encoders from other projects."""
+"""`semmae promote` and `semmae import`: encoders as teachers of other runs, and encoders of other projects."""
 
 import json
 import re

@@ -96,8 +96,8 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: Sequence[str] = DE
 
     Returns:
         A row per score and a column per setting: mean ± standard deviation (number of runs). With two or more settings,
-        the column `difference` holds the mean of the last setting minus the mean of the first, ± Welch's standard error
-        sqrt(var_1 / n_1 + var_2 / n_2). The error is unreliable for fewer than three runs per setting.
+        the column `difference` is the mean of the last setting minus the mean of the first. Its error is Welch's
+        standard error sqrt(var_1 / n_1 + var_2 / n_2), which is unreliable for fewer than three runs per setting.
 
     Raises:
         ValueError: A parameter is unknown, or no column matches `scores`.

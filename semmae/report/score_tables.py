@@ -34,6 +34,7 @@ PART_METRICS = {
     "used": "labels in use",
     "background_share": "background in one label",
 }
+REFERENCES = "references that use the true masks"
 LEVELS = {"patch": "per patch", "pixel": "per pixel"}
 
 
@@ -161,13 +162,13 @@ def class_iou_rows(scores: Mapping[str, Scores]) -> list[tuple[str, list[float |
 
 
 def part_tables(scores: Mapping[str, Scores]) -> list[PartTable]:
-    """Return a table for each level of part scores: the parts, baselines and upper bounds."""
+    """Return a table for each level of part scores: the parts, baselines and references."""
     tables = []
     for level, title in LEVELS.items():
         metrics = [metric for metric in PART_METRICS if metric in scores[level].encoder]
         groups = {"": {"parts": scores[level].encoder}} | {
             group: {display_name(name): values for name, values in members.items()}
-            for group, members in (("baselines", scores[level].baselines), ("upper bounds", scores[level].references))
+            for group, members in (("baselines", scores[level].baselines), (REFERENCES, scores[level].references))
             if members
         }
         rows = [

@@ -185,7 +185,7 @@ def test_part_tables_show_every_baseline_and_reference():
         ("", [("parts", [0.4, 0.2])]),
         ("baselines", [("one mask for all images", [0.1, None]), ("mine", [0.4, 0.2])]),
     ]
-    assert [group for group, _ in pixel.groups] == ["", "upper bounds"]
+    assert [group for group, _ in pixel.groups] == ["", score_tables.REFERENCES]
 
 
 def test_accuracy_bars_show_every_baseline():

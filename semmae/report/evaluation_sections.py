@@ -129,9 +129,12 @@ def summarize_mistakes(predictions: Path, dataset: Path) -> dict[str, Any]:
     drawable = len(names) <= confusions.MAX_CLASSES
     reader = Reader(dataset, "val") if (dataset / "index.parquet").exists() else None
     positions = {key: index for index, key in enumerate(reader.keys)} if reader else {}
+
+    def picture(key: str) -> np.ndarray | None:
+        return crop_square(reader.image(positions[key])) if reader and key in positions else None
+
     mistakes = [
-        {**row, "picture": crop_square(reader.image(positions[row["key"]])) if row["key"] in positions else None}
-        for row in confusions.most_confident_mistakes(table, NUM_MISTAKES)
+        {**row, "picture": picture(str(row["key"]))} for row in confusions.most_confident_mistakes(table, NUM_MISTAKES)
     ]
     return {
         "num_images": len(table),

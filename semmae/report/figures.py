@@ -56,9 +56,11 @@ def load_samples(
     whole = [reader.image(i) for i in indices]
     boxes = [center_square(*image.shape[:2]) for image in whole]
     inputs = {}
-    for name, values in ({} if maps is None else maps.channels).items():
-        rows = [crop_part_map(values[i].reshape(maps.grid), box, grid) for i, box in zip(indices, boxes, strict=True)]
-        inputs[name] = torch.from_numpy(np.stack(rows).reshape(len(indices), -1))
+    if maps is not None:
+        for name, values in maps.channels.items():
+            labels = [values[i].reshape(maps.grid) for i in indices]
+            rows = [crop_part_map(map_, box, grid) for map_, box in zip(labels, boxes, strict=True)]
+            inputs[name] = torch.from_numpy(np.stack(rows).reshape(len(indices), -1))
     small = [crop_image(image, box, img_size) for image, box in zip(whole, boxes, strict=True)]
     return FigureSamples(
         images=torch.from_numpy(np.stack(small).transpose(0, 3, 1, 2).copy()),

@@ -6,7 +6,7 @@ applies the prior to kinds of content over a whole dataset, not to regions of on
 many images, and scores each cluster by how close its patches are to the center of their images.
 
 The score of a patch is the mean over several clusterings, because one clustering is too coarse to follow an outline.
-The scores then diffuse among similar patches of the same image. docs/method.md compares the alternatives.
+The scores then diffuse among similar patches of the same image. docs/results/part_ablations.md compares the alternatives.
 """
 
 from typing import Any

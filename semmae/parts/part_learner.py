@@ -3,7 +3,7 @@
 The learner first separates the background (`foreground`). It then compares one query per part with a key per foreground
 patch: a softmax over cosines gives each patch a share of every part. A decoder (`part_decoder`), which is used in
 training only, reconstructs a target from these maps. The equations follow the paper, which has no public code;
-docs/method.md lists the differences.
+docs/explanation/method.md lists the differences.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The tables of a dataset: the index of its samples, the list of its rejects, and the list of its shards.
 
-docs/data.md describes the format; `semmae.data.dataset` reads it.
+docs/data/format.md describes the format; `semmae.data.dataset` reads it.
 """
 
 from collections import Counter, defaultdict

@@ -85,7 +85,7 @@ def draw_masks(
         ValueError: The part maps lack an input of the strategy.
     """
     strategy = STRATEGIES[masking["strategy"]]
-    if missing := {"part_map", "attention"}.intersection(strategy.inputs) - set(samples.inputs):
+    if missing := set(strategy.channels) - set(samples.inputs):
         raise ValueError(
             f"the part maps lack {' and '.join(sorted(missing))}, which the mask strategy {masking['strategy']} needs; "
             "see part_maps.attention in params.yaml and run: dvc repro part_maps"

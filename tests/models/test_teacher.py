@@ -1,7 +1,6 @@
-"""Teachers from the files that others publish: their true layouts, at toy size, give the same tokens as their network.
+"""Teachers from published files: the layouts of their authors, at toy size, give the tokens of the original network.
 
-A file is written from a network of random weights, under the keys and wrappers of its authors; a teacher made from it
-must see what that network sees.
+Each file is written from a network of random weights, with the keys and wrappers of its authors.
 """
 
 import argparse
@@ -32,12 +31,12 @@ State = dict[str, Tensor]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm's architectures by their true names, with two narrow blocks."""
+    """Shrink timm's architectures to two narrow blocks, under their own names."""
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, embed_dim=24, depth=2, num_heads=2))
 
 
-def drawn(name: str, img_size: int = 64) -> vit.Network:
-    """timm's network of random weights, none of which is a 0 or a 1 that could hide a mistake."""
+def random_network(name: str, img_size: int = 64) -> vit.Network:
+    """Create timm's network with random weights; a weight of 0 or 1 could hide a mistake."""
     network = teacher.create_network(name, img_size).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
@@ -46,14 +45,14 @@ def drawn(name: str, img_size: int = 64) -> vit.Network:
 
 
 def wrapped(state: State, prefix: str, heads: State) -> State:
-    """A backbone and a projection head, as DINO's MultiCropWrapper names them."""
+    """Return a backbone and a projection head under the names of DINO's MultiCropWrapper."""
     return {f"{prefix}backbone.{key}": value for key, value in state.items()} | {
         f"{prefix}head.{key}": value for key, value in heads.items()
     }
 
 
 def training_file(state: State, **more: Any) -> dict[str, Any]:
-    """`checkpoint.pth` of DINO and iBOT: both networks, the optimizer (its rates NumPy's), the arguments."""
+    """Return the content of a `checkpoint.pth` of DINO and iBOT: networks, optimizer with NumPy scalars, arguments."""
     head = {"mlp.0.weight": torch.ones(3, 24), "last_layer.weight_g": torch.ones(8, 1)}
     other = {key: value + 1 for key, value in state.items()} | {"masked_embed": torch.ones(1, 24)}
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
@@ -67,18 +66,18 @@ def training_file(state: State, **more: Any) -> dict[str, Any]:
 
 
 def dinov2_as_published(state: State) -> State:
-    """Meta's keys: a mask token; with registers, the class token's position apart from it and in the table."""
+    """Rename weights as Meta does: a mask token; with registers, a position of the class token in the table."""
     state = state | {"mask_token": torch.ones(1, 24)}
     if "reg_token" in state:
         state["register_tokens"] = state.pop("reg_token")
-        place = torch.full((1, 1, 24), 0.5)
-        state["cls_token"] = state["cls_token"] - place
-        state["pos_embed"] = torch.cat([place, state["pos_embed"]], dim=1)
+        position = torch.full((1, 1, 24), 0.5)
+        state["cls_token"] = state["cls_token"] - position
+        state["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
     return state
 
 
 def dinov3_as_published(state: State) -> State:
-    """Meta's keys: storage tokens, one bias for queries, keys and values beside its mask, rotary periods."""
+    """Rename weights as Meta does: storage tokens, one bias of queries, keys and values with a mask, rotary periods."""
     renamed = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
     out = {"mask_token": torch.ones(1, 24), "rope_embed.periods": torch.ones(3)}
     for key, value in state.items():
@@ -112,40 +111,40 @@ LAYOUTS: dict[str, tuple[str, Callable[[State], Any]]] = {
 }  # fmt: skip
 
 
-def watched(network: vit.Network, x: Tensor) -> Tensor:
-    """The last block's attention as timm itself computes it, (b, heads, t, t)."""
-    seen: dict[str, Tensor] = {}
+def timm_attention(network: vit.Network, x: Tensor) -> Tensor:
+    """Return the last block's attention (b, heads, t, t) as timm computes it."""
+    captured: dict[str, Tensor] = {}
     attn: Any = network.blocks[-1].attn
     attn.fused_attn = False
-    with attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.update(weights=output)):
+    with attn.attn_drop.register_forward_hook(lambda module, inputs, output: captured.update(weights=output)):
         network.forward_features(x)
-    return seen["weights"]
+    return captured["weights"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_published_file_gives_its_networks_tokens_and_attention(layout, tmp_path):
     name, write = LAYOUTS[layout]
     size = 56 if "patch14" in name else 64
-    original = drawn(name, size)
+    original = random_network(name, size)
     torch.save(write({key: value.clone() for key, value in original.state_dict().items()}), tmp_path / "file.pth")
     sha256 = file_digest(tmp_path / "file.pth")
     network, config = teacher.from_timm(name, img_size=size, checkpoint=tmp_path / "file.pth", sha256=sha256)
     assert config["class_token"]
     teacher.save_teacher(tmp_path / "frozen", network, config)
-    elder = teacher.load_teacher(tmp_path / "frozen")
+    loaded = teacher.load_teacher(tmp_path / "frozen")
     images = nn.functional.interpolate(IMAGES, size=(size, size))
-    tokens, x = elder.encode(images), vit.normalize(images, tuple(config["mean"]), tuple(config["std"]))
+    tokens, x = loaded.encode(images), vit.normalize(images, tuple(config["mean"]), tuple(config["std"]))
     expected, prefix = original.forward_features(x), original.num_prefix_tokens
     torch.testing.assert_close(tokens.cls, expected[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tokens.patch, expected[:, prefix:], rtol=1e-4, atol=1e-5)
-    attention = watched(original, x)[:, :, 0, prefix:].mean(1)
+    attention = timm_attention(original, x)[:, :, 0, prefix:].mean(1)
     assert prefix == (5 if "reg" in name or "dinov3" in name else 1)
-    assert (attention.sum(1) < 0.99).all()  # the class token and registers get their share, which is left out
+    assert (attention.sum(1) < 0.99).all()  # without the attention to the class token and registers
     torch.testing.assert_close(tokens.attention, attention / attention.sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 def with_head(state: State) -> State:
-    """iBOT's backbone extracted together with its projection."""
+    """Add the projection head of iBOT to a backbone."""
     return state | {"head.mlp.0.weight": torch.ones(3, 24), "head.last_layer.weight_g": torch.ones(8, 1)}
 
 
@@ -162,57 +161,57 @@ IMAGENET, HALVES = (vit.MEAN, vit.STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         (IBOT, lambda state: {"state_dict": state}, IMAGENET),
         (IBOT, lambda state: {"state_dict": with_head(state)}, IMAGENET),
         (IBOT, training_file, IMAGENET),
-        (IBOT, dict, IMAGENET),  # as DINO publishes its backbones
+        (IBOT, dict, IMAGENET),  # the layout of DINO's published backbones
         (DINO, dict, IMAGENET),
         ("vit_base_patch16_224", lambda state: {"state_dict": state}, IMAGENET),
         ("vit_large_patch16_224", lambda state: {"state_dict": state}, IMAGENET),
-        (IBOT, supervised, HALVES),  # timm's own, as timm writes them
+        (IBOT, supervised, HALVES),  # weights of timm
         (IBOT, lambda state: {"state_dict": supervised(state)}, HALVES),
-        (f"{IBOT}.augreg_in21k", dict, HALVES),  # what the name says of the weights counts
+        (f"{IBOT}.augreg_in21k", dict, HALVES),  # the tag of the name decides
     ],
 )  # fmt: skip
-def test_a_file_is_normalized_as_its_authors_do(name, write, expected, tmp_path):
-    state = {key: value.clone() for key, value in drawn(name).state_dict().items()}
+def test_the_normalization_is_the_one_of_the_authors(name, write, expected, tmp_path):
+    state = {key: value.clone() for key, value in random_network(name).state_dict().items()}
     torch.save(write(state), tmp_path / "file.pth")
     _, config = teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "file.pth")
     assert (tuple(config["mean"]), tuple(config["std"])) == expected
 
 
-def test_a_clip_without_its_head_is_not_taken_for_dinos(tmp_path):
+def test_a_clip_without_its_head_is_not_mistaken_for_dino(tmp_path):
     name = "vit_base_patch16_clip_224"
-    torch.save(drawn(name).state_dict(), tmp_path / "clip.pth")
+    torch.save(random_network(name).state_dict(), tmp_path / "clip.pth")
     _, config = teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "clip.pth")
     assert tuple(config["mean"]) == timm.data.OPENAI_CLIP_MEAN
 
 
 def test_positions_are_resampled_to_the_teachers_size(tmp_path):
-    original = drawn(DINO, 64)
+    original = random_network(DINO, 64)
     save_file(original.state_dict(), tmp_path / "file.safetensors")
     network, _ = teacher.from_timm(DINO, img_size=96, checkpoint=tmp_path / "file.safetensors")
     expected = resample_abs_pos_embed(original.pos_embed, new_size=[6, 6], num_prefix_tokens=1)
     torch.testing.assert_close(network.pos_embed, expected)
 
 
-def test_a_teacher_with_rotary_positions_takes_other_sizes(tmp_path):
-    torch.save(drawn(DINOV3).state_dict(), tmp_path / "file.pth")
+def test_a_teacher_with_rotary_positions_accepts_other_sizes(tmp_path):
+    torch.save(random_network(DINOV3).state_dict(), tmp_path / "file.pth")
     network, config = teacher.from_timm(DINOV3, img_size=64, checkpoint=tmp_path / "file.pth")
     tokens = teacher.Teacher(network, config, "").encode(torch.zeros(1, 3, 96, 32, dtype=torch.uint8))
     assert tokens.patch.shape == (1, 12, 24)
 
 
 def fixed(state: State) -> State:
-    """As MAE publishes its encoders: the positions are sine and cosine."""
+    """Use sine-cosine positions, as in the published encoders of MAE."""
     return state | {"pos_embed": vit.sincos_positions(4, 24)}
 
 
 def with_decoder(state: State) -> State:
-    """As a training by MAE's code writes them."""
+    """Add parts of a decoder, as in the checkpoints of MAE's training script."""
     return state | {"mask_token": torch.ones(1, 1, 16), "decoder_embed.weight": torch.ones(16, 24)}
 
 
 @pytest.mark.parametrize("layout", [fixed, with_decoder])
-def test_mae_offers_no_class_token_and_is_normalized_as_its_authors_do(layout, tmp_path):
-    torch.save({"model": layout(drawn("vit_base_patch16_224.mae").state_dict())}, tmp_path / "mae.pth")
+def test_mae_has_no_trained_class_token_and_the_normalization_of_its_authors(layout, tmp_path):
+    torch.save({"model": layout(random_network("vit_base_patch16_224.mae").state_dict())}, tmp_path / "mae.pth")
     _, config = teacher.from_timm("vit_base_patch16_224.mae", img_size=64, checkpoint=tmp_path / "mae.pth")
     assert not config["class_token"]
     assert (tuple(config["mean"]), tuple(config["std"])) == (vit.MEAN, vit.STD)
@@ -222,13 +221,16 @@ def test_mae_offers_no_class_token_and_is_normalized_as_its_authors_do(layout, t
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("vit_base_patch16_224", "set teacher.model to vit_base_patch16_224.mae"),  # timm: another mean and deviation
+        (
+            "vit_base_patch16_224",
+            "set teacher.model to vit_base_patch16_224.mae",
+        ),  # timm has another mean and deviation
         ("vit_base_patch16_224.dino", "set teacher.model to vit_base_patch16_224.mae"),
-        ("vit_small_patch16_224", "import them .*teacher.source to semmae"),  # MAE published none of this size
+        ("vit_small_patch16_224", "import them .*teacher.source to semmae"),  # no published MAE has this size
     ],
 )
 def test_weights_of_mae_under_another_name_are_refused_with_the_right_name(name, instead, layout, tmp_path):
-    torch.save({"model": layout(drawn(name).state_dict())}, tmp_path / "mae.pth")
+    torch.save({"model": layout(random_network(name).state_dict())}, tmp_path / "mae.pth")
     with pytest.raises(ValueError, match=f"mae.pth holds weights of MAE, .*{name}'; {instead}$") as refused:
         teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "mae.pth")
     assert "\n" not in str(refused.value)
@@ -260,9 +262,9 @@ def biased(state: State) -> State:
         (DINOV3, DINOV3, biased, "has biases of queries and values"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_in_one_sentence(name, source, change, reason, tmp_path):
+def test_weights_that_do_not_fit_are_refused_on_one_line(name, source, change, reason, tmp_path):
     file = tmp_path / "file.pth"
-    torch.save(change(drawn(source, 112 if "patch14" in source else 64).state_dict()), file)
+    torch.save(change(random_network(source, 112 if "patch14" in source else 64).state_dict()), file)
     with pytest.raises(ValueError, match=reason) as refused:
         teacher.from_timm(name, img_size=64, checkpoint=file)
     assert str(refused.value).startswith(f"{file} ")
@@ -270,7 +272,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(name, source, change, reas
     assert "\n" not in str(refused.value)
 
 
-def test_a_teacher_from_an_encoder_is_that_encoder(tmp_path):
+def test_a_teacher_from_an_encoder_gives_its_tokens(tmp_path):
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     encoder = vit.build(config).eval()
     vit.save(tmp_path, encoder, config | KNOWN | {"params": {}})

@@ -1,4 +1,4 @@
-"""Our passes through timm's ViT against timm's own, and teachers from checkpoints."""
+"""Forward passes through timm's ViT against timm's own, and teachers from checkpoints."""
 
 import pytest
 import timm
@@ -16,7 +16,7 @@ def network():
     return vit.build(CONFIG).eval()
 
 
-def test_tokens_equal_timms(network):
+def test_tokens_equal_those_of_timm(network):
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(vit.encode_tokens(network, images), network.forward_features(images))
 
@@ -32,16 +32,16 @@ def test_kept_patches_enter_with_their_own_positions(network):
 
 def test_class_attention_is_the_last_blocks_softmax(network):
     images = torch.randn(2, 3, 32, 32)
-    seen = {}
+    captured = {}
     attn = network.blocks[-1].attn
     attn.fused_attn = False
-    attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.update(weights=output))
+    attn.attn_drop.register_forward_hook(lambda module, inputs, output: captured.update(weights=output))
     tokens, attention = vit.class_attention(network, images)
-    torch.testing.assert_close(attention, seen["weights"][:, :, 0, 1:])
+    torch.testing.assert_close(attention, captured["weights"][:, :, 0, 1:])
     torch.testing.assert_close(tokens, vit.encode_tokens(network, images))
 
 
-def test_positions_tell_places_apart(network):
+def test_positions_of_different_patches_differ(network):
     table = network.pos_embed[0, 1:]
     distance = torch.cdist(table, table) + torch.eye(16) * 100
     assert distance.min() > 0.1
@@ -67,7 +67,7 @@ def test_teacher_round_trip(network, tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
-def test_without_a_trained_class_token_the_patches_speak(network, tmp_path):
+def test_without_a_trained_class_token_the_patches_are_averaged(network, tmp_path):
     teacher.save_teacher(tmp_path, network, CONFIG | {"class_token": False, "mean": vit.MEAN, "std": vit.STD})
     tokens = teacher.load_teacher(tmp_path).encode(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
     torch.testing.assert_close(tokens.cls, tokens.patch.mean(1))
@@ -95,7 +95,7 @@ def test_timm_checkpoint_with_positions_resampled(tmp_path, form):
     assert tokens.patch.shape == (1, 36, 192)
 
 
-def test_foreign_weights_and_names_are_refused(tmp_path):
+def test_other_weights_and_names_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="does not hold the weights"):
         teacher.from_timm("vit_tiny_patch16_224", img_size=96, checkpoint=tmp_path / "x.safetensors")
@@ -106,7 +106,7 @@ def test_foreign_weights_and_names_are_refused(tmp_path):
         teacher.from_timm("vit_base_patch16_siglip_224", img_size=96, checkpoint=tmp_path / "x.safetensors")
 
 
-def test_attention_is_fused_where_that_is_faster_and_says_the_same(network):
+def test_attention_is_fused_if_faster_with_the_same_result(network):
     cpu, images = torch.device("cpu"), torch.randn(2, 3, 160, 160)  # 400 patches of 8 pixels
     with torch.no_grad():
         vit.use_fastest_attention(network, cpu)

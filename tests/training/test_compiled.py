@@ -1,4 +1,4 @@
-"""Stages whose networks are compiled learn what they learn otherwise."""
+"""Stages with compiled networks train as without compilation."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from tests.project import Project
 
-# `python -m stages.<stage>`, but graphs are traced and run as they are: nothing waits for a C++ compiler.
+# `python -m stages.<stage>` with graphs that are traced but not compiled, because the C++ compiler is slow.
 TRACED = """
 import runpy, sys, torch
 compiled = torch.compile
@@ -19,19 +19,21 @@ print("graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"], "modes:
 
 
 @pytest.mark.parametrize(
-    ("stage", "how", "modes"),
+    ("stage", "compile_mode", "modes"),
     [("parts", True, "{None}"), ("pretrain", True, "{None}"), ("pretrain", "reduce-overhead", "{'reduce-overhead'}")],
 )
-def test_a_compiled_stage_learns_the_same(finished: Project, toy: Project, stage: str, how: bool | str, modes: str):
-    toy.set(f"{stage}.compute.compile", how)
-    said = toy.run("python", "-c", TRACED, stage)
-    graphs = re.search(r"^graphs: (\d+) modes: (.*)", said, re.MULTILINE)
+def test_a_compiled_stage_learns_the_same(
+    finished: Project, toy: Project, stage: str, compile_mode: bool | str, modes: str
+):
+    toy.set(f"{stage}.compute.compile", compile_mode)
+    output = toy.run("python", "-c", TRACED, stage)
+    graphs = re.search(r"^graphs: (\d+) modes: (.*)", output, re.MULTILINE)
     assert graphs is not None
     assert int(graphs[1]) > 0
     assert graphs[2] == modes
-    once, again = (
+    eager, compiled = (
         json.loads((project.folder / f"data/{stage}/history.json").read_text()) for project in (finished, toy)
     )
-    assert len(once) == len(again)
-    for one, other in zip(once, again, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert len(eager) == len(compiled)
+    for eager_row, compiled_row in zip(eager, compiled, strict=True):
+        assert compiled_row["loss"] == pytest.approx(eager_row["loss"], rel=1e-4)

@@ -1,6 +1,6 @@
-"""Twenty losses of a toy SemMAE run against a text file: a change that moves them must say why.
+"""Twenty losses of a toy SemMAE run against a text file. A commit that changes them must give the reason.
 
-Recorded anew by `python -m tests.test_golden`.
+`python -m tests.training.test_golden` writes the file.
 """
 
 from pathlib import Path
@@ -19,13 +19,16 @@ STEPS, GRID, RATIO = 20, (4, 4), 0.75
 
 
 def losses() -> list[float]:
-    """Semantic masks over true parts, from a share of each to whole parts, on 16 creatures of 32 pixels."""
+    """Train on 16 creatures of 32 pixels, with semantic masks over their true parts."""
     torch.manual_seed(0)
     creatures = [draw(0, f"train-{i:06d}", 32) for i in range(16)]
     images = vit.normalize(torch.from_numpy(np.stack([c.image for c in creatures])).permute(0, 3, 1, 2))
     labels = torch.from_numpy(np.stack([c.mask[4::8, 4::8].reshape(-1) for c in creatures]))
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2})
-    for name, parameter in encoder.named_parameters():  # drawn by name: no other version's initialization matters
+    for (
+        name,
+        parameter,
+    ) in encoder.named_parameters():  # drawn by name, independent of the initialization of torch and timm
         if parameter.requires_grad and parameter.ndim > 1:
             values = numpy_generator(0, name).normal(0, 0.05, parameter.shape)
             parameter.data.copy_(torch.from_numpy(values))
@@ -48,7 +51,7 @@ def losses() -> list[float]:
     return history
 
 
-def test_losses_are_those_on_record():
+def test_losses_equal_the_recorded_losses():
     recorded = [float(line) for line in GOLDEN.read_text().split()]
     found = losses()
     assert found == pytest.approx(recorded, rel=1e-3)

@@ -49,7 +49,9 @@ class DecoderConfig:
     @model_validator(mode="after")
     def _check_embed_dim(self) -> Self:
         if self.embed_dim % (4 * self.num_heads):
-            raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of 4 * num_heads, {4 * self.num_heads}")
+            raise ValueError(
+                f"embed_dim is {self.embed_dim}; it must be a multiple of 4 * num_heads, {4 * self.num_heads}"
+            )
         return self
 
 

@@ -19,7 +19,7 @@ def test_topk_accuracy_equals_scikit_learn(k):
     assert classification_metrics.topk_accuracy(scores, labels, k=k) == pytest.approx(expected)
 
 
-def test_equal_scores_do_not_count_as_right():
+def test_equal_scores_rank_the_lower_class_first():
     labels = torch.tensor([0, 1, 2, 3])
     assert classification_metrics.topk_accuracy(torch.zeros(4, 4), labels, k=1) == 0.25
 
@@ -32,16 +32,16 @@ def test_per_class_accuracy_is_balanced_accuracy_over_the_classes_present():
     assert classification_metrics.per_class_accuracy(predictions, labels) == pytest.approx(expected)
 
 
-def test_classification_reports_all_of_it():
+def test_compute_returns_all_metrics():
     scores = torch.eye(3)[[0, 1, 2, 0]]
-    found = classification_metrics.compute(scores, torch.tensor([0, 1, 2, 2]))
-    assert found == pytest.approx(
+    metrics = classification_metrics.compute(scores, torch.tensor([0, 1, 2, 2]))
+    assert metrics == pytest.approx(
         {"top1": 0.75, "top5": 1.0, "per_class": (1 + 1 + 0.5) / 3, "top1_se": (0.75 * 0.25 / 4) ** 0.5}
     )
 
 
 @pytest.mark.parametrize("chunk", [7, 64, 4096])
-def test_knn_equals_scikit_learn_whatever_the_chunk(monkeypatch, chunk):
+def test_knn_equals_scikit_learn_for_any_chunk_size(monkeypatch, chunk):
     monkeypatch.setattr(classification_metrics, "CHUNK", chunk)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 150)
@@ -61,7 +61,7 @@ def test_knn_equals_scikit_learn_whatever_the_chunk(monkeypatch, chunk):
     np.testing.assert_allclose(votes.numpy(), expected, atol=1e-6)
 
 
-def test_knn_with_fewer_train_samples_than_k_lets_all_of_them_vote():
+def test_with_fewer_train_samples_than_k_all_of_them_vote():
     train = torch.eye(3)
     votes = classification_metrics.knn_votes(
         train, torch.tensor([0, 1, 1]), train[:1], num_classes=2, k=20, temperature=0.5, device=CPU
@@ -70,7 +70,7 @@ def test_knn_with_fewer_train_samples_than_k_lets_all_of_them_vote():
     torch.testing.assert_close(votes, torch.tensor([[e / (e + 2), 2 / (e + 2)]]))
 
 
-def test_knn_survives_a_small_temperature():
+def test_votes_are_finite_at_a_small_temperature():
     train = torch.eye(2)
     votes = classification_metrics.knn_votes(
         train, torch.tensor([0, 1]), train, num_classes=2, k=2, temperature=1e-3, device=CPU

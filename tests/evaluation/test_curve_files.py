@@ -1,9 +1,9 @@
-"""Learning curves: a file for every column of every training, read as they were written, and nothing of before."""
+"""Curve files are read as they were written, and replace earlier ones."""
 
 from semmae.evaluation import curve_files
 
 
-def test_curves_are_read_as_they_were_written_without_what_no_chart_can_show(tmp_path):
+def test_curves_are_read_as_they_were_written_without_values_that_are_not_finite(tmp_path):
     rows = [{"epoch": 1, "loss": 2.5}, {"epoch": 2, "loss": float("nan")}, {"epoch": 3, "loss": 0.1, "val_top1": 0.25}]
     curve_files.write(tmp_path / "toy", {"encoder": rows, "5_per_class": rows[:1], "knn": []})
     assert curve_files.read(tmp_path / "toy", "encoder") == {"loss": [(1, 2.5), (3, 0.1)], "val_top1": [(3, 0.25)]}
@@ -14,7 +14,7 @@ def test_curves_are_read_as_they_were_written_without_what_no_chart_can_show(tmp
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.tsv")] == ["toy/encoder/loss.tsv"]
 
 
-def test_where_nothing_was_trained_a_file_keeps_the_folder(tmp_path):
+def test_without_curves_a_placeholder_keeps_the_folder(tmp_path):
     curve_files.write(tmp_path / "toy", {"knn": []})
     (kept,) = (tmp_path / "toy").iterdir()
     assert kept.read_text() == "[]\n"  # which dvc plots takes for a chart without points

@@ -39,7 +39,7 @@ def mean_colors(images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_extract_sees_every_sample_once_in_order(toy_dataset, batch_size, workers):
+def test_extract_encodes_every_sample_once_in_order(toy_dataset, batch_size, workers):
     reader = Reader(toy_dataset, "train")
     found = features.extract(mean_colors, reader, img_size=16, batch_size=batch_size, workers=workers)
     view = CenterView(16)
@@ -47,14 +47,14 @@ def test_extract_sees_every_sample_once_in_order(toy_dataset, batch_size, worker
     np.testing.assert_allclose(found.numpy(), np.stack(expected), rtol=1e-5)
 
 
-def test_features_lie_in_a_file_and_not_in_memory(toy_dataset, state_root):
+def test_features_are_in_a_file_without_a_name(toy_dataset, state_root):
     found = features.extract(mean_colors, Reader(toy_dataset, "val"), img_size=16, batch_size=5, workers=0)
     assert mapped(found).startswith(f"{state_root}/scratch/")
-    assert not list((state_root / "scratch").iterdir())  # it has no name that could outlive its reader
+    assert not list((state_root / "scratch").iterdir())  # the file has no name
 
 
 def mapped(tensor: torch.Tensor) -> str:
-    """The file that a tensor's memory is mapped from; empty: there is none."""
+    """Return the file that a tensor is mapped from; empty for none."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, *_, inode, name = (line + " ").split(" ", 5)
         first, last = (int(address, 16) for address in addresses.split("-"))
@@ -65,12 +65,12 @@ def mapped(tensor: torch.Tensor) -> str:
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("torn", [0, 7])
-def test_a_killed_extraction_goes_on_with_the_same_batches_and_ends_with_the_same_bits(tmp_path, batches, torn):
+def test_a_resumed_extraction_uses_the_same_batches_and_ends_with_the_same_bits(tmp_path, batches, torn):
     reader, sizes = Pictures([(20, 30)] * 5), []
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         sizes.append(len(images))
-        return mean_colors(images) + len(images)  # as if a batch of another size rounded differently
+        return mean_colors(images) + len(images)  # the result depends on the batch size, as rounding does
 
     options = {"img_size": 8, "batch_size": 3, "workers": 0, "views": 2, "seed": 1}
     whole = features.extract(encode, reader, **options, file=tmp_path / "whole")
@@ -78,11 +78,11 @@ def test_a_killed_extraction_goes_on_with_the_same_batches_and_ends_with_the_sam
     (tmp_path / "killed").write_bytes((tmp_path / "whole").read_bytes()[: rows * 3 * 4 + torn])
     sizes.clear()
     assert torch.equal(features.extract(encode, reader, **options, file=tmp_path / "killed"), whole)
-    assert sizes == [1, *[3, 2, 3, 2][batches:]]  # the first asks for the width
+    assert sizes == [1, *[3, 2, 3, 2][batches:]]  # the first call determines the width
     assert (tmp_path / "killed").stat().st_size == 10 * 3 * 4
 
 
-def test_random_views_depend_on_seed_view_and_key_alone():
+def test_random_views_are_a_function_of_seed_view_and_key():
     reader = Pictures([(40, 60), (50, 50), (40, 60)])
     options = {"img_size": 16, "workers": 0, "views": 2}
     found = features.extract(mean_colors, reader, batch_size=2, seed=1, **options)
@@ -96,7 +96,7 @@ def test_random_views_depend_on_seed_view_and_key_alone():
 
 
 @pytest.mark.parametrize(("pool", "width"), [("class", 32), ("patch_mean", 32), ("both", 64)])
-def test_pooling(pool, width):
+def test_pools_are_class_token_mean_of_patches_or_both(pool, width):
     network = vit.build(CONFIG).eval()
     images = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_pooling(pool, width):
     torch.testing.assert_close(found, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_broken_encoder_is_named_with_the_image_it_broke_on():
+def test_features_that_are_not_finite_raise_an_error_that_names_the_image():
     reader = Pictures([(20, 20)] * 5)
 
     def encode(images: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The probe against a plain loop of torch modules, sweeps against single rates, features in a file against memory."""
+"""Linear heads against a loop of torch modules, sweeps against single rates, selections against copies."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def planted(
 
 
 def plain_probe(train: FeatureSet, base_lr: float, recipe: LinearHeadsRecipe, classes: int) -> nn.Module:
-    """The same recipe in torch's own modules."""
+    """Train a single head by the same recipe with torch modules."""
     views, n, width = train.features.shape
     model = nn.Sequential(nn.BatchNorm1d(width, eps=1e-6, affine=False), nn.Linear(width, classes))
     weight = torch.randn(width, 1, classes, generator=torch_generator(recipe.seed, "head"))
@@ -71,17 +71,17 @@ def choose(train: FeatureSet, base_lrs: list[float], recipe: LinearHeadsRecipe =
     )
 
 
-def test_the_probe_learns_and_says_how():
+def test_the_probe_learns_and_returns_its_curve():
     train, val = planted(400), planted(200, seed=1)
-    found = choose(train, LRS)
-    scores = linear_heads.train_and_predict(train, val, num_classes=4, base_lr=found.base_lr, recipe=RECIPE)
+    choice = choose(train, LRS)
+    scores = linear_heads.train_and_predict(train, val, num_classes=4, base_lr=choice.base_lr, recipe=RECIPE)
     assert (scores.argmax(1) == val.labels).double().mean() > 0.8
-    assert [row["epoch"] for row in found.history] == [1, 2, 3, 4]
-    assert found.history[-1]["lr"] == 0
-    assert found.history[-1]["train_loss"] < found.history[0]["train_loss"]
+    assert [row["epoch"] for row in choice.history] == [1, 2, 3, 4]
+    assert choice.history[-1]["lr"] == 0
+    assert choice.history[-1]["train_loss"] < choice.history[0]["train_loss"]
 
 
-def test_the_probe_is_deterministic_and_its_seed_matters():
+def test_the_probe_is_a_function_of_its_seed():
     train, val = planted(200), planted(50, seed=1)
     recipes = [LinearHeadsRecipe(4, 1, 32, seed, torch.device("cpu")) for seed in (3, 3, 4)]
     again = [
@@ -91,7 +91,7 @@ def test_the_probe_is_deterministic_and_its_seed_matters():
     assert not torch.equal(again[0], again[2])
 
 
-def test_the_chosen_rate_is_the_best_on_the_holdout_and_val_has_no_say():
+def test_the_chosen_rate_is_the_best_on_the_holdout():
     train = planted(400, spread=2.0)
     held_out = subsets.stratified_split(train.labels.numpy(), share=0.2, seed=0)
     kept = np.setdiff1d(np.arange(400), held_out)
@@ -103,19 +103,21 @@ def test_the_chosen_rate_is_the_best_on_the_holdout_and_val_has_no_say():
     assert choose(train, rates).base_lr == rates[best]
 
 
-def test_a_selection_is_the_same_as_a_copy():
+def test_a_selection_equals_a_copy():
     train, val = planted(200), planted(50, seed=1)
     ids = numpy_generator(0, "some").permutation(200)[:80]
-    some, copy = (
+    selection, copy = (
         train.select(ids[::-1]).select(np.arange(80)[::-1]),
         FeatureSet(train.features[:, ids], train.labels[ids]),
     )
-    assert some.features is train.features
-    found = [linear_heads.train_and_predict(x, val, num_classes=4, base_lr=0.3, recipe=RECIPE) for x in (some, copy)]
-    assert torch.equal(*found)
+    assert selection.features is train.features
+    logits = [
+        linear_heads.train_and_predict(x, val, num_classes=4, base_lr=0.3, recipe=RECIPE) for x in (selection, copy)
+    ]
+    assert torch.equal(*logits)
 
 
-def test_samples_are_scored_alike_in_chunks_of_any_size(monkeypatch):
+def test_scores_do_not_depend_on_the_chunk_size(monkeypatch):
     train, val = planted(200), planted(50, seed=1)
     trained, _ = linear_heads.train_heads(train, num_classes=4, base_lrs=LRS, recipe=RECIPE)
     expected = (trained.predict(val.features[0]).argmax(2) == val.labels[:, None]).double().mean(0).tolist()
@@ -126,13 +128,13 @@ def test_samples_are_scored_alike_in_chunks_of_any_size(monkeypatch):
 
 
 @pytest.mark.parametrize("few", [10, 32, 33, 70, 1000])
-def test_few_samples_take_as_many_steps_as_all(few):
+def test_a_recipe_for_few_samples_takes_as_many_steps(few):
     longer = RECIPE.with_equal_steps(few, reference=1000)
     steps, per_epoch = RECIPE.epochs * RECIPE.steps_per_epoch(1000), RECIPE.steps_per_epoch(few)
     assert steps <= longer.epochs * per_epoch < steps + per_epoch
 
 
-def test_a_batch_larger_than_the_set_is_the_set_and_its_rate_follows():
+def test_a_batch_is_never_larger_than_the_training_set():
     train, val = planted(40), planted(20, seed=1).features[0]
     of_size = [
         linear_heads.train_heads(

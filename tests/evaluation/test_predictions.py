@@ -1,4 +1,4 @@
-"""The table of predictions: names in place of numbers, the share of the answer, whatever the chunk."""
+"""The table of predictions: class names, and the probability of the prediction, for any chunk size."""
 
 import csv
 from pathlib import Path
@@ -17,7 +17,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("chunk", [2, 1024])
-def test_a_row_says_what_is_there_what_was_said_and_how_surely(tmp_path, monkeypatch, chunk):
+def test_a_row_has_the_actual_class_the_predicted_class_and_its_probability(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(classification_metrics, "CHUNK", chunk)
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 5.0, 1.0], [1.0, 1.0, 0.0]])
     predictions.write(tmp_path / "new/toy.tsv", ["a", "b", "c"], logits, torch.tensor([0, 2, 1]), NAMES)
@@ -29,7 +29,7 @@ def test_a_row_says_what_is_there_what_was_said_and_how_surely(tmp_path, monkeyp
     ]
 
 
-def test_votes_are_shares_already(tmp_path):
+def test_votes_are_used_as_probabilities(tmp_path):
     predictions.write(
         tmp_path / "toy.tsv", ["a"], torch.tensor([[0.25, 0.0, 0.75]]), torch.tensor([2]), NAMES, logits=False
     )

@@ -36,7 +36,7 @@ def dataset(monkeypatch):
     return use
 
 
-def test_labeled_splits_leave_out_what_has_no_label(dataset, tmp_path):
+def test_labeled_splits_have_no_unlabeled_samples(dataset, tmp_path):
     dataset(train=Split([0, -1, 1], [False] * 3), val=Split([1, -1], [False] * 2))
     train, val = splits.open_labeled_splits(tmp_path)
     assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
@@ -49,7 +49,7 @@ def test_a_label_without_a_name_is_refused(dataset, tmp_path, train: list[int], 
         splits.open_labeled_splits(tmp_path)
 
 
-def test_masked_splits_leave_out_what_has_no_mask(dataset, tmp_path):
+def test_masked_splits_have_no_samples_without_masks(dataset, tmp_path):
     dataset(train=Split([-1] * 3, [True, False, True]), val=Split([-1] * 2, [False, True]))
     assert [len(reader) for reader in splits.open_masked_splits(tmp_path)] == [2, 1]
 
@@ -67,7 +67,7 @@ def test_an_unlabeled_split_is_refused(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "masks", "message"), [("classes", True, "kind classes"), (None, False, "has masks")])
-def test_masks_that_show_no_object_are_refused(dataset, tmp_path, kind, masks, message):
+def test_masks_without_objects_are_refused(dataset, tmp_path, kind, masks, message):
     dataset(train=Split([0], [masks], kind), val=Split([0], [masks], kind))
     with pytest.raises(ValueError, match=message):
         splits.open_masked_splits(tmp_path)

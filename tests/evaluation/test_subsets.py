@@ -33,7 +33,7 @@ def test_low_shot_takes_from_every_class(shots, sizes):
     assert not np.array_equal(chosen, subsets.low_shot(LABELS, shots, seed=1))
 
 
-def test_more_shots_contain_the_fewer():
+def test_larger_subsets_contain_the_smaller_ones():
     few, more = (set(subsets.low_shot(LABELS, Shots(per_class=k), seed=0)) for k in (2, 7))
     assert few < more
 
@@ -44,7 +44,7 @@ def test_names_are_keys_without_dots():
 
 
 @pytest.mark.parametrize("given", ["{}", "{share: 0.1, per_class: 2}", "{share: 1.5}", "{per_class: 0}"])
-def test_what_is_no_subset_is_refused(tmp_path, given):
+def test_invalid_shots_are_refused(tmp_path, given):
     (tmp_path / "params.yaml").write_text(f"shots: {given}")
     with pytest.raises(ValueError, match=r"shots"):
         load_config(Shots, "shots", file=tmp_path / "params.yaml")

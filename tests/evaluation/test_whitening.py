@@ -1,4 +1,4 @@
-"""Whitening: scikit-learn's PCA, and what makes it worth having."""
+"""Whitening against scikit-learn, and its invariance."""
 
 import numpy as np
 import pytest
@@ -17,16 +17,16 @@ def features(state_root) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("chunk", [7, 4096])
-def test_it_equals_scikit_learn_up_to_signs_whatever_the_chunk(features, monkeypatch, chunk):
+def test_whitening_equals_scikit_learn_up_to_signs_for_any_chunk_size(features, monkeypatch, chunk):
     monkeypatch.setattr(whitening, "CHUNK", chunk)
     judge = PCA(5, whiten=True).fit(features[:200].double().numpy())
     expected = judge.transform(features.double().numpy()) * np.sqrt(200 / 199)  # it divides by n - 1
-    found = whitening.whiten(features, *whitening.fit(features[:200]))
-    assert found.shape == (300, 5)  # the constant direction says nothing
-    np.testing.assert_allclose((found @ found.T).numpy(), expected @ expected.T, rtol=1e-3, atol=1e-3)
+    whitened = whitening.whiten(features, *whitening.fit(features[:200]))
+    assert whitened.shape == (300, 5)  # without the constant direction
+    np.testing.assert_allclose((whitened @ whitened.T).numpy(), expected @ expected.T, rtol=1e-3, atol=1e-3)
 
 
-def test_neighbors_no_longer_depend_on_how_features_are_scaled_and_sheared(features):
+def test_neighbors_are_invariant_to_linear_maps_of_the_features(features):
     labels = torch.arange(200) % 3
     mixed = features @ torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
 

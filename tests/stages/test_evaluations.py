@@ -1,4 +1,4 @@
-"""The evaluation stages on toy artifacts: what they write, that they repeat it, and how they refuse."""
+"""The evaluation stages on toy artifacts: results, repeated runs, and errors."""
 
 import sys
 from pathlib import Path
@@ -43,7 +43,7 @@ part_scores:
 
 @pytest.fixture
 def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose encoder and teacher are untrained and whose parts are three fixed directions."""
+    """A project with an untrained encoder, an untrained teacher, and three parts with fixed centroids."""
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(PARAMS)
     Path("data/shards").mkdir(parents=True)
@@ -61,7 +61,7 @@ def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def start(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
-    """As `python -m stages.<name> <arguments>` does."""
+    """Run a stage as `python -m stages.<name> <arguments>` does."""
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     stage.main(STAGES[name].main)
 
@@ -96,7 +96,7 @@ def test_a_stage_writes_the_scores_of_encoder_and_baselines_and_repeats_them(pro
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_the_predictions_are_those_that_were_scored(project, monkeypatch, name):
+def test_the_predictions_agree_with_the_scores(project, monkeypatch, name):
     start(monkeypatch, name, "toy")
     found = pd.read_csv(f"results/{name}/predictions/toy.tsv", sep="\t")
     val = Reader(Path("data/shards/toy"), "val")
@@ -106,7 +106,7 @@ def test_the_predictions_are_those_that_were_scored(project, monkeypatch, name):
     assert found["confidence"].between(1 / val.num_classes, 1).all()
 
 
-def test_whitened_neighbors_are_those_of_whitened_features(project, monkeypatch):
+def test_whitened_knn_equals_scikit_learn(project, monkeypatch):
     Path("params.yaml").write_text(PARAMS.replace("whiten: false", "whiten: true"))
     start(monkeypatch, "knn", "toy")
     encode = features.build_feature_encoder(
@@ -121,7 +121,7 @@ def test_whitened_neighbors_are_those_of_whitened_features(project, monkeypatch)
 
 
 def closeness(distance: np.ndarray) -> np.ndarray:
-    """exp(cosine / 0.07) of unit vectors so far apart."""
+    """Compute exp(cosine / 0.07) of unit vectors from their distance."""
     return np.exp((1 - distance**2 / 2) / 0.07)
 
 
@@ -133,19 +133,21 @@ def test_the_curve_of_a_probe_has_the_epochs_of_its_dataset(project, monkeypatch
     assert all([epoch for epoch, _ in points] == [1, 2, 3] for points in found.values())
 
 
-def test_the_losses_of_a_curve_are_those_of_all_ranks_while_it_is_still_written(project, monkeypatch):
-    """So a checkpoint of the first rank is one of all."""
+def test_the_losses_of_a_curve_are_means_over_ranks(project, monkeypatch):
+    """A checkpoint stores the curve of a single rank, so all ranks must have the same."""
     curve = Path("results/attentive/curves/toy")
     start(monkeypatch, "attentive", "toy")
     alone = curve_files.read(curve, "encoder")["train_loss"]
-    monkeypatch.setattr(distributed, "mean", lambda value, world: 2 * value)  # as if others had three times the loss
+    monkeypatch.setattr(
+        distributed, "mean", lambda value, world: 2 * value
+    )  # as if another rank had three times the loss
     start(monkeypatch, "attentive", "toy")
     assert curve_files.read(curve, "encoder")["train_loss"] == [
         (epoch, pytest.approx(2 * loss)) for epoch, loss in alone
     ]
 
 
-def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_the_rate_of_all(project, monkeypatch):
+def test_a_single_sample_per_class_takes_the_learning_rate_of_all_of_train(project, monkeypatch):
     start(monkeypatch, "linear", "toy")
     result = written("linear")
     assert list(result.low_shot) == ["1_per_class", "50_percent"]
@@ -154,8 +156,8 @@ def test_a_low_shot_score_names_its_shots_and_a_single_sample_per_class_takes_th
     assert result.low_shot["1_per_class"]["base_lr"] == result.encoder["base_lr"]
 
 
-def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
-    """The rate included, which is chosen on a part of the few; the same in every run of a seed."""
+def test_a_low_shot_probe_uses_only_its_seeded_subset(project, monkeypatch):
+    """The learning rate is chosen on a hold-out of the subset, and every run of a seed draws the same subset."""
     Path("params.yaml").write_text(PARAMS.replace("[{per_class: 1}, {share: 0.5}]", "[{share: 0.1}, {share: 0.5}]"))
     predict, choose, learned, chosen = linear_heads.train_and_predict, linear_heads.choose_base_lr, [], []
 
@@ -177,7 +179,7 @@ def test_a_low_shot_probe_learns_from_the_seeded_few_and_from_nothing_else(proje
         start(monkeypatch, "linear", "toy")
         assert [ids for ids in learned if len(ids) < len(labels)] == [few, half]
         (ids, held_out), *others = [one for one in chosen if len(one[0]) < len(labels)]
-        assert ids == half  # of the few, one of each class, nothing can be held out
+        assert ids == half  # the smaller subset has one sample per class, so nothing can be held out
         assert not others
         assert set(held_out) < set(half)
 
@@ -217,13 +219,13 @@ def test_part_scores_are_written_with_baselines_and_references(project, monkeypa
         ("knn", ["gone"], "gone is no dataset"),
     ],
 )
-def test_a_wrong_name_ends_in_one_sentence(project, monkeypatch, capsys, name, arguments, sentence):
+def test_an_unknown_dataset_gives_an_error_of_one_line(project, monkeypatch, capsys, name, arguments, sentence):
     with pytest.raises(SystemExit) as ended:
         start(monkeypatch, name, *arguments)
     assert ended.value.code == 1
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
     assert not list(project.glob("results/*/*"))
 
 

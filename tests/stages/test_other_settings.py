@@ -1,4 +1,4 @@
-"""Settings that the toy project leaves alone, each through its stages to the part maps made with it."""
+"""Settings that the toy project does not use, run through their stages."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ from tests.project import Project, call
 
 
 def mapped() -> PartMethod:
-    """The parts of the project in this folder, after their maps of all images have been made and read back."""
+    """Make the part maps of the project in this folder, read them, and return the part method."""
     call("part_maps")
     learned, elder = part_learner.load_parts(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")
     maps = part_maps.join(
@@ -43,7 +43,7 @@ def mapped() -> PartMethod:
         ("parts.learned.target", "pixels", {"method": "learned", "target": "pixels", "target_dim": 3 * 8 * 8}),
     ],
 )
-def test_parts_are_learned_another_way(inside: Project, key: str, value: Any, config: dict[str, Any]):
+def test_other_part_methods_give_part_maps(inside: Project, key: str, value: Any, config: dict[str, Any]):
     inside.set(key, value)
     call("parts")
     learned = mapped()
@@ -51,13 +51,13 @@ def test_parts_are_learned_another_way(inside: Project, key: str, value: Any, co
     assert learned.background == (3 if learned.config["background"] else None)
 
 
-def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
+def test_decoding_a_fraction_of_the_masked_patches_lowers_the_loss(inside: Project):
     whole = json.loads(Path("data/pretrain/history.json").read_text())
     inside.set("pretrain.recipe.decode_fraction", 0.5)
     call("pretrain")
     found = json.loads(Path("data/pretrain/history.json").read_text())
     assert found[-1]["loss"] < found[0]["loss"]
-    assert found[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.1)  # of fewer patches, and so not the same
+    assert found[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.1)  # similar, but over fewer patches
     assert found[0]["loss"] != whole[0]["loss"]
 
 
@@ -72,7 +72,7 @@ def test_reconstructing_some_of_the_masked_patches_learns_too(inside: Project):
         ("segment", "segment.protocol"),
     ],
 )
-def test_a_stage_that_trains_reads_as_few_shards_at_a_time_as_it_is_told(
+def test_stages_that_train_pass_shuffle_shards_to_the_order_of_an_epoch(
     inside: Project, monkeypatch: pytest.MonkeyPatch, stage: str, section: str
 ):
     inside.set(f"{section}.shuffle_shards", 2)
@@ -87,7 +87,7 @@ def test_a_stage_that_trains_reads_as_few_shards_at_a_time_as_it_is_told(
     assert {shuffle_shards for shuffle_shards, _ in found} == {2}
 
 
-def test_images_grow_while_an_encoder_learns(inside: Project, monkeypatch: pytest.MonkeyPatch):
+def test_the_resolution_grows_during_pretraining(inside: Project, monkeypatch: pytest.MonkeyPatch):
     inside.set("pretrain.recipe.resolution", {"start": 16, "step": 8, "until": 0.7})
     inside.set("pretrain.online_eval.every_epochs", 0)
     seen = []
@@ -106,10 +106,10 @@ def test_images_grow_while_an_encoder_learns(inside: Project, monkeypatch: pytes
     assert found[-1]["loss"] < found[0]["loss"]
 
 
-def test_what_bf16_cannot_compute_is_computed_in_fp32(
+def test_a_step_that_is_not_finite_in_bf16_is_retried_in_fp32(
     inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Every latent meets a number that fp32 holds and bf16 does not: a bf16 run ends as one in fp32 does."""
+    """A number is added that is finite in fp32 and infinite in bf16: the bf16 run must end as the fp32 run does."""
     inside.set("pretrain.recipe.epochs", 1)
     call("pretrain")
     expected = file_digest(Path("data/pretrain/encoder.safetensors"))
@@ -123,17 +123,15 @@ def test_what_bf16_cannot_compute_is_computed_in_fp32(
     monkeypatch.setattr(mae.MAE, "encode", far)
     inside.set("pretrain.compute.precision", "bf16")
     call("pretrain")
-    told = [line for line in capsys.readouterr().err.splitlines() if "retrying" in line]
-    assert told == [f"pretrain: the loss is nan at step {step}; retrying it in fp32" for step in range(4)]
+    messages = [line for line in capsys.readouterr().err.splitlines() if "retrying" in line]
+    assert messages == [f"pretrain: the loss is nan at step {step}; retrying it in fp32" for step in range(4)]
     assert file_digest(Path("data/pretrain/encoder.safetensors")) == expected
 
 
-def test_a_gradient_that_is_not_finite_touches_no_weight(
+def test_a_gradient_that_is_not_finite_changes_no_weight(
     inside: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """At the second epoch's last step, when the loss is as it should be: a run that may not leave it out stops there
-    with the checkpoint of the first epoch, and goes on from it.
-    """
+    """The gradient is nan at the last step of the second epoch. The run fails, and resumes from the first epoch."""
     inside.set("pretrain.recipe.epochs", 3)
     clip, steps = optim.clip, itertools.count()
 
@@ -145,15 +143,15 @@ def test_a_gradient_that_is_not_finite_touches_no_weight(
     monkeypatch.setattr(optim, "clip", broken)
     with pytest.raises(SystemExit):
         call("pretrain")
-    said = capsys.readouterr().err
-    assert "error: pretrain: the gradient is nan at step 7 on rank 0; its samples: " in said
+    message = capsys.readouterr().err
+    assert "error: pretrain: the gradient is nan at step 7 on rank 0; its samples: " in message
     (saved,) = Path(inside.root, "state/runs").glob("*/step-*")
     assert saved.name == "step-000000004"
     call("pretrain")
     assert all(torch.isfinite(value).all() for value in load_file("data/pretrain/encoder.safetensors").values())
 
 
-def test_a_gradient_is_clipped_to_its_largest_norm(inside: Project, monkeypatch: pytest.MonkeyPatch):
+def test_a_gradient_is_clipped_to_the_maximum_norm(inside: Project, monkeypatch: pytest.MonkeyPatch):
     inside.set("pretrain.recipe.clip_grad", 0.01)
     found, step = [], torch.optim.AdamW.step
 
@@ -167,7 +165,7 @@ def test_a_gradient_is_clipped_to_its_largest_norm(inside: Project, monkeypatch:
     assert found == pytest.approx([0.01] * len(found), rel=1e-3)
 
 
-def test_a_checkpoint_in_timms_layout_teaches(inside: Project):
+def test_a_checkpoint_in_the_layout_of_timm_can_be_the_teacher(inside: Project):
     torch.manual_seed(0)
     published = timm.create_model("vit_tiny_patch16_224")
     file = Path("data/raw/tiny.safetensors")

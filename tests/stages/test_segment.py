@@ -1,4 +1,4 @@
-"""The segment stage on toy artifacts: what it writes, that it repeats it, and how it refuses."""
+"""The segment stage on toy artifacts: results, repeated runs, and errors."""
 
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """As `python -m stages.segment <arguments>` does."""
+    """Run the stage as `python -m stages.segment <arguments>` does."""
     monkeypatch.setattr(sys, "argv", ["segment", *arguments])
     stage.main(segment.main)
 
@@ -73,12 +73,12 @@ def written() -> dict[str, Scores]:
 
 
 def masks() -> dict[tuple[str, str], np.ndarray]:
-    """Predicted masks by protocol and key."""
-    found = Path("results/segment/examples/toy").glob("*/*.png")
-    return {(path.parent.name, path.stem): np.asarray(Image.open(path)) for path in found}
+    """Read the predicted masks by head and key."""
+    paths = Path("results/segment/examples/toy").glob("*/*.png")
+    return {(path.parent.name, path.stem): np.asarray(Image.open(path)) for path in paths}
 
 
-def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_any_order(project, monkeypatch):
+def test_frozen_heads_are_scored_with_baselines_and_in_any_order_alike(project, monkeypatch):
     start(monkeypatch, "toy")
     heads, examples = written(), masks()
     assert set(heads) == {"linear", "knn"}
@@ -93,13 +93,13 @@ def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_a
     assert list(heads["knn"].class_iou) == reader.mask_names
     known = [iou for iou in heads["knn"].class_iou.values() if iou is not None]
     assert heads["knn"].encoder["miou"] == pytest.approx(np.mean(known))
-    for line in ("linear", "linear_untrained", "linear_teacher"):
-        found = curve_files.read(Path("results/segment/curves/toy"), line)
-        assert list(found) == ["loss", "lr"]
-        assert [epoch for epoch, _ in found["loss"]] == [1, 2]
+    for training in ("linear", "linear_untrained", "linear_teacher"):
+        curves = curve_files.read(Path("results/segment/curves/toy"), training)
+        assert list(curves) == ["loss", "lr"]
+        assert [epoch for epoch, _ in curves["loss"]] == [1, 2]
     keys = {key for _, key in examples}
     assert len(keys) == 3
-    assert set(examples) == {(protocol, key) for protocol in ("linear", "knn") for key in keys}
+    assert set(examples) == {(head, key) for head in ("linear", "knn") for key in keys}
     assert any((examples["linear", key] != examples["knn", key]).any() for key in keys)
     for (_, key), mask in examples.items():
         assert mask.dtype == np.uint8
@@ -112,7 +112,7 @@ def test_frozen_protocols_are_written_with_the_lines_beside_them_and_repeat_in_a
     assert all((masks()[which] == mask).all() for which, mask in examples.items())
 
 
-def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was_learnt(project, monkeypatch):
+def test_a_stop_while_scoring_keeps_the_checkpoint_of_the_fine_tuned_head(project, monkeypatch):
     change("heads: [linear, knn]", "heads: [upernet]")
     change("baselines: true", "baselines: false")
     monkeypatch.setattr(segment.SegmentationTask, "score", lambda *_: run.signal.raise_signal(run.signal.SIGTERM))
@@ -145,18 +145,18 @@ def test_finetuning_is_one_more_protocol_and_a_stop_while_scoring_keeps_what_was
         ),
     ],
 )
-def test_what_does_not_fit_ends_in_one_sentence(project, monkeypatch, capsys, old, new, argument, sentence):
+def test_invalid_settings_give_an_error_of_one_line(project, monkeypatch, capsys, old, new, argument, sentence):
     change(old, new)
     with pytest.raises(SystemExit) as ended:
         start(monkeypatch, argument)
     assert ended.value.code == 1
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
     assert not Path("results").exists()
 
 
-def test_a_class_that_only_val_shows_is_refused(project, monkeypatch, capsys):
+def test_a_class_that_train_lacks_is_refused(project, monkeypatch, capsys):
     counted = segment.splits.open_masked_split
 
     def without_tails(dataset: Path, split: str):

@@ -1,4 +1,4 @@
-"""Fine-tuning: rates by layer, what is drawn by name, what is trained and scored, and a killed run that goes on."""
+"""Fine-tuning: rates by layer, named random draws, validation, low-shot training, resumed runs."""
 
 import os
 import random
@@ -34,7 +34,7 @@ COMPUTE = ComputeConfig("cpu", "fp32", False, 0)
 
 
 def encoder() -> VisionTransformer:
-    """An encoder that is not what it was before training."""
+    """An encoder with random weights and positions."""
     torch.manual_seed(0)
     network = vit.build(CONFIG).eval()
     for parameter in network.parameters():
@@ -64,7 +64,7 @@ def global_state() -> tuple:
 
 
 @pytest.mark.parametrize("pool", ["patch_mean", "class"])
-def test_the_rate_falls_by_the_layer_and_only_matrices_decay(pool):
+def test_lower_layers_have_smaller_rates_and_only_matrices_decay(pool):
     model, depth = built(pool), CONFIG["depth"]
     optimizer = optim.layer_decayed_adamw(model, weight_decay=0.05, layer_decay=0.65, betas=(0.9, 0.999))
     optim.set_rate(optimizer, 2.0)
@@ -81,7 +81,7 @@ def test_the_rate_falls_by_the_layer_and_only_matrices_decay(pool):
         assert found[id(parameter)]["weight_decay"] == (0.05 if decays else 0), name
 
 
-def test_the_network_is_timms_with_the_encoders_weights():
+def test_the_classifier_is_a_timm_vit_with_the_weights_of_the_encoder():
     model = built().eval()
     timms = VisionTransformer(**CONFIG, num_classes=8, global_pool="avg", fc_norm=True).eval()
     missing, unknown = timms.load_state_dict(
@@ -109,7 +109,7 @@ def test_another_image_size_resamples_the_positions_as_the_encoder_does():
         built(img_size=44)
 
 
-def test_paths_are_dropped_in_training_alone():
+def test_paths_are_dropped_in_training_only():
     model, images = built(drop_path=0.5), vit.normalize(pixels())
     model.head.weight.data.normal_()
     still = built()
@@ -121,7 +121,7 @@ def test_paths_are_dropped_in_training_alone():
 # What is drawn
 
 
-def test_the_policy_is_that_of_timms_transform(toy_dataset):
+def test_rand_augment_equals_that_of_timm(toy_dataset):
     ours = build_rand_augment(POLICY, 32)
     theirs = create_transform(32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
     theirs = next(step for step in theirs.transforms if type(step) is type(ours))
@@ -140,7 +140,7 @@ def test_the_strongest_policy_draws_every_operation(toy_dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_is_a_function_of_seed_epoch_and_key_alone(toy_dataset, workers):
+def test_an_image_is_a_function_of_seed_epoch_and_key(toy_dataset, workers):
     reader, view = Reader(toy_dataset, "train"), AugmentedCrop(3, CROP, POLICY, 32)
     expected = np.stack([view(reader, i, 5)["image"] for i in range(12)])
     assert not np.array_equal(expected[0], view(reader, 0, 6)["image"])
@@ -157,13 +157,15 @@ def test_an_image_is_a_function_of_seed_epoch_and_key_alone(toy_dataset, workers
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_a_target_says_how_much_of_each_class_is_in_the_image(mixup, cutmix):
+def test_a_target_has_the_share_of_each_class_in_the_image(mixup, cutmix):
     """Class 0 is black and class 1 white, so an image's brightness is its share of class 1."""
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 32, 32)
-    how = recipe(mixup=mixup, cutmix=cutmix, label_smoothing=0.0)
+    own_recipe = recipe(mixup=mixup, cutmix=cutmix, label_smoothing=0.0)
     shares = []
     for step in range(20):
-        found, targets = finetune_loop.mix_images(how, images, torch.tensor([0, 1]), 3, seed=0, step=step, rank=0)
+        found, targets = finetune_loop.mix_images(
+            own_recipe, images, torch.tensor([0, 1]), 3, seed=0, step=step, rank=0
+        )
         bright = (found * torch.tensor(vit.STD).view(3, 1, 1) + torch.tensor(vit.MEAN).view(3, 1, 1)).mean((1, 2, 3))
         assert torch.allclose(targets[:, 1], bright, atol=1e-5)
         assert torch.allclose(targets.sum(1), torch.ones(2))
@@ -173,20 +175,20 @@ def test_a_target_says_how_much_of_each_class_is_in_the_image(mixup, cutmix):
 
 def test_without_mixup_the_target_is_the_smoothed_label():
     images, labels = pixels(3), torch.tensor([2, 0, 1])
-    how = recipe(mixup=0.0, cutmix=0.0, label_smoothing=0.1, erasing=0.0)
-    found, targets = finetune_loop.mix_images(how, images, labels, 4, seed=0, step=0, rank=0)
+    own_recipe = recipe(mixup=0.0, cutmix=0.0, label_smoothing=0.1, erasing=0.0)
+    found, targets = finetune_loop.mix_images(own_recipe, images, labels, 4, seed=0, step=0, rank=0)
     assert torch.equal(found, vit.normalize(images))
     assert torch.allclose(targets, 0.9 * torch.eye(4)[labels] + 0.1 / 4)
 
 
-def test_a_step_is_drawn_by_name_and_leaves_the_global_generators_alone():
-    labels, how = torch.arange(8), recipe(mixup=0.8, cutmix=1.0, erasing=0.5)
+def test_a_step_is_a_function_of_its_names_and_does_not_change_global_generators():
+    labels, own_recipe = torch.arange(8), recipe(mixup=0.8, cutmix=1.0, erasing=0.5)
     drawn = []
     for number, step, rank in ((0, 1, 0), (1, 1, 0), (2, 2, 0), (3, 1, 1)):
         torch.manual_seed(number)
         random.seed(number)
         images, before = pixels(), global_state()
-        drawn.append(finetune_loop.mix_images(how, images, labels, 8, seed=0, step=step, rank=rank))
+        drawn.append(finetune_loop.mix_images(own_recipe, images, labels, 8, seed=0, step=step, rank=rank))
         assert global_state()[1:] == before[1:]  # `random` is drawn from by the checker of shapes
     (x, y), (again, same), (other, _), (elsewhere, mixed_alike) = drawn
     assert torch.equal(x, again)
@@ -197,9 +199,11 @@ def test_a_step_is_drawn_by_name_and_leaves_the_global_generators_alone():
 
 
 def test_erasing_replaces_rectangles_of_some_images():
-    how = recipe(mixup=0.0, cutmix=0.0, erasing=0.5)
+    own_recipe = recipe(mixup=0.0, cutmix=0.0, erasing=0.5)
     images = pixels(200)
-    found, _ = finetune_loop.mix_images(how, images, torch.zeros(200, dtype=torch.long), 2, seed=0, step=0, rank=0)
+    found, _ = finetune_loop.mix_images(
+        own_recipe, images, torch.zeros(200, dtype=torch.long), 2, seed=0, step=0, rank=0
+    )
     changed = (found != vit.normalize(images)).any(1)
     assert 0.35 < float(changed.flatten(1).any(1).float().mean()) < 0.65
     share = changed.flatten(1).float().mean(1)
@@ -209,7 +213,7 @@ def test_erasing_replaces_rectangles_of_some_images():
 # Training and scoring
 
 
-def test_a_batch_is_never_larger_than_the_set_and_even_where_pairs_are_mixed():
+def test_a_batch_is_never_larger_than_the_dataset_and_even_if_pairs_are_mixed():
     two = distributed.World(0, 2, torch.device("cpu"))
     plain, pairs = recipe(batch_size=64, mixup=0.0, cutmix=0.0), recipe(batch_size=64, mixup=0.8)
     assert [finetune_loop.batch_size(plain, n, ALONE) for n in (100, 64, 63, 1)] == [64, 64, 63, 1]
@@ -220,52 +224,68 @@ def test_a_batch_is_never_larger_than_the_set_and_even_where_pairs_are_mixed():
         finetune_loop.batch_size(pairs, 3, two)
 
 
-def test_a_batch_is_no_larger_than_an_epoch_of_sources_that_are_seen_by_half(toy_dataset, tmp_path):
+def test_a_batch_is_never_larger_than_an_epoch_of_weighted_sources(toy_dataset, tmp_path):
     few = Reader(toy_dataset, "train").select(np.arange(10))
     few.samples = replace(few.samples, weight=np.full(10, 0.5))
     validation = finetune_loop.Validation(few, img_size=32, batch_size=8, every_epochs=0, compute=COMPUTE, world=ALONE)
-    how = recipe(epochs=1, batch_size=64, warmup_epochs=0, ema_decay=None, mixup=0.0, cutmix=0.0)
-    with run.Run("finetune", ALONE, out=tmp_path, params=how, inputs=[], checkpoint_minutes=5) as now:
+    own_recipe = recipe(epochs=1, batch_size=64, warmup_epochs=0, ema_decay=None, mixup=0.0, cutmix=0.0)
+    with run.Run("finetune", ALONE, out=tmp_path, params=own_recipe, inputs=[], checkpoint_minutes=5) as training_run:
         finetune_loop.finetune(
-            how, built(), reader=few, seed=0, compute=COMPUTE, world=ALONE, run=now, validation=validation
-        )  # fmt: skip
-    assert [row["epoch"] for row in now.history] == [1]
+            own_recipe,
+            built(),
+            reader=few,
+            seed=0,
+            compute=COMPUTE,
+            world=ALONE,
+            run=training_run,
+            validation=validation,
+        )
+    assert [row["epoch"] for row in training_run.history] == [1]
 
 
-def test_the_average_of_the_weights_is_what_is_scored(toy_dataset, tmp_path):
+def test_the_average_of_the_weights_is_scored(toy_dataset, tmp_path):
     reader = Reader(toy_dataset, "train").select(np.arange(8))
     validation = finetune_loop.Validation(
         reader, img_size=32, batch_size=8, every_epochs=0, compute=COMPUTE, world=ALONE
     )  # fmt: skip
     model, first = built(), built().state_dict()
-    how = recipe(epochs=1, batch_size=8, warmup_epochs=0, ema_decay=0.75)
-    with run.Run("finetune", ALONE, out=tmp_path, params=how, inputs=[], checkpoint_minutes=5) as now:
+    own_recipe = recipe(epochs=1, batch_size=8, warmup_epochs=0, ema_decay=0.75)
+    with run.Run("finetune", ALONE, out=tmp_path, params=own_recipe, inputs=[], checkpoint_minutes=5) as training_run:
         averaged = finetune_loop.finetune(
-            how, model, reader=reader, seed=0, compute=COMPUTE, world=ALONE, run=now, validation=validation
-        )  # fmt: skip
+            own_recipe,
+            model,
+            reader=reader,
+            seed=0,
+            compute=COMPUTE,
+            world=ALONE,
+            run=training_run,
+            validation=validation,
+        )
     for name, value in averaged.state_dict().items():
         assert torch.allclose(value, 0.75 * first[name] + 0.25 * model.state_dict()[name], atol=1e-6), name
     assert not torch.equal(first["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"])
     assert torch.equal(validation.last, validation.predict(averaged))
-    assert "val_top1" in now.history[-1]
+    assert "val_top1" in training_run.history[-1]
 
 
-def test_ranks_score_val_together_each_sample_once_in_order(toy_dataset, monkeypatch):
+def test_ranks_share_val_and_predict_each_sample_once_in_order(toy_dataset, monkeypatch):
     reader, model = Reader(toy_dataset, "val").select(np.arange(13)), built()
     model.head.weight.data.normal_(std=1.0)
-    how = {"img_size": 32, "batch_size": 4, "every_epochs": 0, "compute": COMPUTE}
-    alone = finetune_loop.Validation(reader, world=ALONE, **how).predict(model)
+    options = {"img_size": 32, "batch_size": 4, "every_epochs": 0, "compute": COMPUTE}
+    alone = finetune_loop.Validation(reader, world=ALONE, **options).predict(model)
     assert torch.allclose(alone.sum(1), torch.ones(13))
-    told: dict[int, torch.Tensor] = {}
+    rows_of_ranks: dict[int, torch.Tensor] = {}
 
     def gather(rows: torch.Tensor, world: distributed.World) -> torch.Tensor:
-        told[world.rank] = rows
-        return torch.cat([told.get(rank, torch.zeros_like(rows)) for rank in range(world.size)])
+        rows_of_ranks[world.rank] = rows
+        return torch.cat([rows_of_ranks.get(rank, torch.zeros_like(rows)) for rank in range(world.size)])
 
     monkeypatch.setattr(distributed, "gather", gather)
     for rank in range(3):
-        found = finetune_loop.Validation(reader, world=distributed.World(rank, 3, ALONE.device), **how).predict(model)
-    assert torch.allclose(found, alone, atol=1e-6)
+        probabilities = finetune_loop.Validation(
+            reader, world=distributed.World(rank, 3, ALONE.device), **options
+        ).predict(model)
+    assert torch.allclose(probabilities, alone, atol=1e-6)
 
 
 # The stage
@@ -273,7 +293,7 @@ def test_ranks_score_val_together_each_sample_once_in_order(toy_dataset, monkeyp
 
 @pytest.fixture
 def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose encoder is at hand; toy parameters."""
+    """A project with an encoder and toy parameters."""
     monkeypatch.chdir(tmp_path)
     Path("data/shards").mkdir(parents=True)
     Path("data/shards/toy").symlink_to(toy_dataset)
@@ -295,7 +315,7 @@ def change(**keys: object) -> None:
 
 
 def killed_at(step: int) -> None:
-    """The stage in a process of its own that kills itself at the given step, counted over all trainings."""
+    """Run the stage in a process that kills itself at the given step, counted over all trainings."""
     record, seen = run.Run.record, 0
 
     def counted(self: run.Run, **values: torch.Tensor | float) -> None:
@@ -312,7 +332,7 @@ def killed_at(step: int) -> None:
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
-def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(project, state_root, capsys):
+def test_the_stage_writes_its_results_and_a_resumed_one_ends_with_the_same_bits(project, state_root, capsys):
     call("finetune", "toy")
     result = scores.read(Path("results/finetune/toy.json"))
     assert set(result.encoder) == {"top1", "top5", "per_class", "top1_se"}
@@ -325,16 +345,16 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
         assert found["val_top1"][-1] == (3, top1)
     assert not list((state_root / "runs").glob("*"))
 
-    said = pd.read_csv("results/finetune/predictions/toy.tsv", sep="\t")
+    table = pd.read_csv("results/finetune/predictions/toy.tsv", sep="\t")
     val = Reader(Path("data/shards/toy"), "val")
-    assert said["key"].tolist() == val.keys
-    assert said["actual"].tolist() == [val.class_names[label] for label in val.labels]
-    assert (said["actual"] == said["predicted"]).mean() == result.encoder["top1"]
+    assert table["key"].tolist() == val.keys
+    assert table["actual"].tolist() == [val.class_names[label] for label in val.labels]
+    assert (table["actual"] == table["predicted"]).mean() == result.encoder["top1"]
     model, config = classifier.load(Path("data/finetune/toy"))
     view = views.CenterView(config["img_size"])
     shares = model(vit.normalize(torch.from_numpy(view(val, 3)["image"])[None])).softmax(1)[0]
-    assert said["predicted"][3] == config["class_names"][int(shares.argmax())]
-    assert said["confidence"][3] == pytest.approx(float(shares.max()), abs=1e-4)
+    assert table["predicted"][3] == config["class_names"][int(shares.argmax())]
+    assert table["confidence"][3] == pytest.approx(float(shares.max()), abs=1e-4)
 
     digest = file_digest(Path("data/finetune/toy/classifier.safetensors"))
     written = [Path(f"results/finetune/{name}").read_text() for name in KEPT]
@@ -344,13 +364,14 @@ def test_the_stage_writes_what_it_says_and_a_killed_one_ends_with_the_same_bits(
     capsys.readouterr()
     call("finetune", "toy")
     epochs = [line.split("/")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
-    assert epochs == ["epoch 3", "epoch 2", "epoch 3", "epoch 1", "epoch 2", "epoch 3"]  # two went on, one is new
+    # Two trainings are resumed, one is new.
+    assert epochs == [f"epoch {epoch}" for epoch in (3, 2, 3, 1, 2, 3)]
     assert file_digest(Path("data/finetune/toy/classifier.safetensors")) == digest
     assert written == [Path(f"results/finetune/{name}").read_text() for name in KEPT]
 
 
-def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monkeypatch):
-    """The encoder, not what all of train has made of it, on a subset that is the same in every run of a seed."""
+def test_low_shot_training_uses_only_its_seeded_subset(project, monkeypatch):
+    """It starts from the pretrained encoder. The subset is a function of the seed."""
     from stages import finetune
 
     reader, trained, learned = Reader(Path("data/shards/toy"), "train"), finetune.train_classifier, []
@@ -373,7 +394,7 @@ def test_low_shot_learns_from_the_seeded_few_and_from_nothing_else(project, monk
     assert learned[-1][0] != expected[-1]
 
 
-def test_a_dataset_may_set_its_own_epochs_rate_and_shots():
+def test_a_dataset_can_override_epochs_rate_and_shots():
     from stages import finetune
 
     section = load_config(finetune.FinetuneConfig, "finetune", file=ROOT / "tests/toy/params.yaml")
@@ -392,7 +413,7 @@ def test_a_dataset_may_set_its_own_epochs_rate_and_shots():
         (["toy"], {"pool": "both"}, "finetune.protocol.pool is 'both'; expected one of 'class' or 'patch_mean'"),
     ],
 )
-def test_what_cannot_be_ends_in_one_sentence(project, capsys, arguments, changed, sentence):
+def test_invalid_settings_give_an_error_of_one_line(project, capsys, arguments, changed, sentence):
     change(**changed)
     with pytest.raises(SystemExit):
         call("finetune", *arguments)

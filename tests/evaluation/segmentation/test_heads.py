@@ -1,4 +1,4 @@
-"""The linear head against scikit-learn's logistic regression, the vote against its neighbors, on equal features."""
+"""The linear head and the vote against scikit-learn on equal features."""
 
 import copy
 import dataclasses
@@ -29,19 +29,19 @@ from tests.data.readers import sample_table
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 WHOLE = TrainCrop(
     0, SegmentationCropConfig((1.0, 1.0), 0.0), short_side=32, side=32
-)  # of images of 32 pixels: as they are
+)  # an image of 32 pixels is not changed
 OPTIONS = SlidingWindowOptions(WindowGrid(32, 32, 32), 8, 0, ALONE)
 RECIPE = linear.LinearSegmentationConfig(base_lrs=[1.0], weight_decay=0.0, epochs=10, warmup_epochs=0, batch_size=20)
 
 
 def colors(images: torch.Tensor) -> torch.Tensor:
-    """A frozen encoder whose patches are pixels and whose features are colors, far from normalized."""
+    """Encode each pixel as a patch; the features are colors that are not normalized."""
     x = images.float() / 255
     return torch.cat([5 + x, x.square(), x.roll(1, 1) * x], dim=1)
 
 
 def averaged(images: torch.Tensor) -> torch.Tensor:
-    """The same for patches of 8 pixels."""
+    """Encode patches of 8 pixels by their mean features."""
     return torch.nn.functional.avg_pool2d(colors(images), 8)
 
 
@@ -61,7 +61,7 @@ def train(toy_dataset: Path) -> Reader:
 
 
 class Noisy(Reader):
-    """Images whose colors say of which class a pixel probably is, and masks that ignore some of the pixels."""
+    """Images whose colors depend on the class of a pixel, with noise, and masks that ignore some pixels."""
 
     def __init__(self, number: int, seed: int, side: int = 32) -> None:
         self.samples, self.meta = sample_table([str(i) for i in range(number)]), {"mask_names": list("abcd")}
@@ -106,7 +106,7 @@ def test_a_linear_head_agrees_with_logistic_regression(tmp_path: Path):
     assert (ours == labels).mean() > (labels == 0).mean() + 0.2
 
 
-def test_a_rate_does_not_depend_on_the_others_of_its_sweep(train: Reader, tmp_path: Path):
+def test_a_head_does_not_depend_on_the_other_rates(train: Reader, tmp_path: Path):
     def learn(base_lrs: list[float]) -> torch.nn.ModuleList:
         recipe = dataclasses.replace(RECIPE, base_lrs=base_lrs, epochs=2)
         with start_run(tmp_path, recipe) as run:
@@ -117,7 +117,7 @@ def test_a_rate_does_not_depend_on_the_others_of_its_sweep(train: Reader, tmp_pa
     assert (many[0].weight - many[2].weight).abs().max() > 0.01
 
 
-def test_the_loss_is_that_of_pixels_and_those_of_255_take_no_part():
+def test_the_loss_is_the_mean_over_labeled_pixels():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 3, 3, generator=generator, requires_grad=True)
     mask = torch.randint(4, (2, 9, 9), generator=generator, dtype=torch.uint8)
@@ -130,7 +130,7 @@ def test_the_loss_is_that_of_pixels_and_those_of_255_take_no_part():
     (expected,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient, expected)
     torch.testing.assert_close(found, loss.detach())
-    assert (gradient[:, :, 0] == 0).all()  # far from any pixel that says something
+    assert (gradient[:, :, 0] == 0).all()  # no labeled pixel is near
     assert pixel_loss(logits, torch.full_like(mask, IGNORE)) == 0
 
 
@@ -147,13 +147,13 @@ def test_the_best_rate_is_chosen_on_the_held_out_images(train: Reader, tmp_path:
     assert probe.predict(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 1, 9, 4, 4)
 
 
-def test_a_single_image_is_too_few_to_choose_on(train: Reader):
+def test_a_single_image_cannot_be_held_out(train: Reader):
     with pytest.raises(ValueError, match="a single image with a mask"):
         heads.hold_out(train.select(np.array([0])), share=0.5, seed=0)
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_the_vote_is_that_of_scikit_learns_neighbors(k: int):
+def test_the_vote_equals_scikit_learn(k: int):
     rng = np.random.default_rng(0)
     tokens, labels = rng.normal(size=(300, 6)).astype(np.float32), rng.integers(0, 4, 300)
     images = torch.from_numpy(rng.normal(size=(2, 6, 5, 5)).astype(np.float32))
@@ -166,7 +166,7 @@ def test_the_vote_is_that_of_scikit_learns_neighbors(k: int):
     np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
 
 
-def test_a_bank_is_bounded_and_each_patch_has_the_label_of_most_of_its_pixels(train: Reader):
+def test_a_bank_is_bounded_and_a_patch_has_the_label_of_most_of_its_pixels(train: Reader):
     for patches, images in ((100, 40), (25, 25)):
         bank = knn.build_patch_bank(averaged, train, OPTIONS, max_patches=patches, seed=0)
         assert len(bank.samples.unique()) == images
@@ -185,7 +185,7 @@ def test_a_bank_is_bounded_and_each_patch_has_the_label_of_most_of_its_pixels(tr
     assert set(found.without_samples(np.array([0, 17])).samples.tolist()) == set(range(40)) - {0, 17}
 
 
-def test_the_best_number_of_neighbors_is_chosen_while_the_held_out_images_do_not_vote():
+def test_held_out_images_do_not_vote_while_the_number_of_neighbors_is_chosen():
     train = Noisy(20, seed=0)
     held = heads.hold_out(train, share=0.2, seed=0)
     probe = knn.fit_knn(
@@ -196,10 +196,10 @@ def test_the_best_number_of_neighbors_is_chosen_while_the_held_out_images_do_not
     assert len(bank.without_samples(held.held_out).tokens) == 800
     image = torch.from_numpy(WholeImage(32)(train, int(held.held_out[0]))["image"])[None]
     found = bank.build_predictor(colors, num_classes=4, ks=[10], temperature=0.07)(image)
-    torch.testing.assert_close(probe.predict(image), found)  # in the end they vote as well
+    torch.testing.assert_close(probe.predict(image), found)  # the final predictor uses all images
 
 
-def test_encoder_and_teacher_give_their_patch_tokens_on_their_grid():
+def test_token_maps_are_the_patch_tokens_on_their_grid():
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     network = vit.build(config)
     frozen_teacher = teacher.Teacher(network, {"class_token": False, "mean": vit.MEAN, "std": vit.STD}, "")

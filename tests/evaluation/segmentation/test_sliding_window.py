@@ -1,4 +1,4 @@
-"""Scores against torchmetrics, windows that cover and reassemble, crops that move image and mask together."""
+"""Scores against torchmetrics, sliding windows, crops that move image and mask together, baselines."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -67,28 +67,28 @@ def counted(predictions: torch.Tensor, masks: torch.Tensor, classes: int) -> np.
     return torch.stack(each).numpy()
 
 
-def test_scores_are_those_of_torchmetrics():
+def test_scores_equal_torchmetrics():
     predictions, masks = labeled(8, 6)
     found = metrics.scores(counted(predictions, masks, 6), list("abcdef"), seed=0)
-    how = {"num_classes": 6, "ignore_index": IGNORE}
-    macro = MulticlassJaccardIndex(**how)(predictions, masks.long())
-    each = MulticlassJaccardIndex(**how, average="none")(predictions, masks.long())
+    options = {"num_classes": 6, "ignore_index": IGNORE}
+    macro = MulticlassJaccardIndex(**options)(predictions, masks.long())
+    each = MulticlassJaccardIndex(**options, average="none")(predictions, masks.long())
     assert found.encoder["miou"] == pytest.approx(float(macro), abs=1e-6)
     assert list(found.class_iou.values()) == pytest.approx(each.tolist(), abs=1e-6)
-    accuracy = MulticlassAccuracy(**how, average="micro")(predictions, masks.long())
+    accuracy = MulticlassAccuracy(**options, average="micro")(predictions, masks.long())
     assert found.encoder["pixel_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
 
 
-def test_a_class_that_the_masks_do_not_show_has_no_iou_and_no_part_in_the_mean():
+def test_a_class_that_the_masks_lack_has_no_iou():
     predictions, masks = labeled(4, 3)
     more = metrics.scores(counted(predictions, masks, 4), list("abcd"), seed=0)
     assert more.class_iou["d"] is None
     assert more.encoder["miou"] == metrics.scores(counted(predictions, masks, 3), list("abc"), seed=0).encoder["miou"]
-    predictions[masks == 0] = 3  # which costs the class that is there
+    predictions[masks == 0] = 3  # lowers the IoU of the true class
     assert metrics.scores(counted(predictions, masks, 4), list("abcd"), seed=0).class_iou["a"] == 0
 
 
-def test_ignored_pixels_count_nowhere_and_nothing_but_them_is_refused():
+def test_ignored_pixels_are_not_counted_and_at_least_one_pixel_must_be_labeled():
     predictions, masks = labeled(4, 3)
     changed = torch.where(masks == IGNORE, 2 - predictions, predictions)
     np.testing.assert_array_equal(counted(predictions, masks, 3), counted(changed, masks, 3))
@@ -96,7 +96,7 @@ def test_ignored_pixels_count_nowhere_and_nothing_but_them_is_refused():
         metrics.scores(np.zeros((2, 3, 3), np.int64), list("abc"), seed=0)
 
 
-def test_the_standard_error_is_the_spread_over_other_images_of_the_same_kind():
+def test_the_standard_error_is_the_spread_over_sets_of_images():
     counts = counted(*labeled(2000, 4), 4)
     counts[:, 0] = (counts[:, 0] * np.random.default_rng(0).uniform(0.3, 1, (2000, 1))).astype(int)  # images differ
     sets = np.split(counts, 40)
@@ -118,7 +118,7 @@ def test_windows_cover_every_pixel_and_the_last_ends_at_the_border(length, side,
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_windows_reassemble_the_images_and_keep_a_constant(batch_size):
+def test_windows_reassemble_images_and_keep_a_constant(batch_size):
     images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((21, 34), (21, 21), (40, 21))]
     windows = WindowGrid(short_side=21, side=16, stride=5)
     same = sliding_window.sliding_window_logits(lambda x: x[:, None].float(), images, windows, batch_size=batch_size)
@@ -132,7 +132,7 @@ def test_windows_reassemble_the_images_and_keep_a_constant(batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
-def test_the_size_of_a_batch_changes_nothing(batch_size):
+def test_results_do_not_depend_on_the_batch_size(batch_size):
     reader = Painted((30, 48), (48, 60), (30, 30), (70, 31))
 
     def gray(images: torch.Tensor) -> torch.Tensor:
@@ -148,9 +148,9 @@ def test_the_size_of_a_batch_changes_nothing(batch_size):
 
 
 def test_fewer_images_than_processes_are_refused():
-    how = SlidingWindowOptions(WindowGrid(24, 24, 24), 8, 0, World(0, 3, ALONE.device))
+    options = SlidingWindowOptions(WindowGrid(24, 24, 24), 8, 0, World(0, 3, ALONE.device))
     with pytest.raises(ValueError, match=r"2 image\(s\) to score are too few for 3 processes; start fewer"):
-        sliding_window.evaluate(lambda x: x[:, None].float(), Painted((30, 48), (48, 60)), how, num_classes=12)
+        sliding_window.evaluate(lambda x: x[:, None].float(), Painted((30, 48), (48, 60)), options, num_classes=12)
 
 
 def test_windows_that_do_not_fit_are_refused():
@@ -159,25 +159,25 @@ def test_windows_that_do_not_fit_are_refused():
             WindowGrid(**({"short_side": 40, "side": 32, "stride": 16} | wrong))
 
 
-def test_whoever_knows_the_labels_is_right_wherever_pixels_are_not_mixed():
+def test_a_perfect_predictor_is_right_where_pixels_are_not_interpolated():
     reader = Painted((30, 48), (48, 60))  # one is enlarged, one reduced
 
     def knows(images: torch.Tensor) -> torch.Tensor:
         classes = 20 * torch.arange(12).view(1, 12, 1, 1)
         return (-10 * (images[:, :1].float() - classes).abs())[:, None]
 
-    how, near = options_for(WindowGrid(36, 24, 10)), np.ones((7, 7))
-    for _, labels, mask in sliding_window.predict_labels(knows, reader, how):
+    options, near = options_for(WindowGrid(36, 24, 10)), np.ones((7, 7))
+    for _, labels, mask in sliding_window.predict_labels(knows, reader, options):
         mask = mask.numpy()
         inside = cv2.erode(mask, near) == cv2.dilate(mask, near)
         assert inside.mean() > 0.2
         assert (labels[0].numpy()[inside] == mask[inside]).all()
-    counts = sliding_window.evaluate(knows, reader, how, num_classes=12)
+    counts = sliding_window.evaluate(knows, reader, options, num_classes=12)
     assert counts.shape == (1, 2, 3, 12)
     np.testing.assert_array_equal(counts[0, :, 2].sum(1), [30 * 48, 48 * 60])
 
 
-def test_two_processes_share_the_images():
+def test_processes_share_the_images():
     reader = Painted((30, 48), (48, 60), (30, 30))
     mine = [
         [index for index, *_ in sliding_window.predict_labels(lambda x: x[:, None].float(), reader, options)]
@@ -212,7 +212,7 @@ def test_a_crop_moves_image_and_mask_together(zoom):
     assert flipped == {False, True}
 
 
-def test_a_crop_depends_on_seed_epoch_and_key_alone():
+def test_a_crop_is_a_function_of_seed_epoch_and_key():
     load = TrainCrop(3, SegmentationCropConfig((0.5, 2.0), 0.5), short_side=48, side=32)
     one, same = (load(Painted((60, 80), (96, 60)), 1, 5) for _ in range(2))
     assert (one["image"] == same["image"]).all()
@@ -224,7 +224,7 @@ def test_a_crop_depends_on_seed_epoch_and_key_alone():
     assert all((one["mask"] != other["mask"]).any() for other in others)
 
 
-def test_a_whole_image_has_its_short_side_resized_and_its_mask_as_it_is():
+def test_a_whole_image_is_resized_and_its_mask_is_not():
     sample = WholeImage(36)(Painted((60, 83)), 0)
     assert sample["image"].shape == (3, 36, 50)
     assert sample["mask"].shape == (60, 83)

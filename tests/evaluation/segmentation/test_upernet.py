@@ -1,4 +1,4 @@
-"""UPerNet: what it reads of the encoder, how fast which parameter learns, and a killed run that goes on."""
+"""UPerNet: the blocks that it reads, learning rates by layer, and resumed runs."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def test_the_pyramid_has_4_2_1_and_half_times_the_patch_grid(size):
     assert model.train()(images)[1].shape == (2, 9, height, width)
 
 
-def test_a_level_is_the_tokens_of_its_block():
+def test_a_level_has_the_tokens_of_its_block():
     model, images = fresh().eval(), torch.randn(2, 3, 32, 32)
     tokens, found = vit.embed(model.encoder, images), []
     for block in model.encoder.blocks:
@@ -63,20 +63,20 @@ def test_a_level_is_the_tokens_of_its_block():
     torch.testing.assert_close(last, torch.nn.functional.max_pool2d(found[3], 2))
 
 
-def test_encoder_is_the_pretrained_one_and_the_head_is_that_of_transformers():
+def test_the_encoder_is_pretrained_and_the_head_is_that_of_transformers():
     pretrained = vit.build(CONFIG)
     model = upernet.build_upernet(RECIPE, pretrained.requires_grad_(False), CONFIG, num_classes=9, seed=0)
     for name, value in pretrained.state_dict().items():
         torch.testing.assert_close(model.encoder.state_dict()[name], value)
-    peer = UperNetHead(UperNetConfig(hidden_size=8, num_labels=9), in_channels=[16] * 4)
-    assert {k: v.shape for k, v in peer.state_dict().items()} == {
+    reference = UperNetHead(UperNetConfig(hidden_size=8, num_labels=9), in_channels=[16] * 4)
+    assert {k: v.shape for k, v in reference.state_dict().items()} == {
         k: v.shape for k, v in model.head.state_dict().items()
     }
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     assert frozen == {"encoder.pos_embed", "encoder.norm.weight", "encoder.norm.bias"}
 
 
-def test_every_trainable_parameter_learns_and_slower_the_deeper_it_lies():
+def test_every_trainable_parameter_has_a_gradient_and_lower_layers_have_smaller_rates():
     model = fresh()
     groups = upernet.parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
     share = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
@@ -95,7 +95,7 @@ def test_every_trainable_parameter_learns_and_slower_the_deeper_it_lies():
     assert all(p.grad is not None for p in trainable.values())
 
 
-def test_the_rate_rises_in_a_line_and_falls_as_a_power():
+def test_the_rate_rises_linearly_and_falls_by_a_power():
     rates = [optim.warmup_poly(i, steps=101, warmup=10, peak=2.0, end=0.5, power=2.0) for i in range(101)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10] == 2.0
@@ -103,12 +103,12 @@ def test_the_rate_rises_in_a_line_and_falls_as_a_power():
     assert rates[55] == pytest.approx(0.5 + 1.5 * 0.25)
 
 
-def test_a_run_that_was_stopped_or_killed_goes_on_and_ends_with_the_same_bits(toy_dataset: Path, tmp_path: Path):
+def test_a_resumed_run_ends_with_the_same_bits(toy_dataset: Path, tmp_path: Path):
     reader = Reader(toy_dataset, "train")
     crops = TrainCrop(0, SegmentationCropConfig((0.75, 1.5), 0.5), short_side=32, side=32)
 
-    def learn(name: str, end: int | None, how: str = "") -> tuple[upernet.UPerNet, list[dict[str, float]]]:
-        """A run in as many processes as it takes; at the step `end` it is stopped by a signal, or breaks off."""
+    def learn(name: str, end: int | None, ending: str = "") -> tuple[upernet.UPerNet, list[dict[str, float]]]:
+        """Start or resume a run; at the step `end` a signal stops it, or an exception ends it."""
         model, seen = fresh(), 0
         with Run(name, ALONE, out=tmp_path / name, params=RECIPE, inputs=[], checkpoint_minutes=60) as run:
             record = run.record
@@ -116,7 +116,7 @@ def test_a_run_that_was_stopped_or_killed_goes_on_and_ends_with_the_same_bits(to
             def counted(**values: object) -> None:
                 nonlocal seen
                 seen += 1
-                if seen == end and how == "stop":
+                if seen == end and ending == "stop":
                     os.kill(os.getpid(), signal.SIGTERM)
                 elif seen == end:
                     raise InterruptedError
@@ -128,10 +128,10 @@ def test_a_run_that_was_stopped_or_killed_goes_on_and_ends_with_the_same_bits(to
 
     model, history = learn("whole", None)
     assert history[-1]["loss"] < history[0]["loss"]
-    for how, end, error in (("stop", 8, SystemExit), ("kill", 12, InterruptedError)):
+    for ending, end, error in (("stop", 8, SystemExit), ("kill", 12, InterruptedError)):
         with pytest.raises(error):
-            learn(how, end, how)
-        again, its_history = learn(how, None)
+            learn(ending, end, ending)
+        again, its_history = learn(ending, None)
         assert its_history == history
         assert all(
             torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)

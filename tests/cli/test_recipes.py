@@ -95,14 +95,14 @@ def test_the_networks_of_a_recipe_can_be_built_and_its_masks_leave_visible_patch
 
 
 def vit_size(width: int, depth: int, patch: int, img_size: int) -> int:
-    """Parameters of a ViT without a classifier, positions included."""
+    """Count the parameters of a ViT without a classifier, with its positions."""
     pixels, tokens = 3 * patch**2, (img_size // patch) ** 2 + 1
     blocks = depth * (12 * width**2 + 13 * width)  # qkv, projection, MLP of width 4 d, two norms, all with biases
     return blocks + 2 * width + pixels * width + width + width + tokens * width  # norm, patches, class token, positions
 
 
 def mae_size(encoder: dict, decoder: dict, img_size: int) -> int:
-    """Parameters of an MAE, positions of encoder and decoder included."""
+    """Count the parameters of an MAE, with the positions of encoder and decoder."""
     width, patch = encoder["embed_dim"], encoder["patch_size"]
     d, pixels, tokens = decoder["embed_dim"], 3 * patch**2, (img_size // patch) ** 2 + 1
     blocks = decoder["depth"] * (12 * d**2 + 13 * d) + 2 * d
@@ -112,7 +112,7 @@ def mae_size(encoder: dict, decoder: dict, img_size: int) -> int:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_networks_have_the_number_of_parameters_of_their_formula(name: str):
-    """On the meta device; ViT-B/16 with MAE's decoder has 111.9 million parameters."""
+    """ViT-B/16 with MAE's decoder has 111.9 million parameters. Networks are built on the meta device."""
     file = ROOT / f"recipes/{name}.yaml"
     section, teacher_section = (
         load_config(PretrainConfig, "pretrain", file=file),
@@ -136,7 +136,7 @@ def test_the_networks_have_the_number_of_parameters_of_their_formula(name: str):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_batches_rates_and_steps_of_every_recipe(name: str):
-    """lr = base_lr * batch_size / 256, reached after the warm-up; an epoch's steps are whole batches."""
+    """The peak rate is base_lr * batch_size / 256, reached after the warm-up. An epoch has only full batches."""
     file = ROOT / f"recipes/{name}.yaml"
     images, steps, *rates, probe_rate = STEPS[name]
     recipe = load_config(PretrainConfig, "pretrain", file=file).recipe
@@ -160,12 +160,12 @@ def test_batches_rates_and_steps_of_every_recipe(name: str):
 
 
 def products(width: int, depth: int, tokens: int) -> int:
-    """FLOP of the matrix products of transformer blocks, forward: 12 d^2 weights per token, and attention twice."""
+    """Count the FLOP of transformer blocks in the forward pass: 12 d^2 weights per token, two attention products."""
     return depth * (2 * 12 * width**2 * tokens + 2 * 2 * tokens**2 * width)
 
 
 def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: float = 0.0) -> int:
-    """FLOP per image: the encoder on what is left; where something is masked, MAE's decoder on everything."""
+    """Count the FLOP per image: the encoder on visible patches; with a mask, also MAE's decoder on all patches."""
     n, pixels = (img_size // patch) ** 2, 3 * patch**2
     visible, embed = n + 1 - (masking.num_masked(n, mask_ratio) if mask_ratio else 0), 2 * pixels * width * n
     decoder = products(512, 8, n + 1) + 2 * (width * visible + pixels * n) * 512 if mask_ratio else 0
@@ -175,7 +175,7 @@ def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: fl
 @pytest.mark.parametrize("name", PRICED)
 @pytest.mark.parametrize("side", [128, 224])
 def test_the_flop_count_of_a_step_equals_its_formula(name: str, side: int):
-    """What `benchmarks.prices` counts, by the formula; the gradient by the pixels is nobody's."""
+    """The count of `benchmarks.prices` equals the formula, without the gradient with respect to pixels."""
     section, shape = load_config(PretrainConfig, "pretrain", file=ROOT / f"recipes/{name}.yaml"), PRICED[name]
     counted = prices.step_flops(section, side, mask_ratio=0.75, decode_fraction=1.0)
     assert counted == pytest.approx(3 * forward(*shape, side, mask_ratio=0.75), rel=0.02)
@@ -183,7 +183,7 @@ def test_the_flop_count_of_a_step_equals_its_formula(name: str, side: int):
 
 @pytest.mark.parametrize("name", PRICED)
 def test_the_cost_of_an_imagenet_recipe_follows_from_its_flop(name: str):
-    """Backward is twice forward; pretraining epoch by epoch at its size of images."""
+    """A backward pass costs two forward passes. Each epoch of pretraining has its own image size."""
     file, shape = ROOT / f"recipes/{name}.yaml", PRICED[name]
     cost, patch = recipe_command.read_header(file)["cost"], shape[2]
     section, tuned = (
@@ -207,7 +207,7 @@ def test_the_cost_of_an_imagenet_recipe_follows_from_its_flop(name: str):
 
 
 def test_the_recipe_of_one_day_takes_less_than_a_day():
-    """Pretraining at the rate that its price assumes, and half as long again for all else."""
+    """Pretraining takes the time that the cost states; all other stages take half of that."""
     section = load_config(PretrainConfig, "pretrain", file=ROOT / "recipes/h200_one_day.yaml")
     cost = recipe_command.read_header(ROOT / "recipes/h200_one_day.yaml")["cost"]
     assert 1.5 * float(re.search(r"([\d,]+) GPU hours if", cost)[1]) <= 24
@@ -221,16 +221,16 @@ def test_the_recipe_of_one_day_takes_less_than_a_day():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_score_names_its_source(file: Path):
-    """Published ones by an address, measured ones by the page of results that has the numbers."""
+    """A published score has an address. A measured score names the page of results that has its numbers."""
     score = recipe_command.read_header(file)["score"]
     if file.stem in PRICED:
         assert "https://arxiv.org/abs/" in score
         assert re.search(r"table \d", score)
         return
     text = (ROOT / re.search(r"measured here: (docs/results/\w+\.md)", score)[1]).read_text()
-    told, known = re.findall(r"0\.\d+", score), re.findall(r"0\.\d+", text)
-    assert len(told) >= 6
-    for number in told:
+    stated, known = re.findall(r"0\.\d+", score), re.findall(r"0\.\d+", text)
+    assert len(stated) >= 6
+    for number in stated:
         assert any(f"{float(value):.{len(number) - 2}f}" == number for value in known), number
 
 

@@ -75,7 +75,7 @@ def test_many_classes_have_pairs_instead_of_a_matrix(tmp_path):
     assert found["num_wrong"] == confusions.MAX_CLASSES  # class 0 is right
 
 
-def test_a_segmented_image_stands_beside_its_true_mask_and_those_that_are_write_masks(tmp_path, toy_dataset, reader):
+def test_a_segmented_image_has_its_true_and_predicted_masks(tmp_path, toy_dataset, reader):
     indices, options = [2, 5], {"colors": "okabe_ito"}
     folder = write_masks(tmp_path / "examples", reader, indices)
     rows, _ = evaluation_sections.segmentation_examples(folder, toy_dataset, HEADS, **options)

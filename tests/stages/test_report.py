@@ -174,7 +174,7 @@ def test_only_datasets_of_params_yaml_are_shown(folder):
     write_params(knn=["toy"], linear=["not yet"], part_scores=["toy"])
     words = HtmlPage(write_page()).text
     assert all(
-        said in words for said in ("kNN on toy", "50.0", "± 3.0", "untrained encoder", "0.512", "0.498", "0.250")
+        text in words for text in ("kNN on toy", "50.0", "± 3.0", "untrained encoder", "0.512", "0.498", "0.250")
     )
     assert "gone" not in words
     assert "not yet" not in words
@@ -193,7 +193,7 @@ def test_mistakes_segmented_images_and_curves_are_shown(folder):
     assert f"dog → {odd}, 50" in words
     assert "mask predicted by linear head, frozen; UPerNet, fine-tuned." in words
     assert "0.375 ± 0.012" in words
-    assert all(said in words for said in ("linear probe on toy", "holdout top-1", "50 %"))
+    assert all(text in words for text in ("linear probe on toy", "holdout top-1", "50 %"))
     first = page.images.index("true mask")
     assert page.images[first - 1 : first + 7] == 2 * [
         "image",
@@ -211,9 +211,9 @@ def test_parameters_are_those_of_the_run_and_of_its_evaluations(folder):
     leave_evaluations("dog")
     write_params(linear=["toy", "not yet"], knn=["not yet"])
     words = HtmlPage(write_page()).text
-    said = ("shards.writing.short_side 77", "teacher.seed 0", "parts.method learned", "part_maps.attention true")
-    said += ("pretrain.seed 7", "linear.protocol.seed 0", "evaluations.linear.toy {}")
-    assert [name for name in said if name not in words] == []
+    expected = ("shards.writing.short_side 77", "teacher.seed 0", "parts.method learned", "part_maps.attention true")
+    expected += ("pretrain.seed 7", "linear.protocol.seed 0", "evaluations.linear.toy {}")
+    assert [name for name in expected if name not in words] == []
     assert words.index("part_maps.attention") < words.index("pretrain.seed") < words.index("linear.protocol")
     assert "knn.protocol" not in words
     assert "not yet" not in words

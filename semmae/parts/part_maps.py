@@ -132,7 +132,7 @@ def join(folder: Path, reader: Reader, *, teacher: str | None, parts: str | None
     samples = np.split(shard_of_sample.argsort(kind="stable"), np.bincount(shard_of_sample).cumsum()[:-1])
     for shard, path, indices in zip(shards, paths, samples, strict=True):  # one file in memory at a time
         table = _read_table(path)
-        columns = columns or table.column_names
+        columns = columns or table.column_names  # all files must have columns and metadata of the first one
         expected = _metadata(table) | expected
         _check_origin(path, table, expected | {"shard": entries[shard]["sha256"]}, columns)
         if len(table) != (count := entries[shard]["count"]):

@@ -102,7 +102,7 @@ def main() -> None:
     labelers = {"parts": PatchLabeler(method.num_labels, label_parts)} | baseline_labelers | references
     has_parts = train.mask_kind == "parts"
     metrics = evaluate_labelers(labelers, CenterMask(train_counts), load(train), load(val), parts=has_parts)
-    results = {
+    results: dict[str, Scores] = {
         level: Scores(
             metrics["parts"][level],
             baselines={key: metrics[key][level] for key in (*baseline_labelers, "center_mask")},

@@ -17,7 +17,7 @@ COLUMNS = ("key", "split", "shard", "offset", "size", "mask_offset", "mask_size"
 class SampleTable:
     """The columns of the index that reading and training need.
 
-    Numbers are in numpy arrays and shard names are stored once, so a million samples take about 140 MB.
+    Numbers are in numpy arrays and shard names are stored once, so a million samples take about 150 MB.
     """
 
     keys: list[str]

@@ -12,8 +12,8 @@ import numpy as np
 
 from semmae.core.rng import numpy_generator
 from semmae.sharding.creatures.animals import ANIMALS
-from semmae.sharding.creatures.paint import BACKDROP, paint, paints
-from semmae.sharding.creatures.scenery import MAX_TILT, surroundings
+from semmae.sharding.creatures.paint import BACKDROP, draw_paints, paint
+from semmae.sharding.creatures.scenery import MAX_TILT, draw_surroundings
 from semmae.sharding.creatures.shapes import PARTS, Piece, rotate, transform
 
 SPECIES: tuple[str, ...] = tuple(ANIMALS)
@@ -42,9 +42,9 @@ def draw(seed: int, key: str, size: int, *, shuffle_parts: bool = False) -> Crea
     rng = partial(numpy_generator, seed, "creatures", key)
     pose = _chimera if shuffle_parts else ANIMALS[SPECIES[label]]
     animal = _put_in_frame(pose(rng("pose")), rng("place"))
-    background, foreground = surroundings(rng("scenery"))
+    background, foreground = draw_surroundings(rng("scenery"))
     canvas, rows = _rasterize([*background, *animal, *foreground], SUPERSAMPLE * size)
-    image = paint(canvas, rows, paints(rng("paint")), rng("light"))
+    image = paint(canvas, rows, draw_paints(rng("paint")), rng("light"))
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
     mask = np.ascontiguousarray(canvas[1::SUPERSAMPLE, 1::SUPERSAMPLE, 1])
     return Creature(image, mask, label)

@@ -1,7 +1,7 @@
 """Colors, textures, relief, contours, shadows and light of a drawn picture.
 
 A picture has a paint table with these rows: the coats of the animal, the backdrop, three paints of scenery, and one
-paint per thing. `paints` draws a random table, `paint` renders a canvas of pieces with it. Scenery is out of focus, as
+paint per thing. `draw_paints` draws a random table, `paint` renders a canvas of pieces with it. Scenery is out of focus, as
 behind the subject of a photograph.
 """
 
@@ -47,7 +47,7 @@ def _near(color: Color, rng: np.random.Generator, most: float = 0.3) -> Color:
     return np.clip(color + shift, 0.05, 1).astype(np.float32)
 
 
-def paints(rng: np.random.Generator) -> list[Paint]:
+def draw_paints(rng: np.random.Generator) -> list[Paint]:
     """Draw a paint table: coats, backdrop, scenery, things (rows `BACKDROP`, `SCENERY`, `THINGS`)."""
     ground = _color(rng)
 

@@ -11,7 +11,7 @@ from semmae.sharding.creatures.shapes import Piece, blob, oval, rotate, transfor
 MAX_TILT = 0.35  # radians, in the image plane
 
 
-def surroundings(rng: np.random.Generator) -> tuple[list[Piece], list[Piece]]:
+def draw_surroundings(rng: np.random.Generator) -> tuple[list[Piece], list[Piece]]:
     """Draw the pieces behind the animal and the pieces in front of it, in the unit square."""
     background = _SCENERIES[rng.integers(len(_SCENERIES))](rng)
     foreground: list[Piece] = []

@@ -218,9 +218,11 @@ def test_odd_files_of_a_folder(tmp_path):
 
 
 def documented() -> list[str]:
-    """Return the one-line sources of docs/data/sources.md."""
+    """Return the complete sources in docs/data/sources.md: in one line, or as a block that begins with `kind`."""
     text = (Path(__file__).parents[3] / "docs/data/sources.md").read_text()
-    return [line for line in re.findall(r"^ +(\w+: \{kind: .*\})$", text, re.MULTILINE) if "..." not in line]
+    lines = re.findall(r"^ +(\w+: \{kind: .*\})$", text, re.MULTILINE)
+    blocks = re.findall(r"^    (\w+:\n      kind: .*\n(?:      .+\n)+)", text, re.MULTILINE)
+    return [source for source in (*lines, *blocks) if "..." not in source]
 
 
 @pytest.mark.parametrize("line", documented(), ids=lambda line: line.partition(" name")[0][:40])

@@ -95,7 +95,7 @@ def test_a_tree_is_grouped_by_its_folders_or_by_a_part_of_the_path(group, expect
         ({"group": "a(b"}, "group 'a(b' is no regular expression"),
         ({"group": "ab"}, "group is 'ab'; expected parent, or a regular expression with one (capture)"),
         ({"group": "(a)(b)"}, "expected parent, or a regular expression with one (capture)"),
-        ({"group": "parent", "val_fraction": None}, "without val_fraction leave it out"),
+        ({"group": "parent", "val_fraction": None}, "group is set, but val_fraction is null"),
     ],
 )
 def test_a_group_that_means_nothing_is_refused(changes, message, tmp_path):

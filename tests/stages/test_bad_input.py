@@ -140,7 +140,10 @@ def test_a_teacher_of_another_patch_size(source: str, inside: Project, capsys: p
         ]
     else:
         file = encoder(Path("data/encoders/other"), 16, 32)
-        sentences = ["has patch_size 16, teacher has 8; make them equal", f"the encoder in {file} needs a multiple"]
+        sentences = [
+            "has patch_size 16, but teacher.network has 8; make them equal",
+            f"the encoder in {file} needs a multiple",
+        ]
     inside.set("teacher.checkpoint", {"path": str(file), "sha256": file_digest(file)})
     if source != "semmae":  # whose architecture is the file's
         assert sentences[0] in refused(capsys, "teacher")

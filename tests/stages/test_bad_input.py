@@ -1,4 +1,4 @@
-"""What users bring that cannot be scored, through the stages as they are run: one sentence each."""
+"""A stage refuses unusable data sets, encoders and checkpoints with one line that names the problem."""
 
 import shutil
 from collections.abc import Callable
@@ -19,24 +19,24 @@ META = Path("data/shards/toy/shards.json")
 
 
 def refused(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> str:
-    """What a stage says on standard error when it refuses: one line."""
+    """Run a stage that fails, and return the line that it prints to standard error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         call(name, *arguments)
     assert ended.value.code == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("error: ")
-    return told
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ")
+    return message
 
 
 def masks_of_train(change: Callable) -> None:
-    """Write the masks of train anew, each as `change` makes it."""
+    """Replace each mask of train by the result of `change`."""
     for file in sorted(Path("data/raw/pictures/masks/train").rglob("*.png")):
         cv2.imwrite(str(file), change(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)))
 
 
 def without_eyes(mask):
-    mask[mask == 7] = 255  # says nothing
+    mask[mask == 7] = 255  # ignored
     return mask
 
 
@@ -45,7 +45,7 @@ def tampered(**changes) -> None:
 
 
 def encoder(folder: Path, patch_size: int, img_size: int) -> Path:
-    """An untrained encoder of that patch size; its file."""
+    """Save an untrained encoder with that patch size, and return its file."""
     config = {"img_size": img_size, "patch_size": patch_size, "embed_dim": 32, "depth": 1, "num_heads": 2}
     vit.save(folder, vit.build(config), config | {"mean": vit.MEAN, "std": vit.STD})
     return (folder / "encoder.safetensors").resolve()
@@ -71,31 +71,33 @@ def test_masks_of_another_size(inside: Project, capsys: pytest.CaptureFixture[st
     folder = Path("data/raw/pictures/masks/train/cat")
     for file in folder.glob("*.png"):
         cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_UNCHANGED)[:16])
-    call("shards", "toy")  # 8 of 96, and a tenth may be rejected
+    call("shards", "toy")  # rejects 8 of 96; a tenth is allowed
     reasons = pq.read_table("data/shards/toy/rejected.parquet")["reason"].to_pylist()
     assert reasons == ["the mask and its upright image differ in size: 32x16 for 32x32"] * 8
     masks_of_train(lambda mask: mask[:16])
     with pytest.raises(SystemExit):
         call("shards", "toy")
-    told = capsys.readouterr().err
-    assert "64 of 96 inputs are rejected" in told
-    assert "the mask and its upright image differ in size" in told
+    message = capsys.readouterr().err
+    assert "64 of 96 inputs are rejected" in message
+    assert "the mask and its upright image differ in size" in message
 
 
 def test_labels_beyond_the_class_list(inside: Project, capsys: pytest.CaptureFixture[str]):
     names = read_json(META)["class_names"]
     tampered(class_names=names[:3])
     for name in CLASSIFIERS:
-        told = refused(capsys, name, "toy")
-        assert "train has the label 7, but shards.json names 3 classes; write the dataset again (dvc repro -f" in told
+        message = refused(capsys, name, "toy")
+        assert (
+            "train has the label 7, but shards.json names 3 classes; write the dataset again (dvc repro -f" in message
+        )
 
 
 @pytest.mark.parametrize("name", ["segment", "part_scores"])
 def test_labels_of_masks_beyond_their_names(name: str, inside: Project, capsys: pytest.CaptureFixture[str]):
     tampered(mask_names=["background", "body", "head"])
-    told = refused(capsys, name, "toy")
-    assert "data/shards/toy/train-000000.tar, sample " in told
-    assert "the mask holds an index without a name: 8, names are for 0 to 2; restore it" in told
+    message = refused(capsys, name, "toy")
+    assert "data/shards/toy/train-000000.tar, sample " in message
+    assert "the mask holds an index without a name: 8, names are for 0 to 2; restore it" in message
 
 
 def test_labels_of_sources_beyond_the_class_list(inside: Project, capsys: pytest.CaptureFixture[str]):
@@ -117,7 +119,7 @@ def test_labels_of_sources_beyond_the_class_list(inside: Project, capsys: pytest
 def test_an_encoder_of_another_patch_size(stage, key, value, sentence, inside, capsys):
     encoder(Path("data/pretrain"), 16, 48)
     inside.set("segment.protocol.short_side", 48)
-    for name in ("knn", "linear"):  # these take what they are given
+    for name in ("knn", "linear"):  # these accept any patch size
         call(name, "toy")
     config = {"img_size": 32, "patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
     described = {"class_token": False, "mean": vit.MEAN, "std": vit.STD}
@@ -145,7 +147,7 @@ def test_a_teacher_of_another_patch_size(source: str, inside: Project, capsys: p
             f"the encoder in {file} needs a multiple",
         ]
     inside.set("teacher.checkpoint", {"path": str(file), "sha256": file_digest(file)})
-    if source != "semmae":  # whose architecture is the file's
+    if source != "semmae":  # source semmae takes the architecture from the file
         assert sentences[0] in refused(capsys, "teacher")
     if source == "timm":
         inside.set("teacher.model", model)

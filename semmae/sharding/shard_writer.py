@@ -8,8 +8,6 @@ import hashlib
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,24 +17,11 @@ import webdataset
 from semmae.console.tracking import tracked
 from semmae.core.atomic_files import atomic_write, read_json, write_json
 from semmae.core.digests import file_digest
-from semmae.core.worker_pool import ordered_map
-from semmae.data import decoding
 from semmae.sharding import shard_index
+from semmae.sharding.conversion import ConvertedItem, convert_all, source_digest
 from semmae.sharding.shard_assignment import ShardAssignment, assign_shards, names_of_indexed_tars
 from semmae.sharding.sources.source import Source
 from semmae.sharding.sources.source_item import SourceItem
-
-CHUNK = 16  # inputs that travel to a worker process and back together
-PREFETCH = 4  # chunks per worker that are in progress or finished ahead of the writer
-
-
-class ConvertedItem(NamedTuple):
-    """An input in its stored form, or the reason for rejecting it."""
-
-    image: decoding.StoredImage | None
-    mask: bytes | None
-    digests: tuple[str, str]  # SHA-256 of the original bytes of image and mask
-    reason: str
 
 
 class WrittenTables(NamedTuple):
@@ -83,7 +68,7 @@ def write(
     )
     assignments = assign_shards(items, seed=seed, samples_per_shard=samples_per_shard, in_place=in_place)
     tar_names = names_of_indexed_tars(assignments, in_place)
-    converted = _convert_all(assignments, sources, short_side=short_side, workers=workers)
+    converted = convert_all(assignments, sources, short_side=short_side, workers=workers)
     converted = tracked(converted, len(assignments), f"images of {out.name}")
     with atomic_write(out) as folder:
         folder.mkdir()
@@ -104,19 +89,6 @@ def write(
         }
         write_json(folder / "shards.json", meta)
     return meta
-
-
-def source_digest(source: Source) -> str:
-    """Compute the digest of a source as it is now."""
-
-    def contents() -> Iterator[tuple[SourceItem, str, str]]:
-        items = source.list_items(seed=0)
-        with ThreadPoolExecutor(None if source.thread_safe else 1) as threads:  # reading and hashing release the GIL
-            digests = threads.map(lambda item: _digests(*_fetch(source, item)[:2]), items)
-            for item, (image, mask) in zip(items, digests, strict=True):
-                yield item, image, mask
-
-    return source.digest(contents())
 
 
 def changed_sources(dataset: Path, sources: dict[str, Source]) -> list[str]:
@@ -153,60 +125,6 @@ def _common_masks(sources: dict[str, Source]) -> tuple[str | None, list[str]]:
                 f"the masks of sources {first} and {name} differ in kind or names; drop those of one (null)"
             )
     return next(iter(masks_of.values()), (None, []))
-
-
-def _convert_all(
-    assignments: list[ShardAssignment], sources: dict[str, Source], *, short_side: int | None, workers: int
-) -> Iterator[ConvertedItem]:
-    """Fetch and convert all inputs in worker processes, and yield them in the order of `assignments`.
-
-    The workers come from a fork server: a fork of this process would copy locks that threads of torch or Arrow hold.
-    """
-    chunks = [assignments[i : i + CHUNK] for i in range(0, len(assignments), CHUNK)]
-    convert = partial(_convert_chunk, sources=sources, short_side=short_side)
-    return chain.from_iterable(
-        ordered_map(convert, chunks, workers=workers, start_method="forkserver", preload=[__name__], prefetch=PREFETCH)
-    )
-
-
-def _convert_chunk(
-    chunk: list[ShardAssignment], *, sources: dict[str, Source], short_side: int | None
-) -> list[ConvertedItem]:
-    return [_convert(assignment, sources[assignment.source], short_side=short_side) for assignment in chunk]
-
-
-def _convert(assignment: ShardAssignment, source: Source, *, short_side: int | None) -> ConvertedItem:
-    """Fetch an input, decode it once to find damage, and convert it."""
-    image, mask, reason = _fetch(source, assignment.item)
-    digests = _digests(image, mask)
-    if image is None:
-        return ConvertedItem(None, None, digests, reason)
-    try:
-        stored = (
-            decoding.inspect_image(image)
-            if assignment.shard < 0
-            else decoding.convert_image(image, short_side=short_side)
-        )
-        if mask is not None:
-            mask = decoding.convert_mask(mask, stored, num_names=len(source.mask_names()[1]))
-    except ValueError as error:
-        return ConvertedItem(None, None, digests, str(error))
-    return ConvertedItem(stored, mask, digests, "")
-
-
-def _fetch(source: Source, item: SourceItem) -> tuple[bytes | None, bytes | None, str]:
-    """Fetch the bytes of image and mask, or the reason why that fails."""
-    try:
-        return *source.fetch(item), ""
-    except ValueError as error:
-        return None, None, str(error)
-    except OSError as error:
-        return None, None, f"the file cannot be read: {error.strerror or error}"
-
-
-def _digests(image: bytes | None, mask: bytes | None) -> tuple[str, str]:
-    image_digest, mask_digest = ("" if data is None else hashlib.sha256(data).hexdigest() for data in (image, mask))
-    return image_digest, mask_digest
 
 
 def _write_shards(

@@ -135,21 +135,24 @@ def main() -> None:
     config |= {"img_size": protocol.img_size or config["img_size"]}
     with distributed.world(protocol.compute.device) as world, ExitStack() as runs:
         task = FinetuneTask(name, protocol, config, val, world, runs)
-        trained = {"encoder": task.train("encoder", encoder, train)}
+        finetuned = task.train("encoder", encoder, train)
+        curves = {"encoder": finetuned.history}
         baseline_metrics, low_shot = {}, {}
         if protocol.baselines:
             untrained = baselines.create_untrained(config, seed=protocol.seed)
             assert isinstance(untrained, VisionTransformer)
             # Without pretraining all layers learn from scratch, so none gets a smaller rate.
-            trained["untrained"] = result = task.train("untrained", untrained, train, layer_decay=1.0)
+            result = task.train("untrained", untrained, train, layer_decay=1.0)
+            curves["untrained"] = result.history
             baseline_metrics["untrained"] = classification_metrics.compute_baseline(result.probabilities, result.labels)
         for shots in protocol.low_shot:
             subset = train.select(subsets.low_shot(train.labels, shots, seed=protocol.seed))
-            trained[shots.name] = result = task.train(shots.name, encoder, subset)
+            result = task.train(shots.name, encoder, subset)
+            curves[shots.name] = result.history
             low_shot[shots.name] = classification_metrics.compute(result.probabilities, result.labels)
         if world.is_main:
-            metrics = classification_metrics.compute(trained["encoder"].probabilities, trained["encoder"].labels)
-            write_results(task, trained, Scores(metrics, baseline_metrics, low_shot=low_shot))
+            metrics = classification_metrics.compute(finetuned.probabilities, finetuned.labels)
+            write_results(task, finetuned, Scores(metrics, baseline_metrics, low_shot=low_shot), curves)
 
 
 def train_classifier(
@@ -194,18 +197,20 @@ def train_classifier(
     return FinetunedClassifier(model, probabilities, validation.labels, run.history)
 
 
-def write_results(task: FinetuneTask, trained: dict[str, FinetunedClassifier], result: Scores) -> None:
+def write_results(
+    task: FinetuneTask, finetuned: FinetunedClassifier, result: Scores, curves: dict[str, curve_files.History]
+) -> None:
     """Write the classifier, the scores, the learning curves and the predictions."""
-    name, val, encoder = task.name, task.val, trained["encoder"]
+    name, val = task.name, task.val
     config = {key: task.config[key] for key in vit.CONFIG_KEYS}
     config |= {"pool": task.protocol.pool, "class_names": val.class_names, "mean": vit.MEAN, "std": vit.STD}
     config |= {"params": artifact_params(task.protocol)}
     with atomic_write(OUT / name) as folder:
-        classifier.save(folder, encoder.model, config)
+        classifier.save(folder, finetuned.model, config)
     scores.write(RESULTS / f"{name}.json", result)
-    curve_files.write(RESULTS / "curves" / name, {training: x.history for training, x in trained.items()})
+    curve_files.write(RESULTS / "curves" / name, curves)
     path = RESULTS / f"predictions/{name}.tsv"
-    predictions.write(path, val.keys, encoder.probabilities, encoder.labels, val.class_names, logits=False)
+    predictions.write(path, val.keys, finetuned.probabilities, finetuned.labels, val.class_names, logits=False)
     print(f"{name}: fine-tuned {scores.format_top1(result)}")
 
 

@@ -63,10 +63,8 @@ def main() -> None:
     device = distributed.choose_device(protocol.compute.device)
     options: dict[str, Any] = {"pool": protocol.pool, "device": device, "precision": protocol.compute.precision}
     encode = features.build_feature_encoder(network, **options)
-    votes, labels = (
-        compute_votes(encode, config["img_size"], train, val, protocol, device),
-        torch.from_numpy(val.labels),
-    )
+    votes = compute_votes(encode, config["img_size"], train, val, protocol, device)
+    labels = torch.from_numpy(val.labels)
     baseline_metrics = {}
     if protocol.baselines:
         frozen_teacher = teacher.load_teacher(TEACHER)
@@ -89,13 +87,9 @@ def compute_votes(
     device: torch.device,
 ) -> Float[Tensor, "m c"]:
     """Compute the votes of train for every sample of val."""
-    encode, batch_size, workers = (
-        protocol.compute.compile_function(encode),
-        protocol.batch_size,
-        protocol.compute.workers,
-    )
+    compute, encode = protocol.compute, protocol.compute.compile_function(encode)
     train_features, val_features = (
-        features.extract(encode, reader, img_size=img_size, batch_size=batch_size, workers=workers)
+        features.extract(encode, reader, img_size=img_size, batch_size=protocol.batch_size, workers=compute.workers)
         for reader in (train, val)
     )
     if protocol.whiten:

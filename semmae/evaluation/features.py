@@ -55,9 +55,8 @@ def extract(
     with torch.inference_mode():
         rows = MappedRows(encode(torch.zeros(1, 3, img_size, img_size, dtype=torch.uint8)).shape[1], file)
         first_view, start = divmod(len(rows), n)
-        start -= (
-            start % batch_size
-        )  # keep whole batches only: features may be rounded differently in another batch size
+        # Keep whole batches only, because rounding may depend on the size of a batch.
+        start -= start % batch_size
         rows.truncate(first_view * n + start)
         for view in _views(img_size, views, seed)[first_view:]:
             for batch in batches(reader, np.arange(start, n), view, batch_size=batch_size, workers=workers):

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_an_image_is_a_function_of_seed_epoch_and_key(toy_dataset, workers):
     np.random.seed(9)
     torch.manual_seed(9)
     before = global_state()
-    load = run._Load(view, 5)
+    load = partial(view, epoch=5)
     order = np.arange(12)[::-1]
     found = torch.cat([b["image"] for b in batches(reader, order, load, batch_size=4, workers=workers)])
     assert np.array_equal(found.numpy()[::-1], expected)

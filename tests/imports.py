@@ -4,10 +4,15 @@
 """
 
 import ast
+import io
+import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_EFFECT = (ROOT / "semmae/console", ROOT / "semmae/__init__.py")  # progress bars, the version: change no output
@@ -70,15 +75,26 @@ def code_dependencies(stage: str) -> list[str]:
 def rewrite(graph: Path) -> None:
     """Replace the code dependencies of each stage in `graph`; its other dependencies stay, in front of them."""
     yaml = YAML()
-    yaml.width, yaml.preserve_quotes = 1000, True
+    yaml.width, yaml.preserve_quotes = 110, True
     yaml.indent(mapping=2, sequence=4, offset=2)
     content = yaml.load(graph)
     for name, entry in content["stages"].items():
         stage = entry.get("do", entry)
         others = [dep for dep in stage["deps"] if not dep.startswith(("semmae/", "stages/"))]
-        stage["deps"].clear()
-        stage["deps"].extend([*others, *code_dependencies(name)])
-    yaml.dump(content, graph)
+        listed = [*others, *code_dependencies(name)]
+        stage["deps"] = CommentedSeq(DoubleQuotedScalarString(dep) if "$" in dep else dep for dep in listed)
+        stage["deps"].fa.set_flow_style()
+    text = io.StringIO()
+    yaml.dump(content, text)
+    graph.write_text(re.sub(r"^( *)deps: \[([^\]]*)\]", _wrap, text.getvalue(), flags=re.MULTILINE))
+
+
+def _wrap(deps: re.Match[str]) -> str:
+    """Break the list of dependencies into lines with the same indentation."""
+    indent = deps[1] + "  "
+    items = textwrap.fill(" ".join(deps[2].split()), 118, initial_indent=indent, subsequent_indent=indent,
+                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return f"{deps[1]}deps: [\n{items},\n{deps[1]}]"
 
 
 if __name__ == "__main__":

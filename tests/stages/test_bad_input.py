@@ -56,13 +56,15 @@ def test_a_class_of_val_that_train_lacks(inside: Project, capsys: pytest.Capture
         shutil.rmtree(f"data/raw/pictures/{kind}/train/cat")
     call("shards", "toy")
     for name in CLASSIFIERS:
-        assert "val shows classes that train lacks (cat), which nothing can learn" in refused(capsys, name, "toy")
+        assert "val has classes that train lacks (cat), and no classifier can learn them" in refused(
+            capsys, name, "toy"
+        )
 
 
 def test_a_class_of_vals_masks_that_those_of_train_lack(inside: Project, capsys: pytest.CaptureFixture[str]):
     masks_of_train(without_eyes)
     call("shards", "toy")
-    assert "val's masks show classes that train's lack (eyes), which nothing can learn" in refused(
+    assert "val's masks show classes that train's lack (eyes), and no head can learn them" in refused(
         capsys, "segment", "toy"
     )
 
@@ -88,7 +90,7 @@ def test_labels_beyond_the_class_list(inside: Project, capsys: pytest.CaptureFix
     for name in CLASSIFIERS:
         message = refused(capsys, name, "toy")
         assert (
-            "train has the label 7, but shards.json names 3 classes; write the dataset again (dvc repro -f" in message
+            "train has the label 7, but shards.json names 3 classes. Write the dataset again: dvc repro -f" in message
         )
 
 

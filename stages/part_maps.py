@@ -49,7 +49,7 @@ class PartMapsConfig:
 
     dataset: str
     batch_size: PositiveInt
-    attention: bool  # store the class token's attention too, which the mask strategy `attention` needs
+    attention: bool  # whether to store the attention of the class token, which the mask strategy `attention` needs
     compute: ComputeConfig
 
 
@@ -102,16 +102,16 @@ def label_shards(
     device: torch.device,
     store: Callable[[str, Labels, Attention], None],
 ) -> Iterator[str]:
-    """Label shard after shard. A thread stores each while the next one is computed.
+    """Label the shards one by one. A thread stores each shard while the next one is computed.
 
     Args:
         section: Batch size, precision and number of workers.
         reader: The data set.
-        shards: The rows of the samples of each shard.
+        shards: For each shard, the rows of its samples in `reader`.
         encode: The teacher's `encode`.
         learner: The part learner.
-        device: The device of both.
-        store: Called with name, labels and attention of each shard.
+        device: The device of the teacher and of the part learner.
+        store: A function that is called with the name, the labels and the attention of each shard.
 
     Yields:
         The name of each shard that was computed.
@@ -139,8 +139,8 @@ def label_batches(
 ) -> Iterator[tuple[str, Labels, Attention]]:
     """Label the samples of `shards` batch by batch; the arguments are those of `label_shards`.
 
-    A batch holds images of one shard only, so the part maps of a shard depend on no other shard. The results of a
-    batch are copied from the device after the next batch was launched.
+    A batch holds images of one shard only, so the part maps of a shard depend on no other shard. This function reads
+    the results of a batch only after it has launched the next batch, so that the device does not wait.
 
     Yields:
         The name of the shard, the labels, and the class token's attention.

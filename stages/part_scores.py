@@ -2,7 +2,8 @@
 
     python -m stages.part_scores <dataset>
 
-Reads  data/teacher, data/parts, data/shards/<dataset>: the samples with masks; train matches labels, val is scored
+Reads  data/teacher, data/parts, data/shards/<dataset>: the samples with masks; labels are matched to true labels on
+       train, and scored on val
 Calls  fit_baselines, fit_references, evaluate_labelers
 Writes results/part_scores/<dataset>.json: per level the scores of the parts, of baselines and of references
 """
@@ -45,18 +46,18 @@ Encode = Callable[[UInt8[Tensor, "b 3 H W"]], tuple[Tokens, Float[Tensor, "b a n
 
 @dataclass(frozen=True, config=STRICT)
 class PartScoresProtocol:
-    """Settings for all datasets."""
+    """Settings that are the same for all datasets."""
 
-    num_images: PositiveInt  # images of train to which baselines and references are fitted
-    baselines: bool  # score baselines and references too; twice as slow
-    seed: int  # of these images, the clusterings and the untrained teacher
+    num_images: PositiveInt  # number of images of train for fitting the baselines and references
+    baselines: bool  # whether to score baselines and references too, which doubles the run time
+    seed: int  # seed of the choice of these images, of the clusterings and of the untrained teacher
     batch_size: PositiveInt
     compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
 class PartScoresOverrides:
-    """A dataset overrides no setting."""
+    """Settings for one dataset; no setting of the protocol can be overridden."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -118,7 +119,7 @@ def main() -> None:
 
 
 def load_networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teacher, PartMethod, Teacher]:
-    """Load the teacher, the part method that was learned from it, and an untrained teacher."""
+    """Load the teacher, the part method and an untrained teacher."""
     teacher = load_teacher(TEACHER)
     method = load_parts(PARTS, teacher=teacher.digest)
     untrained = Teacher(

@@ -43,7 +43,7 @@ OUT, RESULTS, SHARDS, TEACHER = Path("data/parts"), Path("results/parts"), Path(
 class KMeansConfig:
     """Spherical k-means."""
 
-    temperature: PositiveFloat  # of the shares; part maps do not depend on it
+    temperature: PositiveFloat  # of the softmax over clusters; part maps, its argmax, do not depend on it
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -54,7 +54,7 @@ class PartsConfig:
     img_size: PositiveInt
     method: Literal["learned", "kmeans"]
     num_parts: Annotated[int, Field(ge=1, le=254)]  # part maps are bytes, and the background needs a label
-    num_images: Annotated[int, Field(ge=2)]  # images to which whitening, foreground and k-means are fitted
+    num_images: Annotated[int, Field(ge=2)]  # number of images for fitting the whitening, the foreground and k-means
     learned: PartLearnerConfig
     kmeans: KMeansConfig
     seed: int
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def sample_tokens(section: PartsConfig, reader: Reader, teacher: Teacher, run: Run) -> Float[Tensor, "s n d"]:
-    """Encode `num_images` random training images; return their patch tokens, on the CPU."""
+    """Return the patch tokens of `num_images` random training images, on the CPU."""
     indices = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.num_images]
     transform = FullImage(section.img_size, section.seed, flip=0.0)
     patches = []

@@ -1,12 +1,13 @@
 """Separate the foreground of images from their background, without labels.
 
 Photographers place their subject near the center of an image, and the background reaches the border. This is the
-boundary prior of saliency detection (Wei et al., "Geodesic Saliency Using Background Priors", ECCV 2012). `Foreground`
-applies the prior to kinds of content over a whole dataset, not to regions of one image: it clusters the patch tokens of
-many images, and scores each cluster by how close its patches are to the center of their images.
+boundary prior of saliency detection (Wei et al., "Geodesic Saliency Using Background Priors", ECCV 2012). The paper
+applies the prior to regions of one image. `Foreground` applies it to clusters of patch tokens of many images: the score
+of a cluster is the mean center prior of its patches.
 
 The score of a patch is the mean over several clusterings, because one clustering is too coarse to follow an outline.
-The scores then diffuse among similar patches of the same image. docs/results/part_ablations.md compares the alternatives.
+The scores then diffuse among similar patches of the same image. The alternatives are compared in
+docs/results/part_ablations.md.
 """
 
 from typing import Any
@@ -21,10 +22,10 @@ from semmae.core.rng import fold
 
 CENTER_SIGMA = 0.5  # standard deviation of the center prior, where half a side of the image is 1
 SIGMOID_SCALE = 0.5  # width of the step from background to foreground, in standard deviations of the content score
-OBJECT_ANGLE = 0.9  # radians per standard deviation of an object's extent; opposite ends get different codes
+OBJECT_ANGLE = 0.9  # radians per standard deviation of the positions; gives both ends of an object different codes
 AFFINITY_TEMPERATURE = 0.1  # of the softmax over cosines between patches
-RESTART_PROBABILITY = 0.1  # share of its initial score that a patch keeps in each diffusion step
-IMAGES_PER_CLUSTERING = 400  # at most; each clustering draws other images
+RESTART_PROBABILITY = 0.1  # weight of the initial score in each diffusion step
+IMAGES_PER_CLUSTERING = 400  # maximum; each clustering draws its own images
 CHUNK_SIZE = 64  # images processed at a time
 MIN_SCORE_STD = 1e-4  # a smaller standard deviation of the content score is rounding noise
 
@@ -32,13 +33,11 @@ MIN_SCORE_STD = 1e-4  # a smaller standard deviation of the content score is rou
 class Foreground(nn.Module):
     """Estimate the foreground share of each patch from its token.
 
-    All methods take two kinds of patch tokens of the same images: `tokens`, prepared by `PartMethod.prepare_tokens` and
-    scaled to unit length, and `raw_tokens`, as the teacher computes them.
+    The methods take two versions of the same patch tokens. `raw_tokens` are the output of the teacher. `tokens` are
+    prepared by `PartMethod.prepare_tokens` and scaled to unit length.
 
     Args:
-        config: `clusterings`, their number; `clusters`, the number of clusters in each; `center_prior`, the weight of a
-            patch's own position relative to its content; `diffusion_steps`; `threshold_classes`, the number of classes
-            of patches by their score, of which the highest is foreground.
+        config: The fields of `ForegroundConfig` in `semmae.training.parts_loop`.
         grid: Rows and columns of patches.
         embed_dim: Size of a token.
     """
@@ -65,7 +64,7 @@ class Foreground(nn.Module):
         """Fit the clusterings, the cluster scores and the threshold to the tokens of a sample of images.
 
         Raises:
-            ValueError: There are fewer patches than clusters, or no kind of content prefers the center.
+            ValueError: There are fewer patches than clusters, or all clusters have nearly the same score.
         """
         self._fit_centroids(tokens, seed=seed)
         clusters = torch.cat([self.nearest_clusters(chunk) for chunk in tokens.split(CHUNK_SIZE)])
@@ -73,8 +72,8 @@ class Foreground(nn.Module):
         self.score_std.copy_(self.content_score(clusters).std())
         if self.score_std < MIN_SCORE_STD:
             raise ValueError(
-                "no kind of content prefers the center of the images, so there is no foreground to find; expected "
-                "images of objects. Set parts.learned.foreground to null: every patch then belongs to a part"
+                "no foreground found: every cluster of patches is spread evenly over the images; expected images with "
+                "an object near the center. Set parts.learned.foreground to null, so that every patch belongs to a part"
             )
         chunks = zip(tokens.split(CHUNK_SIZE), raw_tokens.split(CHUNK_SIZE), strict=True)
         scores = torch.cat([self.foreground_score(*chunk) for chunk in chunks])
@@ -108,7 +107,7 @@ class Foreground(nn.Module):
         return torch.einsum("bnd,rkd->bnrk", tokens, self.centroids).argmax(-1)
 
     def content_score(self, clusters: Integer[Tensor, "b n r"]) -> Float[Tensor, "b n"]:
-        """Return the mean score of each patch's clusters. Content without preference for a position has score 1."""
+        """Return the mean score of each patch's clusters. A cluster that is spread evenly over images has score 1."""
         return self.cluster_scores[torch.arange(len(self.cluster_scores), device=clusters.device), clusters].mean(-1)
 
     def foreground_score(
@@ -123,8 +122,8 @@ class Foreground(nn.Module):
     def forward(self, tokens: Float[Tensor, "b n d"], raw_tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         """Return the foreground share of each patch, in [0, 1]; 0.5 at the threshold.
 
-        The threshold of an image is the mean of the dataset's threshold and of the image's own Otsu threshold, because
-        some objects stand out less than others.
+        The threshold of an image is the mean of two thresholds: the one of the dataset, and the Otsu threshold of the
+        image. The second one adapts to objects that stand out less than others.
         """
         score = self.foreground_score(tokens, raw_tokens)
         threshold = (self.threshold + otsu_threshold(score)) / 2
@@ -144,10 +143,10 @@ def highest_threshold(scores: Float[Tensor, "s n"], num_classes: int) -> float:
 
 
 def otsu_threshold(scores: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
-    """Split the scores of each image into two classes with the least variance within (Otsu, 1979).
+    """Split the scores of each image into two classes with minimal variance within the classes (Otsu, 1979).
 
     Returns:
-        Per image the midpoint between the means of both classes.
+        The midpoint between the means of both classes, for each image.
     """
     ranked = scores.sort(1).values
     below = torch.arange(1, scores.shape[1], device=scores.device)
@@ -158,7 +157,7 @@ def otsu_threshold(scores: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
 
 
 def patch_affinity(raw_tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
-    """Compute how similar the patches of an image are: a softmax over cosines, each row sums to 1.
+    """Compute the similarity of all pairs of patches of an image: a softmax over cosines. Each row sums to 1.
 
     The function subtracts the mean token of the image, so that the cosines reflect differences of color and texture.
     """
@@ -194,8 +193,8 @@ def center_prior(grid: tuple[int, int]) -> Float[Tensor, " n"]:
 def object_code(foreground: Float[Tensor, "b n"], grid: tuple[int, int]) -> Float[Tensor, "b n 4"]:
     """Encode where on its object each patch lies.
 
-    Positions are relative to mean and standard deviation of the foreground's positions. Left and right are equal,
-    because objects face either way. In an image without foreground all patches count as foreground.
+    Positions are relative to the mean and the standard deviation of the foreground's positions. Left and right have
+    the same code, because objects face either way. In an image without foreground, all patches count as foreground.
 
     Args:
         foreground: The foreground share of each patch; patches above 0.5 belong to the object.

@@ -1,7 +1,7 @@
 """The decoder that trains the part learner, and the losses (SemMAE, section 3.1).
 
-The decoder reconstructs a target from the part maps. The maps are its only spatial input and the class token its only
-other input, so the decoder can only reconstruct differences between patches that the maps separate.
+The decoder reconstructs a target from the part maps and the class token. Only the maps are spatial. The decoder can
+therefore reconstruct a difference between two patches only if the maps separate them.
 """
 
 import itertools
@@ -67,23 +67,23 @@ def blur(maps: Float[Tensor, "b p h w"], sigma: float) -> Float[Tensor, "b p h w
 
 
 def diversity_loss(maps: Float[Tensor, "b p n"]) -> Float[Tensor, ""]:
-    """Compute the overlap of part maps: the sum of products over ordered pairs of labels, mean over patches.
+    """Compute the overlap of part maps: the sum over labels p != q of maps[p] * maps[q], averaged over patches.
 
     The loss is 0 if each patch belongs wholly to one label. Training does not change the foreground
-    share of a patch, so the loss stays above 0 where that share is uncertain.
+    share of a patch, so the loss stays above 0 where that share is strictly between 0 and 1.
     """
     return (1 - maps.square().sum(1)).mean()
 
 
 def balance_loss(shares: Float[Tensor, " p"], floor: float) -> Float[Tensor, ""]:
-    """Compute how far the shares of labels fall below a floor, relative to the floor, mean over labels.
+    """Penalize labels with a small share: max(0, 1 - share / floor), averaged over labels.
 
-    The loss sets a floor instead of a uniform prior, because parts differ in size. It does not change the share of the
+    The loss uses a floor instead of a uniform prior, because parts differ in size. It has no effect on the share of the
     background, which is fixed before training.
 
     Args:
         shares: The share of each label in all patches of a batch.
-        floor: The smallest share without a loss.
+        floor: The smallest share without a penalty.
     """
     return (1 - shares / floor).clamp(min=0).mean()
 

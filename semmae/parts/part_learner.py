@@ -28,10 +28,9 @@ class PartLearner(PartMethod):
     """Part queries, and the decoder that trains them.
 
     Args:
-        config: Those of `PartMethod`; `foreground`, those of `Foreground`, or None for no background; `class_token`,
-            whether the teacher trained one; `position_weight`, the weight of the object code in a key; `temperature` of
-            the softmax over parts; `blur_sigma`, of the maps before the decoder; `decoder_width`, `decoder_depth` and
-            `target_dim` of the decoder.
+        config: The keys of `PartMethod`, and the fields of `PartLearnerConfig` in `semmae.training.parts_loop`.
+            `class_token` is whether the teacher has a trained class token. `target_dim` is the number of target values
+            per patch.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -43,7 +42,7 @@ class PartLearner(PartMethod):
         if config["class_token"]:
             self.embed_class = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU())
             last = nn.Linear(embed_dim, self.queries.numel())
-            nn.init.zeros_(last.weight)  # all images start with the same queries, so a label means the same in each
+            nn.init.zeros_(last.weight)  # zero output: training starts from the same queries in all images
             nn.init.zeros_(last.bias)
             self.embed_class.append(last)
         self.embed_patch = nn.Linear(embed_dim, embed_dim, bias=False)
@@ -91,7 +90,7 @@ class PartLearner(PartMethod):
         return F.normalize(keys, dim=-1), foreground
 
     def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
-        """Divide the foreground share of each patch among the parts; the rest is background, the last label."""
+        """Divide the foreground share of each patch among the parts. The last label gets the background share."""
         keys, foreground = self.compute_keys(tokens.patch)
         queries = self.queries.expand(len(keys), -1, -1)
         if self.config["class_token"]:

@@ -1,8 +1,8 @@
 """The format of cached part maps: one Parquet file per shard, one row per image.
 
 Row i of a file belongs to sample i of the shard. The column `part_map` holds one label per patch, the optional column
-`attention` one level per patch. The metadata of a file names the shard, the teacher and the part learner it was made
-from, so `join` can reject files that do not fit the samples of a reader.
+`attention` one level per patch. The metadata of a file holds the digests of its shard, teacher and part learner.
+`join` rejects files whose digests do not match those of the reader.
 """
 
 import json
@@ -114,8 +114,8 @@ def join(folder: Path, reader: Reader, *, teacher: str | None, parts: str | None
         parts: The expected digest of the part learner; None accepts any.
 
     Raises:
-        ValueError: A shard has no file; a file is damaged, was made from another shard, teacher or part learner, or
-            holds values out of range; or a key is not in its row.
+        ValueError: A file is missing, damaged, or holds values out of range. Or a file was made from another shard,
+            teacher or part learner. Or the key of a sample is not in its row.
     """
     encoded = pa.array(reader.shards).dictionary_encode()
     shard_of_sample, shards = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
@@ -132,7 +132,7 @@ def join(folder: Path, reader: Reader, *, teacher: str | None, parts: str | None
     samples = np.split(shard_of_sample.argsort(kind="stable"), np.bincount(shard_of_sample).cumsum()[:-1])
     for shard, path, indices in zip(shards, paths, samples, strict=True):  # one file in memory at a time
         table = _read_table(path)
-        columns = columns or table.column_names  # all files must have columns and metadata of the first one
+        columns = columns or table.column_names  # all files must have the columns and metadata of the first file
         expected = _metadata(table) | expected
         _check_origin(path, table, expected | {"shard": entries[shard]["sha256"]}, columns)
         if len(table) != (count := entries[shard]["count"]):
@@ -153,7 +153,7 @@ def join(folder: Path, reader: Reader, *, teacher: str | None, parts: str | None
 
 
 def num_values(channel: str, metadata: dict[str, Any]) -> int:
-    """Return how many values a channel may hold: 0 to this number, excluded."""
+    """Return the number of possible values of a channel; they start at 0."""
     if channel == "attention":
         return ATTENTION_LEVELS
     return metadata["num_parts"] + (metadata["background"] is not None)
@@ -182,8 +182,8 @@ def summarize(maps: PartMaps) -> dict[str, Any]:
     """Compute the metrics of the stage `part_maps`.
 
     Returns:
-        `images`, `grid`, `bytes_per_image`, and for each label under `parts`: `size`, its share of all patches, and
-        `images`, the share of images with at least one patch of it.
+        `images`, `grid`, `bytes_per_image` and `parts`. For each label, `parts` holds `size`, the share of all patches
+        with this label, and `images`, the share of images with such a patch.
     """
     num_parts, background = maps.metadata["num_parts"], maps.metadata["background"]
     labels, part_map = [*range(num_parts), *([] if background is None else [background])], maps.channels["part_map"]
@@ -237,7 +237,7 @@ def _read_table(path: Path) -> pa.Table:
     except KeyError as error:  # damage of the footer, which has no checksum
         raise ValueError(f"{path} is damaged (no {error}); delete it and {REMEDY}") from None
     if b"semmae" not in (table.schema.metadata or {}):
-        raise ValueError(f"{path} is a Parquet file, but not one of part maps; delete it and {REMEDY}")
+        raise ValueError(f"{path} is a Parquet file without part maps; delete it and {REMEDY}")
     try:
         complete = set(METADATA) <= set(_metadata(table)) and {"key", "part_map"} <= set(table.column_names)
     except ValueError:
@@ -248,7 +248,7 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _read_channels(path: Path, table: pa.Table) -> dict[str, UInt8[np.ndarray, "b n"]]:
-    """Return the channels of a table after a check of their values."""
+    """Check the values of all channels of a table, and return the channels."""
     channels = {name: _from_binary(table[name]) for name in table.column_names if name != "key"}
     for name, values in channels.items():
         limit = num_values(name, _metadata(table))

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from semmae.models.teacher import Tokens
 
-WHITENING_SHRINKAGE = 0.01  # share of the mean variance added to each variance, so that noise is not amplified
+WHITENING_SHRINKAGE = 0.01  # this share of the mean variance is added to each variance, to limit the gain of noise
 
 
 class PartMethod(nn.Module):
     """Base class of part methods.
 
     Args:
-        config: `grid`, rows and columns of patches; `embed_dim` of the teacher; `num_parts`; `background`, whether one
-            more label stands for the background; and the keys of each method.
+        config: `grid` (rows and columns of patches), `embed_dim` (size of a token of the teacher), `num_parts`,
+            `background` (whether the background has a label of its own), and the keys of the subclass.
 
     Attributes:
         background: The label of the background, `num_parts`; None without a background.
@@ -68,7 +68,7 @@ class KMeansParts(PartMethod):
     """Spherical k-means of the prepared tokens. Each cluster is a part; there is no background label.
 
     Args:
-        config: Those of `PartMethod`; `temperature` of the softmax over cosines.
+        config: The keys of `PartMethod`, and `temperature`, the temperature of the softmax over cosines.
     """
 
     centroids: Tensor

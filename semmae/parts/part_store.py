@@ -84,14 +84,16 @@ def is_stored(digest: str, shard_sha256: str, *, keys: list[str]) -> bool:
     path = store_path(digest, shard_sha256)
     try:
         stored = part_maps.read(path)
-        os.utime(path)  # `prune` keeps the file until `assemble` copies it
+        os.utime(path)  # so that `prune` keeps the file until `assemble` copies it
     except (ValueError, FileNotFoundError):
         return False
     return stored.keys == keys and stored.metadata["shard"] == shard_sha256
 
 
 def assemble(folder: Path, *, digest: str, shards: Mapping[str, str]) -> None:
-    """Replace `folder` by copies of stored files. DVC may replace the files of an output by links.
+    """Replace `folder` by copies of stored files.
+
+    The files must be copies, because DVC may replace the files of an output by links.
 
     Args:
         folder: The output.

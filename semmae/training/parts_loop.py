@@ -18,13 +18,13 @@ from semmae.runs.run import Run
 
 @dataclass(frozen=True, config=STRICT)
 class ForegroundConfig:
-    """How the foreground is separated from the background; see `semmae.parts.foreground`."""
+    """Settings of `semmae.parts.foreground.Foreground`."""
 
-    clusterings: PositiveInt
-    clusters: Annotated[int, Field(ge=2)]  # in each clustering
+    clusterings: PositiveInt  # number of independent clusterings, over which scores are averaged
+    clusters: Annotated[int, Field(ge=2)]  # number of clusters in each clustering
     center_prior: NonNegativeFloat  # weight of a patch's own position relative to its content
-    diffusion_steps: NonNegativeInt  # of the scores among similar patches
-    threshold_classes: Annotated[int, Field(ge=2)]  # classes of patches by score, the highest is foreground
+    diffusion_steps: NonNegativeInt  # number of steps in which scores diffuse among similar patches
+    threshold_classes: Annotated[int, Field(ge=2)]  # number of classes of patch scores; the highest class is foreground
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -70,10 +70,10 @@ def train_part_learner(
         teacher: The frozen teacher, on the device.
         reader: The training images.
         img_size: Side of the images for the teacher, in pixels.
-        seed: Decides the order of samples and the flips.
+        seed: Seed of the order of samples and of the flips.
         compute: Precision of the teacher, compilation and workers.
         world: The processes of the run.
-        run: Keeps checkpoints and records the losses.
+        run: The run that keeps checkpoints and records the losses.
     """
     model.to(world.device)
     compute.compile_in_place(model)

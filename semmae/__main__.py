@@ -1,4 +1,4 @@
-"""`python -m semmae`: the same as the `semmae` command."""
+"""Run the `semmae` command with `python -m semmae`."""
 
 from semmae.cli.main import main
 

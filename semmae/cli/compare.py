@@ -15,23 +15,23 @@ def compare(
     ] = "pretrain.masking.strategy",
     scores: Annotated[
         str | None,
-        typer.Option(help="Columns to compare, separated by commas; * matches any text: knn.*.top1,linear.*.top1"),
+        typer.Option(help="Columns to compare, separated by commas; * matches any text without a dot: knn.*.top1"),
     ] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Print the scores of the baselines over all runs instead.")
+        bool, typer.Option("--baselines", help="Print the scores of the baselines of the encoder, over all runs.")
     ] = False,
     parts: Annotated[
-        str | None, typer.Option(help="Print the part scores of this dataset, of the parts and of every baseline.")
+        str | None, typer.Option(help="Print the scores of the parts and of their baselines on this dataset.")
     ] = None,
     ablation: Annotated[
-        str | None, typer.Option(help="Print the part scores of this dataset for each setting of params.yaml.")
+        str | None, typer.Option(help="Print the scores of the parts on this dataset, a row per setting.")
     ] = None,
     level: Annotated[
-        Literal["patch", "pixel"], typer.Option(help="The resolution of the scores of --parts and --ablation.")
+        Literal["patch", "pixel"], typer.Option(help="The resolution at which --parts and --ablation compare masks.")
     ] = "patch",
     md: Annotated[bool, typer.Option("--md", help="Print the table in Markdown.")] = False,
 ) -> None:
-    """Print the mean and standard deviation of every score over the runs of a setting, e.g. over seeds."""
+    """Print mean and standard deviation of each score over the runs of a setting, e.g. over seeds."""
     from semmae.core.config import read_yaml
     from semmae.report import comparison
 

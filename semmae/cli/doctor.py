@@ -1,7 +1,8 @@
 """`semmae doctor`: check whether this machine can run the pipeline.
 
 The checks cover packages, disk space, the state root, Git, DVC and the processor. They change nothing. Each check
-reports `ok`, `warn` (a run works, with a limitation) or `fail` (a run will stop), its finding and a remedy.
+reports a verdict, its finding and a remedy. The verdict is `ok`, `warn` (runs work with a limitation) or `fail` (runs
+stop with an error).
 """
 
 import shutil
@@ -19,7 +20,7 @@ from semmae.core.paths import state_root
 
 Verdict = Literal["ok", "warn", "fail"]
 LOW_SPACE, NO_SPACE = 10e9, 1e9  # bytes
-IN_MEMORY = ("tmpfs", "ramfs")
+MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 
 
 class Check(NamedTuple):
@@ -43,7 +44,7 @@ def doctor() -> None:
 
 
 def examine(project: Path) -> Iterator[Check]:
-    """Run all checks for the project in the folder `project`."""
+    """Run all checks on the project in the folder `project`."""
     yield _check_packages()
     yield _check_disk("data", project)
     yield _check_disk("state root", state_root())
@@ -54,7 +55,7 @@ def examine(project: Path) -> Iterator[Check]:
 
 
 def _check_packages() -> Check:
-    """Check that the dependencies of pyproject.toml are installed in versions that it allows."""
+    """Check that each dependency in pyproject.toml is installed in an allowed version."""
     requirements = [Requirement(line) for line in requires("semmae") or []]
     problems, count = [], 0
     for package in requirements:
@@ -78,7 +79,10 @@ def _check_disk(subject: str, path: Path) -> Check:
     """Check the free space of the disk that holds `path`."""
     free = shutil.disk_usage(path).free
     verdict: Verdict = "fail" if free < NO_SPACE else "warn" if free < LOW_SPACE else "ok"
-    remedy = "free space: dvc gc --workspace, semmae state gc; or move the data: dvc cache dir, SEMMAE_STATE"
+    remedy = (
+        "run dvc gc --workspace or semmae state gc --unused-days 7; "
+        "or move DVC's cache (dvc cache dir) or the state root (SEMMAE_STATE) to another disk"
+    )
     finding = f"{free / 1e9:.1f} GB free at {path.absolute()}"
     return Check(f"disk of the {subject}", verdict, finding, "" if verdict == "ok" else remedy)
 
@@ -89,7 +93,7 @@ def _check_state_root(root: Path) -> Check:
 
     if root.stat().st_mode & stat.S_IWOTH:
         return Check("state root", "fail", f"every user can write to {root}", f"chmod o-w {root}")
-    if (filesystem := _filesystem_type(root)) in IN_MEMORY:
+    if (filesystem := _filesystem_type(root)) in MEMORY_FILESYSTEMS:
         remedy = "set SEMMAE_STATE to a folder on a disk"
         return Check("state root", "warn", f"{root} is in memory ({filesystem})", remedy)
     num_unfinished, num_processes = len(state_dir.list_runs()), len(state_dir.lock_holders())
@@ -100,7 +104,7 @@ def _filesystem_type(path: Path) -> str:
     """Return the type of the file system that holds `path`; "" if /proc/mounts does not exist."""
     file = Path("/proc/mounts")
     mounts = [line.split()[1:3] for line in file.read_text().splitlines()] if file.exists() else []
-    parents = [(len(point), filesystem) for point, filesystem in mounts if path.is_relative_to(point)]
+    parents = [(len(folder), filesystem) for folder, filesystem in mounts if path.is_relative_to(folder)]
     return max(parents)[1] if parents else ""
 
 
@@ -110,7 +114,7 @@ def _check_git(project: Path) -> Iterator[Check]:
     if toplevel.returncode:
         remedy = (
             "git init && git add . && git commit; "
-            "if the folder belongs to another user: git config --global --add safe.directory"
+            "if the folder belongs to another user: git config --global --add safe.directory <folder>"
         )
         yield Check("git", "fail", toplevel.stderr.strip().partition("\n")[0], remedy)
         return
@@ -127,7 +131,7 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def _check_dvc(project: Path) -> Iterator[Check]:
-    """Check that DVC can read the project, sends no data, and protects its cache."""
+    """Check that DVC can read the project, and check its settings for analytics, cache links and downloads."""
     try:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
@@ -142,25 +146,25 @@ def _check_dvc(project: Path) -> Iterator[Check]:
         yield Check("dvc", "fail", str(error).partition("\n")[0], remedy)
         return
     yield from _check_interrupted_writes(project, Path(repo.stage_cache.cache_dir))
-    reporting = [key for key in ("analytics", "check_update") if repo.config["core"].get(key, True)]
-    if reporting:
-        yield Check("dvc", "warn", f"core.{reporting[0]} is on", f"dvc config core.{reporting[0]} false")
+    telemetry = [key for key in ("analytics", "check_update") if repo.config["core"].get(key, True)]
+    if telemetry:
+        yield Check("dvc", "warn", f"core.{telemetry[0]} is on", f"dvc config core.{telemetry[0]} false")
     links = set(repo.config["cache"].get("type") or []) & {"hardlink", "symlink"}
     if links:
-        finding = f"cache.type is {', '.join(sorted(links))}: an edit of a data file also changes the cached copy"
+        finding = f"cache.type is {', '.join(sorted(links))}: editing a data file also changes its copy in the cache"
         yield Check("dvc cache", "warn", finding, "dvc config cache.type reflink,copy")
     for name, remote in repo.config["remote"].items():
         if not remote.get("verify"):
             remedy = f"dvc remote modify {name} verify true"
             yield Check(f"dvc remote {name}", "warn", "downloads are not verified", remedy)
-    if not reporting and not links:
+    if not telemetry and not links:
         yield Check("dvc", "ok", f"{version('dvc')}, no analytics")
 
 
 def _check_interrupted_writes(project: Path, run_cache: Path) -> Iterator[Check]:
     """Check for files that DVC left incomplete when it was killed."""
     for file in truncated_files(project):
-        finding = f"{file} is truncated: DVC was killed while writing it, and now cannot run (treeverse/dvc#7615)"
+        finding = f"{file} is truncated: DVC was killed while writing it, and cannot run now (treeverse/dvc#7615)"
         yield Check(file.name, "fail", finding, f"rm {file} when no DVC process is running")
     for entry in incomplete_cache_entries(run_cache):
         finding = f"{entry} is incomplete: DVC was killed while writing it, or is running; its stage may fail"
@@ -168,9 +172,9 @@ def _check_interrupted_writes(project: Path, run_cache: Path) -> Iterator[Check]
 
 
 def truncated_files(project: Path) -> Iterator[Path]:
-    """Find the files that DVC writes in place and can no longer parse, because a kill interrupted the write.
+    """Find the lock files of DVC that it cannot parse, because it was killed while writing them.
 
-    It is safe to delete them: the lock file only lists running processes, and the run cache also holds the content of
+    They can be deleted safely: rwlock only lists running processes, and the run cache also holds the content of
     dvc.lock.
     """
     from dvc.dvcfile import Lockfile
@@ -193,9 +197,9 @@ def truncated_files(project: Path) -> Iterator[Path]:
 def incomplete_cache_entries(run_cache: Path) -> Iterator[Path]:
     """Find incomplete entries in DVC's run cache, left by a kill or being written by a running DVC process.
 
-    An entry with a temporary name next to complete entries is returned itself, since DVC would read it as complete. A
-    folder without complete entries is returned as a whole. The stages of such entries never finished, so deleting them
-    loses nothing.
+    A folder of the run cache holds the entries of one stage with the same inputs. If it also has complete entries, only
+    the incomplete entry is yielded; else the whole folder. The entry can be deleted safely, because its stage never
+    finished.
     """
     for folder in run_cache.glob("*/*"):
         complete, incomplete = set(folder.glob("[!.]*")), set(folder.glob(".*.tmp"))
@@ -207,8 +211,8 @@ def _check_processor() -> Check:
     import torch
 
     if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        finding = f"{torch.cuda.device_count()} x {card.name}, {card.total_memory / 2**30:.0f} GiB each"
+        gpu = torch.cuda.get_device_properties(0)
+        finding = f"{torch.cuda.device_count()} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB each"
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Check("processor", "ok", finding)
         return Check("processor", "warn", f"{finding}, without bf16", "set precision to fp32")

@@ -14,10 +14,10 @@ def encode(
     encoder: Annotated[Path, typer.Option(help="A folder with an encoder or a teacher.")] = Path("data/pretrain"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="The device that computes; auto prefers a GPU.")
+        Literal["auto", "cpu", "cuda"], typer.Option(help="The device; auto selects a GPU if there is one.")
     ] = "auto",
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The number format of the network.")] = "fp32",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The precision of the forward pass.")] = "fp32",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images; 0: no extra process.")] = 2,
 ) -> None:
     """Write the class token and the mean patch token of every image to a Parquet file."""
     from semmae.core import distributed

@@ -17,7 +17,7 @@ def export(
         bool, typer.Option("--with-decoder", help="Include the decoder (transformers: ViTMAEForPreTraining).")
     ] = False,
 ) -> None:
-    """Write an encoder for timm or transformers, and verify that its outputs are equal there."""
+    """Write an encoder in the format of timm or transformers, and verify that the library computes equal outputs."""
     from semmae.exchange import export as exporter
 
     typer.echo(exporter.export(encoder, out, to=to, with_decoder=with_decoder))

@@ -12,10 +12,13 @@ def import_encoder(
     file: Annotated[Path, typer.Argument(help="A checkpoint in MAE's format, pretrained or fine-tuned.")],
     out: Annotated[Path, typer.Option(help="The folder to write; the evaluations read data/pretrain.")],
     img_size: Annotated[
-        int | None, typer.Option(help="Resample the position embeddings to images of this many pixels.")
+        int | None,
+        typer.Option(
+            help="The image size in pixels; default: that of the checkpoint. Position embeddings are resampled."
+        ),
     ] = None,
     num_heads: Annotated[
-        int | None, typer.Option(help="The number of attention heads, if it does not follow from the width.")
+        int | None, typer.Option(help="The number of attention heads; default: that of the standard ViT of this width.")
     ] = None,
 ) -> None:
     """Import the encoder of an MAE checkpoint, so that the evaluations can score it."""

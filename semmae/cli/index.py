@@ -16,7 +16,7 @@ SHARDS = Path("data/shards")
 
 def index(
     dataset: Annotated[str, typer.Argument(help="A dataset under data/shards.")],
-    check: Annotated[bool, typer.Option("--check", help="Check whether the sources have changed.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with status 1 if the sources have changed.")] = False,
 ) -> None:
     """Print the shards, splits, labels and rejected inputs of a dataset."""
     import pyarrow.parquet as pq
@@ -72,7 +72,7 @@ def _print_rejected(rejected: list[dict[str, str]], num_samples: int) -> None:
 
 
 def _check_sources(dataset: str) -> None:
-    """Compare the sources with the digests recorded when the dataset was written; exit with 1 if they differ."""
+    """Compare the sources with their digests in the dataset; exit with status 1 if they differ."""
     from semmae.core.config import load_config
     from semmae.sharding import shard_writer
     from stages.shards import ShardsConfig, resolve_paths

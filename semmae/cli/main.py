@@ -1,8 +1,8 @@
 """The `semmae` command: inspect a pipeline's data, exchange encoders, manage its state, run it as a Prefect flow.
 
 Training and scoring are stages (`dvc repro`). Each command has a file of its own in this folder. Commands import heavy
-packages when they run, so that `--help` is quick. A user's mistake prints one sentence on standard error and exits
-with status 1.
+packages when they run, so that `--help` is quick. After a user's mistake, the command prints one sentence on standard
+error and exits with status 1.
 """
 
 import os
@@ -36,7 +36,7 @@ app.add_typer(state_app, name="state")
 
 
 def main() -> None:
-    """Run the command; with SEMMAE_DEBUG=1, a user's mistake prints a traceback."""
+    """Run the command; SEMMAE_DEBUG=1 prints the traceback of an error."""
     restrict_permissions()
     try:
         app()

@@ -1,4 +1,4 @@
-"""Tables and times as the `semmae` command prints them."""
+"""Format tables and times for the output of the `semmae` command."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The pipeline as a Prefect flow, derived from DVC's graph.
+"""The pipeline as a Prefect flow, built from DVC's graph of stages.
 
 Each stage is a Prefect task that waits for the stages it depends on and then runs `dvc repro --single-item`. DVC
 decides which stages have to run, so Prefect caches no results. Without configuration Prefect starts a server for the
@@ -18,7 +18,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-# Prefect reads these on import. On a busy machine, its server needs more than the default 20 s to start.
+# Prefect reads these variables on import. On a busy machine, its server needs more than the default 20 s to start.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
 
@@ -56,20 +56,20 @@ def read_graph() -> dict[str, set[str]]:
             dependencies = {node.addressing: {source.addressing for source in edges.successors(node)} for node in edges}
     except DvcException as error:
         truncated = " ".join(map(str, doctor.truncated_files(Path())))
-        remedy = f"semmae doctor explains it; run: rm {truncated}" if truncated else "run dvc dag for details"
+        remedy = f"see semmae doctor, then run: rm {truncated}" if truncated else "run dvc dag for details"
         raise ValueError(f"{error}; {remedy}") from error
     return {stage: dependencies[stage] for stage in TopologicalSorter(dependencies).static_order()}
 
 
 class StageRunner:
-    """Run stages with `dvc repro`, each in a process group that ends with the flow.
+    """Run stages with `dvc repro`, each in a process group of its own.
 
     Args:
-        jobs: the maximum number of stages that run at the same time.
-        timeout: seconds after which a stage is stopped; None: never.
+        jobs: The maximum number of stages that run at the same time.
+        timeout: Seconds after which a stage is stopped; None: no limit.
 
     Attributes:
-        outcomes: the results of the stages that have ended.
+        outcomes: The results of the stages that have ended.
     """
 
     def __init__(self, jobs: int, timeout: float | None) -> None:
@@ -95,7 +95,7 @@ class StageRunner:
         if self._stopped:
             return False, 1
         log, ran = get_run_logger(), False
-        # The command of a stage starts `python`: the interpreter of this process has to come first in PATH.
+        # The command of a stage is `python ...`, which must find the interpreter of this process first in PATH.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         with subprocess.Popen(
             [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage],
@@ -109,7 +109,7 @@ class StageRunner:
             assert process.stdout is not None
             try:
                 with _time_limit(process, self._timeout):
-                    for line in process.stdout:  # ends when the stage ends, even if DVC was killed before
+                    for line in process.stdout:  # ends when the stage ends, even if DVC was killed
                         ran |= line.startswith(f"Running stage '{stage}'")
                         if line.strip():
                             log.info(line.rstrip())
@@ -119,7 +119,7 @@ class StageRunner:
         return ran, process.returncode
 
     def stop(self) -> None:
-        """Interrupt every running stage, as Ctrl-C does, and start no further stage.
+        """Interrupt every running stage, as Ctrl-C does, and start no more stages.
 
         An interrupted training stage saves a checkpoint and exits.
         """
@@ -153,8 +153,8 @@ def run(jobs: int, timeout: float | None) -> list[Outcome]:
     """Run the flow in this process.
 
     Args:
-        jobs: the maximum number of stages that run at the same time.
-        timeout: seconds after which a stage is stopped; None: never.
+        jobs: The maximum number of stages that run at the same time.
+        timeout: Seconds after which a stage is stopped; None: no limit.
 
     Returns:
         The outcome of every stage, dependencies first.

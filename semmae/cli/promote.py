@@ -1,4 +1,4 @@
-"""`semmae promote`: keep an encoder, so that other runs can use it as their teacher."""
+"""`semmae promote`: copy an encoder, so that later runs can use it as their teacher."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ def promote(
         str | None, typer.Argument(help="A DVC experiment or Git commit; default: the workspace.")
     ] = None,
     teacher: Annotated[
-        bool, typer.Option("--teacher", help="Keep the teacher of the run instead of its pretrained encoder.")
+        bool, typer.Option("--teacher", help="Copy the teacher of the run instead of its pretrained encoder.")
     ] = False,
 ) -> None:
     """Copy an encoder to data/encoders and print the command that uses it as a teacher."""
@@ -22,8 +22,8 @@ def promote(
     folder, name = (TEACHER, "teacher") if teacher else (PRETRAIN, "encoder")
     weights = promotion.promote(folder, name, ENCODERS, rev=experiment)
     typer.echo(
-        f"copied to {weights}. The command below makes it the teacher. "
-        "With teacher.source=ibot, it is the network from which iBOT training starts.",
+        f"copied to {weights}; use it as the teacher with the command below. "
+        "To start iBOT training from it, set teacher.source=ibot instead.",
         err=True,
     )
     typer.echo(

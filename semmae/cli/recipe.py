@@ -54,7 +54,7 @@ def find_recipes(folder: Path) -> dict[str, Path]:
     """Return the recipes in `folder` by name.
 
     Raises:
-        ValueError: `folder` holds no recipes, most likely because it is not below the root of the project.
+        ValueError: `folder` has no recipes, e.g. because the working directory is not the root of the project.
     """
     recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not recipes:
@@ -63,10 +63,10 @@ def find_recipes(folder: Path) -> dict[str, Path]:
 
 
 def choose(recipes: dict[str, Path], name: str) -> Path:
-    """Return the recipe of that name.
+    """Return the path of a recipe.
 
     Raises:
-        ValueError: there is none; the message lists similar names, or all if none is similar.
+        ValueError: No recipe has this name. The message lists similar names, or all names.
     """
     if name not in recipes:
         similar = difflib.get_close_matches(name, recipes, n=3, cutoff=0.4) or list(recipes)
@@ -75,7 +75,7 @@ def choose(recipes: dict[str, Path], name: str) -> Path:
 
 
 def read_header(file: Path) -> dict[str, str]:
-    """Return `title` and the FIELDS of the first comment block. A field may span several lines."""
+    """Return `title` and FIELDS from the first comment block. A field may span several lines."""
     fields = {"title": ""}
     name = "title"
     for line in file.read_text().splitlines():
@@ -91,26 +91,26 @@ def read_header(file: Path) -> dict[str, str]:
 
 
 def difference(file: Path, params: Path) -> str:
-    """Return the changes that installing the recipe `file` makes to `params`, as a unified diff; "" if none."""
+    """Return a unified diff from `params` to the recipe `file`; "" if they are equal."""
     old = params.read_text().splitlines(keepends=True) if params.exists() else []
     new = file.read_text().splitlines(keepends=True)
     return "".join(difflib.unified_diff(old, new, str(params), str(file)))
 
 
 def install(file: Path, params: Path, *, force: bool) -> None:
-    """Make `params` a copy of the recipe `file`.
+    """Copy the recipe `file` to `params`.
 
     Raises:
-        ValueError: this would lose uncommitted changes, and `force` is false.
+        ValueError: `params` has uncommitted changes, and `force` is false.
     """
     contents = (known.read_bytes() for known in file.parent.glob("*.yaml"))
     if not force and params.exists() and params.read_bytes() not in contents:
-        _refuse_uncommitted(params)
+        _require_committed(params)
     with atomic_write(params) as temporary:
         temporary.write_bytes(file.read_bytes())
 
 
-def _refuse_uncommitted(params: Path) -> None:
+def _require_committed(params: Path) -> None:
     """Raise a ValueError unless the last Git commit holds the current content of `params`."""
     command = ["git", "status", "--porcelain", "--ignored", "--", str(params)]
     try:

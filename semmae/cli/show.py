@@ -15,7 +15,7 @@ def show(
     out: Annotated[Path, typer.Option(help="The image file to write, e.g. grid.png.")],
     split: Annotated[str, typer.Option(help="The split to take images from.")] = "val",
     count: Annotated[int, typer.Option(min=1, help="The number of images.")] = 8,
-    seed: Annotated[int, typer.Option(help="Selects the images and the noise of the masks.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed that selects images and draws masks.")] = 0,
     colors: Annotated[str, typer.Option(help="The palette of the parts: okabe_ito or tol_bright.")] = "okabe_ito",
 ) -> None:
     """Draw a grid of images with their parts, a heat map per part, masks or reconstructions."""

@@ -6,7 +6,7 @@ import typer
 
 from semmae.cli.output import console, new_table, time_ago
 
-state_app = typer.Typer(help="Manage unfinished runs and cached part maps under the state root.", no_args_is_help=True)
+state_app = typer.Typer(help="Manage unfinished runs and cached part maps.", no_args_is_help=True)
 
 
 @state_app.command("ls")
@@ -34,19 +34,19 @@ def list_state() -> None:
 def adopt_run(
     fingerprint: Annotated[str, typer.Argument(help="The fingerprint of an unfinished run, or its first characters.")],
 ) -> None:
-    """Resume an unfinished run after an edit of the source code that does not change its results."""
+    """Let the next run resume an unfinished run after a source edit that does not change results."""
     from semmae.cli import state_dir
 
     run = state_dir.adopt(fingerprint)
     typer.echo(f"The next {run.stage} run with the same params and inputs resumes {run.fingerprint[:12]} after step")
-    typer.echo(f"{run.step}, whatever its source code is. Its artifact records the adoption. Run: dvc repro")
+    typer.echo(f"{run.step}, even if its source code differs. Its artifact records the adoption. Run: dvc repro")
 
 
 @state_app.command("gc")
 def delete_unused(
-    unused_days: Annotated[float, typer.Option(min=0, help="Keep what was used within this many days.")],
+    unused_days: Annotated[float, typer.Option(min=0, help="Delete only what was not used for this many days.")],
 ) -> None:
-    """Delete unfinished runs and cached part maps that are unused, and digests of files that no longer exist."""
+    """Delete old unfinished runs and part maps, and cached digests of files that no longer exist."""
     from semmae.cli import state_dir
     from semmae.core import hash_cache
     from semmae.parts import part_store
@@ -54,7 +54,7 @@ def delete_unused(
     deleted = state_dir.prune_runs(unused_days=unused_days)
     typer.echo(f"{len(deleted)} unfinished runs deleted, {sum(run.num_bytes for run in deleted) / 1e6:.1f} MB")
     if active := state_dir.lock_holders():
-        typer.echo(f"part maps kept: process {', '.join(active)} is running and may need them")
+        typer.echo(f"part maps kept, because running processes may need them: {', '.join(active)}")
     else:
         typer.echo(f"{part_store.prune(unused_days=unused_days) / 1e6:.1f} MB of part maps deleted")
     typer.echo(f"{hash_cache.prune()} digests of missing files deleted")

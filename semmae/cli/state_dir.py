@@ -24,10 +24,10 @@ class UnfinishedRun:
 
     fingerprint: str
     stage: str
-    step: int | None  # of its last checkpoint; None: it has no checkpoint yet
+    step: int | None  # step of the last checkpoint; None: no checkpoint yet
     num_bytes: int
     used: float  # time of its last write, in seconds since 1970
-    locked: bool  # a process is at work on it
+    locked: bool  # a process is working on it
 
 
 def list_runs() -> list[UnfinishedRun]:
@@ -52,17 +52,17 @@ def list_runs() -> list[UnfinishedRun]:
 
 
 def _stats(folder: Path) -> Iterator[os.stat_result]:
-    """Yield the status of a folder, then of all files and folders in it, except those that a run deletes meanwhile."""
-    for root, _, files in os.walk(folder):  # os.walk skips folders that are gone; rglob raises an error
+    """Yield the status of a folder, then of all files and folders in it. Skip files that a run deletes meanwhile."""
+    for root, _, files in os.walk(folder):  # os.walk skips deleted folders; rglob raises an error
         for path in (Path(root), *(Path(root, file) for file in files)):
             with contextlib.suppress(FileNotFoundError):
                 yield path.stat()
 
 
 def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:
-    """Delete and return the runs without a write in the last `unused_days` days, except those that are locked."""
-    oldest = time.time() - unused_days * 86_400
-    unused = [run for run in list_runs() if not run.locked and run.used <= oldest]
+    """Delete and return the unlocked runs that wrote nothing in the last `unused_days` days."""
+    cutoff = time.time() - unused_days * 86_400
+    unused = [run for run in list_runs() if not run.locked and run.used <= cutoff]
     for run in unused:
         with exclusive_lock("run", run.fingerprint):
             shutil.rmtree(_runs_folder() / run.fingerprint)
@@ -70,20 +70,23 @@ def prune_runs(*, unused_days: float) -> list[UnfinishedRun]:
 
 
 def adopt(prefix: str) -> UnfinishedRun:
-    """Offer a run to the next run that differs from it in its source only; return the offered run.
+    """Let the next run with the same parameters and inputs resume an unfinished run, although its source differs.
 
     Args:
-        prefix: First characters of the run's fingerprint.
+        prefix: First characters of the fingerprint of the unfinished run.
+
+    Returns:
+        The unfinished run.
 
     Raises:
-        ValueError: The prefix fits no run or several, or the run has no checkpoint.
-        BlockingIOError: A process is at work on the run.
+        ValueError: The prefix matches no run or several runs, or the run has no checkpoint.
+        BlockingIOError: A process is working on the run.
     """
     unfinished = list_runs()
     matches = [run for run in unfinished if run.fingerprint.startswith(prefix)]
     if len(matches) != 1:
         names = ", ".join(f"{run.fingerprint[:12]} ({run.stage})" for run in matches or unfinished) or "none"
-        raise ValueError(f"{len(matches)} unfinished runs begin with {prefix!r}; there are: {names}")
+        raise ValueError(f"{len(matches)} unfinished runs match {prefix!r}; expected one of: {names}")
     handover.offer(_runs_folder() / matches[0].fingerprint)
     return matches[0]
 

@@ -90,7 +90,7 @@ def test_state_lists_runs_and_part_maps_and_deletes_unused_ones(inside: Project)
     with exclusive_lock("run", run.name):
         output = semmae("state", "gc", "--unused-days", "1")
         assert "0 unfinished runs deleted" in output
-        assert f"part maps kept: process {os.getpid()} is running" in output
+        assert f"part maps kept, because running processes may need them: {os.getpid()}" in output
     assert "1 unfinished runs deleted" in semmae("state", "gc", "--unused-days", "1")
     assert not run.exists()
     semmae("state", "gc", "--unused-days", "0")

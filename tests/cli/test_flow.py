@@ -162,7 +162,7 @@ def test_a_folder_without_dvc_is_reported_in_one_sentence(small: Project):
 
 def test_a_file_that_dvc_left_truncated_is_reported_with_its_remedy(small: Project):
     (small.folder / "dvc.lock").write_text("")
-    assert flow(small, expect=1).endswith("; semmae doctor explains it; run: rm dvc.lock\n")
+    assert flow(small, expect=1).endswith("; see semmae doctor, then run: rm dvc.lock\n")
 
 
 def test_no_stage_is_named_in_the_flow():

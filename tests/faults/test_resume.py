@@ -23,7 +23,7 @@ def test_a_killed_run_is_adopted_after_a_harmless_edit_of_the_source(finished: P
     (left,) = (toy.root / "state/runs").iterdir()
     before = json.loads((left / "identity.json").read_text())["source"]
     output = toy.run("python", "-m", "semmae", "state", "adopt", left.name[:12])
-    assert "after step\n8, whatever its source code is" in output
+    assert "after step\n8, even if its source code differs" in output
     assert epochs(toy.stage("pretrain"))[0] == 3
     encoder = json.loads((toy.folder / "data/pretrain/encoder.json").read_text())
     assert encoder["adopted"] == [before]

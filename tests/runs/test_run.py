@@ -335,7 +335,7 @@ def test_a_run_that_cannot_be_adopted_is_refused(toy_dataset: Path, tmp_path: Pa
     with pytest.raises(Halt):
         _train(toy_dataset, tmp_path / "out", halt_after=2)
     (left,) = state_dir.list_runs()
-    with pytest.raises(ValueError, match=f"0 unfinished runs begin with 'x'; there are: {left.fingerprint[:12]}"):
+    with pytest.raises(ValueError, match=f"0 unfinished runs match 'x'; expected one of: {left.fingerprint[:12]}"):
         state_dir.adopt("x")
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         state_dir.adopt(left.fingerprint)

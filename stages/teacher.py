@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from semmae.core import distributed, stage
 from semmae.core.atomic_files import atomic_write, write_json
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Share, load_config
+from semmae.core.config import STRICT, PositiveBelow1, load_config
 from semmae.core.digests import file_digest
 from semmae.core.paths import raw_path
 from semmae.core.rng import fold
@@ -37,7 +37,7 @@ OUT, RESULTS, SHARDS = Path("data/teacher"), Path("results/teacher"), Path("data
 class TeacherMAEConfig:
     """Training of a teacher by MAE, with random masks."""
 
-    mask_ratio: Share
+    mask_ratio: PositiveBelow1
     recipe: mae_loop.MAERecipe
 
 

@@ -39,12 +39,12 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-Share = Annotated[float, Field(gt=0, lt=1)]  # (0, 1)
-Portion = Annotated[float, Field(gt=0, le=1)]  # (0, 1]
+PositiveBelow1 = Annotated[float, Field(gt=0, lt=1)]  # (0, 1)
+PositiveUpTo1 = Annotated[float, Field(gt=0, le=1)]  # (0, 1]
 UpTo1 = Annotated[float, Field(ge=0, le=1)]  # [0, 1]
 Below1 = Annotated[float, Field(ge=0, lt=1)]  # [0, 1)
 Betas = tuple[Below1, Below1]  # of AdamW
-Range = Annotated[tuple[T, T], AfterValidator(_ordered)]  # smallest and largest value, for example `Range[Share]`
+Range = Annotated[tuple[T, T], AfterValidator(_ordered)]  # smallest and largest value, for example `Range[UpTo1]`
 
 
 def load_config(schema: type[T], *path: str, file: Path = PARAMS) -> T:

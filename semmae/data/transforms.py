@@ -20,7 +20,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, auto_augment
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 
-from semmae.core.config import STRICT, Portion, Range, UpTo1
+from semmae.core.config import STRICT, PositiveUpTo1, Range, UpTo1
 from semmae.core.rng import numpy_generator, seeded
 from semmae.data.crops import FULL_IMAGE, Box, random_resized_crop, required_size, resize_box, snap_to_pixels
 from semmae.data.dataset import Reader
@@ -33,7 +33,7 @@ MAX_SHIFT = 0.45  # largest translation of RandAugment, as a share of the side (
 class Crop:
     """Parameters of a random resized crop."""
 
-    scale: Range[Portion]  # area, as a share of the image
+    scale: Range[PositiveUpTo1]  # area, as a share of the image
     ratio: Range[PositiveFloat]  # width / height
     flip: UpTo1  # probability of a horizontal flip
 

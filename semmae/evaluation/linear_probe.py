@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Share
+from semmae.core.config import STRICT, PositiveBelow1
 from semmae.data.dataset import Reader
 from semmae.evaluation import classification_metrics, curve_files, features, linear_heads, subsets
 from semmae.evaluation.linear_heads import FeatureSet, LinearHeadsRecipe
@@ -24,7 +24,7 @@ class LinearProbeConfig:
     """How a probe is trained; lr = base_lr * batch_size / 256."""
 
     base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
-    holdout: Share  # of train, to choose the learning rate
+    holdout: PositiveBelow1  # of train, to choose the learning rate
     epochs: PositiveInt
     warmup_epochs: NonNegativeInt
     views: PositiveInt  # random crops per training image; epoch e uses view e modulo views

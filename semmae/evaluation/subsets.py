@@ -9,7 +9,7 @@ from jaxtyping import Integer
 from pydantic import PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
-from semmae.core.config import STRICT, Share
+from semmae.core.config import STRICT, PositiveBelow1
 from semmae.core.rng import numpy_generator
 
 
@@ -17,7 +17,7 @@ from semmae.core.rng import numpy_generator
 class Shots:
     """The size of a low-shot training set: a share of every class, or a number of samples of every class."""
 
-    share: Share | None = None
+    share: PositiveBelow1 | None = None
     per_class: PositiveInt | None = None
 
     @model_validator(mode="after")

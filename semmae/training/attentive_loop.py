@@ -12,7 +12,7 @@ from torch import Tensor
 
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Betas, Share
+from semmae.core.config import STRICT, Betas, PositiveBelow1
 from semmae.data.dataset import Reader
 from semmae.evaluation import attentive_heads, features, subsets
 from semmae.evaluation.views import RandomViews
@@ -26,7 +26,7 @@ class AttentiveRecipe:
     queries: PositiveInt  # per head; must divide the width of a token
     base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
     weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)]
-    holdout: Share  # of train, to choose the head
+    holdout: PositiveBelow1  # of train, to choose the head
     epochs: PositiveInt
     warmup_epochs: NonNegativeInt
     batch_size: PositiveInt  # over all processes

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Below1, Betas, Portion, Share, UpTo1
+from semmae.core.config import STRICT, Below1, Betas, PositiveBelow1, PositiveUpTo1, UpTo1
 from semmae.core.rng import fold, seeded
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_size
@@ -44,7 +44,7 @@ class FinetuneRecipe:
     base_lr: PositiveFloat
     min_lr: NonNegativeFloat
     warmup_epochs: NonNegativeInt
-    layer_decay: Portion
+    layer_decay: PositiveUpTo1
     weight_decay: NonNegativeFloat
     betas: Betas
     clip_grad: PositiveFloat | None  # maximum norm of the gradient; null: no clipping
@@ -52,7 +52,7 @@ class FinetuneRecipe:
     label_smoothing: Below1
     mixup: NonNegativeFloat  # alpha of the Beta distribution; 0: no mixup
     cutmix: NonNegativeFloat  # likewise; with both, each step draws one of the two
-    ema_decay: Share | None  # of the average of the weights, which is then scored; null: no average
+    ema_decay: PositiveBelow1 | None  # of the average of the weights, which is then scored; null: no average
     crop: Crop
     rand_augment: RandAugment | None
     erasing: UpTo1  # probability that a rectangle of an image is replaced by noise

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Below1, Range, Share, UpTo1
+from semmae.core.config import STRICT, Below1, PositiveBelow1, Range, UpTo1
 from semmae.core.rng import fold, numpy_generator, torch_generator
 from semmae.data.dataset import Reader
 from semmae.data.transforms import ColorJitter, Crop, MultiCrop, apply_color_matrix
@@ -55,7 +55,7 @@ class IBOTRecipe:
     hidden_dim: PositiveInt
     bottleneck_dim: PositiveInt
     freeze_prototypes_epochs: NonNegativeInt  # first epochs without updates of the prototypes
-    mask_ratio: Range[Share]
+    mask_ratio: Range[PositiveBelow1]
     masked_share: UpTo1  # share of the global crops that are masked
     global_crop: Crop
     local_crop: Crop

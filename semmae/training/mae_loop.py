@@ -17,7 +17,7 @@ from torch import Tensor
 
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Betas, Portion, Share, UpTo1
+from semmae.core.config import STRICT, Betas, PositiveBelow1, PositiveUpTo1, UpTo1
 from semmae.core.rng import fold, torch_generator
 from semmae.data.dataset import Reader
 from semmae.data.transforms import Crop, OneCrop
@@ -70,7 +70,7 @@ class MAERecipe:
     clip_grad: PositiveFloat | None  # largest norm of the gradient; null: no clipping
     max_skipped_steps: NonNegativeInt  # how many steps with non-finite values a run may skip
     norm_pix_loss: bool
-    decode_fraction: Portion  # share of the masked patches that is decoded, drawn anew in each step
+    decode_fraction: PositiveUpTo1  # share of the masked patches that is decoded, drawn anew in each step
     decoder: DecoderConfig
     crop: Crop
     resolution: ResolutionConfig | None  # smaller images in the first epochs; null: full size in all epochs
@@ -90,7 +90,7 @@ class MaskingConfig:
     """Which patches are masked. Only strategies with the input `curriculum_weight` use `curriculum`."""
 
     strategy: Literal[*masking.STRATEGIES]  # type: ignore[valid-type]  # mypy accepts only literal strings
-    mask_ratio: Share
+    mask_ratio: PositiveBelow1
     curriculum: CurriculumConfig
 
 

@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Share, UpTo1
+from semmae.core.config import STRICT, PositiveBelow1, UpTo1
 from semmae.data.dataset import Reader
 from semmae.data.transforms import FullImage
 from semmae.models.teacher import Teacher
@@ -46,7 +46,7 @@ class PartLearnerConfig:
     decoder_depth: PositiveInt
     diversity: NonNegativeFloat  # weight of the diversity loss
     balance: NonNegativeFloat  # weight of the balance loss
-    balance_floor: Share  # smallest share of a label without a balance loss
+    balance_floor: PositiveBelow1  # smallest share of a label without a balance loss
     shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
 
 

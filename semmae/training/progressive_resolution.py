@@ -7,7 +7,7 @@ resampled from the full size. Part maps need no change, because a crop reads its
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from semmae.core.config import STRICT, Portion
+from semmae.core.config import STRICT, PositiveUpTo1
 
 MAX_SIZES = 8  # torch.compile compiles one function for at most 8 shapes (torch._dynamo.config.recompile_limit)
 
@@ -18,7 +18,7 @@ class ResolutionConfig:
 
     start: PositiveInt
     step: PositiveInt
-    until: Portion
+    until: PositiveUpTo1
 
     def sizes(self, img_size: int) -> list[int]:
         """List all image sizes up to `img_size`, in ascending order.

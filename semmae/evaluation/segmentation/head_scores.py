@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Share
+from semmae.core.config import STRICT, PositiveBelow1
 from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
 from semmae.evaluation import baselines, curve_files
@@ -37,7 +37,7 @@ class SegmentationConfig:
     training_crops: transforms.SegmentationCropConfig
     num_images: PositiveInt | None  # of train; null: all
     shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
-    holdout: Share  # of train, to choose the settings of the frozen heads
+    holdout: PositiveBelow1  # of train, to choose the settings of the frozen heads
     linear: LinearSegmentationConfig
     knn: KnnSegmentationConfig
     upernet: UPerNetConfig

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
-from semmae.core.config import STRICT, Below1, Betas, Portion
+from semmae.core.config import STRICT, Below1, Betas, PositiveUpTo1
 from semmae.core.rng import fold
 from semmae.data.dataset import Reader
 from semmae.evaluation.segmentation.sliding_window import Predictor, pixel_loss
@@ -43,7 +43,7 @@ class UPerNetConfig:
     power: PositiveFloat  # exponent of the polynomial decay; 1: linear
     weight_decay: NonNegativeFloat
     betas: Betas
-    layer_decay: Portion
+    layer_decay: PositiveUpTo1
     drop_path: Below1
 
 

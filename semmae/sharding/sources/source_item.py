@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from semmae.core.config import STRICT, Share
+from semmae.core.config import STRICT, PositiveBelow1
 from semmae.data import decoding
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of files that are named as images
@@ -18,7 +18,7 @@ UNPRINTABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Split = Literal["train", "val", "test"]
 SPLITS = get_args(Split)
-Fraction = Share | None  # share of train that becomes val; null: none
+Fraction = PositiveBelow1 | None  # share of train that becomes val; null: none
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # repetitions of a source per epoch; null: once
 
 

@@ -2,8 +2,8 @@
 
     python -m stages.attentive <dataset>
 
-Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: heads learn on train without a hold-out, the
-       hold-out chooses one of them, val is scored
+Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: heads are trained on train without a hold-out;
+       the head with the highest accuracy on the hold-out is scored on val
 Calls  attentive_loop.train_probes, scores.write, curve_files.write, predictions.write
 Writes results/attentive/<dataset>.json; curves/<dataset>/: learning curves of the chosen head;
        predictions/<dataset>.tsv: the predicted class of every sample of val
@@ -33,7 +33,7 @@ OUT, PRETRAIN, TEACHER = Path("results/attentive"), Path("data/pretrain"), Path(
 
 @dataclass(frozen=True, config=STRICT)
 class AttentiveProtocol(AttentiveRecipe):
-    """How every dataset is scored."""
+    """Settings that are the same for all datasets."""
 
     baselines: bool
     checkpoint_minutes: NonNegativeFloat
@@ -42,7 +42,7 @@ class AttentiveProtocol(AttentiveRecipe):
 
 @dataclass(frozen=True, config=STRICT)
 class AttentiveOverrides:
-    """Values of the protocol for one dataset; null or absent: as in the protocol."""
+    """Settings for one dataset. A value that is null or absent is taken from the protocol."""
 
     epochs: PositiveInt | None = None
 

@@ -1,4 +1,4 @@
-"""finetune: the encoder fine-tuned end to end to classify, compared with the same network without pretraining.
+"""finetune: fine-tune the encoder end to end as a classifier; compare it with the same network without pretraining.
 
     python -m stages.finetune <dataset>
 
@@ -40,9 +40,9 @@ SHARDS, PRETRAIN = Path("data/shards"), Path("data/pretrain")
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class FinetuneProtocol:
-    """How every dataset is fine-tuned and scored."""
+    """Settings that are the same for all datasets."""
 
-    img_size: PositiveInt | None  # null: the encoder's
+    img_size: PositiveInt | None  # null: the image size of the encoder
     pool: classifier.Pool
     recipe: finetune_loop.FinetuneRecipe
     eval_every_epochs: NonNegativeInt  # 0: after the last epoch only
@@ -56,7 +56,7 @@ class FinetuneProtocol:
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class FinetuneRecipeOverrides:
-    """The keys of the recipe that a dataset may set for itself."""
+    """Settings of the recipe for one dataset. A value that is null or absent is taken from the protocol."""
 
     epochs: PositiveInt | None = None
     base_lr: PositiveFloat | None = None
@@ -64,7 +64,7 @@ class FinetuneRecipeOverrides:
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class FinetuneOverrides:
-    """The keys of the protocol that a dataset may set for itself."""
+    """Settings for one dataset. A value that is null or absent is taken from the protocol."""
 
     recipe: FinetuneRecipeOverrides | None = None
     low_shot: list[subsets.Shots] | None = None
@@ -79,7 +79,7 @@ class FinetuneConfig:
 
 
 class FinetunedClassifier(NamedTuple):
-    """A trained classifier, its class probabilities for val, the labels of val, and its learning curve."""
+    """A trained classifier with its class probabilities for val, the labels of val, and its learning curve."""
 
     model: VisionTransformer
     probabilities: Float[Tensor, "n c"]
@@ -89,7 +89,7 @@ class FinetunedClassifier(NamedTuple):
 
 @dataclass(frozen=True)
 class FinetuneTask:
-    """What all trainings of a dataset share.
+    """The objects that all trainings on a dataset share.
 
     Attributes:
         name: Name of the dataset.
@@ -105,17 +105,17 @@ class FinetuneTask:
     runs: ExitStack
 
     def train(
-        self, training: str, network: VisionTransformer, train: Reader, **recipe_overrides: Any
+        self, training_name: str, network: VisionTransformer, train: Reader, **recipe_overrides: Any
     ) -> FinetunedClassifier:
-        """Run a training by the protocol, under a name of its own."""
+        """Fine-tune `network` on `train`; the checkpoints are kept under `training_name`."""
         if self.world.is_main:
-            print(f"{self.name}: training {training} on {len(train)} images", flush=True)
-        inputs = [file_digest(SHARDS / self.name / "shards.json"), model_digest(PRETRAIN, "encoder"), training]
+            print(f"{self.name}: training {training_name} on {len(train)} images", flush=True)
+        inputs = [file_digest(SHARDS / self.name / "shards.json"), model_digest(PRETRAIN, "encoder"), training_name]
         run = self.runs.enter_context(
             Run(
                 "finetune",
                 self.world,
-                out=OUT / self.name / training,
+                out=OUT / self.name / training_name,
                 params=self.protocol,
                 inputs=inputs,
                 checkpoint_minutes=self.protocol.checkpoint_minutes,
@@ -141,7 +141,7 @@ def main() -> None:
         if protocol.baselines:
             untrained = baselines.create_untrained(config, seed=protocol.seed)
             assert isinstance(untrained, VisionTransformer)
-            # Without pretraining all layers learn from scratch, so none gets a smaller rate.
+            # Without pretraining, all layers learn from scratch, so all layers have the same rate.
             result = task.train("untrained", untrained, train, layer_decay=1.0)
             curves["untrained"] = result.history
             baseline_metrics["untrained"] = classification_metrics.compute_baseline(result.probabilities, result.labels)
@@ -192,7 +192,7 @@ def train_classifier(
         run=run,
         validation=validation,
     )
-    # A run that is resumed after its last step has no predictions of that epoch.
+    # If the run was resumed after its last step, `validation` has not predicted val.
     probabilities = validation.predict(model) if validation.last is None else validation.last
     return FinetunedClassifier(model, probabilities, validation.labels, run.history)
 

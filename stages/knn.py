@@ -2,7 +2,7 @@
 
     python -m stages.knn <dataset>
 
-Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: train has the neighbors, val is scored
+Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: samples of val are scored by neighbors in train
 Calls  features.extract, whitening.whiten, classification_metrics.knn_votes, scores.write, predictions.write
 Writes results/knn/<dataset>.json; predictions/<dataset>.tsv: the predicted class of every sample of val
 """
@@ -29,21 +29,21 @@ OUT, PRETRAIN, TEACHER = Path("results/knn"), Path("data/pretrain"), Path("data/
 
 @dataclass(frozen=True, config=STRICT)
 class KnnProtocol:
-    """How every dataset is scored."""
+    """Settings that are the same for all datasets."""
 
     k: PositiveInt
     temperature: PositiveFloat
     whiten: bool  # PCA whitening, fitted on train
     pool: features.Pool
     baselines: bool
-    seed: int  # of the untrained encoder
+    seed: int  # seed of the untrained encoder
     batch_size: PositiveInt
     compute: ComputeConfig
 
 
 @dataclass(frozen=True, config=STRICT)
 class KnnOverrides:
-    """Values of the protocol for one dataset: none can be overridden."""
+    """Settings for one dataset; no setting of the protocol can be overridden."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,7 +86,7 @@ def compute_votes(
     protocol: KnnProtocol,
     device: torch.device,
 ) -> Float[Tensor, "m c"]:
-    """Compute the votes of train for every sample of val."""
+    """Compute the votes of the neighbors in train for every sample of val."""
     compute, encode = protocol.compute, protocol.compute.compile_function(encode)
     train_features, val_features = (
         features.extract(encode, reader, img_size=img_size, batch_size=protocol.batch_size, workers=compute.workers)

@@ -40,7 +40,7 @@ OUT, PRETRAIN, TEACHER = Path("results/linear"), Path("data/pretrain"), Path("da
 
 @dataclass(frozen=True, config=STRICT)
 class LinearProtocol(LinearProbeConfig):
-    """How every dataset is scored."""
+    """Settings that are the same for all datasets."""
 
     low_shot: list[subsets.Shots]
     pool: features.Pool
@@ -50,7 +50,7 @@ class LinearProtocol(LinearProbeConfig):
 
 @dataclass(frozen=True, config=STRICT)
 class LinearOverrides:
-    """Values of the protocol for one dataset; null or absent: as in the protocol."""
+    """Settings for one dataset. A value that is null or absent is taken from the protocol."""
 
     epochs: PositiveInt | None = None
     low_shot: list[subsets.Shots] | None = None

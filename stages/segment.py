@@ -1,8 +1,8 @@
-"""segment: semantic segmentation by the encoder: frozen (a linear head, nearest patches) and fine-tuned (UPerNet).
+"""segment: semantic segmentation with a frozen encoder (linear head, nearest patches) and a fine-tuned one (UPerNet).
 
     python -m stages.segment <dataset>
 
-Baselines are the linear head on an untrained encoder and on the teacher, and two predictions without an image.
+The baselines are a linear head on an untrained encoder, one on the teacher, and two that ignore the image.
 
 Reads  data/pretrain (encoder), data/teacher, data/shards/<dataset>: the samples that have masks; heads are trained on
        train and scored on val
@@ -52,7 +52,7 @@ HeadNames = Annotated[list[HeadName], Field(min_length=1)]
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class SegmentProtocol(SegmentationConfig):
-    """How every dataset is scored."""
+    """Settings that are the same for all datasets."""
 
     heads: HeadNames
     examples: NonNegativeInt
@@ -61,7 +61,7 @@ class SegmentProtocol(SegmentationConfig):
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class SegmentOverrides:
-    """Values of the protocol for one dataset; null or absent: as in the protocol."""
+    """Settings for one dataset. A value that is null or absent is taken from the protocol."""
 
     heads: HeadNames | None = None
     short_side: PositiveInt | None = None
@@ -86,8 +86,8 @@ def main() -> None:
     in_train, in_val = counts.any(0), val_counts.any(0)
     if missing := [val.mask_names[label] for label in np.flatnonzero(in_val & ~in_train)]:
         raise ValueError(
-            f"{SHARDS / name}: val's masks show classes that train's lack ({', '.join(missing[:5])}), and no head can "
-            f"learn them. Add images of them to train, in the sources of shards.datasets.{name}"
+            f"{SHARDS / name}: the masks of val have classes that the masks of train lack ({', '.join(missing[:5])}), "
+            f"and no head can learn them. Add images of them to train, in the sources of shards.datasets.{name}"
         )
     verify_shards(SHARDS / name)
     with distributed.world(protocol.compute.device) as world, ExitStack() as runs:
@@ -95,8 +95,8 @@ def main() -> None:
         results = {head: HEADS[head](task) for head in dict.fromkeys(protocol.heads)}
         if world.is_main:
             write_examples(RESULTS / "examples" / name, protocol, task, results)
-            shared = score_image_free_baselines(counts, val, seed=protocol.seed) if protocol.baselines else {}
-            write_results(name, results, shared)
+            image_free = score_image_free_baselines(counts, val, seed=protocol.seed) if protocol.baselines else {}
+            write_results(name, results, image_free)
 
 
 def prepare_task(
@@ -106,7 +106,7 @@ def prepare_task(
     world: distributed.World,
     start_run: Callable[[HeadName, str, str], Run],
 ) -> SegmentationTask:
-    """Draw the training images and derive the size of windows and crops."""
+    """Draw the training images, and compute the size of windows and crops."""
     side = protocol.crop or read_json(PRETRAIN / "encoder.json")["img_size"]
     grid = sliding_window.WindowGrid(protocol.short_side, side, protocol.stride)
     order = numpy_generator(protocol.seed, "sample").permutation(len(train))
@@ -144,10 +144,10 @@ def start_run(
     return runs.enter_context(run)
 
 
-def write_results(name: str, results: dict[HeadName, HeadResult], shared: dict[str, Metrics]) -> None:
-    """Write scores and curves; `shared` has the baselines that all heads have."""
+def write_results(name: str, results: dict[HeadName, HeadResult], image_free: dict[str, Metrics]) -> None:
+    """Write scores and curves; the baselines `image_free` are added to every head."""
     groups = {
-        head: replace(result.scores, baselines={**result.scores.baselines, **shared})
+        head: replace(result.scores, baselines={**result.scores.baselines, **image_free})
         for head, result in results.items()
     }
     curve_files.write(
@@ -155,7 +155,7 @@ def write_results(name: str, results: dict[HeadName, HeadResult], shared: dict[s
     )
     scores.write(RESULTS / f"{name}.json", groups)
     miou = {head: group.encoder["miou"] for head, group in groups.items()}
-    miou |= {baseline: baseline_metrics["miou"] for baseline, baseline_metrics in shared.items()}
+    miou |= {baseline: baseline_metrics["miou"] for baseline, baseline_metrics in image_free.items()}
     print(f"{name}: segmentation mIoU of {', '.join(f'{key} {value:.3f}' for key, value in miou.items())}")
 
 

@@ -1,4 +1,4 @@
-"""The training loop of attentive probes: the heads of several frozen networks learn from the same crops."""
+"""The training loop of attentive probes. The heads of several frozen networks are trained on the same crops."""
 
 from functools import partial
 from typing import Annotated
@@ -21,12 +21,12 @@ from semmae.runs.run import Run, Stateful
 
 @dataclass(frozen=True, config=STRICT)
 class AttentiveRecipe:
-    """How heads are trained; lr = base_lr * batch_size / 256."""
+    """Settings of the training of heads; lr = base_lr * batch_size / 256."""
 
     queries: PositiveInt  # per head; must divide the width of a token
     base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
     weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)]
-    holdout: PositiveBelow1  # of train, to choose the head
+    holdout: PositiveBelow1  # share of train that is held out to choose the head
     epochs: PositiveInt
     warmup_epochs: NonNegativeInt
     batch_size: PositiveInt  # over all processes
@@ -36,7 +36,7 @@ class AttentiveRecipe:
 
 
 class AttentiveProbe:
-    """A frozen network and the heads that learn from its patch tokens.
+    """A frozen network, and the heads that are trained on its patch tokens.
 
     Args:
         encode_tokens: Maps images to the class token and the patch tokens of the network.
@@ -70,7 +70,7 @@ class AttentiveProbe:
 
     @property
     def state(self) -> dict[str, Stateful]:
-        """What a checkpoint stores."""
+        """The objects whose state a checkpoint stores."""
         return {"heads": self.heads, "optimizer": self.optimizer, "curves": self.curves}
 
     @property
@@ -79,7 +79,7 @@ class AttentiveProbe:
         return self.settings[self.curves.best]
 
     def step(self, images: UInt8[Tensor, "b 3 s s"], labels: Integer[Tensor, " b"]) -> Float[Tensor, " l"]:
-        """Update every head; return their losses before the update.
+        """Update every head, and return the losses before the update.
 
         Heads share no parameters, so a head that diverges does not affect the others.
         """

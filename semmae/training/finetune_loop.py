@@ -1,7 +1,7 @@
-"""The fine-tuning loop: an encoder with a classifier is trained end to end, lower layers with smaller rates.
+"""The fine-tuning loop: it trains an encoder and a classifier end to end, with smaller rates in lower layers.
 
-Random draws are named: crops and RandAugment by (seed, epoch, key), mixup by (seed, step), random erasing and drop path
-by (seed, step, rank). Mixup pairs images within a rank's share of the batch.
+Each random draw is a function of a few values: crops and RandAugment of (seed, epoch, key), mixup of (seed, step),
+random erasing and drop path of (seed, step, rank). Mixup mixes images of the same rank only.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ from semmae.runs.run import Run, Stateful
 class FinetuneRecipe:
     """Fine-tuning as in MAE (He et al. 2022, table 9); lr = base_lr * batch_size / 256.
 
-    `batch_size` is that of all processes together. A smaller dataset has a single batch per epoch.
+    `batch_size` counts the images of all processes. On a dataset with fewer images, an epoch is a single batch.
     """
 
     epochs: PositiveInt
@@ -51,19 +51,21 @@ class FinetuneRecipe:
     drop_path: Below1
     label_smoothing: Below1
     mixup: NonNegativeFloat  # alpha of the Beta distribution; 0: no mixup
-    cutmix: NonNegativeFloat  # likewise; with both, each step draws one of the two
-    ema_decay: PositiveBelow1 | None  # of the average of the weights, which is then scored; null: no average
+    cutmix: NonNegativeFloat  # as mixup; if both are positive, each step draws one of them
+    ema_decay: (
+        PositiveBelow1 | None
+    )  # decay of a moving average of the weights, which is scored instead; null: no average
     crop: Crop
     rand_augment: RandAugment | None
     erasing: UpTo1  # probability that a rectangle of an image is replaced by noise
 
 
 class Validation:
-    """Scores a classifier on val; every rank predicts its share of the images.
+    """The accuracy of a classifier on val. Every rank predicts its share of the images.
 
     Args:
         img_size: Side of the images in pixels.
-        batch_size: Images per batch and rank.
+        batch_size: Images per batch on each rank.
         every_epochs: Epochs between two measurements; 0: after the last epoch only.
 
     Attributes:
@@ -86,7 +88,7 @@ class Validation:
         self.last: Tensor | None = None
 
     def after_epoch(self, model: VisionTransformer, epoch: int, is_last: bool) -> dict[str, float]:
-        """Measure `val_top1`, if it is due after this epoch (counted from 1); else return nothing."""
+        """Return `val_top1` if this epoch (counted from 1) is evaluated; otherwise an empty dictionary."""
         if not is_last and not (self.every_epochs and epoch % self.every_epochs == 0):
             return {}
         probabilities = self.predict(model)
@@ -97,15 +99,15 @@ class Validation:
     def predict(self, model: VisionTransformer) -> Float[Tensor, "n c"]:
         """Compute the class probabilities of the center view of every image, on the CPU of every rank."""
         n, size, training = len(self.reader), self.world.size, model.training
-        indices = np.minimum(np.arange(-(-n // size)) * size + self.world.rank, n - 1)  # equally many on every rank
+        indices = np.minimum(np.arange(-(-n // size)) * size + self.world.rank, n - 1)  # the same number on every rank
         model.eval()
-        shares = []
+        probabilities = []
         for batch in batches(self.reader, indices, self.view, batch_size=self.batch_size, workers=self.compute.workers):
             with distributed.autocast(self.world.device, self.compute.precision):
                 logits = model(vit.normalize(batch["image"].to(self.world.device)))
-            shares.append(logits.float().softmax(1))
+            probabilities.append(logits.float().softmax(1))
         model.train(training)
-        by_rank = distributed.gather(torch.cat(shares), self.world).unflatten(0, (size, -1))
+        by_rank = distributed.gather(torch.cat(probabilities), self.world).unflatten(0, (size, -1))
         return by_rank.transpose(0, 1).flatten(0, 1)[:n].cpu()  # [r, i] is sample i * size + r
 
 
@@ -203,14 +205,18 @@ def batch_size(recipe: FinetuneRecipe, num_samples: int, world: distributed.Worl
     """Return the batch size of the recipe, or the largest one that `num_samples` can fill.
 
     Raises:
-        ValueError: Processes or pairs cannot share the batch evenly, or there are too few samples.
+        ValueError: The batch size is not a multiple of the number of processes (with mixup or CutMix: of twice this
+            number), or there are too few samples.
     """
     unit = world.size * (2 if mixes_pairs(recipe) else 1)
     if recipe.batch_size % unit:
-        pairs = " and mixup needs pairs in each; change it, or set mixup and cutmix to 0" if mixes_pairs(recipe) else ""
+        pairs = ", and pairs for mixup. Change it, or set mixup and cutmix to 0" if mixes_pairs(recipe) else ""
         raise ValueError(
-            f"finetune's recipe.batch_size is {recipe.batch_size}; {world.size} process(es) share it evenly{pairs}"
+            f"finetune: recipe.batch_size is {recipe.batch_size}; expected a multiple of {unit}, "
+            f"for {world.size} process(es){pairs}"
         )
     if num_samples < unit:
-        raise ValueError(f"finetune: {num_samples} sample(s) to learn from; this recipe needs at least {unit}")
+        raise ValueError(
+            f"finetune: there are {num_samples} training sample(s); expected at least {unit} for this recipe"
+        )
     return min(recipe.batch_size, num_samples // unit * unit)

@@ -64,7 +64,7 @@ def test_a_class_of_val_that_train_lacks(inside: Project, capsys: pytest.Capture
 def test_a_class_of_vals_masks_that_those_of_train_lack(inside: Project, capsys: pytest.CaptureFixture[str]):
     masks_of_train(without_eyes)
     call("shards", "toy")
-    assert "val's masks show classes that train's lack (eyes), and no head can learn them" in refused(
+    assert "the masks of val have classes that the masks of train lack (eyes), and no head can learn them" in refused(
         capsys, "segment", "toy"
     )
 

@@ -167,4 +167,7 @@ def test_a_class_that_train_lacks_is_refused(project, monkeypatch, capsys):
     monkeypatch.setattr(segment.splits, "open_masked_split", without_tails)
     with pytest.raises(SystemExit):
         start(monkeypatch, "toy")
-    assert "val's masks show classes that train's lack (tail), and no head can learn them" in capsys.readouterr().err
+    assert (
+        "the masks of val have classes that the masks of train lack (tail), and no head can learn them"
+        in capsys.readouterr().err
+    )

@@ -219,7 +219,9 @@ def test_a_batch_is_never_larger_than_the_dataset_and_even_if_pairs_are_mixed():
     plain, pairs = recipe(batch_size=64, mixup=0.0, cutmix=0.0), recipe(batch_size=64, mixup=0.8)
     assert [finetune_loop.batch_size(plain, n, ALONE) for n in (100, 64, 63, 1)] == [64, 64, 63, 1]
     assert [finetune_loop.batch_size(pairs, n, two) for n in (100, 63, 7)] == [64, 60, 4]
-    with pytest.raises(ValueError, match=r"batch_size is 63; 1 process\(es\) share it evenly and mixup needs pairs"):
+    with pytest.raises(
+        ValueError, match=r"batch_size is 63; expected a multiple of 2, for 1 process\(es\), and pairs for mixup"
+    ):
         finetune_loop.batch_size(replace(pairs, batch_size=63), 100, ALONE)
     with pytest.raises(ValueError, match="3 sample"):
         finetune_loop.batch_size(pairs, 3, two)

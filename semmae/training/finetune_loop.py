@@ -52,9 +52,7 @@ class FinetuneRecipe:
     label_smoothing: Below1
     mixup: NonNegativeFloat  # alpha of the Beta distribution; 0: no mixup
     cutmix: NonNegativeFloat  # as mixup; if both are positive, each step draws one of them
-    ema_decay: (
-        PositiveBelow1 | None
-    )  # decay of a moving average of the weights, which is scored instead; null: no average
+    ema_decay: PositiveBelow1 | None  # decay of a moving average of the weights, which is then scored; null: none
     crop: Crop
     rand_augment: RandAugment | None
     erasing: UpTo1  # probability that a rectangle of an image is replaced by noise

@@ -223,7 +223,7 @@ def test_a_batch_is_never_larger_than_the_dataset_and_even_if_pairs_are_mixed():
         ValueError, match=r"batch_size is 63; expected a multiple of 2, for 1 process\(es\), and pairs for mixup"
     ):
         finetune_loop.batch_size(replace(pairs, batch_size=63), 100, ALONE)
-    with pytest.raises(ValueError, match="3 sample"):
+    with pytest.raises(ValueError, match="3 training sample"):
         finetune_loop.batch_size(pairs, 3, two)
 
 

@@ -1,4 +1,4 @@
-"""Scores of the segmentation heads on one dataset: each head is trained, its setting is chosen, and val is scored."""
+"""Score the segmentation heads on one dataset: train each head, choose its setting, and score it on val."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,15 +29,15 @@ HeadName = Literal["linear", "knn", "upernet"]
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class SegmentationConfig:
-    """How heads are trained and scored."""
+    """Settings of the training and the scoring of heads."""
 
-    short_side: PositiveInt  # of a resized image, in pixels
+    short_side: PositiveInt  # short side of a resized image, in pixels
     crop: PositiveInt | None  # side of windows and training crops in pixels; null: img_size of the encoder
-    stride: PositiveInt  # between windows, in pixels
+    stride: PositiveInt  # distance between windows, in pixels
     training_crops: transforms.SegmentationCropConfig
-    num_images: PositiveInt | None  # of train; null: all
+    num_images: PositiveInt | None  # number of training images; null: all
     shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
-    holdout: PositiveBelow1  # of train, to choose the settings of the frozen heads
+    holdout: PositiveBelow1  # share of train that is held out to choose the settings of the frozen heads
     linear: LinearSegmentationConfig
     knn: KnnSegmentationConfig
     upernet: UPerNetConfig
@@ -49,12 +49,12 @@ class SegmentationConfig:
 
 @dataclass(frozen=True)
 class SegmentationTask:
-    """What all heads share.
+    """The objects that all heads share.
 
     Attributes:
         pretrain_folder: Folder of the pretrained encoder.
         teacher_folder: Folder of the teacher.
-        start_run: Starts a run, given the head, the name of its network, and the digest of that network.
+        start_run: A function from the head, the name of its network and the digest of this network to a new run.
     """
 
     config: SegmentationConfig
@@ -73,7 +73,7 @@ class SegmentationTask:
 
 
 class HeadResult(NamedTuple):
-    """The scores of a head, the curves of its trainings, and its predictor with the options it was scored with."""
+    """The scores of a head, its learning curves, its predictor, and the options of the sliding windows."""
 
     scores: Scores
     curves: dict[str, curve_files.History]
@@ -99,16 +99,16 @@ def score_linear(task: SegmentationTask) -> HeadResult:
             ("untrained", encode_untrained, untrained.embed_dim, digest),
             ("teacher", encode_teacher, frozen_teacher.embed_dim, frozen_teacher.digest),
         ):
-            fitted, fitted_options = fit_linear_head(task, baseline, encode_tokens, width, network_digest)
-            baseline_metrics[baseline] = metrics.baseline_metrics(task.score(fitted.predict, fitted_options))
-            curves[f"linear_{baseline}"] = fitted.history
+            baseline_head, baseline_options = fit_linear_head(task, baseline, encode_tokens, width, network_digest)
+            baseline_metrics[baseline] = metrics.baseline_metrics(task.score(baseline_head.predict, baseline_options))
+            curves[f"linear_{baseline}"] = baseline_head.history
     return HeadResult(replace(result, baselines=baseline_metrics), curves, head.predict, options)
 
 
 def fit_linear_head(
     task: SegmentationTask, network_name: str, encode_tokens: TokenEncoder, width: int, digest: str
 ) -> tuple[heads.TrainedHead, SlidingWindowOptions]:
-    """Train and choose the linear head on a frozen network with tokens of size `width`."""
+    """Train linear heads on a frozen network with tokens of size `width`, and choose the best one."""
     run = task.start_run("linear", network_name, digest)
     options = replace(task.options, exit_if_stopped=run.exit_if_stopped)
     encode = task.config.compute.compile_function(heads.build_token_map_encoder(encode_tokens))
@@ -117,7 +117,7 @@ def fit_linear_head(
 
 
 def score_knn(task: SegmentationTask) -> HeadResult:
-    """Score the vote of the nearest patches of the frozen encoder."""
+    """Score the vote of the nearest patches, by the tokens of the frozen encoder."""
     network, _, digest = load_encoder(task)
     compute = task.config.compute
     run = task.start_run("knn", "encoder", digest)
@@ -164,7 +164,7 @@ def load_encoder(task: SegmentationTask) -> tuple[VisionTransformer, dict[str, A
 def check_window_side(task: SegmentationTask, network_name: str, patch_size: int) -> None:
     """Raise ValueError if the side of a window is not a multiple of the patch size."""
     if (side := task.options.grid.side) % patch_size:
-        given = side if task.config.crop else f"null, so that windows have the encoder's img_size, {side}"
+        given = side if task.config.crop else f"null, which stands for the encoder's img_size, {side}"
         raise ValueError(
             f"segment.protocol.crop is {given}; it must be a multiple of the {network_name}'s patch size, {patch_size}"
         )

@@ -1,4 +1,4 @@
-"""Common parts of the segmentation heads on frozen patch tokens: token maps, and the images that choose settings."""
+"""Code shared by the segmentation heads on frozen patch tokens: token maps, and a hold-out to choose settings."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +17,7 @@ TokenMapEncoder = Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b d h w"]]
 
 
 class TrainSplit(NamedTuple):
-    """The masked samples of train, and the positions of those that are held out to choose settings."""
+    """The masked samples of train, and the positions of the samples that are held out to choose settings."""
 
     reader: Reader
     held_out: Integer[np.ndarray, " h"]
@@ -32,7 +32,7 @@ class TrainSplit(NamedTuple):
         return len(self.reader.mask_names)
 
     def best_variant(self, predict: Predictor, options: SlidingWindowOptions) -> int:
-        """Return the variant with the highest mIoU on the held-out samples; of equal variants the first."""
+        """Return the first of the variants with the highest mIoU on the held-out samples."""
         counts = evaluate(predict, self.reader.select(self.held_out), options, num_classes=self.num_classes)
         return int(np.argmax(np.nan_to_num(np.nanmean(metrics.iou(counts.sum(1)), axis=1))))
 
@@ -46,13 +46,15 @@ class TrainedHead(NamedTuple):
 
 
 def hold_out(reader: Reader, *, share: float, seed: int) -> TrainSplit:
-    """Hold out `share` of the samples: at least one, and not all.
+    """Hold out `share` of the samples: at least one sample, but not all samples.
 
     Raises:
         ValueError: There is a single sample.
     """
     if len(reader) < 2:
-        raise ValueError("train has a single image with a mask; a probe needs two to choose its settings")
+        raise ValueError(
+            "train has a single image with a mask; expected at least two, because one is held out to choose settings"
+        )
     count = min(len(reader) - 1, max(1, round(share * len(reader))))
     return TrainSplit(reader, np.sort(numpy_generator(seed, "holdout").permutation(len(reader))[:count]))
 

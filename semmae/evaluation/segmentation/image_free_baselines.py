@@ -20,7 +20,8 @@ def score_image_free_baselines(train: Integer[np.ndarray, "n g"], val: Reader, *
         seed: Seed of the bootstrap.
 
     Returns:
-        Metrics of `most_frequent` (the most frequent class of train) and `position` (that of each cell).
+        Metrics of `most_frequent` (the most frequent class of train) and `position` (the most frequent class of each
+        cell).
     """
     most_frequent = train.sum(0).argmax()
     by_position = np.where(train.any(1), train.argmax(1), most_frequent).astype(np.uint8).reshape(POSITION_GRID)
@@ -29,8 +30,10 @@ def score_image_free_baselines(train: Integer[np.ndarray, "n g"], val: Reader, *
         mask = read_mask(val, index)
         predictions = np.full_like(mask, most_frequent), crop_part_map(by_position, FULL_IMAGE, mask.shape)
         for baseline, prediction in zip(counts, predictions, strict=True):
-            of_image = metrics.count(torch.from_numpy(prediction), torch.from_numpy(mask), num_classes=train.shape[1])
-            counts[baseline].append(of_image)
+            image_counts = metrics.count(
+                torch.from_numpy(prediction), torch.from_numpy(mask), num_classes=train.shape[1]
+            )
+            counts[baseline].append(image_counts)
     return {
         baseline: metrics.baseline_metrics(metrics.scores(torch.stack(x).numpy(), val.mask_names, seed=seed))
         for baseline, x in counts.items()

@@ -1,4 +1,4 @@
-"""Segmentation by the vote of the nearest frozen patches of train.
+"""Segmentation by the vote of the nearest patches of train, compared by their frozen tokens.
 
 A bank keeps a bounded number of labeled patches, so memory does not grow with the dataset.
 """
@@ -27,7 +27,7 @@ from semmae.evaluation.segmentation.transforms import WholeImage
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class KnnSegmentationConfig:
-    """The vote of the nearest patches; the number of neighbors is chosen among `k`."""
+    """Settings of the vote of the nearest patches. The number of neighbors is chosen among `k`."""
 
     k: Annotated[list[PositiveInt], Field(min_length=1)]
     temperature: PositiveFloat
@@ -61,7 +61,7 @@ class PatchBank(NamedTuple):
         return predict
 
     def without_samples(self, samples: Integer[np.ndarray, " h"]) -> "PatchBank":
-        """Return the patches of the other samples."""
+        """Return a bank without the patches of these samples."""
         kept = ~torch.isin(self.samples, torch.from_numpy(samples).to(self.samples.device))
         return PatchBank(*(column[kept] for column in self))
 
@@ -71,9 +71,9 @@ def build_patch_bank(
 ) -> PatchBank:
     """Draw at most `max_patches` labeled patches, equally many from each image.
 
-    If there are more images than patches, one patch is drawn from each of `max_patches` images. Patches are encoded in
-    the windows of inference. The label of a patch is that of most of its pixels; patches without a labeled pixel are
-    not drawn.
+    If there are more images than patches, one patch is drawn from each of `max_patches` images. Images are encoded in
+    the same windows as at inference. The label of a patch is the most frequent label of its pixels. Patches without a
+    labeled pixel are not drawn.
     """
     device = options.world.device
     indices = np.sort(numpy_generator(seed, "bank").permutation(len(reader))[:max_patches])
@@ -98,19 +98,19 @@ def fit_knn(
     options: SlidingWindowOptions,
     seed: int,
 ) -> TrainedHead:
-    """Choose the number of neighbors on the held-out samples, whose patches do not vote meanwhile.
+    """Build a bank of patches, and choose the number of neighbors on the held-out samples.
 
-    The returned predictor uses the patches of all samples.
+    Patches of held-out samples do not vote in this choice. The returned predictor uses the patches of all samples.
     """
     with torch.inference_mode():
         bank = build_patch_bank(encode, train.reader, options, max_patches=config.patches, seed=seed)
-        vote: dict[str, Any] = {"num_classes": train.num_classes, "temperature": config.temperature}
+        vote_options: dict[str, Any] = {"num_classes": train.num_classes, "temperature": config.temperature}
         best = 0
         if len(config.k) > 1:
-            others = bank.without_samples(train.held_out)
-            best = train.best_variant(others.build_predictor(encode, ks=config.k, **vote), options)
+            kept_bank = bank.without_samples(train.held_out)
+            best = train.best_variant(kept_bank.build_predictor(encode, ks=config.k, **vote_options), options)
         k = config.k[best]
-        return TrainedHead(bank.build_predictor(encode, ks=[k], **vote), {"k": k}, [])
+        return TrainedHead(bank.build_predictor(encode, ks=[k], **vote_options), {"k": k}, [])
 
 
 def _encode_patches(

@@ -1,4 +1,4 @@
-"""Segmentation by a linear head on frozen patch tokens, as the probes of CAPI (Darcet et al. 2025) and Pixio."""
+"""Segmentation by a linear head on frozen patch tokens, as in CAPI (Darcet et al. 2025) and Pixio."""
 
 import copy
 from typing import Annotated
@@ -24,7 +24,7 @@ BETAS = (0.9, 0.95)  # as the probes of CAPI
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class LinearSegmentationConfig:
-    """The linear head; lr = base_lr * batch_size / 256."""
+    """Settings of the linear head; lr = base_lr * batch_size / 256."""
 
     base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
     weight_decay: NonNegativeFloat
@@ -34,10 +34,10 @@ class LinearSegmentationConfig:
 
 
 class LinearSegmentationHeads(nn.Module):
-    """Linear classifiers of the same normalized tokens, one per learning rate: equal at first, then independent.
+    """Linear classifiers of the same normalized tokens, one per learning rate, with equal initial weights.
 
-    The norm has no parameters and averages its statistics over all training steps: the tokens are frozen, so old
-    statistics stay valid.
+    The norm has no parameters. It averages its statistics over all training steps. Old statistics stay valid, because
+    the tokens are frozen.
     """
 
     def __init__(self, width: int, num_classes: int, num_heads: int, seed: int) -> None:
@@ -67,8 +67,8 @@ def train_heads(
 ) -> LinearSegmentationHeads:
     """Train a head per learning rate on the same crops.
 
-    The history of the run has the mean `loss`, `lr_share` (the learning rate divided by base_lr), and the loss of each
-    head as `loss_<base_lr>`.
+    The history of the run holds three kinds of values: the mean `loss`, the loss of each head, `loss_<base_lr>`, and
+    `lr_share`, the learning rate divided by base_lr.
 
     Args:
         width: Size of a token.
@@ -91,7 +91,7 @@ def train_heads(
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup, peak=config.batch_size / 256, end=0.0)
         for group, base_lr in zip(optimizer.param_groups, config.base_lrs, strict=True):
             group["lr"] = base_lr * lr
-        model.norm.momentum = 1 / (step.number + 1)  # equals momentum None, which reads a count from the device
+        model.norm.momentum = 1 / (step.number + 1)  # same as None, which would read a count from the device
         mask = async_copy.to_device(world.device, step.batch["mask"])
         with torch.no_grad():
             tokens = encode(async_copy.to_device(world.device, step.batch["image"]))
@@ -100,8 +100,8 @@ def train_heads(
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(logits, gradients)
         optimizer.step()
-        by_rate = {f"loss_{base_lr:g}": loss for base_lr, loss in zip(config.base_lrs, losses, strict=True)}
-        run.record(loss=torch.stack(losses).mean(), lr_share=lr, **by_rate)
+        head_losses = {f"loss_{base_lr:g}": loss for base_lr, loss in zip(config.base_lrs, losses, strict=True)}
+        run.record(loss=torch.stack(losses).mean(), lr_share=lr, **head_losses)
     return model.eval()
 
 
@@ -136,7 +136,7 @@ def _loss_and_gradient(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "b c h w"]]:
     """Compute the loss of one head and its gradient at the logits.
 
-    The heads are called one after another, so memory holds the pixel logits of a single head.
+    Call it for one head after another, so that memory holds the pixel logits of a single head.
     """
     leaf = logits.detach().requires_grad_()
     loss = pixel_loss(leaf, mask)

@@ -1,7 +1,7 @@
 """Metrics of a segmentation, from three counts per image and class: correct, predicted and true pixels.
 
-The counts are the diagonal and the margins of the confusion matrix, from which IoU and accuracy follow. They need 3 c
-numbers per image, whatever its size. Pixels whose mask is 255 (ignore) are not counted.
+The counts are the diagonal and the margins of the confusion matrix. IoU and accuracy follow from them. They need 3 c
+numbers per image of any size. Pixels whose mask is 255 (ignore) are not counted.
 """
 
 import numpy as np
@@ -41,8 +41,8 @@ def scores(counts: Integer[np.ndarray, "n 3 c"], names: list[str], *, seed: int)
         seed: Seed of the bootstrap.
 
     Returns:
-        `miou` (mean over the classes in the masks), `pixel_accuracy`, `miou_se` (standard error of miou by a bootstrap
-        over images, since pixels of one image are not independent), and `class_iou`.
+        `miou` (mean over the classes in the masks), `pixel_accuracy`, `miou_se` and `class_iou`. `miou_se` is the
+        standard error by a bootstrap over images, because pixels of one image are not independent.
 
     Raises:
         ValueError: No pixel is labeled.
@@ -50,10 +50,10 @@ def scores(counts: Integer[np.ndarray, "n 3 c"], names: list[str], *, seed: int)
     total = counts.sum(0)
     if not total[2].any():
         raise ValueError("every pixel of val's masks is 255 (ignore); expected labeled pixels. Check the masks of val")
-    draw = numpy_generator(seed, "bootstrap")
-    weights = draw.multinomial(len(counts), [1 / len(counts)] * len(counts), size=BOOTSTRAP_SAMPLES)
+    rng = numpy_generator(seed, "bootstrap")
+    weights = rng.multinomial(len(counts), [1 / len(counts)] * len(counts), size=BOOTSTRAP_SAMPLES)
     resampled = (weights @ counts.reshape(len(counts), -1)).reshape(BOOTSTRAP_SAMPLES, *total.shape)
-    resampled = resampled[resampled[:, 2].any(1)]  # without samples that have no labeled pixel
+    resampled = resampled[resampled[:, 2].any(1)]  # drop samples without a labeled pixel
     class_iou = iou(total)
     return Scores(
         {

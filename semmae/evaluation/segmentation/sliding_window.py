@@ -27,12 +27,12 @@ Predictor = Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b l c h w"]]
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """The square windows of an image.
+    """The positions of the square windows of an image.
 
     Attributes:
         short_side: Short side of the resized image in pixels.
         side: Side of a window in pixels.
-        stride: Distance of two windows in pixels.
+        stride: Distance between neighboring windows in pixels.
     """
 
     short_side: int
@@ -42,8 +42,8 @@ class WindowGrid:
     def __post_init__(self) -> None:
         if not self.stride <= self.side <= self.short_side:
             raise ValueError(
-                f"segment: stride is {self.stride}, crop {self.side} and short_side {self.short_side}; they must not "
-                "decrease in this order (crop null: img_size of the encoder)"
+                f"segment: stride is {self.stride}, crop is {self.side} and short_side is {self.short_side}; expected "
+                "stride <= crop <= short_side. If crop is null, it is the img_size of the encoder"
             )
 
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -54,7 +54,7 @@ class WindowGrid:
 
 @dataclass(frozen=True)
 class SlidingWindowOptions:
-    """How splits are predicted.
+    """Settings of inference with sliding windows.
 
     Attributes:
         batch_size: Windows per batch.
@@ -70,7 +70,7 @@ class SlidingWindowOptions:
 
 
 def window_starts(length: int, side: int, stride: int) -> list[int]:
-    """Return where windows start along an axis: every `stride` pixels; the last window ends at the border."""
+    """Return the first pixel of each window along an axis; the last window ends at the border."""
     return [min(start, length - side) for start in range(0, length - side + stride, stride)]
 
 
@@ -79,7 +79,7 @@ def sliding_window_logits(
 ) -> list[Float[Tensor, "l c _ _"]]:
     """Compute the logits of every pixel: the mean over the windows that cover it.
 
-    A batch has windows of several images, if they are small.
+    A batch may hold windows of several small images.
     """
     side, totals = grid.side, [torch.zeros(())] * len(images)
     positions = [
@@ -114,7 +114,7 @@ def pixel_loss(logits: Float[Tensor, "b c h w"], mask: UInt8[Tensor, "b H W"]) -
 def predict_labels(
     predict: Predictor, reader: Reader, options: SlidingWindowOptions
 ) -> Iterator[tuple[int, Integer[Tensor, "l h w"], UInt8[Tensor, "h w"]]]:
-    """Yield, for every sample of this rank, its index, the predicted class of each pixel by variant, and its mask."""
+    """Yield the index, the predicted classes of each variant, and the mask of every sample of this rank."""
     grid, world = options.grid, options.world
     indices = np.arange(world.rank, len(reader), world.size)
     load = WholeImage(grid.short_side)
@@ -132,14 +132,18 @@ def predict_labels(
 def evaluate(
     predict: Predictor, reader: Reader, options: SlidingWindowOptions, *, num_classes: int
 ) -> Integer[np.ndarray, "l n 3 c"]:
-    """Compute `metrics.count` of every image and variant. The ranks share the images and get the counts of all.
+    """Compute `metrics.count` of every image and variant.
+
+    Each rank predicts a part of the images. All ranks return the counts of all images.
 
     Raises:
         ValueError: There are fewer images than processes.
     """
     world = options.world
     if len(reader) < world.size:
-        raise ValueError(f"{len(reader)} image(s) to score are too few for {world.size} processes; start fewer")
+        raise ValueError(
+            f"{len(reader)} image(s) to score, but {world.size} processes; expected at most one process per image"
+        )
     counts: Tensor | None = None
     for index, labels, mask in predict_labels(predict, reader, options):
         if counts is None:
@@ -147,16 +151,16 @@ def evaluate(
         for variant, label in enumerate(labels):
             counts[variant, index] = metrics.count(label, mask, num_classes=num_classes).double()
     assert counts is not None
-    total = distributed.mean(counts, world) * world.size  # images of other ranks are 0 here
+    total = distributed.mean(counts, world) * world.size  # the counts of images of other ranks are 0
     return total.round().long().cpu().numpy()
 
 
-def _group(items: Iterator[T], weight: Callable[[T], int], full: int) -> Iterator[list[T]]:
-    """Yield lists of consecutive items whose total weight is at least `full`; the last may weigh less."""
+def _group(items: Iterator[T], weight: Callable[[T], int], min_weight: int) -> Iterator[list[T]]:
+    """Yield lists of consecutive items with a total weight of at least `min_weight`; the last list may have less."""
     group: list[T] = []
     for item in items:
         group.append(item)
-        if sum(map(weight, group)) >= full:
+        if sum(map(weight, group)) >= min_weight:
             yield group
             group = []
     if group:

@@ -8,7 +8,7 @@ from jaxtyping import Integer, UInt8
 from semmae.data.dataset import Reader
 from semmae.evaluation.patch_masks import cell_counts
 
-POSITION_GRID = (32, 32)  # cells in which pixels are counted for the position baseline
+POSITION_GRID = (32, 32)  # rows and columns of cells of the position baseline
 
 
 def open_masked_split(dataset: Path, split: str) -> tuple[Reader, Integer[np.ndarray, "n g"]]:

@@ -1,4 +1,4 @@
-"""Images with their masks: training crops that move both together, and whole images for inference."""
+"""Transforms of an image and its mask: random crops for training, and the whole image for inference."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ PADDING = np.array([round(255 * value) for value in vit.MEAN], dtype=np.uint8)  
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class SegmentationCropConfig:
-    """Training crops: range of the zoom relative to the size at inference, and probability of a flip."""
+    """Settings of training crops: range of the zoom (1: size at inference), and probability of a flip."""
 
     zoom: tuple[PositiveFloat, PositiveFloat]
     flip: UpTo1

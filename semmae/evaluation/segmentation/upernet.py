@@ -1,8 +1,8 @@
 """UPerNet (Xiao et al. 2018) on a plain ViT, fine-tuned end to end as BEiT and MAE do on ADE20K.
 
-The decoder reads the patch tokens after a third, a half, two thirds and the whole of the depth. A pyramid resizes them
-to 4, 2, 1 and 1/2 times the patch grid: by two transposed convolutions, one, none, and max pooling. The UPerNet head is
-that of transformers; its auxiliary head reads the third level.
+The decoder reads the patch tokens after 1/3, 1/2, 2/3 and all of the blocks. A pyramid of four levels resizes them to
+4, 2, 1 and 1/2 times the patch grid. Transposed convolutions double the size, and max pooling halves it. The head and
+the auxiliary head are `UperNetHead` and `UperNetFCNHead` of transformers. The auxiliary head reads the third level.
 """
 
 from typing import Annotated, Any
@@ -30,11 +30,11 @@ DEPTH_SHARES = (1 / 3, 1 / 2, 2 / 3, 1.0)
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class UPerNetConfig:
-    """How the encoder and the decoder are trained; lr = base_lr * batch_size / 256."""
+    """Settings of the fine-tuning of encoder and decoder; lr = base_lr * batch_size / 256."""
 
     width: PositiveInt  # channels of the decoder
-    auxiliary_width: PositiveInt
-    auxiliary_weight: NonNegativeFloat  # of its loss; 0: no auxiliary head
+    auxiliary_width: PositiveInt  # channels of the auxiliary head
+    auxiliary_weight: NonNegativeFloat  # weight of the loss of the auxiliary head; 0: no auxiliary head
     epochs: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]  # batch norm needs 2 per process
     base_lr: PositiveFloat
@@ -48,15 +48,15 @@ class UPerNetConfig:
 
 
 def block_indices(depth: int) -> list[int]:
-    """Return the blocks that the decoder reads, counted from 0, e.g. 3, 5, 7, 11 of 12.
+    """Return the indices of the blocks that the decoder reads, e.g. 3, 5, 7 and 11 for a depth of 12.
 
-    In a network with fewer than four blocks some occur more than once.
+    In a network with fewer than four blocks, some indices occur more than once.
     """
     return [max(0, round(depth * share) - 1) for share in DEPTH_SHARES]
 
 
 class UPerNet(nn.Module):
-    """A ViT, the pyramid of its tokens, the head and the auxiliary head.
+    """A ViT with a pyramid of its tokens, a head and an auxiliary head.
 
     Args:
         width: Channels of the head.
@@ -90,7 +90,7 @@ class UPerNet(nn.Module):
         self.auxiliary = UperNetFCNHead(config, in_channels=[d] * 4) if auxiliary else None
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b d _ _"]]:
-        """Compute the levels of the pyramid, the finest first, from tokens before the final norm (as BEiT)."""
+        """Compute the levels of the pyramid, the finest first, from the tokens before the final norm (as in BEiT)."""
         indices = sorted(set(self.block_indices))
         maps = self.encoder.forward_intermediates(images, indices=indices, intermediates_only=True)
         by_block = dict(zip(indices, maps, strict=True))
@@ -100,8 +100,8 @@ class UPerNet(nn.Module):
         """Compute the logits.
 
         Returns:
-            Logits of the head, (b, c, h, w) on 4 times the patch grid, and of the auxiliary head on the patch grid
-            (None in evaluation mode or without an auxiliary head).
+            The logits of the head, (b, c, h, w) on 4 times the patch grid, and those of the auxiliary head on the patch
+            grid. The latter are None in evaluation mode and without an auxiliary head.
         """
         levels = self.features(images)
         if self.training and self.auxiliary is not None:
@@ -112,10 +112,13 @@ class UPerNet(nn.Module):
 def build_upernet(
     recipe: UPerNetConfig, pretrained: VisionTransformer, config: dict[str, Any], *, num_classes: int, seed: int
 ) -> UPerNet:
-    """Build a new decoder on a copy of the encoder, which gets drop path; the unused final norm is frozen."""
+    """Build a UPerNet with a new decoder and a copy of the encoder.
+
+    The copy has drop path. Its final norm is frozen, because no output depends on it.
+    """
     encoder = vit.build(config, drop_path=recipe.drop_path)
     encoder.load_state_dict(pretrained.state_dict(), strict=True)
-    encoder.norm.requires_grad_(False)  # the decoder reads tokens before it
+    encoder.norm.requires_grad_(False)  # the decoder reads the tokens before this norm
     torch.manual_seed(fold(seed, "decoder"))
     return UPerNet(
         encoder,
@@ -129,15 +132,15 @@ def build_upernet(
 def parameter_groups(model: UPerNet, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Return the parameter groups of the optimizer.
 
-    Vectors have no weight decay. `lr_scale` is 1 in the decoder, layer_decay in the last block of the encoder, and
-    smaller by another factor of layer_decay for each block below it.
+    Vectors have no weight decay. `lr_scale` is 1 in the decoder and layer_decay in the last block of the encoder. Each
+    block below has the scale of the block above, times layer_decay.
     """
     encoder = param_groups_layer_decay(
         model.encoder, weight_decay, model.encoder.no_weight_decay(), layer_decay=layer_decay
     )
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"], "lr_scale": layer_decay * group["lr_scale"]}
-        for group in encoder  # timm counts layers without the decoder, and gives the last block a scale of 1
+        for group in encoder  # timm does not count the decoder as a layer, so its scale of the last block is 1
     ]
     decoder = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     for decay, is_matrix in ((weight_decay, True), (0.0, False)):

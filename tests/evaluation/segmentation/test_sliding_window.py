@@ -149,13 +149,13 @@ def test_results_do_not_depend_on_the_batch_size(batch_size):
 
 def test_fewer_images_than_processes_are_refused():
     options = SlidingWindowOptions(WindowGrid(24, 24, 24), 8, 0, World(0, 3, ALONE.device))
-    with pytest.raises(ValueError, match=r"2 image\(s\) to score are too few for 3 processes; start fewer"):
+    with pytest.raises(ValueError, match=r"2 image\(s\) to score, but 3 processes; expected at most"):
         sliding_window.evaluate(lambda x: x[:, None].float(), Painted((30, 48), (48, 60)), options, num_classes=12)
 
 
 def test_windows_that_do_not_fit_are_refused():
     for wrong in ({"short_side": 30}, {"stride": 33}):
-        with pytest.raises(ValueError, match="must not decrease in this order"):
+        with pytest.raises(ValueError, match="expected stride <= crop <= short_side"):
             WindowGrid(**({"short_side": 40, "side": 32, "stride": 16} | wrong))
 
 

@@ -1,8 +1,8 @@
-"""The stages of the pipeline, one file each, run as `python -m stages.<name>`; see dvc.yaml for their inputs and outputs."""
+"""The stages of the pipeline, one module each. Run a stage as `python -m stages.<name>`; dvc.yaml lists its files."""
 
 import os
 
-# OpenMP threads must not spin while they wait: on two cores shared with one other process, a step of 0.15 s took 6 s.
-# OpenMP reads this variable once, when torch is first imported. `python -m stages.<name>` imports this file before the
-# stage, and with it torch, so the setting has no later place.
+# OpenMP threads must not spin while they wait. With spinning threads, on two cores that another process shares, a step
+# took 6 s instead of 0.15 s. OpenMP reads this variable once, when torch is first imported. Python imports this file
+# before the module of the stage, which imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

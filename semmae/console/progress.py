@@ -17,7 +17,7 @@ class Progress:
         steps: Number of steps of the run.
         per_epoch: Number of steps of an epoch.
         batch_size: Images per step, over all ranks.
-        start: Number of steps done before this process has started.
+        start: Number of steps done before this process started.
         shown: Whether this rank prints.
     """
 
@@ -52,11 +52,11 @@ class Progress:
             self.bar.update(self.task, completed=self.done, loss=f"loss {loss:.4f}", speed=speed)
 
     def images_per_second(self) -> float:
-        """Return the mean rate since this process has started."""
+        """Return the mean rate since the start of this process."""
         return (self.done - self.start) * self.batch_size / max(1e-9, time.monotonic() - self.started)
 
     def print_epoch(self, row: dict[str, float]) -> None:
-        """Print a finished epoch: its values, images per second, time per step, remaining time."""
+        """Print the values of a finished epoch, the images per second, the time per step and the remaining time."""
         values = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
         per_step = (time.monotonic() - self.started) / max(1, self.done - self.start)
         remaining = timedelta(seconds=round((self.steps - self.done) * per_step))

@@ -1,4 +1,4 @@
-"""Progress of a long loop: a bar in a terminal, a printed line every half minute elsewhere."""
+"""Progress of a long loop: a bar in a terminal, else a printed line every half minute."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def tracked(results: Iterable[R], total: int, name: str) -> Iterator[R]:
-    """Yield `results`, and report on standard error how many are done, the rate and the remaining time."""
+    """Yield `results`, and show on standard error the number of results, the rate and the remaining time."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(results, name, total=total, console=console, transient=True)

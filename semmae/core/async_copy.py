@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_device(device: torch.device, tensor: Tensor) -> Tensor:
-    """Copy a tensor to the device without a wait; a host tensor is pinned first if the device is a GPU."""
+    """Copy a tensor to the device without blocking the host. A copy from host to GPU goes through pinned memory."""
     pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return pinned.to(device, non_blocking=True)
 

@@ -19,15 +19,15 @@ from typing import Any
 from semmae.core.digests import json_digest
 
 DAY = 86_400  # seconds
-MIN_FREE = 2**18  # bytes; less free space than this means that a failed write ran out of space
+MIN_FREE = 2**18  # bytes; with less free space, any failed write counts as a full disk
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success, rename the file or folder written there to `path`.
 
-    If the block fails, the temporary is removed and `path` stays unchanged. Temporaries of killed processes are removed
-    by the next write to the same path.
+    If the block fails, the temporary is removed and `path` stays unchanged. The next write to the same path removes the
+    temporaries of killed processes.
 
     Raises:
         OSError: The disk is full. The message names the disk and the file.
@@ -44,20 +44,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
             if file.is_file():
                 fsync(file)
         if temporary.is_dir():
-            _remove(path)  # the system does not rename a folder over a full one
+            _remove(path)  # os.replace cannot overwrite a folder that has files
         os.replace(temporary, path)
         fsync(path.parent)
     except BaseException as error:
-        full = isinstance(error, Exception) and _is_disk_full(path.parent, error)
+        disk_full = isinstance(error, Exception) and _is_disk_full(path.parent, error)
         _remove(temporary)
-        if full:
+        if disk_full:
             raise disk_full_error(path) from error
         raise
 
 
 @cache
 def _process_namespace() -> str:
-    """Return an id of the process id namespace: this boot of this machine, and this container."""
+    """Return an id of the namespace in which process ids are unique: one boot of one machine, or one container."""
     try:
         return json_digest([Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")])[:8]
     except FileNotFoundError:  # not Linux
@@ -67,8 +67,8 @@ def _process_namespace() -> str:
 def _is_abandoned(temporary: Path) -> bool:
     """Return whether the writer of a temporary was killed.
 
-    This process cannot check writers in another container or on another machine. Their temporaries count as abandoned
-    after a day without a change.
+    This process cannot check a writer in another container or on another machine. The temporary of such a writer counts
+    as abandoned after a day without a change.
     """
     *_, namespace, pid, _ = temporary.name.split(".")
     if namespace == _process_namespace():
@@ -92,13 +92,17 @@ def _is_alive(pid: int) -> bool:
 def disk_full_error(path: Path) -> OSError:
     """Return the error for a write to `path` that ran out of disk space."""
     return OSError(
-        f"the disk of {path.parent.absolute()} is full: {path.name} was not written, what was there before is whole; "
-        "free some room (semmae doctor shows where) and run the same command again"
+        f"the disk of {path.parent.absolute()} is full: {path.name} was not written, and any previous version is intact; "
+        "free some space (semmae doctor shows where) and run the same command again"
     )
 
 
 def _is_disk_full(folder: Path, error: Exception) -> bool:
-    """Return whether a write ran out of space. safetensors reports this in its message only, torch not at all."""
+    """Return whether a write ran out of space.
+
+    safetensors reports the cause only in its message, and torch does not report it. This function therefore checks the
+    free space too.
+    """
     return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < MIN_FREE
 
 
@@ -122,7 +126,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically.
 
     Raises:
-        ValueError: `content` has NaN or infinity, which JSON does not have.
+        ValueError: `content` has NaN or infinity, which JSON cannot represent.
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:

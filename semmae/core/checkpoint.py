@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one folder per save, with a manifest that has the digest of the state.
+"""Checkpoints of a run: one folder per checkpoint, with a manifest that has the digest of the state.
 
 A new checkpoint is complete on the disk before an old one is deleted; the newest two are kept. A damaged checkpoint is
 skipped with a warning. Checkpoints hold tensors, numbers and strings, and are read with `weights_only=True`.
@@ -25,7 +25,8 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> None:
         temporary.mkdir(parents=True)
         torch.save(content, temporary / "state.pt")
         write_json(temporary / "manifest.json", {"state.pt": file_digest(temporary / "state.pt")})
-    later = [path for path in _checkpoints(folder) if path.name > name]  # damaged: the run restarted before them
+    # A checkpoint of a later step is damaged: `load_latest` skipped it, and the run resumed from an earlier one.
+    later = [path for path in _checkpoints(folder) if path.name > name]
     for old in later + _checkpoints(folder)[len(later) + NUM_KEPT :]:
         shutil.rmtree(old)
 

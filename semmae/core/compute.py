@@ -1,4 +1,4 @@
-"""Where and how fast a stage computes: the shape of `compute` in every section of params.yaml."""
+"""The schema of `compute` in params.yaml: the device of a stage, its precision, compilation and workers."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
@@ -36,18 +36,18 @@ def _resolve_precision(precision: Any, info: ValidationInfo) -> Any:
 
 @dataclass(frozen=True, config=STRICT)
 class ComputeConfig:
-    """Where and how fast a stage computes. Of these keys only `precision` changes results.
+    """Where and how fast a stage computes. Only `precision` changes results.
 
-    `precision: auto` is resolved when params.yaml is loaded, so every reader of this class sees bf16 or fp32.
+    `precision: auto` is resolved when params.yaml is loaded, so `precision` of an instance is bf16 or fp32.
     """
 
     device: Device
     precision: Annotated[Precision, BeforeValidator(_resolve_precision)]
-    compile: Literal[False, True, "reduce-overhead"]  # reduce-overhead: with CUDA graphs for modules that learn
-    workers: NonNegativeInt  # processes that load images; 0 loads them between the steps
+    compile: Literal[False, True, "reduce-overhead"]  # reduce-overhead: trained modules use CUDA graphs
+    workers: NonNegativeInt  # processes that load images; 0: the main process loads them between the steps
 
     def compile_in_place(self, module: nn.Module) -> None:
-        """Compile a module that learns, if `compile` is set."""
+        """Compile a trained module, if `compile` is set."""
         if self.compile:
             module.compile(mode=None if self.compile is True else self.compile)
 

@@ -1,8 +1,8 @@
 """The typed loader of params.yaml.
 
 A stage describes its section as a frozen pydantic dataclass and loads it by `load_config(PretrainConfig, "pretrain")`.
-The dataclass has no defaults, because DVC does not see a default in Python. The type of a field bounds its values:
-pydantic's `PositiveInt` and the like, or a type of this module. Unknown, missing and ill-typed keys are errors.
+The dataclass has no defaults, because DVC does not track a default in Python. Types such as `PositiveInt` of pydantic
+or `UpTo1` of this module bound the values of fields. Unknown keys, missing keys and wrong types are errors.
 
 YAML is read as DVC reads it, in version 1.2: `1e-3` is a float, `no` is a string.
 """
@@ -24,7 +24,7 @@ from semmae.core.renamed_keys import EVALUATIONS, find_renamed
 
 STRICT = ConfigDict(extra="forbid", strict=True)  # `@dataclass(frozen=True, config=STRICT)` from pydantic.dataclasses
 PARAMS = Path("params.yaml")
-INHERITED: dict[tuple[str, ...], tuple[str, ...]] = {  # a section, and the section that it takes missing keys from
+INHERITED: dict[tuple[str, ...], tuple[str, ...]] = {  # section: the section that supplies its missing keys
     ("teacher", "mae", "recipe"): ("mae_recipe",),
     ("pretrain", "recipe"): ("mae_recipe",),
     **{(stage, "datasets"): ("evaluations", stage) for stage in EVALUATIONS},
@@ -53,7 +53,8 @@ def load_config(schema: type[T], *path: str, file: Path = PARAMS) -> T:
     A section inherits the keys that it lacks, see `INHERITED`.
 
     Raises:
-        ValueError: One line per mistake: the key in full, the given value, the allowed values, the remedy.
+        ValueError: The section has mistakes. The message has one line per mistake, with the key, its value, the allowed
+            values and the remedy.
     """
     params = read_yaml(file)
     if renamed := list(find_renamed(params)):
@@ -106,8 +107,8 @@ def with_overrides(defaults: T, overrides: Any) -> T:
     """Return `defaults`, a dataclass or a mapping, with the values of `overrides` in place of its own.
 
     Args:
-        overrides: A dataclass, whose fields that are None override nothing, or a mapping, whose values all override.
-            For a field that is itself a dataclass or a mapping, a value may be overrides of that field.
+        overrides: A mapping, or a dataclass whose None fields override nothing. If a field of `defaults` is itself a
+            dataclass or a mapping, its override may hold only some of its fields.
     """
     if isinstance(defaults, Mapping):
         changed = dict(defaults)
@@ -132,14 +133,14 @@ def _lookup(params: Any, path: tuple[str, ...]) -> Any:
 
 
 def _written_key(path: tuple[str | int, ...], params: dict[str, Any]) -> str:
-    """Return the key to correct in the file.
+    """Return the key to correct in the file, given the path of an error of pydantic.
 
-    An inherited value stands in the section that it comes from. The tag that pydantic adds to the path of a union's
-    member stands nowhere in the file.
+    For an inherited value this is the key in the section that supplies the value. pydantic adds a tag to the path of a
+    union's member, and this function drops the tag, because the file has no such key.
     """
-    for heir, source in INHERITED.items():
-        depth = len(heir)
-        if path[:depth] == heir and len(path) > depth and path[depth] not in (_lookup(params, heir) or {}):
+    for section, source in INHERITED.items():
+        depth = len(section)
+        if path[:depth] == section and len(path) > depth and path[depth] not in (_lookup(params, section) or {}):
             path = (*source, *path[depth:])
     keys: list[str | int] = []
     value: Any = params

@@ -11,9 +11,9 @@ def describe_mistake(key: str, mistake: Any, schema: Any) -> str:
     """Describe one mistake in one line.
 
     Args:
-        key: The key in full, as it stands in the file.
+        key: The full key in the file, for example `pretrain.recipe.epochs`.
         mistake: One of the errors of pydantic's `ValidationError`.
-        schema: The type that pydantic has validated; it gives the known keys.
+        schema: The type that pydantic has validated against. Its fields are the known keys.
     """
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
@@ -38,7 +38,8 @@ def _known_keys(schema: Any, section: Sequence[str | int]) -> list[str]:
     """Return the keys that `schema` allows in a section.
 
     Args:
-        section: Path of the section: keys, positions in lists, and for a union the tag or the class that pydantic took.
+        section: Path of the section: keys and indices of lists. For a union, it has the tag or the class name of the
+            member that pydantic validated against.
     """
     candidates = _alternatives(schema)
     for part in section:

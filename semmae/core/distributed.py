@@ -1,7 +1,7 @@
-"""Ranks and devices: the code for one process is the code for many.
+"""Ranks, devices and collective operations. The same code runs in one process or in many.
 
-torchrun announces the ranks in environment variables. In a process without them, rank 0 of 1, all collective functions
-of this module return their input.
+torchrun sets the rank and the number of ranks in environment variables. Without these variables the process is rank 0
+of 1, and all collective functions of this module return their input.
 """
 
 import os
@@ -31,14 +31,14 @@ class World:
         return self.rank == 0
 
     def slice(self, rows: Tensor) -> Tensor:
-        """Return this rank's rows of a tensor that was drawn for the global batch."""
+        """Return this rank's rows of a tensor that has a row for each sample of the global batch."""
         share = len(rows) // self.size
         return rows[self.rank * share : (self.rank + 1) * share]
 
 
 @contextmanager
 def world(device: Device) -> Iterator[World]:
-    """Join the process group that torchrun announces, if there is one; leave it at the end of the block."""
+    """Join the process group of torchrun, if there is one, and leave it at the end of the block."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = choose_device(device)
     if chosen.type == "cuda":
@@ -59,14 +59,14 @@ def choose_device(device: Device) -> torch.device:
         ValueError: `device` is cuda, but torch finds no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU here; set device to cpu or auto in params.yaml")
+        raise ValueError("device is cuda, but torch finds no GPU; set device to cpu or auto in params.yaml")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context of mixed precision. bfloat16 needs no scaling of the gradient."""
+    """Return the context of mixed precision. bfloat16 needs no gradient scaler."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -76,13 +76,13 @@ def parallel(model: nn.Module, world: World) -> nn.Module:
 
 
 def mean(value: Tensor, world: World) -> Tensor:
-    """Return the mean of a tensor over the ranks, on this rank's device, since NCCL needs device tensors.
+    """Return the mean of a tensor over the ranks, on this rank's device.
 
     The gradient flows to the local value only, with weight 1, because `parallel` averages the gradients of the ranks.
     """
     if world.size == 1:
         return value
-    value = value.to(world.device)
+    value = value.to(world.device)  # NCCL needs device tensors
     total = value.detach().clone()
     distributed.all_reduce(total)
     total /= world.size
@@ -100,7 +100,7 @@ def gather(rows: Tensor, world: World) -> Tensor:
 
 
 def maximum(values: Tensor, world: World) -> Tensor:
-    """Return the elementwise maximum over the ranks, on the device. The host does not wait for it."""
+    """Return the elementwise maximum over the ranks, on the device. Does not block the host."""
     if world.size > 1:
         values = values.clone()
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
@@ -108,7 +108,7 @@ def maximum(values: Tensor, world: World) -> Tensor:
 
 
 def any_rank(flag: bool, world: World) -> bool:
-    """Return on every rank whether `flag` is set on any rank. The host waits for the device."""
+    """Return on every rank whether `flag` is set on any rank. Blocks the host until the device has finished."""
     return flag if world.size == 1 else bool(maximum(torch.full((), int(flag), device=world.device), world))
 
 

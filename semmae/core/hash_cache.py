@@ -1,8 +1,8 @@
-"""A cache of the digests of large files, so that a stage need not read all shards again at its start.
+"""A cache of the digests of large files, under the state root. It saves each stage from reading all shards.
 
-The cache keeps the size, modification time and inode of a file with its digest, under the state root. Damage that
-happens without a write, such as a flipped bit on the disk, is therefore not detected. Deleting the folder `digests`
-makes the next stage read all files again.
+A digest is valid while the size, modification time and inode of its file are unchanged. The cache therefore does not
+detect damage without a write, such as a flipped bit on the disk. If you delete the folder `digests`, the next stage
+reads all files again.
 """
 
 import json
@@ -14,7 +14,7 @@ from semmae.core.atomic_files import write_json
 from semmae.core.digests import file_digest, json_digest
 from semmae.core.paths import state_root
 
-MIN_AGE = 2_000_000_000  # nanoseconds; a younger file may change again within one tick of its modification time
+MIN_AGE = 2_000_000_000  # nanoseconds; a newer file may change again without a change of its modification time
 
 
 def cached_digest(path: Path) -> str:
@@ -31,10 +31,10 @@ def cached_digest(path: Path) -> str:
 
 def prune() -> int:
     """Delete the entries of files that no longer exist; return their number."""
-    gone = [entry for entry in _folder().glob("[!.]*") if not Path(_read_entry(entry).get("path", "")).is_file()]
-    for entry in gone:
+    stale = [entry for entry in _folder().glob("[!.]*") if not Path(_read_entry(entry).get("path", "")).is_file()]
+    for entry in stale:
         entry.unlink(missing_ok=True)
-    return len(gone)
+    return len(stale)
 
 
 def _read_entry(entry_file: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def exclusive_lock(*name: str, wait: bool = False) -> Iterator[None]:
 
     Args:
         name: Kind and identity of the locked thing, for example `"run", fingerprint`.
-        wait: Wait while another process holds the lock, after a message that names it.
+        wait: If another process holds the lock, print a message that names it, and wait.
 
     Raises:
         BlockingIOError: Another process holds the lock and `wait` is False. The message names the process.

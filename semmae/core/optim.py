@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 
 def adamw(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters of `model`, without weight decay on biases, norms and single tokens.
+    """Return AdamW over the trainable parameters of `model`.
 
-    The learning rate is 0 until `set_rate` sets it, at every step.
+    Parameters that are vectors have no weight decay: biases, norms, class and mask tokens. The initial learning rate is
+    0; call `set_rate` before every step.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrix = [p for name, p in trainable if p.squeeze().ndim > 1]
@@ -32,8 +33,8 @@ def layer_decayed_adamw(
     """Return AdamW whose learning rate decays with each layer below the head, as in BEiT and MAE.
 
     `lr_scale` of a parameter group is 1 for the head, layer_decay ** (depth + 1 - i) for block i = 1...depth, and
-    layer_decay ** (depth + 1) for the layers below the blocks. Vectors, the class token and the positions have no
-    weight decay.
+    layer_decay ** (depth + 1) for the layers below the blocks. Vectors, the class token and the position embedding have
+    no weight decay.
     """
     groups = param_groups_layer_decay(
         model, weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
@@ -42,7 +43,7 @@ def layer_decayed_adamw(
 
 
 def clip(model: nn.Module, max_norm: float | None) -> Tensor:
-    """Clip the gradient to the norm `max_norm` and return its norm before; None only measures the norm."""
+    """Return the norm of the gradient, then clip the gradient to `max_norm`, unless it is None."""
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
@@ -63,7 +64,7 @@ def step_if(allowed: Bool[Tensor, ""], optimizer: torch.optim.AdamW) -> None:
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float) -> float:
-    """Return the value at `step` (0...steps-1): a linear rise to `peak` over `warmup` steps, then half a cosine."""
+    """Return the value at `step` (0...steps-1): linear warmup to `peak`, then half a cosine to `end`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)
@@ -71,9 +72,9 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float
 
 
 def warmup_poly(step: int, *, steps: int, warmup: int, peak: float, end: float, power: float) -> float:
-    """Return the value at `step` (0...steps-1): a linear rise to `peak` over `warmup` steps, then a fall to `end`.
+    """Return the value at `step` (0...steps-1): linear warmup to `peak`, then polynomial decay to `end`.
 
-    The fall follows (1 - progress) ** power.
+    The decay factor is (1 - progress) ** power.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -85,7 +86,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, *, weight_decay: flo
     """Set the learning rate of each parameter group to `rate` times its `lr_scale`.
 
     Args:
-        weight_decay: New weight decay of the decayed group of `adamw`; None leaves it.
+        weight_decay: New weight decay of the decayed group of `adamw`; None: unchanged.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)

@@ -1,14 +1,14 @@
-"""Folders outside of the pipeline's outputs: the user's raw data and the state root."""
+"""Folders that are not outputs of the pipeline: the user's raw data and the state root."""
 
 import os
 from pathlib import Path
 
 
 def raw_path(path: str) -> Path:
-    """Resolve a path that the user names in params.yaml.
+    """Resolve a path in params.yaml, absolute or relative to `data/raw`.
 
-    A relative path starts in `data/raw`. In a DVC queue that is the folder of the main repository, which DVC names in
-    `DVC_ROOT`. `..` is resolved by name, so a path may leave `data/raw` even if that folder does not exist.
+    A queued experiment of DVC runs in a copy of the repository. DVC then sets `DVC_ROOT` to the main repository, and
+    this function uses its `data/raw`. `..` is resolved lexically, so `data/raw` need not exist.
     """
     return Path(os.path.normpath(Path(os.environ.get("DVC_ROOT", "")) / "data/raw" / path))
 

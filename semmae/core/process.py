@@ -7,7 +7,7 @@ import resource
 
 
 def restrict_permissions() -> None:
-    """Deny write access to other users for all files that this process creates, whatever the umask of the user is."""
+    """Deny write access to users outside the group for all files that this process creates."""
     os.umask(os.umask(0o077) | 0o002)
 
 

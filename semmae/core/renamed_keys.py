@@ -1,10 +1,10 @@
-"""The keys of params.yaml that have new names, so that a file of an older version is refused with the remedy."""
+"""Keys of params.yaml that were renamed. A file with an old name is refused, and the error gives the new name."""
 
 from collections.abc import Iterator
 from typing import Any
 
 EVALUATIONS = ("part_scores", "knn", "linear", "attentive", "finetune", "segment")
-RECIPES = {  # section with `compute` -> where its shuffle_shards stands now
+RECIPES = {  # section with `compute`: section that has its key shuffle_shards now
     "teacher": "mae_recipe",
     "parts": "parts.learned",
     "pretrain": "mae_recipe",
@@ -54,7 +54,7 @@ RENAMED_KEYS = {
 
 
 def find_renamed(params: dict[str, Any]) -> Iterator[str]:
-    """Yield one sentence with the remedy for each key of `params` that has a new name."""
+    """Yield a message with the new name for each key of `params` that was renamed."""
     for old, new in RENAMED_KEYS.items():
         section: Any = params
         for name in old.split("."):

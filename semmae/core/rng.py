@@ -1,7 +1,7 @@
-"""Randomness by name: every random number is a pure function of a seed and of names that describe its use.
+"""Named random streams: every random number is a pure function of a seed and of names that describe its use.
 
-No generator state is saved. A resumed run derives its seeds from the same names (epoch, step, sample key) and draws the
-same numbers.
+No generator state is saved. A resumed run derives its seeds from the same names, for example epoch, step and sample
+key, and draws the same numbers.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ CPU = torch.device("cpu")
 
 
 def fold(seed: int, *names: str | int) -> int:
-    """Return a 63-bit seed derived from `seed` and `names`, equal on all machines. Other names give unrelated seeds."""
+    """Return a 63-bit seed, a hash of `seed` and `names`, equal on all machines. Other names give unrelated seeds."""
     digest = hashlib.blake2b(digest_size=8)
     for name in (seed, *names):
         if not isinstance(name, str | int):
-            raise TypeError(f"a name of a seed is {name!r}; expected a string or an integer")
+            raise TypeError(f"a random stream is named {name!r}; expected a string or an integer")
         digest.update(f"{type(name).__name__}:{name}\0".encode())
     return int.from_bytes(digest.digest(), "little") >> 1
 
@@ -39,11 +39,11 @@ def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
 def seeded(seed: int, *names: str | int, device: torch.device = CPU) -> Iterator[None]:
     """Seed the global generators within the block, and restore their state afterwards.
 
-    This is for libraries that draw from the global generators, such as the augmentations of timm. It covers `random`,
-    numpy and torch, on the CPU and on `device`.
+    The block can then call libraries that draw from the global generators, such as the augmentations of timm. The
+    generators are those of `random`, numpy and torch, on the CPU and on `device`.
     """
     folded, gpu = fold(seed, *names), device.type == "cuda"
-    before = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if gpu else []):
         random.seed(folded)
         np.random.seed(folded % 2**32)
@@ -53,5 +53,5 @@ def seeded(seed: int, *names: str | int, device: torch.device = CPU) -> Iterator
         try:
             yield
         finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -43,8 +43,8 @@ def main(function: Callable[[], None]) -> None:
 def dataset_from_command_line(datasets: dict[str, T], stage: str) -> tuple[str, T]:
     """Return the name of the dataset on the command line and its entry in the section's `datasets`.
 
-    DVC passes `<stage>@<dataset>` in an environment variable. A name that DVC pastes into a command would be read by
-    the shell as code.
+    The command in dvc.yaml passes `$DVC_STAGE`, which is `<stage>@<dataset>`. If DVC inserted the name itself into the
+    command, the shell would interpret its special characters.
 
     Raises:
         ValueError: The section has no dataset of this name.

@@ -1,4 +1,4 @@
-"""An ordered map over worker processes. It is the only pool of the project, and a torch `DataLoader` runs it."""
+"""An ordered map over worker processes, based on the `DataLoader` of torch. The project has no other process pool."""
 
 import multiprocessing
 import os
@@ -30,15 +30,15 @@ def ordered_map(
     Workers ignore SIGINT and SIGTERM, because the parent process decides when to stop. They exit with the parent.
 
     Args:
-        workers: Number of processes. With 0 this process calls the function.
-        start_method: None is the default of the platform; on Linux a fork, which shares the function without pickling
-            it. `forkserver` is safe where threads of this process hold locks, which a fork would copy.
+        workers: Number of processes. With 0, this process calls the function.
+        start_method: None is the default of the platform. On Linux this is a fork, which does not pickle the function.
+            Use `forkserver` if threads of this process may hold locks, because a fork copies held locks.
         preload: Modules that the fork server imports once, for all workers.
         prefetch: Items per worker that are in progress or finished ahead of the consumer.
         pin_memory: Return tensors in pinned memory.
 
     Raises:
-        ValueError, OSError: The function raised it. It arrives unchanged, without the traceback of the worker.
+        ValueError, OSError: The function raised this error. It has no traceback of the worker.
         ChildProcessError: A worker was killed.
     """
     workers = min(workers, len(items))
@@ -75,15 +75,15 @@ WORKER_DEATH = "a worker process was killed, probably because memory ran out; us
 
 
 def is_worker_death(error: RuntimeError) -> bool:
-    """Whether a RuntimeError is the report of torch's `DataLoader` that a worker died.
+    """Return whether the `DataLoader` of torch raised this error because a worker died.
 
-    For forked workers torch raises it in a signal handler, so it can also appear outside of `ordered_map`.
+    If a forked worker dies, torch raises the error in a signal handler, so it can also appear outside of `ordered_map`.
     """
     return str(error).startswith("DataLoader worker (pid")
 
 
 class _Calls(Dataset):
-    """A dataset that is indexed by the items themselves, and returns a user's error as a value."""
+    """A dataset whose indices are the items. It returns a ValueError or OSError as a value, without its traceback."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
@@ -100,11 +100,11 @@ def _identity(result: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Leave signals to the parent process, use one thread, and exit when the parent exits."""
+    """Ignore stop signals, use one thread, and exit when the parent process exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)  # no pool at all: with 1, OpenCV waits for threads of the parent that a fork does not copy
+    cv2.setNumThreads(0)  # not 1: OpenCV would wait for threads of the parent, which a fork does not copy
     parent = multiprocessing.parent_process()
     assert parent is not None
 

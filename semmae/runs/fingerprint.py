@@ -1,7 +1,8 @@
-"""The identity of a run: a killed run is resumed only by a run that computes the same.
+"""The identity of a run. A run resumes from a checkpoint only if the checkpoint has the same identity.
 
-The identity is the stage, its parameters, the digests of its inputs and the digest of its source code. What changes no
-result is left out: how images are loaded, how often a checkpoint is saved, the console output, the version number.
+The identity holds the stage, its parameters, the digests of its inputs and the digest of its source code. It leaves out
+everything that does not change the result: the number of worker processes, the time between checkpoints, the code of
+the console output and the version number.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ PARAMS_WITHOUT_EFFECT = ("workers", "checkpoint_minutes")
 
 
 def run_identity(stage: str, params: Any, inputs: list[str]) -> dict[str, Any]:
-    """Return the identity of a run; its digest is the fingerprint of the run.
+    """Return the identity of a run. Its digest is the fingerprint of the run.
 
     Args:
         params: The parameters of the stage, a dataclass.
@@ -35,13 +36,13 @@ def source_digest() -> str:
 
 
 def source_files() -> set[Path]:
-    """Return the project's imported source files that can change a result, the running stage included."""
+    """Return the imported source files of the project that can change a result, including the running stage."""
     modules = [module for name, module in sys.modules.items() if name == "__main__" or _can_change_results(name)]
     return {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
 
 
 def _can_change_results(module: str) -> bool:
-    """Return whether a module is the project's, and is neither the console output nor the module with the version."""
+    """Return whether a module belongs to the project, except the version (`semmae`) and the console output."""
     return module.startswith(("semmae.", "stages")) and not f"{module}.".startswith("semmae.console.")
 
 

@@ -1,8 +1,8 @@
 """Handover of checkpoints to a run with edited source.
 
-The fingerprint of a run includes its source, so an edit starts a new run. If the edit changes no result, the user
-offers the old run for adoption (`semmae state adopt`). The next run with the same stage, parameters and inputs takes
-its checkpoints. This run and its artifact keep the digest of the old source.
+The fingerprint of a run includes its source, so an edit of the source starts a new run. If the edit does not change the
+result, the user can offer the old run for adoption (`semmae state adopt`). The next run with the same stage, parameters
+and inputs then takes over the checkpoints. The new run and its artifact record the digest of the old source.
 """
 
 import json
@@ -26,7 +26,7 @@ def offer(folder: Path) -> None:
 
     Raises:
         ValueError: The run has no checkpoint.
-        BlockingIOError: A process is at work on the run.
+        BlockingIOError: A process is computing the run.
     """
     if not any(folder.glob("step-*")):
         raise ValueError(f"run {folder.name[:12]} has no checkpoint yet; there is nothing to adopt")
@@ -37,18 +37,19 @@ def offer(folder: Path) -> None:
 def adopt_offered(identity: dict[str, Any], folder: Path) -> list[str]:
     """Move the checkpoints of an offered run to `folder`, the folder of the run with `identity`.
 
-    Does nothing if `folder` has checkpoints. An offered run of the same stage with other parameters or inputs is left
-    alone, with a warning.
+    Does nothing if `folder` has checkpoints. If an offered run of the same stage has other parameters or inputs, this
+    function prints a warning and leaves that run unchanged.
 
     Returns:
-        Digests of the older source that computed a part of the run in `folder`, oldest first; mostly empty.
+        Digests of the older source versions that computed a part of the run in `folder`, oldest first. The list is
+        empty if the run was not adopted.
     """
     for offer_file in sorted(folder.parent.glob(f"*/{OFFER_FILE}")):
         offered = offer_file.parent
         offered_identity = read_json(offered / "identity.json")
         if offered == folder or offered_identity["stage"] != identity["stage"] or any(folder.glob("step-*")):
             continue
-        if not any(offered.glob("step-*")):  # a killed process has moved its checkpoints, but not deleted its folder
+        if not any(offered.glob("step-*")):  # a process was killed between moving and deleting
             shutil.rmtree(offered)
             continue
         differences = [
@@ -56,7 +57,7 @@ def adopt_offered(identity: dict[str, Any], folder: Path) -> list[str]:
         ]
         if differences:
             print(
-                f"warning: {identity['stage']} does not adopt run {offered.name[:12]}: it has other "
+                f"warning: {identity['stage']} does not adopt run {offered.name[:12]}, which has other "
                 f"{' and '.join(differences)}",
                 file=sys.stderr,
             )
@@ -67,17 +68,17 @@ def adopt_offered(identity: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _move_checkpoints(offered: Path, folder: Path, sources: list[str]) -> None:
-    """Move the checkpoints, newest first: if the process is killed meanwhile, at most an older checkpoint is lost."""
+    """Move the checkpoints, newest first, so that a killed process can lose only older ones."""
     write_json(folder / SOURCES_FILE, sources)
-    saves = sorted(offered.glob("step-*"), reverse=True)
-    names = [save.name for save in saves]
+    checkpoints = sorted(offered.glob("step-*"), reverse=True)
+    names = [checkpoint.name for checkpoint in checkpoints]
     record = {"at": time.strftime("%FT%T%z"), "from": offered.name, "to": folder.name, "saves": names}
     with open(state_root() / LOG_FILE, "a") as log:
         log.write(json.dumps(record) + "\n")
-    for save in saves:
-        os.rename(save, folder / save.name)
+    for checkpoint in checkpoints:
+        os.rename(checkpoint, folder / checkpoint.name)
     shutil.rmtree(offered)
-    print(f"adopted run {offered.name[:12]} at {names[0]}, which older source has computed", file=sys.stderr)
+    print(f"adopted {names[0]} of run {offered.name[:12]}, which was computed by older source", file=sys.stderr)
 
 
 def _older_sources(folder: Path) -> list[str]:

@@ -1,13 +1,13 @@
-"""The learning curves of a run as files of DVCLive."""
+"""Writes the learning curves of a run as DVCLive files."""
 
 from pathlib import Path
 
 
 def write_history(folder: Path, stage: str, history: list[dict[str, float]]) -> None:
-    """Write the curves of a run for `dvc plots` and `dvc exp show`: one TSV file per column, replaced as a whole.
+    """Replace the curves of a run for `dvc plots` and `dvc exp show`, with one TSV file per value.
 
-    Does nothing if DVCLive is not installed, for example on a training machine without DVC. The artifact holds the
-    history in any case.
+    Does nothing if DVCLive is not installed, for example on a training machine without DVC. The artifact also holds the
+    history.
 
     Args:
         history: One row per epoch, with the key `epoch` (from 1) and the values of that epoch.

@@ -9,8 +9,8 @@ A training loop stays visible and takes its steps from a `Run`:
             optimizer.step()
             run.record(loss=loss)
 
-A killed run is resumed by a run with the same fingerprint (`fingerprint`), from its last checkpoint and with the same
-results. Any other run starts at its first step, unless it adopts the checkpoints of a run with older source
+A run resumes from the last checkpoint of a killed run with the same fingerprint (`fingerprint`), and gives the same
+results. Otherwise it starts at its first step, unless it adopts the checkpoints of a run with older source
 (`handover`).
 """
 
@@ -54,15 +54,15 @@ class Run:
 
     Args:
         stage: Name of the stage, for messages.
-        out: Output of the stage. A second process that writes it is refused.
+        out: Output of the stage. While the run holds its lock, a second process that writes it fails.
         params: Parameters of the stage, a dataclass; part of the fingerprint.
         inputs: Digests of the files that the stage reads; part of the fingerprint.
         checkpoint_minutes: Time between two checkpoints within an epoch.
 
     Attributes:
-        history: One row per finished epoch: `epoch` (from 1), the means of the recorded values, the logged values.
-        adopted: `{"adopted": digests}` if older source has computed a part of this run, else `{}`. The stage writes it
-            into the JSON of its artifact.
+        history: One row per finished epoch: `epoch` (from 1), the means of the recorded values, and the logged values.
+        adopted: `{"adopted": digests}` if older source has computed a part of this run, else `{}`. The stage writes
+            this entry into the JSON of its artifact.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.adopted: dict[str, list[str]] = {}
         self._checkpoint_seconds, self._last_checkpoint = 60 * checkpoint_minutes, 0.0
-        self._measured: dict[str, float] = {}  # at the end of the current epoch
+        self._logged: dict[str, float] = {}  # by `log`, for the row of the current epoch
         self._signal = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as locks, ExitStack() as handlers:
             if self.world.is_main:
                 locks.enter_context(exclusive_lock("output", str(self.out.absolute())))
-                # Experiments that run at the same time train the same baselines: the second waits, then trains anew.
+                # Concurrent experiments may train the same baseline. The second one waits, then trains it again.
                 locks.enter_context(exclusive_lock("run", self.fingerprint, wait=True))
                 write_json(self.folder / "identity.json", self.identity)
                 if sources := handover.adopt_offered(self.identity, self.folder):
@@ -107,7 +107,7 @@ class Run:
         with self._locks:
             if finished and self.world.is_main:
                 checkpoint.delete_all(self.folder)
-        if kind is None and not finished:  # a signal came after the last step, and nothing has reacted to it
+        if kind is None and not finished:  # a stop signal was received after the last step
             self.exit_if_stopped("when its work was done")
 
     def _on_signal(self, number: int, _: Any) -> None:
@@ -131,7 +131,8 @@ class Run:
         Args:
             reader, load, batch_size, epochs, seed, workers: See `StepPlan`.
             state: Objects whose state a checkpoint keeps, by name. `model` must be finite when it is saved.
-            retry: Yield a step that is not finite once more, with `is_retry`. On a GPU the next step may come first.
+            retry: If a step is not finite, yield it a second time, with `is_retry`. On a GPU, `steps` may yield the
+                next step before the retry.
             max_skipped_steps: Number of steps that may be skipped because they are not finite. The loop must not update
                 its weights in such a step; see `all_finite` and `optim.step_if`.
 
@@ -150,11 +151,11 @@ class Run:
             self.stage, plan.steps, plan.per_epoch, batch_size, start=steps_done, shown=self.world.is_main
         ) as progress:
             for step in plan.steps_from(steps_done):
-                if step.ends_epoch:
-                    yield from self._failed_steps(leave=0)  # values measured after this step cover all earlier ones
+                if step.ends_epoch:  # the loop may evaluate the model after this step, so retry earlier steps first
+                    yield from self._failed_steps(leave=0)
                 yield step
                 self._enqueue(step)
-                # On a GPU this reads the step before: the values of this one are read after the next one is launched.
+                # On a GPU this reads the values of the previous step, while the GPU computes this one.
                 yield from self._failed_steps(leave=0 if step.ends_epoch else log.delay)
                 progress.advance(log.latest_loss)
                 if step.ends_epoch:
@@ -169,27 +170,27 @@ class Run:
                     self._stop(f"after step {step.number + 1} of {plan.steps}, {saved}")
 
     def _failed_steps(self, *, leave: int) -> Iterator[Step]:
-        """Read the values of all launched steps but the last `leave`, and yield each step that must be retried."""
+        """Read the values of all launched steps except the last `leave`, and yield each step that must be retried."""
         while step := self.step_log.read_completed(leave=leave):
             yield step
             self._enqueue(step)
 
     def _enqueue(self, step: Step) -> None:
-        """Start the copy of the step's values to the host."""
+        """Start the copy of the step's values to the host, with the stop and checkpoint flags of this rank."""
         age = time.monotonic() - self._last_checkpoint
         self.step_log.enqueue(step, stop=self._signal != 0, checkpoint_due=age > self._checkpoint_seconds)
 
     def _close_epoch(self, epoch: int, progress: Progress) -> None:
         """Add the row of a finished epoch to the history and print it."""
-        self.history.append({"epoch": epoch + 1} | self.step_log.close_epoch() | self._measured)
-        self._measured = {}
+        self.history.append({"epoch": epoch + 1} | self.step_log.close_epoch() | self._logged)
+        self._logged = {}
         progress.print_epoch(self.history[-1])
 
     def all_finite(self, **checked: Tensor) -> Bool[Tensor, ""]:
         """Check that scalars of the current step, for example loss and gradient norm, are finite on every rank.
 
         Returns:
-            A flag on the device, for `optim.step_if`. The host does not wait for it.
+            A flag on the device, for `optim.step_if`. The host is not blocked.
         """
         return self.step_log.all_finite(**checked)
 
@@ -199,14 +200,14 @@ class Run:
 
     def log(self, **values: float) -> None:
         """Log values that are measured once, at the end of the current epoch."""
-        self._measured.update(values)
+        self._logged.update(values)
 
     def exit_if_stopped(self, when: str = "after its last step", *, together: bool = False) -> None:
-        """Exit if a stop signal was received. Long work without steps calls this between its parts.
+        """Exit if a stop signal was received. Call this between the parts of long work that has no steps.
 
         Args:
             when: When the run stopped, for the message.
-            together: Exit if any rank has received a signal. All ranks must call this equally often.
+            together: Exit if any rank has received a signal. All ranks must make the same number of calls.
         """
         if distributed.any_rank(self._signal != 0, self.world) if together else self._signal:
             self._stop(f"{when}; run the same command again to resume from the last checkpoint, if there is one")
@@ -224,11 +225,11 @@ class Run:
             return 0
         if "step_log" not in saved:
             raise ValueError(
-                f"{self.folder} has checkpoints of an older version, which this one cannot resume; delete the folder "
-                "and run the same command again"
+                f"{self.folder} has checkpoints of an older version of semmae, which cannot be resumed; delete the "
+                "folder and run the same command again"
             )
-        for name, owner in state.items():
-            owner.load_state_dict(saved["state"][name])
+        for name, stateful in state.items():
+            stateful.load_state_dict(saved["state"][name])
         self.history = saved["history"]
         self.step_log.load_state_dict(saved["step_log"])
         return saved["step"]
@@ -238,19 +239,20 @@ class Run:
         self._check_weights(steps_done, state)
         content = {"step": steps_done, "history": self.history, "step_log": self.step_log.state_dict()}
         if self.world.is_main:
-            content["state"] = {name: owner.state_dict() for name, owner in state.items()}
+            content["state"] = {name: stateful.state_dict() for name, stateful in state.items()}
             checkpoint.save(self.folder, steps_done, content)
         distributed.barrier(self.world)
         self._last_checkpoint, self.step_log.checkpoint_due = time.monotonic(), False
 
     def _check_weights(self, steps_done: int, state: dict[str, Stateful]) -> None:
-        """Raise FloatingPointError if a weight of the state `model` is not finite.
+        """Raise FloatingPointError if a weight of `state["model"]` is not finite.
 
-        Linear heads that train side by side are not called `model`, since one of them may diverge: it is not chosen.
+        The heads of the attentive probe have another name in `state`, so this check does not apply to them. One of them
+        may diverge, because only the best head is used.
         """
         for key, value in state["model"].state_dict().items() if "model" in state else ():
             if not bool(torch.isfinite(value).all()):
                 raise FloatingPointError(
-                    f"{self.stage}: {key} of the model is not finite after step {steps_done}; the last checkpoint is "
-                    "older: lower base_lr or set precision to fp32, and run the same command again"
+                    f"{self.stage}: {key} of the model is not finite after step {steps_done}; this state is not saved: "
+                    "lower base_lr or set precision to fp32, and run the same command again"
                 )

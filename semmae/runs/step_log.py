@@ -1,9 +1,8 @@
-"""The values of a run's steps, read without a wait for the device.
+"""Reads the values of a run's steps, such as the loss, without blocking the GPU.
 
-A GPU runs behind the host: when the host has launched a step, the GPU may still compute the one before. On a GPU the
-host therefore reads the values of a step after it has launched the next one; on a CPU it reads them at once. A step
-whose values are finite counts in the means of its epoch. Any other step is retried, skipped or ends the run, and all
-ranks decide alike.
+When the host has launched a step, the GPU may still compute the previous one. On a GPU, the host therefore reads the
+values of a step after it has launched the next one. On a CPU it reads them at once. If the values of a step are finite,
+they count in the means of the epoch. Any other step is retried, is skipped or ends the run, on all ranks alike.
 """
 
 import dataclasses
@@ -66,16 +65,16 @@ class PendingValues:
 
 
 class StepLog:
-    """The log of the steps of a run, in their order.
+    """Reads, checks and averages the values of the steps, in their order.
 
     Attributes:
-        delay: Number of launched steps whose values are not read yet when the next one is launched.
+        delay: Number of launched steps with unread values when the next step is launched: 1 on a GPU, else 0.
         stop: Whether a rank has received a stop signal.
         checkpoint_due: Whether a checkpoint is due on any rank.
         latest_loss: The loss of the last step that was read.
         skipped: Number of steps skipped so far.
         retry: Whether a step that is not finite is computed once more.
-        max_skipped_steps: Number of skipped steps that a run survives.
+        max_skipped_steps: Number of steps that may be skipped; one more ends the run.
     """
 
     def __init__(self, stage: str, world: distributed.World) -> None:
@@ -84,7 +83,7 @@ class StepLog:
         self.stop = self.checkpoint_due = False
         self.latest_loss, self.skipped = 0.0, 0
         self.retry, self.max_skipped_steps = False, 0
-        self.sums: dict[str, float] = {}  # of the recorded values, over the epoch
+        self.sums: dict[str, float] = {}  # sums of the recorded values over the steps of the epoch
         self.count = 0  # steps in these sums
         self.loss_spikes = LossSpikes()
         self._launched: deque[tuple[Step, PendingValues]] = deque()
@@ -103,7 +102,7 @@ class StepLog:
         self._recorded = values
 
     def enqueue(self, step: Step, *, stop: bool, checkpoint_due: bool) -> None:
-        """Start the copy of a launched step's values to the host, with two flags of this rank."""
+        """Start the copy of a launched step's values to the host. The two flags are those of this rank."""
         loss = {name: value for name, value in self._recorded.items() if name == "loss" and isinstance(value, Tensor)}
         nonfinite_loss = _any_nonfinite(loss, self.world)
         nonfinite = nonfinite_loss if self._nonfinite is None else self._nonfinite
@@ -152,7 +151,7 @@ class StepLog:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint. Its sums are means over the ranks, since all ranks resume from it."""
+        """Return the state for a checkpoint. All ranks resume from this state, so its sums are means over the ranks."""
         sums = {name: self._mean(total) for name, total in self.sums.items()}
         loss_spikes = self.loss_spikes.state_dict()
         return {"sums": sums, "count": self.count, "skipped": self.skipped, "loss_spikes": loss_spikes}
@@ -204,10 +203,10 @@ def _any_nonfinite(values: dict[str, Tensor], world: distributed.World) -> Float
 
 
 def _cause(values: StepValues) -> str | None:
-    """Return in words which value of this rank is not finite, None if none is.
+    """Return a phrase that names a value of this rank that is not finite, or None if this rank is not the cause.
 
-    If the loss of any rank is not finite, the averaged gradients of all ranks are not either. Then only a rank whose
-    own loss is not finite is the cause.
+    A loss that is not finite on one rank makes the averaged gradients of all ranks not finite. In that case only the
+    ranks whose own loss is not finite are the cause.
     """
     nonfinite = {name: v for name, v in (values.checked | values.recorded).items() if not math.isfinite(v)}
     name = "loss" if values.flags.nonfinite_loss else next(iter(nonfinite), "")
@@ -223,10 +222,10 @@ def _samples(step: Step) -> str:
 class LossSpikes:
     """Detects losses far above the moving mean of the previous losses."""
 
-    DECAY = 0.98  # of the moving mean and variance: about 50 steps
-    WARMUP = 50  # losses before anything counts as a spike
-    MAX_DEVIATIONS = 6.0  # above the mean; a loss beyond it is a spike
-    MIN_DEVIATION = 0.05  # lower bound of the standard deviation, as a share of the mean
+    DECAY = 0.98  # decay of the moving mean and variance per step: they average about 50 steps
+    WARMUP = 50  # number of first losses that never count as spikes
+    MAX_DEVIATIONS = 6.0  # a spike lies more than this number of standard deviations above the mean
+    MIN_DEVIATION = 0.05  # lower bound of the standard deviation, as a fraction of the mean
 
     def __init__(self) -> None:
         self.count, self.mean, self.variance = 0, 0.0, 0.0

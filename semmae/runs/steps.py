@@ -1,4 +1,4 @@
-"""The steps of a run: their order, and the batch of each."""
+"""The steps of a run and their batches."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,16 +46,15 @@ class Step:
 
 
 class StepPlan:
-    """The plan of a run's steps: a function of the dataset, the seed and the batch size only.
+    """The order of a run's steps and batches. It depends on the dataset, the seed and the batch size only.
 
-    Each rank gets its slice of a batch. Samples that do not fill a batch at the end of an epoch are dropped for that
-    epoch.
+    Each rank gets its slice of a batch. An incomplete batch at the end of an epoch is dropped.
 
     Args:
         stage: Name of the stage, for messages.
-        load: Loads a sample, in a worker process.
+        load: A function that loads a sample. Worker processes call it.
         batch_size: Samples per step over all ranks.
-        workers: Processes that load samples; 0 loads them between the steps.
+        workers: Number of processes that load samples. With 0, this process loads them between the steps.
 
     Attributes:
         per_epoch: Number of steps of an epoch.
@@ -89,11 +88,11 @@ class StepPlan:
 
     def steps_from(self, number: int) -> Iterator[Step]:
         """Yield the steps from index `number` on, with this rank's share of their batches."""
-        size = self._batch_size // self._world.size
+        size = self._batch_size // self._world.size  # of this rank's share of a batch
         while number < self.steps:
-            epoch, first = divmod(number, self.per_epoch)
+            epoch, first_step = divmod(number, self.per_epoch)
             order = self._reader.epoch_order(seed=self._seed, epoch=epoch)[: self.per_epoch * self._batch_size]
-            indices = order.reshape(self.per_epoch, self._world.size, size)[first:, self._world.rank].reshape(-1)
+            indices = order.reshape(self.per_epoch, self._world.size, size)[first_step:, self._world.rank].reshape(-1)
             load = _LoadAtEpoch(self._load, epoch)
             for batch in batches(self._reader, indices, load, batch_size=size, workers=self._workers):
                 ends_epoch = (number + 1) % self.per_epoch == 0
@@ -103,7 +102,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class _LoadAtEpoch:
-    """`load` at one epoch. A class, because worker processes cannot receive a closure."""
+    """Calls `load` for one epoch. It is a class, because a closure cannot be pickled for worker processes."""
 
     load: LoadSample
     epoch: int

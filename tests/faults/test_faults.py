@@ -39,7 +39,7 @@ def contents() -> dict[str, str]:
         ("pretrain", "pretrain.masking.strategy", "semantc", "pretrain.masking.strategy is 'semantc'; expected one of"),
         ("pretrain", "pretrain.dataset", "photos", "data/shards/photos"),
         ("pretrain", "pretrain.recipe.batch_size", 65, "pretrain: batch_size is 65, but an epoch has 64 samples"),
-        ("pretrain", "pretrain.compute.device", "cuda", "device is cuda, but torch sees no GPU here"),
+        ("pretrain", "pretrain.compute.device", "cuda", "device is cuda, but torch finds no GPU"),
         ("report", "report.colors", "gray", "gray"),
     ],
 )

@@ -70,7 +70,9 @@ def test_a_temporary_of_another_container_stays_unless_it_is_old(tmp_path: Path)
 
 def test_a_full_disk_leaves_the_previous_model_whole_and_says_so(small_disk: Path):
     save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
-    with pytest.raises(OSError, match=r"is full: encoder\.safetensors was not written, what was there before is whole"):
+    with pytest.raises(
+        OSError, match=r"is full: encoder\.safetensors was not written, and any previous version is intact"
+    ):
         save_model(small_disk, "encoder", {"weight": torch.ones(2**19)}, {"depth": 2})
     state, config = load_model(small_disk, "encoder")
     assert (state["weight"].tolist(), config["depth"]) == ([1.0] * 4, 1)
@@ -79,7 +81,7 @@ def test_a_full_disk_leaves_the_previous_model_whole_and_says_so(small_disk: Pat
 
 def test_a_disk_with_room_for_the_weights_only_leaves_the_previous_model_whole(small_disk: Path):
     save_model(small_disk, "encoder", {"weight": torch.ones(4)}, {"depth": 1})
-    with pytest.raises(OSError, match=r"is full: encoder\.\S+ was not written, what was there before is whole"):
+    with pytest.raises(OSError, match=r"is full: encoder\.\S+ was not written, and any previous version is intact"):
         save_model(small_disk, "encoder", {"weight": torch.zeros(4)}, {"depth": 1, "long": "x" * 2**20})
     state, config = load_model(small_disk, "encoder")
     assert (state["weight"].tolist(), config["depth"]) == ([1.0] * 4, 1)
@@ -155,7 +157,9 @@ def test_a_full_disk_ends_a_stage_with_one_sentence_and_the_stage_resumes_when_t
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
     outputs, on_disk = files(toy.folder / "data"), files(small_disk)
     output = toy.stage(*command.split(), expect=1)
-    sentence = rf"^error: the disk of \S+ is full: {named} was not written, what was there before is whole; free some"
+    sentence = (
+        rf"^error: the disk of \S+ is full: {named} was not written, and any previous version is intact; free some"
+    )
     assert re.search(sentence, output, re.MULTILINE), output
     assert "Traceback" not in output
     assert files(toy.folder / "data") == outputs

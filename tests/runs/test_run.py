@@ -352,7 +352,7 @@ def test_a_checkpoint_of_an_older_version_is_refused_with_a_remedy(toy_dataset: 
     folder = state_root() / "runs" / left.fingerprint
     checkpoint.save(folder, 6, {"step": 6, "history": [], "sums": {}, "count": 0, "state": {}})
     with pytest.raises(
-        ValueError, match=f"{folder} has checkpoints of an older version, which this one cannot resume; delete"
+        ValueError, match=f"{folder} has checkpoints of an older version of semmae, which cannot be resumed; delete"
     ):
         _train(toy_dataset, tmp_path / "out")
 

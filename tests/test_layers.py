@@ -86,3 +86,17 @@ def canonical(requirement: str) -> str:
     name = re.match(r"[\w.-]+", requirement)
     assert name is not None
     return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+LOOPS = {"pretrain", "distill"}  # one visible training loop each
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_modules_and_functions_fit_in_one_reading(file: Path):
+    """At most 300 lines per module and 60 per function; a training loop may be longer."""
+    text = file.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.name not in LOOPS:
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"

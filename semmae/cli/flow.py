@@ -1,5 +1,6 @@
 """`semmae flow`: run the pipeline as a Prefect flow."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ def flow(
     ] = None,
 ) -> None:
     """Bring every stage up to date as a Prefect flow; independent stages run in parallel."""
+    configure_prefect()
     from semmae.cli import prefect_flow
 
     outcomes = prefect_flow.run(jobs, None if timeout is None else timeout * 60)
@@ -29,3 +31,10 @@ def flow(
         )
     if failed := [outcome.stage for outcome in outcomes if outcome.result == "failed"]:
         raise ValueError(f"failed: {', '.join(failed)}; the log of each stage above shows the cause")
+
+
+def configure_prefect() -> None:
+    """Set the defaults of Prefect's environment variables; call it before Prefect is imported, which reads them."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # On a busy machine, Prefect's server needs more than its default of 20 s to start.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")

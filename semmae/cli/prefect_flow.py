@@ -18,10 +18,6 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-# Prefect reads these variables on import. On a busy machine, its server needs more than the default 20 s to start.
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
-
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from prefect import Task, flow, get_run_logger

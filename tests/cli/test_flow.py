@@ -102,7 +102,15 @@ with open("pids", "a") as file:
     file.write(f"{os.getpid()}\\n")
 time.sleep(7200)
 """
-SHORT_GRACE = "from semmae.cli import main, prefect_flow; prefect_flow.GRACE_PERIOD = 1; main.main()"
+SHORT_GRACE = """
+from semmae.cli import flow, main
+
+flow.configure_prefect()
+from semmae.cli import prefect_flow
+
+prefect_flow.GRACE_PERIOD = 1
+main.main()
+"""
 
 
 @pytest.mark.heavy

@@ -5,9 +5,9 @@ x_1 ... x_n without a key projection. Each query has a value projection of d / q
 
     a_j = softmax_n(u_j . x_n / sqrt(d)),    y_j = V_j sum_n a_jn x_n,    logits = W norm(y_1 ... y_q) + b,
 
-where norm is batch norm without parameters. Attention sums the tokens before the value projection: the result equals a
-sum of projected tokens, and only q vectors have to be projected. AdamW has a parameter group per head, with its
-learning rate and weight decay; the grid is that of CAPI (Darcet et al. 2025, arXiv 2502.08769).
+where norm is batch norm without parameters. The value projection is applied after the sum over the tokens. The result
+is the same, but only q vectors per image are projected. AdamW has a parameter group per head. The grid of learning
+rates and weight decays follows CAPI (Darcet et al. 2025, arXiv 2502.08769).
 """
 
 import copy
@@ -33,7 +33,7 @@ def grid(base_lrs: list[float], weight_decays: list[float]) -> list[dict[str, fl
 
 
 class AttentiveHeads(nn.Module):
-    """`num_heads` classifiers of tokens of size `width`: equal at first, then independent.
+    """`num_heads` classifiers of tokens of size `width`, with equal initial weights.
 
     Raises:
         ValueError: `queries` does not divide `width`.
@@ -101,7 +101,7 @@ class HeadCurves:
         self.losses, self.steps = torch.zeros(num_heads, dtype=torch.float64, device=device), 0  # of this epoch
 
     def add_losses(self, losses: Float[Tensor, " l"]) -> None:
-        """Add the losses of a step; they must be equal on all ranks, since a checkpoint stores those of one rank."""
+        """Add the losses of a step, which must be equal on all ranks: a checkpoint stores the sums of one rank."""
         self.losses, self.steps = self.losses + losses.detach(), self.steps + 1
 
     def end_epoch(self, *, lr: list[float], holdout_top1: list[float]) -> None:
@@ -112,7 +112,7 @@ class HeadCurves:
 
     @property
     def best(self) -> int:
-        """The head with the highest hold-out accuracy after the last epoch; of equal heads the first."""
+        """The index of the first head with the highest hold-out accuracy after the last epoch."""
         top1 = self.rows[-1]["holdout_top1"]
         return top1.index(max(top1))
 

@@ -1,8 +1,8 @@
-"""Baselines of an encoder: other features for the same protocol.
+"""Baselines of an encoder: features from other sources, scored by the same protocol.
 
-- `thumbnail`: the pixels of an image of 16 x 16.
+- `thumbnail`: the pixels of the image, resized to 16 x 16.
 - `untrained`: the architecture of the encoder with fresh weights.
-- `teacher`: the network that the parts, and so the masks, were learned from.
+- `teacher`: the network from whose tokens the parts were learned.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def build_feature_encoders(
         seed: Seed of the untrained weights.
 
     Returns:
-        By name: the function from images to features, and the side of its images in pixels.
+        For each name, a function from images to features, and the side of its images in pixels.
     """
     networks = build_token_encoders(config, teacher, seed=seed, device=device, precision=precision)
     encoders = {name: (pool_tokens(encode, pool), img_size) for name, (encode, img_size) in networks.items()}
@@ -47,10 +47,13 @@ def build_feature_encoders(
 def build_token_encoders(
     config: dict[str, Any], teacher: Teacher, *, seed: int, device: torch.device, precision: distributed.Precision
 ) -> dict[str, tuple[TokenEncoder, int]]:
-    """Return the baselines that have patch tokens: as `build_feature_encoders`, with tokens in place of features."""
-    untrained = build_token_encoder(create_untrained(config, seed=seed), device=device, precision=precision)
-    taught = build_teacher_token_encoder(teacher, device=device, precision=precision)
-    return {"untrained": (untrained, config["img_size"]), "teacher": (taught, teacher.config["img_size"])}
+    """Return the baselines that have patch tokens, as `build_feature_encoders`, but without pooling."""
+    encode_untrained = build_token_encoder(create_untrained(config, seed=seed), device=device, precision=precision)
+    encode_teacher = build_teacher_token_encoder(teacher, device=device, precision=precision)
+    return {
+        "untrained": (encode_untrained, config["img_size"]),
+        "teacher": (encode_teacher, teacher.config["img_size"]),
+    }
 
 
 def flatten_pixels(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
@@ -62,7 +65,7 @@ def flatten_pixels(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
 
 
 def create_untrained(config: dict[str, Any], *, seed: int) -> vit.Network:
-    """Create the network of an encoder's or a teacher's config with fresh weights, frozen."""
+    """Create a frozen network with fresh weights from the config of an encoder or of a teacher."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(seed, "untrained"))
         network = create_network(config["timm"], config["img_size"]) if "timm" in config else vit.build(config)
@@ -74,7 +77,7 @@ def build_teacher_token_encoder(
 ) -> TokenEncoder:
     """Return a function from images to the class token and the patch tokens of a teacher.
 
-    A teacher without a trained class token has the mean of its patch tokens in place of the class token.
+    If the teacher has no trained class token, the mean of the patch tokens takes its place.
     """
     teacher = teacher.to(device)
     vit.use_fastest_attention(teacher, device)

@@ -1,4 +1,4 @@
-"""The center mask: the baseline of foreground scores that ignores the image."""
+"""The center mask: a baseline of the foreground scores that ignores the image."""
 
 import numpy as np
 from jaxtyping import Integer
@@ -9,7 +9,7 @@ THRESHOLDS = np.arange(1, 20) / 20
 
 
 class CenterMask:
-    """One foreground mask for every image: the patches of train that are foreground more often than a threshold.
+    """The same foreground mask for every image: the positions that are foreground in a minimum share of train.
 
     Args:
         train_counts: The sum of `cell_counts` over all of train.
@@ -30,7 +30,7 @@ class CenterMask:
         self._update(self.val, counts)
 
     def compute(self) -> dict[Level, dict[str, float]]:
-        """Compute `fg_iou` per level: the mean over val with the threshold whose mean over train is highest."""
+        """Compute the mean `fg_iou` over val at each level. The threshold is the best one on train."""
         best = {level: np.mean(self.train[level], axis=0).argmax() for level in LEVELS}
         return {level: {"fg_iou": float(np.mean(self.val[level], axis=0)[best[level]])} for level in LEVELS}
 

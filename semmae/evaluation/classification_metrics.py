@@ -1,4 +1,4 @@
-"""Metrics of a classification, and the weighted kNN vote. Accuracies are fractions in [0, 1]."""
+"""Metrics of a classifier, and the weighted kNN vote. Accuracies are fractions in [0, 1]."""
 
 import math
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from semmae.evaluation.mapped_rows import MappedRows
 
-CHUNK = 1024  # samples at a time: scores and features may be in files, and similarities are CHUNK x CHUNK blocks
+CHUNK = 1024  # samples processed at a time, because scores and features may be larger than memory
 
 
 def compute(scores: Float[Tensor, "b c"], labels: Integer[Tensor, " b"]) -> dict[str, float]:
     """Compute all metrics of a classifier.
 
     Returns:
-        `top1` and `top5` accuracy (top5 is 1 with five classes or fewer), `per_class` (mean accuracy over classes) and
-        `top1_se`, the standard error of top1.
+        `top1` and `top5` (top-k accuracy; top5 is 1 with five classes or fewer), `per_class` (mean of the accuracies of
+        the classes) and `top1_se` (standard error of top1).
     """
     top1 = topk_accuracy(scores, labels, k=1)
     return {
@@ -37,7 +37,7 @@ def compute_baseline(scores: Float[Tensor, "b c"], labels: Integer[Tensor, " b"]
 def top_classes(scores: Float[Tensor, "b c"], *, k: int) -> Integer[Tensor, "b k"]:
     """Return the k classes with the highest scores (all classes, if there are fewer).
 
-    Of classes with equal scores the lower one comes first.
+    If classes have equal scores, the lower class comes first.
     """
     return torch.cat([chunk.argsort(dim=1, descending=True, stable=True)[:, :k] for chunk in scores.split(CHUNK)])
 
@@ -48,7 +48,7 @@ def topk_accuracy(scores: Float[Tensor, "b c"], labels: Integer[Tensor, " b"], *
 
 
 def per_class_accuracy(predictions: Integer[Tensor, " b"], labels: Integer[Tensor, " b"]) -> float:
-    """Return the mean over classes of the accuracy on the samples of a class; absent classes do not count."""
+    """Return the mean of the accuracies of the classes. Classes without samples are left out."""
     total = labels.bincount()
     correct = labels[predictions == labels].bincount(minlength=len(total))
     return float((correct.double() / total)[total > 0].mean())
@@ -72,18 +72,18 @@ def knn_votes(
     """Sum the votes of the k nearest train samples per class (Wu et al. 2018, arXiv 1805.01978; DINO).
 
     A neighbor votes for its class with the weight exp(cosine / temperature). The weights are divided by their sum,
-    which does not change the ranking. With fewer than k train samples all of them vote. Features are copied to the
+    which does not change the ranking. If train has fewer than k samples, all of them vote. Features are copied to the
     device in chunks.
 
     Returns:
-        The votes in a file; every row sums to 1.
+        The votes, memory-mapped; every row sums to 1.
     """
     votes = MappedRows(num_classes)
     for chunk in val.split(CHUNK):
-        of_chunk = knn_votes_of_chunk(
+        chunk_votes = knn_votes_of_chunk(
             train, train_labels, chunk.to(device), num_classes=num_classes, k=k, temperature=temperature
         )
-        votes.append(of_chunk.cpu())
+        votes.append(chunk_votes.cpu())
     return votes.as_tensor()
 
 
@@ -106,12 +106,17 @@ def knn_votes_of_chunk(
 def _nearest(
     queries: Float[Tensor, "q d"], train: Float[Tensor, "n d"], k: int
 ) -> tuple[Float[Tensor, "q k"], Integer[Tensor, "q k"]]:
-    """Return the k highest cosines of unit vectors `queries` and their indices in train, merged block by block."""
+    """Return the k highest cosines of each query with train, and the indices in train.
+
+    Args:
+        queries: Unit vectors.
+        train: Vectors of any length, processed in blocks.
+    """
     best = queries.new_empty(len(queries), 0)
     indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start, block in zip(range(0, len(train), CHUNK), train.split(CHUNK), strict=True):
         block = F.normalize(block.to(queries.device), dim=1)
-        of_block = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
+        block_indices = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
         best, chosen = torch.cat([best, queries @ block.T], dim=1).topk(min(k, best.shape[1] + len(block)), dim=1)
-        indices = torch.cat([indices, of_block], dim=1).gather(1, chosen)
+        indices = torch.cat([indices, block_indices], dim=1).gather(1, chosen)
     return best, indices

@@ -1,7 +1,7 @@
 """Learning curves of evaluations as files that `dvc plots` shows.
 
 A folder has a file `<training>/<column>.tsv` for each column of each training, e.g. `encoder/loss.tsv`. Its columns
-are `epoch` and the value. Epochs without a finite value have no row, since a chart cannot show them.
+are `epoch` and the value. Epochs without a finite value have no row, because a chart cannot show them.
 """
 
 import csv
@@ -18,7 +18,7 @@ def write(folder: Path, histories: Mapping[str, History]) -> None:
     """Replace the content of `folder` by the curves of these trainings.
 
     Args:
-        histories: For each training its rows; each row has an `epoch`.
+        histories: The rows of each training; each row has an `epoch`.
     """
     with atomic_write(folder) as temporary:
         temporary.mkdir()
@@ -30,14 +30,15 @@ def write(folder: Path, histories: Mapping[str, History]) -> None:
                     table = csv.writer(file, delimiter="\t", lineterminator="\n")
                     table.writerows([("epoch", column), *points])
         if not any(temporary.iterdir()):
-            (temporary / "none.json").write_text("[]\n")  # Git keeps no empty folder, and DVC would miss it in a clone
+            # Git does not store empty folders, so DVC would miss the output in a clone.
+            (temporary / "none.json").write_text("[]\n")
 
 
 def read(folder: Path, training: str) -> dict[str, list[tuple[float, float]]]:
     """Read the curves of a training.
 
     Returns:
-        For each column, in alphabetical order, its points (epoch, value). Empty, if there are no files.
+        The points (epoch, value) of each column, in alphabetical order of the columns; empty without files.
     """
     curves = {}
     for path in sorted((folder / training).glob("*.tsv")):

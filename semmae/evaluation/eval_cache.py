@@ -1,7 +1,6 @@
-"""Results of a killed evaluation, kept for the next attempt in a folder under the state root.
+"""A folder under the state root that keeps the files of a killed evaluation, so that the next process can use them.
 
-This is for evaluations whose work is a sequence of files. A training is resumed by `runs.run`, whose fingerprints and
-locks this module uses too.
+Trainings are resumed by `runs.run`. This module uses the same fingerprints and locks.
 """
 
 from collections.abc import Iterator
@@ -19,12 +18,12 @@ from semmae.runs.fingerprint import run_identity
 
 @contextmanager
 def resumable_folder(stage: str, *, out: Path, params: Any, inputs: list[str]) -> Iterator[Path]:
-    """Yield the folder of this evaluation; delete it on success, keep it after an error.
+    """Yield the folder of this evaluation. Delete it on success, and keep it after an error.
 
-    A process that computes the same for another output waits until this one has finished.
+    A process with the same fingerprint and another output waits until this process has finished.
 
     Args:
-        out: Output of the stage. A second process that writes it is refused.
+        out: Output of the stage. Only one process may write it.
         params: Parameters of the stage, a dataclass; part of the fingerprint.
         inputs: Digests of the files that the stage reads; part of the fingerprint.
 

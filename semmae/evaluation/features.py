@@ -1,4 +1,4 @@
-"""Features of a frozen network: encoders of images, and a pass over all images of a split in constant memory."""
+"""Features of a frozen network: functions that encode images, and the extraction for all images of a split."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,14 +35,14 @@ def extract(
 ) -> Float[Tensor, "*v n d"]:
     """Compute the features of all samples in the order of the reader.
 
-    The features are in a file, and the memory holds one batch of images.
+    Memory holds one batch of images; the features are memory-mapped.
 
     Args:
         encode: Maps a batch of images to features.
         img_size: Side of the images in pixels.
         views: Number of random views of each image; None: the center view.
         seed: Seed of the random views.
-        file: Where to keep the features. Rows that a killed process has written there are kept. None: a
+        file: File of the features. Whole batches that a killed process has written are not computed again. None: a
             temporary file.
 
     Returns:
@@ -55,7 +55,7 @@ def extract(
     with torch.inference_mode():
         rows = MappedRows(encode(torch.zeros(1, 3, img_size, img_size, dtype=torch.uint8)).shape[1], file)
         first_view, start = divmod(len(rows), n)
-        # Keep whole batches only, because rounding may depend on the size of a batch.
+        # Only whole batches are kept, because rounding may depend on the size of a batch.
         start -= start % batch_size
         rows.truncate(first_view * n + start)
         for view in _views(img_size, views, seed)[first_view:]:
@@ -82,7 +82,7 @@ def build_feature_encoder(
 
 
 def pool_tokens(encode_tokens: TokenEncoder, pool: Pool) -> FeatureEncoder:
-    """Return a function from images to the class token, the mean of the patch tokens, or both (concatenated)."""
+    """Return a function from images to the class token, the mean patch token, or the concatenation of both."""
 
     def encode(images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         cls, patch = encode_tokens(images)

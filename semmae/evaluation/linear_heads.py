@@ -1,7 +1,8 @@
 """Linear classifiers on frozen features, one per learning rate, trained at once by a single matrix product.
 
-The recipe is the linear probe of MAE (He et al. 2022, table 10): batch norm without parameters, then a linear layer;
-SGD with momentum, no weight decay, warm-up and half a cosine. Features may be in a file: they are read in batches.
+The recipe is the linear probe of MAE (He et al. 2022, table 10). The model is a batch norm without parameters and a
+linear layer. The optimizer is SGD with momentum, without weight decay. The learning rate has a warm-up and a cosine
+decay. Features are read in batches, so they can be memory-mapped.
 """
 
 import math
@@ -21,12 +22,12 @@ from semmae.core.rng import numpy_generator, torch_generator
 from semmae.evaluation.mapped_rows import MappedRows
 
 MOMENTUM, INIT_STD, EPSILON = 0.9, 0.01, 1e-6
-CHUNK = 1024  # samples per forward pass in evaluation
+CHUNK = 1024  # samples per batch in evaluation
 
 
 @dataclass(frozen=True)
 class LinearHeadsRecipe:
-    """How heads are trained. The learning rate is base_lr * batch size / 256.
+    """Settings of the training of heads; lr = base_lr * batch size / 256.
 
     A batch is never larger than the training set.
     """
@@ -44,7 +45,7 @@ class LinearHeadsRecipe:
     def with_equal_steps(self, num_samples: int, *, reference: int) -> "LinearHeadsRecipe":
         """Return a recipe for `num_samples` that takes at least as many steps as this one on `reference` samples.
 
-        The number of steps exceeds that of this recipe by less than an epoch.
+        The difference is smaller than one epoch.
         """
         ratio = self.steps_per_epoch(reference) / self.steps_per_epoch(num_samples)
         epochs = {name: math.ceil(getattr(self, name) * ratio) for name in ("epochs", "warmup_epochs")}
@@ -52,12 +53,12 @@ class LinearHeadsRecipe:
 
 
 class FeatureSet:
-    """A subset of samples with their features in one or more views and their labels.
+    """A subset of samples: their labels, and their features in one or more views.
 
     Args:
         features: Features of all samples, (views, m, d).
         labels: Labels of all samples.
-        indices: The samples of this set; None: all.
+        indices: The indices of the samples of this set; None: all samples.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class FeatureSet:
 
 
 class LinearHeads:
-    """Linear classifiers on the same normalized features, one per learning rate: equal at first, then independent."""
+    """Linear classifiers on the same normalized features, one per learning rate, with equal initial weights."""
 
     def __init__(self, width: int, num_classes: int, num_heads: int, recipe: LinearHeadsRecipe) -> None:
         weight = torch.randn(width, 1, num_classes, generator=torch_generator(recipe.seed, "head")) * INIT_STD
@@ -101,7 +102,7 @@ class LinearHeads:
 
     @torch.no_grad()
     def predict(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b l c"]:
-        """Compute the logits of every head with the running statistics of the norm, on the CPU."""
+        """Compute the logits of every head with the running statistics of the norm. The result is on the CPU."""
         return self._logits(self.norm.eval()(features.to(self.bias.device))).cpu()
 
     def top1(self, samples: FeatureSet) -> list[float]:
@@ -113,7 +114,7 @@ class LinearHeads:
     def step(
         self, features: Float[Tensor, "b d"], labels: Integer[Tensor, " b"], lr: Float[Tensor, " l"]
     ) -> Float[Tensor, " l"]:
-        """Take a step of SGD on the cross entropy, whose gradient at the logits is (softmax - one-hot) / b.
+        """Take a step of SGD on the cross entropy. Its gradient at the logits is (softmax - one-hot) / b.
 
         Returns:
             The loss of every head before the step.
@@ -133,7 +134,7 @@ class LinearHeads:
 
 
 class ChosenRate(NamedTuple):
-    """A base learning rate and the curve of its training: per epoch `epoch`, `lr`, `train_loss`, `holdout_top1`."""
+    """A base learning rate, and its learning curve: rows of `epoch`, `lr`, `train_loss` and `holdout_top1`."""
 
     base_lr: float
     history: list[dict[str, float]]
@@ -155,8 +156,8 @@ def train_heads(
         holdout: Samples on which the accuracy of every head is measured after each epoch.
 
     Returns:
-        The heads, and per epoch a value for every head: `lr` (of the last step), `train_loss` (mean over steps) and,
-        with `holdout`, `holdout_top1`.
+        The heads, and the history: for each epoch, lists with one value per head. The lists are `lr` (of the last
+        step), `train_loss` (mean over steps) and, with `holdout`, `holdout_top1`.
     """
     (views, _, width), n = train.features.shape, len(train)
     batch_size, per_epoch = min(recipe.batch_size, n), recipe.steps_per_epoch(n)
@@ -184,11 +185,11 @@ def choose_base_lr(
     held_out: Integer[np.ndarray, " h"],
     holdout: FeatureSet,
 ) -> ChosenRate:
-    """Choose the rate with the highest accuracy on a hold-out of train; of equal rates the first.
+    """Choose the first of the rates with the highest accuracy on a hold-out of train.
 
     Args:
-        held_out: Positions in train that are not trained on.
-        holdout: The samples at these positions, in the center view.
+        held_out: Positions in train of the samples that are held out.
+        holdout: The held-out samples in the center view.
     """
     kept = train.select(np.setdiff1d(np.arange(len(train)), held_out))
     _, sweep = train_heads(kept, num_classes=num_classes, base_lrs=base_lrs, recipe=recipe, holdout=holdout)
@@ -206,7 +207,7 @@ def train_and_predict(
     """Train one head on all of train.
 
     Returns:
-        Its logits for val, in a file.
+        The logits for val, memory-mapped.
     """
     heads, _ = train_heads(train, num_classes=num_classes, base_lrs=[base_lr], recipe=recipe)
     rows = MappedRows(num_classes)

@@ -1,4 +1,4 @@
-"""The linear probe of one encoder: its features of train and val, the choice of the learning rate, its scores."""
+"""The linear probe of one encoder: extract features, choose the learning rate, and score on val."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,28 +21,28 @@ from semmae.evaluation.linear_heads import FeatureSet, LinearHeadsRecipe
 
 @dataclass(frozen=True, config=STRICT)
 class LinearProbeConfig:
-    """How a probe is trained; lr = base_lr * batch_size / 256."""
+    """Settings of the training of a probe; lr = base_lr * batch_size / 256."""
 
     base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
-    holdout: PositiveBelow1  # of train, to choose the learning rate
+    holdout: PositiveBelow1  # share of train that is held out to choose the learning rate
     epochs: PositiveInt
     warmup_epochs: NonNegativeInt
     views: PositiveInt  # random crops per training image; epoch e uses view e modulo views
-    batch_size: PositiveInt  # of SGD
+    batch_size: PositiveInt  # samples per step of SGD
     seed: int
-    encode_batch_size: PositiveInt
+    encode_batch_size: PositiveInt  # images per forward pass of the encoder
 
 
 class LinearProbe:
-    """A linear probe that is trained on the features of train and has predicted val.
+    """A linear probe. The constructor trains it on the features of train, and predicts val.
 
     Args:
         encode: Maps a batch of images to features.
         img_size: Side of these images in pixels.
-        folder: Where features are kept until the stage has succeeded.
+        folder: Folder for the features; the caller deletes it after the stage has succeeded.
 
     Attributes:
-        choice: The learning rate for all of train and its curve.
+        choice: The learning rate that is used on all of train, and its learning curve.
         logits: Logits for val, (m, classes).
         low_shot_curves: The curves of the low-shot probes by `Shots.name`.
     """
@@ -92,7 +92,7 @@ class LinearProbe:
     def _choose_base_lr(
         self, train: FeatureSet, recipe: LinearHeadsRecipe, *, file: Path | None = None
     ) -> linear_heads.ChosenRate:
-        """Choose the rate on a hold-out of `train`, whose features in the center view are computed here."""
+        """Choose the rate on a hold-out of `train`. The features of the hold-out are those of the center view."""
         labels = self.reader.labels[train.indices]
         held_out = subsets.stratified_split(labels, share=self.config.holdout, seed=self.config.seed)
         indices = train.indices[held_out]

@@ -1,7 +1,7 @@
-"""A matrix that is appended to a file row by row and then read as one memory-mapped tensor.
+"""A matrix that is written to a file row by row, and then read as one memory-mapped tensor.
 
 The system drops pages of the file when memory is short. A process that works on chunks therefore needs the same memory
-for any number of rows. Rows that a killed process has appended can be used by the next process.
+for any number of rows. If a process is killed, the next process can use the rows in the file.
 """
 
 import errno
@@ -25,7 +25,7 @@ class MappedRows:
 
     Args:
         width: Number of columns.
-        path: The file. None: a file without a name, which the system removes when its last user closes it.
+        path: The file. None: a temporary file, which is deleted when it is closed.
     """
 
     def __init__(self, width: int, path: Path | None = None) -> None:
@@ -56,7 +56,7 @@ class MappedRows:
             raise disk_full_error(self._path) if error.errno == errno.ENOSPC else error from None
 
     def as_tensor(self) -> Float[Tensor, "n {self.width}"]:
-        """Map all rows to a tensor (copy on write: changes stay in this process)."""
+        """Map all rows to a tensor. Changes to the tensor do not change the file."""
         if not len(self):
             return torch.empty(0, self.width)  # an empty file cannot be mapped
         shape = len(self), self.width

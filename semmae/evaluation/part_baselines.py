@@ -1,4 +1,4 @@
-"""Baselines of part scores: part maps without learning parts."""
+"""Baselines of part scores: simple part maps, for comparison with those of the part learner."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from semmae.evaluation.patch_masks import majority_labels
 from semmae.models.teacher import Tokens
 from semmae.parts.part_method import KMeansParts
 
-ATTENTION_MASS = 0.6  # share of its attention that a head's mask keeps (DINO, figure 1)
+ATTENTION_MASS = 0.6  # share of the attention of a head on the patches that it keeps (DINO, figure 1)
 
 
 def fit_baselines(
@@ -31,16 +31,16 @@ def fit_baselines(
     Args:
         sample: Batches of train.
         train_counts: The sum of `cell_counts` over all of train.
-        num_labels: Number of clusters and of grid cells.
+        num_labels: Number of clusters, and maximal number of rectangles of `grid`.
         grid: Rows and columns of patches.
-        untrained: Encodes images with an untrained teacher.
+        untrained: A function that encodes images with an untrained teacher.
         seed: Seed of the clusterings.
 
     Returns:
         - `color_kmeans`: k-means of the mean and standard deviation of each patch's colors.
-        - `untrained_kmeans`, `teacher_kmeans`: k-means of the patch tokens of an untrained teacher, of the teacher.
-        - `attention_heads`: the attention heads of the teacher's class token as parts, "raw attention" in SemMAE,
-          table 4.
+        - `teacher_kmeans`: k-means of the patch tokens of the teacher.
+        - `untrained_kmeans`: k-means of the patch tokens of an untrained teacher.
+        - `attention_heads`: the heads of the teacher's class token as parts ("raw attention" in SemMAE, table 4).
         - `grid`: equal rectangles, the same in each image.
         - `position`: the most frequent true label of each position, the same in each image.
     """
@@ -68,7 +68,7 @@ def fit_baselines(
 def head_labels(attention: Float[Tensor, "b a n"]) -> Integer[Tensor, "b n"]:
     """Label each patch by the head that attends most to it, among the heads that keep the patch.
 
-    A head keeps its most attended patches, as many as hold `ATTENTION_MASS` of its attention.
+    A head keeps the fewest patches that hold at least `ATTENTION_MASS` of its attention.
 
     Returns:
         Labels 0 to `a - 1`; `a` for patches that no head keeps.
@@ -81,7 +81,7 @@ def head_labels(attention: Float[Tensor, "b a n"]) -> Integer[Tensor, "b n"]:
 
 
 def grid_labels(grid: tuple[int, int], count: int) -> Integer[np.ndarray, " n"]:
-    """Label each patch by its rectangle, of at most `count` equal rectangles in nearly as many rows as columns."""
+    """Label each patch by its rectangle, in a grid of at most `count` equal rectangles."""
     rows = int(count**0.5)
     columns = count // rows
     i, j = np.mgrid[: grid[0], : grid[1]]
@@ -89,7 +89,7 @@ def grid_labels(grid: tuple[int, int], count: int) -> Integer[np.ndarray, " n"]:
 
 
 def patch_colors(images: UInt8[Tensor, "b 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "b n 6"]:
-    """Compute mean and standard deviation of R, G and B in each patch, in [0, 1]."""
+    """Compute the mean and the standard deviation of R, G and B (in [0, 1]) in each patch."""
     pixels = rearrange(images.float() / 255, "b c (h p) (w q) -> b (h w) (p q) c", h=grid[0], w=grid[1])
     return torch.cat([pixels.mean(2), pixels.std(2, correction=0)], dim=2)
 

@@ -1,4 +1,4 @@
-"""Evaluate several ways to label patches side by side, in one pass over train and one over val."""
+"""Compute the metrics of several patch labelers in one pass over train and one pass over val."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class PartBatch(NamedTuple):
     Attributes:
         images: Whole images, resized to a square.
         tokens: The teacher's tokens.
-        heads: The attention of the teacher's class token per head; the sum of each head is 1.
+        heads: The attention of the teacher's class token in each head; the weights of a head sum to 1.
         counts: Pixels of each true label in each patch (`cell_counts`).
     """
 
@@ -29,7 +29,7 @@ class PartBatch(NamedTuple):
     counts: Integer[np.ndarray, "b n g"]
 
     def true_labels(self) -> Integer[np.ndarray, "b n"]:
-        """Return the true label of each patch, 255 for patches without one."""
+        """Return the true label of each patch; 255 for patches without a labeled pixel."""
         return np.stack([majority_labels(image) for image in self.counts])
 
 
@@ -59,9 +59,9 @@ def evaluate_labelers(
 
     Args:
         labelers: Labelers by name.
-        center_mask: Without images.
-        train: The images that decide what a label means.
-        val: The images that are scored.
+        center_mask: The center mask, before its first image.
+        train: The images on which labels are matched to true labels.
+        val: The images on which labels are scored.
         parts: Whether the masks label parts, not only the foreground.
 
     Returns:

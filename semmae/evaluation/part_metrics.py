@@ -2,8 +2,8 @@
 
 All metrics come from contingency tables. Rows are labels of the part map. Columns are true labels; column 0 is the
 background. A table of the pixel level counts pixels, each with the label of its patch. A table of the patch level
-counts patches, each with its majority label. The tables of train decide what a label means, and those of val are
-scored.
+counts patches, each with its majority label. Labels are matched to true labels by the tables of train, and scored by
+the tables of val.
 """
 
 from typing import Literal
@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float, Integer
 
 from semmae.evaluation.patch_masks import majority_labels
 
-MIN_USED_SHARE = 0.01  # a label is used if its share of val is at least this
+MIN_USED_SHARE = 0.01  # a label with a smaller share of val counts as unused
 Level = Literal["patch", "pixel"]
 LEVELS: tuple[Level, ...] = ("patch", "pixel")
 
 
 class PartMetrics:
-    """Accumulate the contingency tables of one labeling; first all images of train, then all images of val.
+    """Accumulate the contingency tables of one labeler. Add all images of train before the first image of val.
 
     Args:
         num_labels: Number of labels of the part maps.
@@ -51,9 +51,11 @@ class PartMetrics:
         """Compute the metrics of each level.
 
         Returns:
-            `fg_iou`, the mean over the images of val that show foreground; `nmi_all` and `ari_all`, with all background
-            labels merged; `used` (`used_share`); `background_share`. With parts also `nmi_fg` and `ari_fg`, on the true
-            foreground; `miou` (`part_miou`); `consistency`.
+            - `fg_iou`: the mean of `foreground_iou` over the images of val that show foreground.
+            - `nmi_all`, `ari_all`: `nmi` and `ari` after `merge_background`.
+            - `used`, `background_share`: see `used_share` and `background_share`.
+            - With parts, `nmi_fg`, `ari_fg`: `nmi` and `ari` on the true foreground.
+            - With parts, `miou`, `consistency`: see `part_miou` and `consistency`.
 
         Raises:
             ValueError: No mask of val shows any foreground.
@@ -90,11 +92,11 @@ def contingency(
 
 
 def foreground_labels(train: Integer[np.ndarray, "l g"]) -> Bool[np.ndarray, " l"]:
-    """Choose the set of labels whose union has the highest IoU with the foreground of train, all images pooled.
+    """Choose the set of labels whose union has the highest IoU with the foreground of all of train.
 
-    If labels are sorted by their share of foreground, the best set is a prefix: at an IoU of x, adding a label with a
-    share above x / (1 + x) raises the IoU, and adding any other label lowers it. A label that never covers foreground
-    of train is not chosen.
+    The function sorts the labels by their share of foreground, and compares all prefixes. The best set is a prefix:
+    at an IoU of x, a further label raises the IoU if and only if its share is above x / (1 + x). A label that never
+    covers foreground of train is not chosen.
 
     Returns:
         Whether each label is a foreground label.
@@ -122,7 +124,7 @@ def merge_background(
 
 
 def nmi(table: Integer[np.ndarray, "l g"]) -> float:
-    """Compute normalized mutual information with arithmetic mean, 2 I / (H + H'); 1 if both sides have one cluster."""
+    """Compute normalized mutual information, 2 I / (H + H'); 1 if both sides have one cluster."""
     joint = table / table.sum()
     rows, columns = joint.sum(1), joint.sum(0)
     entropy = _entropy(rows) + _entropy(columns)
@@ -171,16 +173,17 @@ def part_miou(val: Integer[np.ndarray, "l g"], matched: Integer[np.ndarray, " g"
 
 
 def consistency(train: Integer[np.ndarray, "l g"], val: Integer[np.ndarray, "l g"]) -> float:
-    """Compute the share of val's true foreground where the true part is the most frequent part of the label on train.
+    """Compute the share of the foreground of val that has the expected part.
 
-    A label that never covers foreground of train stands for the first part.
+    The expected part of a label is the most frequent part under it on train. If a label never covers foreground of
+    train, its expected part is the first one.
     """
-    part_of_label = 1 + train[:, 1:].argmax(1)
-    return float(val[np.arange(len(val)), part_of_label].sum() / val[:, 1:].sum())
+    expected_part = 1 + train[:, 1:].argmax(1)
+    return float(val[np.arange(len(val)), expected_part].sum() / val[:, 1:].sum())
 
 
 def used_share(val: Integer[np.ndarray, "l g"]) -> float:
-    """Compute the share of labels that are used: those that cover at least `MIN_USED_SHARE` of val."""
+    """Compute the share of labels that cover at least `MIN_USED_SHARE` of val."""
     return float((val.sum(1) >= MIN_USED_SHARE * val.sum()).mean())
 
 

@@ -15,10 +15,10 @@ def fit_references(sample: list[PartBatch], num_classes: int) -> dict[str, Patch
         num_classes: Number of true labels, background included.
 
     Returns:
-        - `readout`: a supervised linear probe of the teacher's tokens, the upper bound of part methods on them.
+        - `readout`: a supervised linear probe of the teacher's tokens, an upper bound for methods that use them.
         - `silhouette`: the true foreground as a single part.
-        - `perfect`: the true label of each patch, the upper bound of any part map of this grid. Its score per patch is
-          1 by definition, so only its score per pixel is reported.
+        - `perfect`: the true label of each patch, an upper bound for part maps on this grid. Its score per patch is 1
+          by definition, so only its score per pixel is reported.
     """
     return {
         "readout": _fit_readout(sample, num_classes),

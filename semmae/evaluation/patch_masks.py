@@ -1,9 +1,9 @@
-"""Masks at the resolution of patches: label counts per patch, and the label of the majority."""
+"""Masks at the resolution of patches: the counts of labels in each patch, and the majority label."""
 
 import numpy as np
 from jaxtyping import Integer, Num, UInt8
 
-IGNORE = 255  # pixels of this label do not count; patches without labeled pixels get it
+IGNORE = 255  # label of pixels that are not counted, and of patches without labeled pixels
 
 
 def cell_counts(
@@ -17,10 +17,10 @@ def cell_counts(
         num_classes: Number of labels, background included.
 
     Returns:
-        Counts per patch, in row-major order, and label.
+        Counts for each patch (row-major order) and label.
 
     Raises:
-        ValueError: The mask holds another label.
+        ValueError: The mask holds a label that is out of range.
     """
     height, width = mask.shape
     rows = (2 * np.arange(height) + 1) * grid[0] // (2 * height)
@@ -28,8 +28,8 @@ def cell_counts(
     labeled = mask != IGNORE
     if (unknown := mask[labeled & (mask >= num_classes)]).size:
         raise ValueError(
-            f"a mask holds the label {unknown[0]}; expected 0 to {num_classes - 1}, the names of its dataset, or "
-            "255 to ignore a pixel. Correct the mask and run dvc repro"
+            f"a mask holds the label {unknown[0]}; expected 0 to {num_classes - 1} (the dataset names {num_classes} "
+            "labels), or 255 to ignore a pixel. Correct the mask and run dvc repro"
         )
     cells = rows[:, None] * grid[1] + columns
     flat = np.bincount((cells * num_classes + mask)[labeled], minlength=grid[0] * grid[1] * num_classes)
@@ -37,9 +37,10 @@ def cell_counts(
 
 
 def majority_labels(counts: Num[np.ndarray, "n g"]) -> Integer[np.ndarray, " n"]:
-    """Return the true label of each patch: foreground if most of its pixels are foreground, then the largest part.
+    """Return the true label of each patch in two steps.
 
-    With these two steps, the foreground does not depend on the number of parts. The lower of two equal labels wins.
+    A patch is foreground if most of its pixels are foreground. The label of a foreground patch is its largest part.
+    With these two steps, the foreground does not depend on the number of parts. On a tie, the lower label wins.
 
     Args:
         counts: Pixels or probabilities per patch and label; label 0 is the background.

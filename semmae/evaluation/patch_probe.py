@@ -15,8 +15,8 @@ MAX_STEPS = 100  # of L-BFGS; the IoU is then within a few tenths of a percentag
 def fit(tokens: Float[np.ndarray, "n d"], labels: Integer[np.ndarray, " n"], *, num_classes: int) -> "Pipeline":
     """Standardize the channels and fit a logistic regression.
 
-    Logistic regression is used instead of ridge regression on one-hot labels, because ridge regression favors a class
-    with most patches, such as the background: it scored 0.85 on synthetic tokens, logistic regression 0.91.
+    Ridge regression on one-hot labels would favor the class with most patches, such as the background. On synthetic
+    tokens, ridge regression scored 0.85 and logistic regression 0.91.
 
     Args:
         tokens: Patch tokens.

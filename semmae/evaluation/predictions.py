@@ -22,7 +22,7 @@ def write(
     *,
     logits: bool = True,
 ) -> None:
-    """Write a row per sample: key, name of its class, name of the predicted class, probability of the prediction.
+    """Write a row per sample: key, name of the true class, name of the predicted class, and its probability.
 
     Args:
         scores: Logits, or probabilities if `logits` is False.

@@ -1,8 +1,8 @@
 """Scores of the evaluation stages: one schema, one writer, one reader.
 
-A stage writes `results/<stage>/<dataset>.json`, a metrics file of DVC. The metrics of the encoder are flat in it, so
-that `dvc exp show` prints short names (`knn.<dataset>.top1`). All other values are under the names of the sections of
-`Scores`, e.g. `knn.<dataset>.baselines.untrained.top1`.
+A stage writes `results/<stage>/<dataset>.json`, a metrics file of DVC. The metrics of the encoder are at the top level
+of a dataset, so that `dvc exp show` prints short names (`knn.<dataset>.top1`). The other attributes of `Scores` are
+sections of the file, e.g. `knn.<dataset>.baselines.untrained.top1`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ class Scores:
     """Scores of an encoder and of the baselines under the same protocol.
 
     Attributes:
-        encoder: Metrics of the encoder and the settings that were chosen for it. In `part_scores`: of the parts.
+        encoder: Metrics of the encoder, and the settings that were chosen for it. `part_scores` has metrics of the
+            part maps in their place.
         baselines: Metrics of each baseline by its name, e.g. "teacher".
         references: Metrics of each upper bound by its name, e.g. a supervised read-out.
         low_shot: Metrics of the encoder with few labels, by `Shots.name`, e.g. "5_per_class".
@@ -38,10 +39,10 @@ SECTIONS = tuple(section.name for section in fields(Scores) if section.name != "
 
 
 def write(path: Path, scores: Scores | Mapping[str, Scores]) -> None:
-    """Write the scores of one dataset to `path`, which must be `<folder>/<stage>/<dataset>.json`.
+    """Write the scores of one dataset.
 
     Args:
-        path: The metrics file.
+        path: The metrics file, `<folder>/<stage>/<dataset>.json`.
         scores: The scores, or a group of scores by name: heads in `segment`, levels in `part_scores`.
     """
     if isinstance(scores, Scores):
@@ -52,7 +53,7 @@ def write(path: Path, scores: Scores | Mapping[str, Scores]) -> None:
 
 
 def read(path: Path) -> Scores:
-    """Read a file of `write` that holds a single `Scores`.
+    """Read a file that `write` has written for a single `Scores`.
 
     Raises:
         ValueError: The file has another schema.
@@ -61,7 +62,7 @@ def read(path: Path) -> Scores:
 
 
 def read_groups(path: Path) -> dict[str, Scores]:
-    """Read a file of `write` that holds a group of `Scores` by name.
+    """Read a file that `write` has written for a group of `Scores`.
 
     Raises:
         ValueError: The file has another schema.

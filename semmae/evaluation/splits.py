@@ -1,4 +1,4 @@
-"""The splits train and val of a dataset as evaluations need them: verified shards, labeled or masked samples only."""
+"""Open the labeled or masked samples of train and val, after a check of the shards."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +34,13 @@ def open_masked_splits(dataset: Path) -> tuple[Reader, Reader]:
     """Open the samples of train and val that have masks of objects or of parts.
 
     Raises:
-        ValueError: A split has no masks, or the masks are of another kind.
+        ValueError: A split has no masks, or the masks show neither foreground nor parts.
     """
     train, val = (_select(dataset, split, lambda reader: reader.has_mask, "masks") for split in ("train", "val"))
     if train.mask_kind not in ("foreground", "parts"):
-        raise ValueError(f"{dataset}: its masks are of kind {train.mask_kind}; part scores need foreground or parts")
+        raise ValueError(
+            f"{dataset}: the kind of its masks is {train.mask_kind}; part_scores needs foreground or parts"
+        )
     return train, val
 
 

@@ -1,4 +1,4 @@
-"""Seeded subsets of the labeled samples: the hold-out on which settings are chosen, and low-shot training sets.
+"""Seeded subsets of the labeled samples: a hold-out to choose settings, and low-shot training sets.
 
 Samples are drawn class by class, in an order that is a function of (seed, class). A larger subset therefore contains
 every smaller one of the same seed.
@@ -23,7 +23,9 @@ class Shots:
     @model_validator(mode="after")
     def _exactly_one(self) -> "Shots":
         if (self.share is None) == (self.per_class is None):
-            raise ValueError("give either share (of every class) or per_class (samples), e.g. {per_class: 5}")
+            raise ValueError(
+                "expected either share (a share of every class) or per_class (samples per class), e.g. {per_class: 5}"
+            )
         return self
 
     @property
@@ -37,7 +39,7 @@ class Shots:
 def low_shot(labels: Integer[np.ndarray, " n"], shots: Shots, *, seed: int) -> Integer[np.ndarray, " k"]:
     """Return the sorted indices of a low-shot training set.
 
-    Every class has at least one sample in it, and at most all of its samples.
+    Every class has at least one sample. If a class has fewer samples than required, the set contains all of them.
     """
     chosen = []
     for label in np.unique(labels):
@@ -50,7 +52,7 @@ def low_shot(labels: Integer[np.ndarray, " n"], shots: Shots, *, seed: int) -> I
 def stratified_split(labels: Integer[np.ndarray, " n"], *, share: float, seed: int) -> Integer[np.ndarray, " h"]:
     """Return the sorted indices of a hold-out: `share` of every class.
 
-    A class with at least two samples has at least one sample on either side.
+    A class with at least two samples has at least one sample inside and one outside of the hold-out.
 
     Raises:
         ValueError: No class has two samples.
@@ -60,7 +62,9 @@ def stratified_split(labels: Integer[np.ndarray, " n"], *, share: float, seed: i
         members = _shuffled(labels, label, seed=seed, purpose="holdout")
         held_out.append(members[: min(len(members) - 1, max(1, round(share * len(members))))])
     if not sum(map(len, held_out)):
-        raise ValueError("every class of train has a single sample; a probe needs two to choose its learning rate")
+        raise ValueError(
+            "every class of train has a single sample; expected at least two in some class, to hold one out"
+        )
     return np.sort(np.concatenate(held_out))
 
 

@@ -1,7 +1,7 @@
-"""Views of an image in evaluations: the part of the image that a network gets, and its size.
+"""Views of an image in evaluations: a crop, resized to the input size of a network.
 
-A view is a function `(reader, index) -> sample` for `semmae.data.dataset.batches`. Every sample has an `image`,
-(3, s, s) uint8.
+A view is a function `(reader, index) -> sample` for `semmae.data.loader.batches`. A sample has an `image`, (3, s, s)
+uint8. `RandomViews` is a function `(reader, index, epoch) -> sample` for `Run.steps`.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ RANDOM_CROP = Crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)  # linear 
 
 @dataclass(frozen=True)
 class CenterView:
-    """The central square after a resize of the short side to img_size * 256 / 224, as ImageNet models are evaluated.
+    """The central square after a resize of the short side to img_size * 256 / 224, as usual on ImageNet.
 
-    One resampling does both, so no intermediate image is rounded to 8 bits.
+    One resampling crops and resizes, so no intermediate image is rounded to 8 bits.
     """
 
     img_size: int
@@ -52,7 +52,7 @@ class RandomView:
 
 @dataclass(frozen=True)
 class RandomViews:
-    """The same random view at several sizes, with key and label: a training sample; epoch e has view e."""
+    """A training sample: key, label, and the same random view at several sizes. Epoch e has view e."""
 
     sizes: tuple[int, ...]
     seed: int
@@ -64,7 +64,7 @@ class RandomViews:
 
 @dataclass(frozen=True)
 class WholeView:
-    """The whole image, resized without a crop, with the pixels of each mask label in each cell of a grid."""
+    """The whole image, resized without a crop, and the counts of mask labels in each cell of a grid."""
 
     img_size: int
     grid: tuple[int, int]

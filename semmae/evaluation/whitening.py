@@ -1,8 +1,7 @@
 """PCA whitening of features, fitted on train (Jegou and Chum 2012, section 3).
 
-A few directions, such as brightness and color, have nearly all of the variance in the features of a masked
-autoencoder, and so dominate the cosine. After whitening, nearest neighbors are invariant to linear maps of the
-features.
+In the features of a masked autoencoder, a few directions such as brightness and color have nearly all of the variance.
+They dominate the cosine. After whitening, nearest neighbors do not change under invertible linear maps of the features.
 """
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from semmae.evaluation.classification_metrics import CHUNK
 from semmae.evaluation.mapped_rows import MappedRows
 
-MIN_VARIANCE = 1e-6  # of the largest variance: directions with less contain rounding errors only
+MIN_VARIANCE = 1e-6  # relative to the largest variance; a direction with less holds only rounding errors
 
 
 def fit(train: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d r"]]:
@@ -32,7 +31,7 @@ def fit(train: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor,
 def whiten(
     features: Float[Tensor, "m d"], mean: Float[Tensor, " d"], matrix: Float[Tensor, "d r"]
 ) -> Float[Tensor, "m r"]:
-    """Whiten the features of any split; the result is in a file, as that of `features.extract` is."""
+    """Whiten the features of any split; the result is memory-mapped."""
     rows = MappedRows(matrix.shape[1])
     for chunk in features.split(CHUNK):
         rows.append((chunk - mean) @ matrix)

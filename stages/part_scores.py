@@ -69,7 +69,7 @@ class PartScoresConfig:
 
 
 def main() -> None:
-    """Score the parts on the dataset of the command line."""
+    """Score the parts on the dataset named on the command line."""
     section = load_config(PartScoresConfig, "part_scores")
     protocol, (name, _) = section.protocol, stage.dataset_from_command_line(section.datasets, "part_scores")
     train, val = splits.open_masked_splits(SHARDS / name)

@@ -33,7 +33,12 @@ def grid(base_lrs: list[float], weight_decays: list[float]) -> list[dict[str, fl
 
 
 class AttentiveHeads(nn.Module):
-    """`num_heads` classifiers of tokens of size `width`, with equal initial weights.
+    """Attentive classifiers of the same tokens, with equal initial weights.
+
+    Args:
+        width: Size of a token.
+        num_heads: Number of classifiers.
+        queries: Number of queries of each classifier.
 
     Raises:
         ValueError: `queries` does not divide `width`.

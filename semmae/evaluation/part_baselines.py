@@ -31,7 +31,7 @@ def fit_baselines(
     Args:
         sample: Batches of train.
         train_counts: The sum of `cell_counts` over all of train.
-        num_labels: Number of clusters, and maximal number of rectangles of `grid`.
+        num_labels: Number of clusters, and maximum number of rectangles.
         grid: Rows and columns of patches.
         untrained: A function that encodes images with an untrained teacher.
         seed: Seed of the clusterings.

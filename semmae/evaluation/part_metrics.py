@@ -94,9 +94,9 @@ def contingency(
 def foreground_labels(train: Integer[np.ndarray, "l g"]) -> Bool[np.ndarray, " l"]:
     """Choose the set of labels whose union has the highest IoU with the foreground of all of train.
 
-    The function sorts the labels by their share of foreground, and compares all prefixes. The best set is a prefix:
-    at an IoU of x, a further label raises the IoU if and only if its share is above x / (1 + x). A label that never
-    covers foreground of train is not chosen.
+    The function sorts the labels by their share of foreground, and compares all prefixes. The best set is a prefix,
+    because a further label raises an IoU of x if and only if its share is above x / (1 + x). A label that never covers
+    foreground of train is not chosen.
 
     Returns:
         Whether each label is a foreground label.

@@ -9,7 +9,7 @@ from jaxtyping import Float, Integer
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-MAX_STEPS = 100  # of L-BFGS; the IoU is then within a few tenths of a percentage point of convergence
+MAX_STEPS = 100  # of L-BFGS; the IoU is within a few tenths of a percentage point of its value at convergence
 
 
 def fit(tokens: Float[np.ndarray, "n d"], labels: Integer[np.ndarray, " n"], *, num_classes: int) -> "Pipeline":

@@ -20,8 +20,8 @@ class Scores:
     """Scores of an encoder and of the baselines under the same protocol.
 
     Attributes:
-        encoder: Metrics of the encoder, and the settings that were chosen for it. `part_scores` has metrics of the
-            part maps in their place.
+        encoder: Metrics of the encoder, and the settings that were chosen for it. The stage `part_scores` stores the
+            metrics of the part maps here.
         baselines: Metrics of each baseline by its name, e.g. "teacher".
         references: Metrics of each upper bound by its name, e.g. a supervised read-out.
         low_shot: Metrics of the encoder with few labels, by `Shots.name`, e.g. "5_per_class".

@@ -32,8 +32,8 @@ class PartMaps:
 
     Attributes:
         keys: The key of each image.
-        channels: Arrays of shape (images, patches) by name: `part_map` holds labels from 0 to
-            `num_parts - 1`, plus `num_parts` for the background; `attention`, if stored, levels from 0 to 15.
+        channels: Arrays of shape (images, patches) by name. `part_map` holds labels: 0 to `num_parts - 1`, and
+            `num_parts` for the background. The optional `attention` holds levels from 0 to 15.
         metadata: The keys in `METADATA`; `join` leaves out `shard`.
         num_bytes: Total size of the files that were read.
     """
@@ -114,8 +114,8 @@ def join(folder: Path, reader: Reader, *, teacher: str | None, parts: str | None
         parts: The expected digest of the part learner; None accepts any.
 
     Raises:
-        ValueError: A file is missing, damaged, or holds values out of range. Or a file was made from another shard,
-            teacher or part learner. Or the key of a sample is not in its row.
+        ValueError: A file is missing or damaged, was made from another shard, teacher or part learner, or holds values
+            out of range. The error is also raised if the key of a sample is not in its row.
     """
     encoded = pa.array(reader.shards).dictionary_encode()
     shard_of_sample, shards = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
@@ -182,8 +182,8 @@ def summarize(maps: PartMaps) -> dict[str, Any]:
     """Compute the metrics of the stage `part_maps`.
 
     Returns:
-        `images`, `grid`, `bytes_per_image` and `parts`. For each label, `parts` holds `size`, the share of all patches
-        with this label, and `images`, the share of images with such a patch.
+        `images`, `grid`, `bytes_per_image` and `parts`. For each label, `parts` holds `size` and `images`: the share of
+        patches with this label, and the share of images with such a patch.
     """
     num_parts, background = maps.metadata["num_parts"], maps.metadata["background"]
     labels, part_map = [*range(num_parts), *([] if background is None else [background])], maps.channels["part_map"]

@@ -21,8 +21,8 @@ class PartMethod(nn.Module):
     """Base class of part methods.
 
     Args:
-        config: `grid` (rows and columns of patches), `embed_dim` (size of a token of the teacher), `num_parts`,
-            `background` (whether the background has a label of its own), and the keys of the subclass.
+        config: `grid` (rows and columns of patches), `embed_dim` (size of a token), `num_parts`, `background` (whether
+            the background has its own label), and the keys of the subclass.
 
     Attributes:
         background: The label of the background, `num_parts`; None without a background.

@@ -4,7 +4,7 @@ DVC deletes the output of a stage before the stage runs. The stage `part_maps` t
 and copies the files of its data set to the output. Shards that did not change are never computed again.
 
 The address of a file is `<digest>/<sha256 of the shard>.parquet`. The digest covers the teacher, the part learner, the
-parameters, and the source of all modules that decide labels (`label_source_digest`).
+parameters, and the source code that affects labels (`label_source_digest`).
 """
 
 import ast
@@ -22,7 +22,7 @@ from semmae.core.paths import state_root
 from semmae.parts import part_maps
 
 ROOT = Path(__file__).parents[2]
-LABEL_MODULES = (  # every module whose code decides which label a patch gets, or how labels are stored
+LABEL_MODULES = (  # all modules whose code affects the labels or the files that store them
     "semmae.data.crops",
     "semmae.data.decoding",
     "semmae.data.jpeg",

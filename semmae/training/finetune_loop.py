@@ -1,7 +1,8 @@
 """The fine-tuning loop: it trains an encoder and a classifier end to end, with smaller rates in lower layers.
 
-Each random draw is a function of a few values: crops and RandAugment of (seed, epoch, key), mixup of (seed, step),
-random erasing and drop path of (seed, step, rank). Mixup mixes images of the same rank only.
+Random draws do not depend on the draws before them. Crops and RandAugment are functions of (seed, epoch, key), and
+mixup is a function of (seed, step). Random erasing and drop path are functions of (seed, step, rank). Mixup mixes
+images of the same rank only.
 """
 
 import numpy as np
@@ -203,8 +204,8 @@ def batch_size(recipe: FinetuneRecipe, num_samples: int, world: distributed.Worl
     """Return the batch size of the recipe, or the largest one that `num_samples` can fill.
 
     Raises:
-        ValueError: The batch size is not a multiple of the number of processes (with mixup or CutMix: of twice this
-            number), or there are too few samples.
+        ValueError: The batch size is not a multiple of the number of processes. With mixup or CutMix, it is not a
+            multiple of twice this number. Or there are too few samples.
     """
     unit = world.size * (2 if mixes_pairs(recipe) else 1)
     if recipe.batch_size % unit:

@@ -20,7 +20,7 @@ from semmae.runs.run import Run
 class ForegroundConfig:
     """Settings of `semmae.parts.foreground.Foreground`."""
 
-    clusterings: PositiveInt  # number of independent clusterings, over which scores are averaged
+    clusterings: PositiveInt  # number of clusterings, over which scores are averaged
     clusters: Annotated[int, Field(ge=2)]  # number of clusters in each clustering
     center_prior: NonNegativeFloat  # weight of a patch's own position relative to its content
     diffusion_steps: NonNegativeInt  # number of steps in which scores diffuse among similar patches
@@ -29,7 +29,7 @@ class ForegroundConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class PartLearnerConfig:
-    """The part learner and its training. The reconstruction loss has weight 1."""
+    """Settings of the part learner and of its training. The reconstruction loss has weight 1."""
 
     epochs: PositiveInt
     batch_size: PositiveInt  # over all processes
@@ -39,14 +39,14 @@ class PartLearnerConfig:
     flip: UpTo1  # probability of a horizontal flip
     foreground: ForegroundConfig | None  # null: every patch belongs to a part
     position_weight: NonNegativeFloat  # weight of the position on the object in a patch's key
-    temperature: PositiveFloat  # of the softmax over parts
-    blur_sigma: NonNegativeFloat  # of the maps before the decoder, in patches
+    temperature: PositiveFloat  # temperature of the softmax over parts
+    blur_sigma: NonNegativeFloat  # standard deviation of the blur of part maps before the decoder, in patches
     target: Literal["features", "pixels"]  # what the decoder reconstructs
     decoder_width: PositiveInt
     decoder_depth: PositiveInt
     diversity: NonNegativeFloat  # weight of the diversity loss
     balance: NonNegativeFloat  # weight of the balance loss
-    balance_floor: PositiveBelow1  # smallest share of a label without a balance loss
+    balance_floor: PositiveBelow1  # smallest share of a label without a penalty
     shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
 
 

@@ -67,8 +67,8 @@ def train_heads(
 ) -> LinearSegmentationHeads:
     """Train a head per learning rate on the same crops.
 
-    The history of the run holds three kinds of values: the mean `loss`, the loss of each head, `loss_<base_lr>`, and
-    `lr_share`, the learning rate divided by base_lr.
+    The history of the run holds the mean `loss`, the `loss_<base_lr>` of each head, and `lr_share`, which is the
+    learning rate divided by base_lr.
 
     Args:
         width: Size of a token.

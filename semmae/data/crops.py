@@ -1,7 +1,7 @@
-"""Crops of images and of their part maps, from one box.
+"""Crop images and their part maps by the same box.
 
-A `Box` is in coordinates relative to the image. So the same box applies to an image decoded at any scale and to a part
-map of any grid.
+The coordinates of a `Box` are relative to the size of the image. So the same box applies to an image decoded at any
+scale and to a part map of any grid.
 """
 
 import math
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 
-BORDER = 1e-9  # cells; despite rounding, a point on the border of two cells belongs to the later one
-ATTEMPTS = 10  # random boxes to try before the central one, as in torchvision
+BORDER_TOLERANCE = 1e-9  # in cells; assigns a point on the border of two cells to the later one, despite rounding
+ATTEMPTS = 10  # random boxes to try before falling back to the central one, as in torchvision
 
 
 class Box(NamedTuple):
-    """A crop in shares of the height and width of the image; with `flip` it is mirrored horizontally."""
+    """A crop, as fractions of the height and width of the image; `flip` mirrors the crop horizontally."""
 
     top: float
     left: float
@@ -31,9 +31,9 @@ class Box(NamedTuple):
 
     @property
     def span(self) -> tuple[float, float, float, float]:
-        """Start of the crop from the top and from the left, and its extent down and to the right.
+        """The start row, the start column, the height and the signed width of the crop.
 
-        A flipped crop starts at its right edge and has a negative extent.
+        A flipped crop starts at its right edge and has a negative width.
         """
         if self.flip:
             return self.top, self.left + self.width, self.height, -self.width
@@ -46,21 +46,21 @@ FULL_IMAGE = Box(top=0.0, left=0.0, height=1.0, width=1.0, flip=False)
 def random_resized_crop(
     rng: np.random.Generator, *, aspect: float, scale: tuple[float, float], ratio: tuple[float, float], flip: float
 ) -> Box:
-    """Draw a box with torchvision's distribution, but without rounding to pixels.
+    """Draw a box as torchvision's `RandomResizedCrop` does, but do not round it to pixels.
 
-    If no attempt fits into the image, the box is the largest central one with an aspect ratio within `ratio`.
+    If no attempt fits into the image, return the largest central box with an aspect ratio within `ratio`.
 
     Args:
         aspect: Width / height of the image.
-        scale: Range of the area, as a share of the image; uniform.
-        ratio: Range of width / height of the crop; log-uniform.
+        scale: Range of the area, as a fraction of the image area; the area is uniform.
+        ratio: Range of width / height of the crop; the ratio is log-uniform.
         flip: Probability of a flip.
     """
     flipped = bool(rng.random() < flip)
     for _ in range(ATTEMPTS):
         area = rng.uniform(*scale)
-        shape = math.exp(rng.uniform(*np.log(ratio))) / aspect  # width / height in relative coordinates
-        height, width = math.sqrt(area / shape), math.sqrt(area * shape)
+        relative_ratio = math.exp(rng.uniform(*np.log(ratio))) / aspect  # of the width and height in a `Box`
+        height, width = math.sqrt(area / relative_ratio), math.sqrt(area * relative_ratio)
         if height <= 1 and width <= 1:
             return Box(rng.uniform(0, 1 - height), rng.uniform(0, 1 - width), height, width, flipped)
     height, width = min(1.0, aspect / ratio[0]), min(1.0, ratio[1] / aspect)
@@ -69,8 +69,9 @@ def random_resized_crop(
 
 def snap_to_pixels(box: Box, size: tuple[int, int]) -> Box:
     """Move the edges of a box to the nearest pixels of an image of this height and width, at least one pixel apart."""
-    (top, bottom), (left, right) = _pixels(box.top, box.height, size[0]), _pixels(box.left, box.width, size[1])
     h, w = size
+    top, bottom = _pixel_range(box.top, box.height, h)
+    left, right = _pixel_range(box.left, box.width, w)
     return Box(top / h, left / w, (bottom - top) / h, (right - left) / w, box.flip)
 
 
@@ -94,14 +95,13 @@ def resize_box(
 ) -> UInt8[np.ndarray, "3 {size[0]} {size[1]}"]:
     """Crop an image at the nearest pixels and resize it to `size` rows and columns.
 
-    The filter is bicubic. If a side shrinks, it is antialiased as in Pillow, which the pipeline of MAE uses.
+    The filter is bicubic. If a side shrinks, the filter is antialiased as in Pillow, which the original MAE uses.
     """
-    top, bottom = _pixels(box.top, box.height, image.shape[0])
-    left, right = _pixels(box.left, box.width, image.shape[1])
+    top, bottom = _pixel_range(box.top, box.height, image.shape[0])
+    left, right = _pixel_range(box.left, box.width, image.shape[1])
     cut = image[top:bottom, left:right]
-    if (
-        cut.shape[0] > size[0] or cut.shape[1] > size[1]
-    ):  # OpenCV has no such filter; torch is three times as fast as Pillow
+    # OpenCV has no antialiased bicubic filter; torch is three times as fast as Pillow
+    if cut.shape[0] > size[0] or cut.shape[1] > size[1]:
         channels = torch.from_numpy(cut).permute(2, 0, 1)[None]
         resized = F.interpolate(channels, size, mode="bicubic", antialias=True)[0].contiguous().numpy()
     else:
@@ -113,7 +113,7 @@ def resize_box(
 
 
 def channels_first(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h w"]:
-    """Copy an image with its channels first, ten times as fast as a copy of the transpose."""
+    """Copy an image with its channels first. This is ten times as fast as copying the transpose."""
     copy = np.empty((3, *pixels.shape[:2]), np.uint8)
     cv2.split(pixels, list(copy))
     return copy
@@ -122,7 +122,10 @@ def channels_first(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 h
 def resample_box(
     image: UInt8[np.ndarray, "h w 3"], box: Box, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
-    """Crop and resize with Pillow, without rounding the edges: slower, but equal to other libraries."""
+    """Crop and resize an image with Pillow, without rounding the edges to pixels.
+
+    This is slower than `resize_box`, but gives exactly the pixels of Pillow.
+    """
     h, w = image.shape[:2]
     right, bottom = min(1, box.left + box.width) * w, min(1, box.top + box.height) * h
     edges = (box.left * w, box.top * h, right, bottom)
@@ -133,9 +136,12 @@ def resample_box(
 def crop_part_map(
     part_map: UInt8[np.ndarray, "h w"], box: Box, grid: tuple[int, int]
 ) -> UInt8[np.ndarray, "{grid[0]} {grid[1]}"]:
-    """Crop a part map to the grid of the encoder: the label nearest to the center of each patch in the box."""
-    rows = _cells(box.top, box.height, grid[0], part_map.shape[0])
-    columns = _cells(box.left, box.width, grid[1], part_map.shape[1])
+    """Crop a part map to the patch grid of the encoder.
+
+    Each patch gets the label of the cell that contains the center of the patch.
+    """
+    rows = _cells_of_centers(box.top, box.height, grid[0], part_map.shape[0])
+    columns = _cells_of_centers(box.left, box.width, grid[1], part_map.shape[1])
     return part_map[np.ix_(rows, columns[::-1] if box.flip else columns)]
 
 
@@ -145,20 +151,20 @@ def crop_part_maps(
     spans: Float64[np.ndarray, "b 4"],
     grid: tuple[int, int],
 ) -> UInt8[np.ndarray, "b n"]:
-    """Apply `crop_part_map` to a batch.
+    """Apply `crop_part_map` to a batch of crops.
 
-    The number of numpy calls does not depend on the batch size, because each call costs time between two steps.
+    The code is vectorized over the batch, because it runs between two training steps.
 
     Args:
-        rows: Index into `part_maps` of each crop.
+        rows: Index of the part map of each crop.
         spans: `Box.span` of each crop.
 
     Returns:
         Labels of the patches, row by row of the grid.
     """
     _, h, w = part_maps.shape
-    positions = np.dot(spans, _centers(grid, (h, w)))
-    positions += BORDER
+    positions = np.dot(spans, _span_to_centers(grid, (h, w)))
+    positions += BORDER_TOLERANCE
     cells = positions.astype(np.intp)
     y, x = cells[:, : grid[0]], cells[:, grid[0] :]
     np.minimum(y, h - 1, out=y)
@@ -169,23 +175,23 @@ def crop_part_maps(
     return part_maps.reshape(-1).take(cell.reshape(len(rows), -1))
 
 
-def _pixels(start: float, extent: float, pixels: int) -> tuple[int, int]:
-    """Compute the first pixel of a box along one axis and the pixel after the last one, at least one apart."""
-    first = min(round(start * pixels), pixels - 1)
-    return first, max(first + 1, min(round((start + extent) * pixels), pixels))
+def _pixel_range(start: float, extent: float, size: int) -> tuple[int, int]:
+    """Round a box along one axis to the nearest pixels: the first pixel, and the pixel after the last one."""
+    first = min(round(start * size), size - 1)
+    return first, max(first + 1, min(round((start + extent) * size), size))
 
 
-def _cells(start: float, extent: float, patches: int, cells: int) -> np.ndarray:
-    """Compute the cell of the center of each patch along one axis; on a border, the later cell."""
+def _cells_of_centers(start: float, extent: float, patches: int, cells: int) -> np.ndarray:
+    """Compute the index of the cell that contains the center of each patch, along one axis."""
     centers = start + extent * (np.arange(patches) + 0.5) / patches
-    return np.minimum(np.floor(centers * cells + BORDER).astype(int), cells - 1)
+    return np.minimum(np.floor(centers * cells + BORDER_TOLERANCE).astype(int), cells - 1)
 
 
 @cache
-def _centers(grid: tuple[int, int], cells: tuple[int, int]) -> Float64[np.ndarray, "4 m"]:
-    """Make the matrix that maps a `Box.span` to the centers of the rows and columns of a grid, in cells."""
+def _span_to_centers(grid: tuple[int, int], cells: tuple[int, int]) -> Float64[np.ndarray, "4 m"]:
+    """Make the matrix that maps a `Box.span` to the patch centers along both axes, in units of cells."""
     matrix = np.zeros((4, sum(grid)))
-    for axis, at in enumerate((slice(grid[0]), slice(grid[0], None))):
-        matrix[axis, at] = cells[axis]
-        matrix[axis + 2, at] = cells[axis] * (np.arange(grid[axis]) + 0.5) / grid[axis]
+    for axis, columns in enumerate((slice(grid[0]), slice(grid[0], None))):
+        matrix[axis, columns] = cells[axis]
+        matrix[axis + 2, columns] = cells[axis] * (np.arange(grid[axis]) + 0.5) / grid[axis]
     return matrix

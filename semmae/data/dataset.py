@@ -1,4 +1,4 @@
-"""A dataset on disk as a sequence of samples with random access, and the verification of its shards."""
+"""Read the samples of a dataset by index, and verify the shards of a dataset."""
 
 import copy
 import errno
@@ -32,8 +32,8 @@ class ImageSequence(Protocol):
         """Decode an image, upright, in RGB.
 
         Args:
-            at_least: Rows and columns that the image must keep. A decoder that can reduce the image while it decodes
-                may do so down to this size; (0, 0) requires the full size.
+            at_least: Minimum rows and columns of the result. The decoder may reduce the image, but not below this
+                size. (0, 0) requires the full size.
         """
         ...
 
@@ -46,10 +46,10 @@ class Reader:
     Args:
         dataset: Folder with index.parquet and shards.json.
         split: Name of the split; None reads all splits.
-        verify: Compare all shards with their digests first.
+        verify: Compare the index and all shards with their digests first.
 
     Raises:
-        ValueError: The folder is no dataset, it has no such split, or a shard is missing or damaged.
+        ValueError: The folder is not a dataset or has no such split. With `verify`: the index or a shard is damaged.
     """
 
     def __init__(self, dataset: Path, split: str | None = None, verify: bool = False) -> None:
@@ -77,12 +77,12 @@ class Reader:
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
-        """Index into `class_names` of each sample; -1 without a label."""
+        """Index of the class of each sample in `class_names`; -1 for a sample without a label."""
         return self.samples.label
 
     @property
     def weights(self) -> Float64[np.ndarray, " n"] | None:
-        """How often an epoch of training repeats each sample; None: each sample once."""
+        """Average number of times that a training epoch visits each sample; None: once."""
         return self.samples.weight
 
     @property
@@ -97,7 +97,7 @@ class Reader:
     @property
     def has_mask(self) -> Bool[np.ndarray, " n"]:
         """Whether each sample has a mask."""
-        return self.samples.mask_span[:, 0] >= 0
+        return self.samples.mask_range[:, 0] >= 0
 
     @property
     def class_names(self) -> list[str]:
@@ -119,7 +119,7 @@ class Reader:
 
     def encoded(self, index: SupportsIndex) -> bytes:
         """Read the encoded bytes of an image."""
-        return self._read(index, self.samples.image_span)
+        return self._read(index, self.samples.image_range)
 
     def size(self, index: SupportsIndex) -> tuple[int, int]:
         """Height and width of the upright image, in pixels."""
@@ -132,14 +132,14 @@ class Reader:
         Raises:
             ValueError: The shard is missing or damaged.
         """
-        return self._decode(index, partial(decoding.to_rgb, at_least=at_least), self.samples.image_span)
+        return self._decode(index, partial(decoding.to_rgb, at_least=at_least), self.samples.image_range)
 
     def mask(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w"] | None:
-        """Decode the mask of an image, in the coordinates of the upright image; None without a mask."""
-        if self.samples.mask_span[index, 0] < 0:
+        """Decode the mask of a sample; it matches the upright image. Return None for a sample without a mask."""
+        if self.samples.mask_range[index, 0] < 0:
             return None
         decode = partial(decoding.decode_mask, num_names=len(self.mask_names))
-        return self._decode(index, decode, self.samples.mask_span)
+        return self._decode(index, decode, self.samples.mask_range)
 
     def select(self, indices: Integer[np.ndarray, " n"]) -> "Reader":
         """Make a view of the samples at `indices`, in that order."""
@@ -148,13 +148,13 @@ class Reader:
         return view
 
     def with_shuffle_shards(self, shuffle_shards: int | None) -> "Reader":
-        """Make a view whose epochs mix the samples of this many shards at a time; None mixes all samples."""
+        """Make a view whose epochs shuffle this many shards at a time; None shuffles all samples together."""
         view = copy.copy(self)
         view.shuffle_shards = shuffle_shards
         return view
 
     def epoch_order(self, *, seed: int, epoch: int) -> Int64[np.ndarray, " k"]:
-        """Compute the sample indices of an epoch of training, from `weights` and `shuffle_shards`."""
+        """Compute the order of the sample indices in a training epoch, from `weights` and `shuffle_shards`."""
         return epoch_order.epoch_order(
             len(self),
             seed=seed,
@@ -164,15 +164,17 @@ class Reader:
             shuffle_shards=self.shuffle_shards,
         )
 
-    def _decode(self, index: SupportsIndex, decode: Callable[[bytes], np.ndarray], span: np.ndarray) -> np.ndarray:
-        data = self._read(index, span)
+    def _decode(
+        self, index: SupportsIndex, decode: Callable[[bytes], np.ndarray], byte_ranges: np.ndarray
+    ) -> np.ndarray:
+        data = self._read(index, byte_ranges)
         try:
             return decode(data)
         except ValueError as error:
             raise self._damaged_sample(index, str(error)) from None
 
-    def _read(self, index: SupportsIndex, span: np.ndarray) -> bytes:
-        offset, size = span[index].tolist()
+    def _read(self, index: SupportsIndex, byte_ranges: np.ndarray) -> bytes:
+        offset, num_bytes = byte_ranges[index].tolist()
         shard = self._shard_names[self.samples.shard[index]]
         if shard not in self._files:
             try:
@@ -183,8 +185,8 @@ class Reader:
                         f"{len(self._files)} shard(s) are open, and the system allows no more files: raise `ulimit -n`"
                     ) from None
                 raise self._damaged_sample(index, str(error.strerror)) from None
-        data = os.pread(self._files[shard].fileno(), size, offset)
-        if len(data) < size:
+        data = os.pread(self._files[shard].fileno(), num_bytes, offset)
+        if len(data) < num_bytes:
             raise self._damaged_sample(index, "the shard is truncated")
         return data
 
@@ -194,7 +196,10 @@ class Reader:
 
 
 def shard_paths(dataset: Path, meta: dict[str, Any]) -> dict[str, Path]:
-    """Map the shard names in the index to paths: in the folder of the dataset, or where a tar was indexed in place."""
+    """Map the shard names of the index to paths.
+
+    A tar that is indexed in place has a `location`. All other shards are in the folder of the dataset.
+    """
     return {shard["file"]: Path(shard.get("location", dataset / shard["file"])) for shard in meta["shards"]}
 
 
@@ -202,13 +207,15 @@ def verify_shards(dataset: Path) -> None:
     """Compare the index and all shards of a dataset with the digests in shards.json.
 
     Raises:
-        ValueError: The index or a shard is missing, or its bytes have changed.
+        ValueError: The index or a shard is damaged, or a shard is missing.
     """
     meta = read_json(dataset / "shards.json")
     paths, index = shard_paths(dataset, meta), dataset / "index.parquet"
     expected = meta.get("index_sha256")  # missing in datasets of older versions
     if expected is not None and hash_cache.cached_digest(index) != expected:
-        raise ValueError(f"{index} is damaged: its bytes are not those in shards.json; {_remedy(dataset, index)}")
+        raise ValueError(
+            f"{index} is damaged: its digest differs from the one in shards.json; {_remedy(dataset, index)}"
+        )
     for shard in meta["shards"]:
         path = paths[shard["file"]]
         if not path.exists():
@@ -218,7 +225,9 @@ def verify_shards(dataset: Path) -> None:
             or path.stat().st_size != shard["bytes"]
             or hash_cache.cached_digest(path) != shard["sha256"]
         ):
-            raise ValueError(f"{path} is damaged: its bytes are not those in shards.json; {_remedy(dataset, path)}")
+            raise ValueError(
+                f"{path} is damaged: its digest differs from the one in shards.json; {_remedy(dataset, path)}"
+            )
 
 
 def _remedy(dataset: Path, path: Path) -> str:

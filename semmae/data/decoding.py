@@ -1,8 +1,8 @@
 """Decode images and masks of many formats safely, and convert them to the forms that shards store.
 
-Shards store images as JPEG, PNG or WebP in gray or RGB, and masks as 8-bit PNG of indices. Files that are no images,
-and images that are too costly to decode, are refused by their headers. Every refusal is a ValueError. Its text up to
-the first ": " is the same for the same problem, so that reasons can be counted.
+Shards store images as JPEG, PNG or WebP in gray or RGB, and masks as 8-bit PNG of indices. From the header of a
+file, this module refuses files that are not images and images that are too costly to decode. Every refusal is a
+ValueError. Its text up to the first ": " names the problem without details, so that files can be counted by problem.
 """
 
 import io
@@ -16,22 +16,12 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from semmae.data import jpeg
 
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-)  # the only formats that Pillow may try: others run programs or guess
-EXTENSIONS = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-}  # formats that are stored unchanged; MPO is a JPEG with more images behind it
-MAX_PIXELS = 100_000_000  # of one image, by its header
-MAX_SCANS = 1000  # of one JPEG; progressive ones have about ten. A scan of 10 bytes can cost a pass over all pixels
+# the formats that Pillow may open; plugins for other formats run external programs or accept almost any bytes
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# the formats that are stored unchanged; an MPO file is a JPEG that is followed by more images
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+MAX_PIXELS = 100_000_000  # largest number of pixels in the header of an image
+MAX_SCANS = 1000  # per JPEG; a progressive JPEG has about ten. Decoding a scan of 10 bytes can pass over all pixels
 JPEG_QUALITY = 95
 IGNORE = 255  # mask value of pixels without a label
 ORIENTATION = 0x0112  # the EXIF tag
@@ -58,76 +48,81 @@ class StoredImage(NamedTuple):
 
 
 def to_rgb(data: bytes, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image, upright, in RGB, with transparency over white and deep values scaled to 8 bits.
+    """Decode an image to upright 8-bit RGB.
+
+    Transparent pixels are blended with white. Gray values of more than 8 bits are scaled to 8 bits.
 
     Args:
-        at_least: Rows and columns to keep; 0 keeps all. A JPEG without an orientation is decoded at the smallest of the
-            scales 1, 1/2, 3/8, 1/4 and 1/8 that keeps them.
+        at_least: Minimum rows and columns of the result; 0 requires the full size. A JPEG without an orientation is
+            decoded at the smallest sufficient scale out of 1, 1/2, 3/8, 1/4 and 1/8.
 
     Raises:
         ValueError: The bytes are no image, or the image is damaged or too large.
     """
-    fast = jpeg.decode(data, at_least=at_least, max_pixels=MAX_PIXELS, max_scans=MAX_SCANS)
-    return np.array(_upright(_open(data)).convert("RGB")) if fast is None else fast
+    pixels = jpeg.decode(data, at_least=at_least, max_pixels=MAX_PIXELS, max_scans=MAX_SCANS)
+    return np.array(_upright(_open(data)).convert("RGB")) if pixels is None else pixels
 
 
 def convert_image(data: bytes, *, short_side: int | None) -> StoredImage:
-    """Convert an image to the form that a shard stores, and decode it to find damage.
+    """Convert an image to the form that a shard stores. Decode the image in any case, to detect damage.
 
-    JPEG, PNG and WebP in gray or RGB keep their bytes. Other images become PNG, or JPEG if they were JPEG.
+    A JPEG, PNG or WebP in gray or RGB keeps its bytes, if it is not reduced. Another JPEG is encoded as JPEG again, and
+    all other images are encoded as PNG.
 
     Args:
-        short_side: Reduce a larger image to this short side, in pixels, and store it upright; None keeps the size.
+        short_side: Reduce a larger image to this short side, in pixels, and store it upright. None keeps the size.
 
     Raises:
         ValueError: The bytes are no image, or the image is damaged or too large.
     """
     image = _open(data)
-    form, full_size = image.format, image.size
+    image_format, full_size = image.format, image.size
     short_side = short_side or min(full_size)
     shrinks = short_side < min(full_size)
-    if shrinks and form in ("JPEG", "MPO"):
-        # a JPEG decodes faster at a reduced size; twice the target is enough for the filter
-        image.draft(None, _reduced(full_size, 2 * short_side))
+    if shrinks and image_format in ("JPEG", "MPO"):
+        # draft reduces the size of a JPEG while decoding, which is faster; the resampling filter needs twice the target
+        image.draft(None, _scale_size(full_size, 2 * short_side))
     upright = _upright(image)
     orientation = _orientation(image)
-    if orientation >= 5 and form != "TIFF":  # Pillow has already rotated a TIFF
+    if orientation >= 5 and image_format != "TIFF":  # Pillow has already rotated a TIFF
         full_size = full_size[::-1]
-    if not shrinks and form in EXTENSIONS and image.mode in ("L", "RGB") and not image.has_transparency_data:
-        return StoredImage(EXTENSIONS[form], data, orientation, full_size, full_size)
+    if not shrinks and image_format in EXTENSIONS and image.mode in ("L", "RGB") and not image.has_transparency_data:
+        return StoredImage(EXTENSIONS[image_format], data, orientation, full_size, full_size)
     if shrinks:
-        upright = upright.resize(_reduced(full_size, short_side), Image.Resampling.BICUBIC)
-    extension = "jpg" if form in ("JPEG", "MPO") else "png"
+        upright = upright.resize(_scale_size(full_size, short_side), Image.Resampling.BICUBIC)
+    extension = "jpg" if image_format in ("JPEG", "MPO") else "png"
     return StoredImage(extension, _encode(upright, extension), 1, upright.size, full_size)
 
 
 def inspect_image(data: bytes) -> StoredImage:
-    """Describe an image that is indexed in place, without its data, and decode it to find damage.
+    """Describe an image that is indexed in place; the result has no data. Decode the image, to detect damage.
 
     Raises:
         ValueError: The bytes are no image, or the image is damaged or too large.
     """
     image = _open(data)
-    size = _upright(image).size  # before the orientation, whose lookup decodes a PNG and hides damage
+    size = _upright(image).size  # must come before `_orientation`, which decodes a PNG and hides damage
     orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow has already rotated a TIFF
     return StoredImage("", b"", orientation, size, size)
 
 
 def decode_mask(data: bytes, *, num_names: int = IGNORE) -> UInt8[np.ndarray, "h w"]:
-    """Decode a mask: an 8-bit PNG of indices, gray or with a palette, whose colors are ignored.
+    """Decode a mask: an 8-bit PNG of indices, either gray or with a palette. The colors of a palette are ignored.
 
     Raises:
-        ValueError: The bytes are no such PNG, or an index other than 255 is not below `num_names`.
+        ValueError: The bytes are not such a PNG, or an index is `num_names` or more; 255 is always allowed.
     """
     image = _open(data)
-    is_8_bit = data[24:25] == b"\x08"  # bit depth in the header; Pillow scales gray of fewer bits to 0...255
+    is_8_bit = data[24:25] == b"\x08"  # bit depth in the header; Pillow would scale fewer bits to 0...255
     if image.format != "PNG" or not (image.mode == "P" or (image.mode == "L" and is_8_bit)):
         raise ValueError(f"the mask is not an 8-bit PNG of indices: {image.format}, mode {image.mode}")
     return _check_indices(np.array(_load(image)), num_names)
 
 
 def convert_mask(data: bytes, stored: StoredImage, *, num_names: int) -> bytes:
-    """Convert a mask to a gray PNG of the size of its image; a mask that is one already keeps its bytes.
+    """Convert a mask to a gray PNG of the same size as its stored image.
+
+    A gray PNG of the right size keeps its bytes.
 
     Raises:
         ValueError: The mask cannot be decoded, or its size differs from that of the upright image.
@@ -144,7 +139,7 @@ def convert_mask(data: bytes, stored: StoredImage, *, num_names: int) -> bytes:
 
 
 def _check_indices(indices: UInt8[np.ndarray, "h w"], num_names: int) -> UInt8[np.ndarray, "h w"]:
-    """Return the indices; raises ValueError if one of them has no name."""
+    """Return the indices unchanged; raises ValueError if an index has no name."""
     unknown = indices[(indices >= num_names) & (indices != IGNORE)]
     if unknown.size:
         raise ValueError(f"the mask holds an index without a name: {unknown.max()}, names are for 0 to {num_names - 1}")
@@ -163,7 +158,7 @@ def _open(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ValueError(f"the image has too many pixels: more than {MAX_PIXELS}") from None
-    except Exception as error:  # damaged files make the plugins of Pillow raise errors of many types
+    except Exception as error:  # plugins of Pillow raise many types of errors for damaged files
         raise ValueError(
             f"not a readable image: known are {', '.join(FORMATS)}" if data else "the file is empty"
         ) from error
@@ -176,7 +171,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _decoded_size(image: Image.Image) -> tuple[int, int]:
-    """Compute the (width, height) that a decoder allocates: complete tiles of a TIFF that has tiles."""
+    """Compute the (width, height) that the decoder allocates. For a tiled TIFF, this is a multiple of the tile size."""
     if not isinstance(image, TiffImageFile):
         return image.size
     tags = image.tag_v2
@@ -196,13 +191,16 @@ def _load(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # EXIF that cannot be parsed is ignored
+    except Exception:  # ignore EXIF data that cannot be parsed
         return 1
-    return int(value) if value in TRANSPOSE else 1  # some cameras write it as a fraction
+    return int(value) if value in TRANSPOSE else 1  # int, because some cameras write a fraction
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Decode an image to mode L or RGB and apply its orientation. Of a TIFF, Pillow has applied and removed it."""
+    """Decode an image to mode L or RGB, and apply its orientation.
+
+    For a TIFF, Pillow applies and removes the orientation while it decodes.
+    """
     _load(image)
     plain = _to_plain_mode(image)
     transpose = TRANSPOSE.get(_orientation(image))
@@ -212,7 +210,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_plain_mode(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to L or RGB."""
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(np.asarray(image), full_range=image.mode.startswith("I;16")))
+        return Image.fromarray(_scale_to_8_bits(np.asarray(image), full_range=image.mode.startswith("I;16")))
     try:
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
@@ -222,8 +220,11 @@ def _to_plain_mode(image: Image.Image) -> Image.Image:
         raise ValueError(f"the image's colors cannot be converted: mode {image.mode}") from error
 
 
-def _eight_bits(values: Num[np.ndarray, "h w"], *, full_range: bool) -> UInt8[np.ndarray, "h w"]:
-    """Scale deep gray values to 8 bits: from the range of 16 bits, from [0, 1], or from minimum to maximum."""
+def _scale_to_8_bits(values: Num[np.ndarray, "h w"], *, full_range: bool) -> UInt8[np.ndarray, "h w"]:
+    """Scale gray values of more than 8 bits to 0...255.
+
+    The input range is 0...65535 with `full_range`, [0, 1] if it contains all values, or else minimum to maximum.
+    """
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("the image holds values that are not finite")
@@ -235,15 +236,15 @@ def _eight_bits(values: Num[np.ndarray, "h w"], *, full_range: bool) -> UInt8[np
     return np.round((values - low) / max(high - low, np.finfo(np.float64).tiny) * 255).astype(np.uint8)
 
 
-def _reduced(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Scale a size so that its short side is `short_side`."""
+def _scale_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Scale a (width, height) so that the short side is `short_side`."""
     scale = short_side / min(size)
     return max(short_side, round(size[0] * scale)), max(short_side, round(size[1] * scale))
 
 
 def _encode(image: Image.Image, extension: str) -> bytes:
-    """Encode the pixels, without metadata such as EXIF and color profiles."""
+    """Encode the pixels as JPEG or PNG, without metadata such as EXIF and color profiles."""
     buffer = io.BytesIO()
-    pixels = Image.fromarray(np.asarray(image))
-    pixels.save(buffer, "JPEG" if extension == "jpg" else "PNG", quality=JPEG_QUALITY)
+    without_metadata = Image.fromarray(np.asarray(image))
+    without_metadata.save(buffer, "JPEG" if extension == "jpg" else "PNG", quality=JPEG_QUALITY)
     return buffer.getvalue()

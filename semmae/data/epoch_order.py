@@ -1,4 +1,7 @@
-"""The order in which an epoch visits the samples: a pure function of seed and epoch, so a resumed run repeats it."""
+"""The order in which an epoch visits the samples.
+
+The order depends only on the seed and the epoch, so a resumed run repeats it.
+"""
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer
@@ -15,16 +18,17 @@ def epoch_order(
     shards: Integer[np.ndarray, " n"] | None = None,
     shuffle_shards: int | None = None,
 ) -> Int64[np.ndarray, " k"]:
-    """Compute the sample indices of one epoch in their order.
+    """Compute the order of the sample indices in one epoch.
 
-    A sample of weight w appears floor(w) times. The n samples of this weight fill up to round(w * n) indices with a
-    seeded choice among them. The choice rotates from epoch to epoch, so all samples get their turn.
+    Each sample of weight w appears floor(w) times. Some of the n samples of this weight appear once more, so that
+    together they appear round(w * n) times. A random permutation selects these samples, and the selection moves on
+    along the permutation from epoch to epoch.
 
     Args:
-        weights: How often an epoch repeats each sample; None visits each sample once.
-        shards: Number of the shard of each sample.
-        shuffle_shards: Visit so many random shards at a time and permute only their samples, so that a slow disk
-            reads few shards at once. None permutes all samples together.
+        weights: Average number of times that an epoch visits each sample; None visits each sample once.
+        shards: Index of the shard of each sample.
+        shuffle_shards: Number of random shards to visit at a time. The samples are shuffled only within these shards,
+            so that a slow disk reads few shards at once. None shuffles all samples together.
     """
     indices = _epoch_samples(num_samples, seed, epoch, weights)
     order = rng.numpy_generator(seed, "epoch_order", epoch).permutation(indices)
@@ -40,25 +44,26 @@ def epoch_size(num_samples: int, weights: Float64[np.ndarray, " n"] | None) -> i
     if weights is None:
         return num_samples
     return sum(
-        _count(int(count), weight) for weight, count in zip(*np.unique(weights, return_counts=True), strict=True)
+        _visits(int(count), weight) for weight, count in zip(*np.unique(weights, return_counts=True), strict=True)
     )
 
 
 def _epoch_samples(
     num_samples: int, seed: int, epoch: int, weights: Float64[np.ndarray, " n"] | None
 ) -> Int64[np.ndarray, " k"]:
-    """Collect the samples of an epoch, before they are permuted."""
+    """Collect the sample indices of an epoch, with repetitions, before the shuffle."""
     if weights is None:
         return np.arange(num_samples)
     parts = []
     for weight in np.unique(weights):
         indices = np.flatnonzero(weights == weight)
-        remainder = _count(len(indices), weight) - int(weight) * len(indices)
-        rotation = rng.numpy_generator(seed, "weight", repr(float(weight))).permutation(indices)
-        chosen = rotation[(epoch * remainder + np.arange(remainder)) % len(indices)]
-        parts += [np.repeat(indices, int(weight)), chosen]
+        remainder = _visits(len(indices), weight) - int(weight) * len(indices)
+        permuted = rng.numpy_generator(seed, "weight", repr(float(weight))).permutation(indices)
+        extra = permuted[(epoch * remainder + np.arange(remainder)) % len(indices)]
+        parts += [np.repeat(indices, int(weight)), extra]
     return np.concatenate(parts)
 
 
-def _count(num_samples: int, weight: float) -> int:
+def _visits(num_samples: int, weight: float) -> int:
+    """Count the visits to all samples of one weight in an epoch."""
     return round(float(weight) * num_samples)

@@ -1,4 +1,4 @@
-"""Batches of samples in a given order, loaded by this process or by worker processes."""
+"""Load batches of samples in a given order, in this process or in worker processes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -26,13 +26,14 @@ def batches(
 
     Args:
         load: Loads one sample as a dict of arrays, numbers and strings.
-        workers: Number of processes that load ahead; 0 loads in this process.
+        workers: Number of processes that load batches in advance; 0 loads in this process.
 
     Returns:
-        Dicts with the keys of the samples. Arrays and numbers become tensors of their own type, strings become lists.
+        Dicts with the keys that `load` returns. Arrays and numbers become tensors of the same type. Strings become
+        lists.
 
     Raises:
-        ValueError: `load` raised it, or an image cannot be read.
+        ValueError: An image cannot be read.
     """
     return load_groups(
         images, [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)], load, workers=workers
@@ -42,8 +43,8 @@ def batches(
 def load_groups(
     images: Images, groups: Iterable[Any], load: Callable[[Images, int], dict[str, Any]], *, workers: int
 ) -> Iterator[dict[str, Any]]:
-    """Load batches as `batches` does, one per group of sample indices."""
-    # pinned memory lets a copy to the device run while the next step is prepared
+    """Load batches as `batches` does: one batch for each group of sample indices."""
+    # pinned memory allows asynchronous copies to the device
     load_batch = partial(_load_batch, images, load)
     return ordered_map(load_batch, list(groups), workers=workers, pin_memory=torch.cuda.is_available())
 

@@ -1,8 +1,8 @@
 """The views of an image in training: random crops, colors and RandAugment.
 
-All random numbers are drawn from (seed, epoch, key), so a resumed run, another number of workers and other ranks get
-the same views. The views are called as `view(reader, index, epoch)`, also in worker processes. They return uint8
-arrays, channels first; the device normalizes them.
+The random numbers of a view depend only on the seed, the epoch and the key of the sample. So a view is the same in a
+resumed run, and for any number of workers and ranks. The loader calls a view as `view(reader, index, epoch)`, also in
+worker processes. Views return uint8 arrays, channels first; the device normalizes them.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,11 @@ class Crop:
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class ColorJitter:
-    """Ranges of random colors: a factor is drawn from [1 - x, 1 + x], the rotation of the hue from [-x, x] circles."""
+    """Strengths x of random color changes.
+
+    Brightness, contrast and saturation are scaled by a factor from [1 - x, 1 + x]. The hue is rotated by an angle from
+    [-x, x], where 1 is a full circle.
+    """
 
     brightness: NonNegativeFloat
     contrast: NonNegativeFloat
@@ -60,11 +64,11 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class OneCrop:
-    """A random crop, with what `PartMaps.crops` needs to crop its part map: the index of the sample and the span."""
+    """A random crop, with the sample index and the span of the box, which `PartMaps.crops` needs."""
 
     seed: int
     crop: Crop
-    sizes: Sequence[int]  # side of the crop in pixels, by epoch
+    sizes: Sequence[int]  # side of the crop in each epoch, in pixels
 
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
         key = reader.keys[index]
@@ -75,7 +79,7 @@ class OneCrop:
 
 @dataclass(frozen=True)
 class AugmentedCrop:
-    """A random crop with RandAugment (None: without), and its label, for fine-tuning."""
+    """A random crop and its label, for fine-tuning. RandAugment changes the crop, unless `rand_augment` is None."""
 
     seed: int
     crop: Crop
@@ -95,7 +99,7 @@ class AugmentedCrop:
 
 @dataclass(frozen=True)
 class FullImage:
-    """The uncropped image, resized to a square as for part maps, and flipped with probability `flip`."""
+    """The whole image, resized to a square as for part maps, and flipped with probability `flip`."""
 
     img_size: int
     seed: int
@@ -110,7 +114,7 @@ class FullImage:
 
 @dataclass(frozen=True)
 class MultiCrop:
-    """The crops of DINO: two global and `local_crops` local ones, each with its own colors (arXiv:2104.14294)."""
+    """The crops of DINO (arXiv:2104.14294): two global and `local_crops` local crops, each with its own color matrix."""
 
     seed: int
     global_crop: Crop
@@ -140,34 +144,37 @@ def random_box(rng: np.random.Generator, size: tuple[int, int], crop: Crop) -> B
 
 
 def load_crop(reader: Reader, index: int, box: Box, size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
-    """Load a box of an image, resized to a square; the image is decoded no larger than necessary."""
+    """Load a box of an image, resized to a square. The image is decoded at the smallest sufficient size."""
     image = reader.image(index, at_least=required_size([(box, (size, size))]))
     return resize_box(image, box, (size, size))
 
 
 def color_matrix(rng: np.random.Generator, color: ColorJitter) -> Float[np.ndarray, "3 4"]:
-    """Draw brightness, contrast, saturation and hue as one affine map of RGB in [0, 1], for the device to apply.
+    """Draw one affine map of RGB in [0, 1] that changes brightness, contrast, saturation and hue.
 
-    Contrast scales distances to middle gray, saturation distances to the luma. Hue rotates about the gray axis.
+    Contrast scales the distance to middle gray. Saturation scales the distance to the luma. Hue is a rotation about the
+    gray axis. `apply_color_matrix` applies the map on the device.
     """
 
-    def factor(spread: float) -> float:
+    def draw_factor(spread: float) -> float:
         return rng.uniform(max(0.0, 1 - spread), 1 + spread)
 
-    gain, contrast, saturation = factor(color.brightness), factor(color.contrast), factor(color.saturation)
-    turn = rng.uniform(-color.hue, color.hue) * 2 * np.pi
+    gain, contrast = draw_factor(color.brightness), draw_factor(color.contrast)
+    saturation = draw_factor(color.saturation)
+    angle = rng.uniform(-color.hue, color.hue) * 2 * np.pi
     if rng.uniform() < color.gray:
         saturation = 0.0
-    axis = np.full((3, 3), 1 / 3)
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    rotate = np.cos(turn) * np.eye(3) + (1 - np.cos(turn)) * axis + np.sin(turn) * cross  # Rodrigues' formula
-    matrix = (saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * LUMA) @ rotate * gain * contrast
+    gray_axis = np.full((3, 3), 1 / 3)  # projection onto the gray axis
+    cross_product = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    # Rodrigues' formula
+    hue_rotation = np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * gray_axis + np.sin(angle) * cross_product
+    matrix = (saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * LUMA) @ hue_rotation * gain * contrast
     shift = np.full((3, 1), 0.5 * (1 - contrast))
     return np.hstack([matrix, shift]).astype(np.float32)
 
 
 def apply_color_matrix(images: UInt8[Tensor, "b 3 H W"], matrix: Float[Tensor, "b 3 4"]) -> UInt8[Tensor, "b 3 H W"]:
-    """Apply the matrices of `color_matrix` to images, and clip the result to 0...255."""
+    """Apply a matrix of `color_matrix` to each image, and clip the result to 0...255."""
     x = torch.einsum("bij,bjhw->bihw", matrix[:, :, :3], images.float()) + 255 * matrix[:, :, 3, None, None]
     return x.round().clamp(0, 255).to(torch.uint8)
 
@@ -176,10 +183,10 @@ def apply_color_matrix(images: UInt8[Tensor, "b 3 H W"], matrix: Float[Tensor, "
 def build_rand_augment(options: RandAugment, img_size: int) -> Callable[[Image.Image], Image.Image]:
     """Build timm's transform with the settings of `timm.data.create_transform` for bicubic images of this size."""
     name = f"rand-m{options.magnitude}-n{options.operations}-mstd{options.magnitude_std:g}-inc1"
-    gray = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)  # color of pixels that an operation uncovers
+    fill_color = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)  # of pixels outside of the moved image
     hparams = {
         "translate_const": int(MAX_SHIFT * img_size),
-        "img_mean": gray,
+        "img_mean": fill_color,
         "interpolation": Image.Resampling.BICUBIC,
     }
     transform = rand_augment_transform(name, hparams)
@@ -190,5 +197,5 @@ def build_rand_augment(options: RandAugment, img_size: int) -> Callable[[Image.I
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Posterize as timm does, but keep at least one bit; timm may keep none, and Pillow 13 refuses that."""
+    """Posterize as timm does, but keep at least one bit. timm may keep zero bits, which Pillow 13 refuses."""
     return ImageOps.posterize(image, max(1, bits))

@@ -116,7 +116,7 @@ def damaged(toy_dataset, tmp_path: Path) -> Path:
 def test_a_corrupt_image_names_shard_and_key(damaged):
     reader = Reader(damaged, "train")
     with open(damaged / reader.shards[7], "r+b") as file:
-        file.seek(reader.samples.image_span[7, 0])
+        file.seek(reader.samples.image_range[7, 0])
         file.write(b"garbage")
     with pytest.raises(ValueError, match=f"{reader.shards[7]}, sample {reader.keys[7]}: not a readable image"):
         reader.image(7)

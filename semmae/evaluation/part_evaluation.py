@@ -39,7 +39,7 @@ class PatchLabeler(NamedTuple):
     Attributes:
         num_labels: Number of labels.
         label: Returns the part maps of a batch.
-        levels: The levels whose metrics are informative.
+        levels: The levels at which metrics are reported.
     """
 
     num_labels: int

@@ -43,7 +43,7 @@ def compared(
     found: dict[int, list[float]] = {vit.FUSED_ATTENTION_MIN_PATCHES: [], 0: []}
     for number in range(rounds + 1):  # the first round is a warm-up
         for patches, taken in found.items():
-            vit.use_fastest_attention(network, CPU, frozen_at=(patches,))
+            vit.use_fastest_attention(network, CPU, frozen_grid=(patches,))
             start = time.process_time()
             with distributed.autocast(CPU, precision):
                 vit.class_attention(network, vit.normalize(images))

@@ -59,7 +59,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
         root / "teacher", vit.build(shape), shape | {"mean": vit.MEAN, "std": vit.STD, "class_token": True}
     )
     network = teacher.load_teacher(root / "teacher").to(device)
-    vit.use_fastest_attention(network, device, frozen_at=network.grid(args.img_size))
+    vit.use_fastest_attention(network, device, frozen_grid=network.grid(args.img_size))
     view, order = FullImage(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
     learner = learned(network, ready[0], args.img_size).to(device)

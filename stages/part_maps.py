@@ -61,7 +61,7 @@ def main() -> None:
     learner = part_learner.load_parts(PARTS, teacher=teacher.digest)
     device = distributed.choose_device(section.compute.device)
     teacher, learner = teacher.to(device), learner.to(device)
-    vit.use_fastest_attention(teacher, device, frozen_at=learner.config["grid"])
+    vit.use_fastest_attention(teacher, device, frozen_grid=learner.config["grid"])
     encode = section.compute.compile_function(teacher.encode)
     params = {"attention": section.attention, "precision": section.compute.precision}
     digest = part_store.store_digest(teacher=teacher.digest, parts=learner.digest, params=params)

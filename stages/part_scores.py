@@ -126,7 +126,7 @@ def load_networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[T
         baselines.create_untrained(teacher.config, seed=protocol.seed), teacher.config, digest="untrained"
     )
     for network in (teacher, untrained):
-        vit.use_fastest_attention(network, device, frozen_at=method.config["grid"])
+        vit.use_fastest_attention(network, device, frozen_grid=method.config["grid"])
     return teacher.to(device), method.to(device), untrained.to(device)
 
 

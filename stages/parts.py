@@ -80,7 +80,7 @@ def main() -> None:
         Run("parts", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as run,
     ):
         teacher = teacher.to(world.device)
-        vit.use_fastest_attention(teacher, world.device, frozen_at=grid)
+        vit.use_fastest_attention(teacher, world.device, frozen_grid=grid)
         tokens = sample_tokens(section, reader, teacher, run)
         model: PartMethod
         if section.method == "kmeans":

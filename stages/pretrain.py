@@ -1,4 +1,4 @@
-"""pretrain: SemMAE, a masked autoencoder whose masks follow the cached part maps.
+"""pretrain: train SemMAE, a masked autoencoder whose masks follow the cached part maps.
 
     python -m stages.pretrain
 

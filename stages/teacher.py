@@ -1,8 +1,8 @@
-"""teacher: a frozen self-supervised ViT, whose patch tokens the parts are learned from.
+"""teacher: make a frozen self-supervised ViT, from whose patch tokens the stage `parts` learns.
 
     python -m stages.teacher
 
-Reads  data/shards/<teacher.dataset> to train on, and data/shards/<teacher.online_eval.dataset> to score the teacher
+Reads  data/shards/<teacher.dataset> for training, data/shards/<teacher.online_eval.dataset> for scores
 Calls  mae_loop.pretrain (source mae), ibot_loop.distill (ibot), teacher.from_timm (timm), teacher.from_encoder (semmae)
 Writes data/teacher/: teacher.safetensors, teacher.json, history.json; results/teacher/: metrics.json and curves
 """
@@ -45,7 +45,7 @@ class TeacherMAEConfig:
 class CheckpointFile:
     """A file of weights and its SHA-256."""
 
-    path: str  # relative paths start at data/raw
+    path: str  # absolute, or relative to data/raw
     sha256: str
 
 
@@ -61,14 +61,14 @@ class TeacherConfig:
     network: mae_loop.ViTConfig
     mae: TeacherMAEConfig
     ibot: ibot_loop.IBOTRecipe
-    model: str
-    checkpoint: CheckpointFile | None
+    model: str  # a model of timm, for the source timm
+    checkpoint: CheckpointFile | None  # published weights (timm), promoted weights (semmae), or initial weights (ibot)
     online_eval: OnlineEvalConfig
     compute: ComputeConfig
 
 
 def main() -> None:
-    """Make the teacher from `teacher.source`."""
+    """Train or load the teacher, as `teacher.source` selects."""
     section = load_config(TeacherConfig, "teacher")
     verify_shards(SHARDS / section.dataset)
     reader = Reader(SHARDS / section.dataset, "train")
@@ -148,7 +148,7 @@ def from_ibot(
 
 
 def _load_initial(checkpoint: CheckpointFile, config: dict[str, Any]) -> VisionTransformer:
-    """Load the encoder that iBOT starts from; raise ValueError if its shape is not that of teacher.network."""
+    """Load the encoder that iBOT starts from; raise ValueError if its shape differs from teacher.network."""
     initial, initial_config = _load_encoder(checkpoint, config["img_size"])
     for key, value in config.items():
         if initial_config[key] != value:

@@ -18,13 +18,13 @@ HEAD_STD = 2e-5  # as in MAE: the random head hardly disturbs the encoder in the
 def build(config: dict[str, Any], *, num_classes: int, pool: Pool, drop_path: float = 0.0) -> VisionTransformer:
     """Build a ViT with a linear head.
 
-    With the pool `class`, the head is on the class token after the final norm. With `patch_mean` it is on the mean of
-    the patch tokens, with a norm after the pooling in place of the final norm (MAE).
+    With the pool `class`, the head reads the class token after the final norm. With `patch_mean`, the head reads the
+    mean of the patch tokens, and a norm after the pooling replaces the final norm (MAE).
 
     Args:
-        config: holds `vit.CONFIG_KEYS`.
+        config: a dictionary with the keys `vit.CONFIG_KEYS`.
         num_classes: outputs of the head.
-        pool: input of the head.
+        pool: the tokens that the head reads.
         drop_path: rate of stochastic depth in the last block.
 
     Raises:
@@ -51,7 +51,7 @@ def from_encoder(
         encoder: the pretrained ViT.
         config: the config of the encoder, with the `img_size` of the classifier; the positions are resampled to it.
         num_classes: outputs of the head.
-        pool: input of the head.
+        pool: the tokens that the head reads.
         drop_path: rate of stochastic depth in the last block.
         seed: seed of the head's weights.
     """
@@ -61,7 +61,7 @@ def from_encoder(
     state["pos_embed"] = resample_abs_pos_embed(
         state["pos_embed"], new_size=list(model.patch_embed.grid_size), num_prefix_tokens=encoder.num_prefix_tokens
     )
-    if pool == "patch_mean":  # the final norm is replaced by a norm after the pooling
+    if pool == "patch_mean":  # a norm after the pooling replaces the final norm
         state = {name: value for name, value in state.items() if not name.startswith("norm.")}
     missing, unknown = model.load_state_dict(state, strict=False)
     assert not unknown
@@ -73,14 +73,17 @@ def from_encoder(
 
 
 def save(folder: Path, model: VisionTransformer, config: dict[str, Any]) -> None:
-    """Write `classifier.safetensors` and `classifier.json`; `config` holds its shape, `pool` and `class_names`."""
+    """Write `classifier.safetensors` and `classifier.json`.
+
+    `config` needs the keys `vit.CONFIG_KEYS`, `pool` and `class_names`.
+    """
     save_model(folder, "classifier", model.state_dict(), config)
 
 
 def load(folder: Path) -> tuple[VisionTransformer, dict[str, Any]]:
     """Load the classifier in `folder`, frozen and in evaluation mode, and its config.
 
-    Its images must be normalized by `vit.normalize`.
+    The classifier expects images that `vit.normalize` has normalized.
     """
     state, config = load_model(folder, "classifier")
     model = build(config, num_classes=len(config["class_names"]), pool=config["pool"])

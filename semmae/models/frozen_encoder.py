@@ -13,7 +13,7 @@ class FrozenEncoder(NamedTuple):
 
     Attributes:
         network: the ViT, in evaluation mode.
-        config: holds at least `img_size`, `mean` and `std`, and `timm` if the architecture is one of timm's.
+        config: holds at least `img_size`, `mean` and `std`; for a timm model, also its name as `timm`.
         digest: digest of the config, which holds the digest of the weights.
     """
 

@@ -3,10 +3,10 @@
 The student encodes crops of an image, with some patches replaced by a mask token. The teacher is the moving average of
 the student, and encodes the two global crops without masks. The student's class token has to match the teacher's class
 token of the other crops (class loss, DINO eq. 1 and 2). The student's masked patches have to match the teacher's
-patches of the same crop (patch loss, iBOT eq. 2). Centering prevents that one prototype gets all images, and
-sharpening prevents a uniform distribution.
+patches of the same crop (patch loss, iBOT eq. 2). Centering keeps the teacher from assigning all images to one
+prototype, and sharpening keeps its distributions from becoming uniform.
 
-Axes in the shapes: g global crops, l all crops, b images, n patches, m prototypes.
+Axes in the shapes: g global crops, l local crops, c all crops, b images, n patches, m prototypes.
 """
 
 from typing import Literal
@@ -57,7 +57,7 @@ class IBOTNetwork(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 H W"], mask: Bool[Tensor, "b n"] | None = None
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b n m"]]:
-        """Return the logits of the class token and of the patches; patches under `mask` become the mask token."""
+        """Return the logits of the class token and of the patches; the mask token replaces patches under `mask`."""
         x = self.vit.patch_embed(images)  # (b, h, w, d)
         if mask is not None:
             x = torch.where(mask.view(*x.shape[:3], 1), self.mask_token.to(x.dtype), x)
@@ -93,11 +93,11 @@ def cross_entropy(
 
 
 def class_loss(
-    student: Float[Tensor, "l b m"], target: Float[Tensor, "g b m"], temperature: float
+    student: Float[Tensor, "c b m"], target: Float[Tensor, "g b m"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Return the mean cross entropy over all pairs of a teacher's global crop and another crop of the student.
+    """Return the mean cross entropy over all pairs of a teacher's global crop and a different crop of the student.
 
-    In both arguments the global crops come first.
+    In both `student` and `target`, the global crops come first.
     """
     pairs = [
         cross_entropy(student[i], target[j], temperature).mean()
@@ -113,7 +113,7 @@ def patch_loss(
     temperature: float,
     num_masked_images: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Return the mean cross entropy over the masked patches of an image, averaged over the images with masked patches.
+    """Average the cross entropy over the masked patches of each image, then over the images with masked patches.
 
     Args:
         student: logits of the student.
@@ -123,8 +123,8 @@ def patch_loss(
         num_masked_images: number of images with masked patches; with several ranks, the mean over the ranks.
     """
     error = cross_entropy(student, target, temperature) * mask
-    by_image = error.sum(1) / mask.sum(1).clamp(min=1)
-    return by_image.sum() / num_masked_images.clamp(min=1e-6)  # without masked images the sum is 0
+    image_loss = error.sum(1) / mask.sum(1).clamp(min=1)
+    return image_loss.sum() / num_masked_images.clamp(min=1e-6)  # without masked images the sum is 0
 
 
 def entropy(probabilities: Float[Tensor, "... m"]) -> Float[Tensor, ""]:
@@ -151,10 +151,10 @@ class SelfDistillation(nn.Module):
 
     Args:
         student: the network to train.
-        teacher: the moving average; this class copies the student's weights into it.
+        teacher: the moving average of the student; this class copies the student's weights into it.
         centering: `mean` subtracts a moving mean from the teacher's logits, `sinkhorn` balances each batch.
         center_momentum: momentum of the moving mean.
-        world: this rank.
+        world: rank and number of ranks.
     """
 
     class_center: Tensor
@@ -189,8 +189,8 @@ class SelfDistillation(nn.Module):
         """Compute the losses of a step.
 
         Args:
-            global_crops: g = 2 crops of b images; all first crops, then all second crops.
-            local_crops: small crops in the same order; None if the recipe has none.
+            global_crops: two crops of each image: the first crops of all images, then the second crops.
+            local_crops: small crops, ordered like the global crops; None if the recipe has none.
             mask: True for masked patches of the global crops.
             student_temp: temperature of the student.
             teacher_temp: temperature of the teacher.
@@ -207,11 +207,11 @@ class SelfDistillation(nn.Module):
         if local_crops is not None:
             student_class = torch.cat([student_class, self.student(local_crops)[0]])
         b = len(global_crops) // 2
-        by_class = class_loss(student_class.unflatten(0, (-1, b)), class_target.unflatten(0, (2, b)), student_temp)
+        class_term = class_loss(student_class.unflatten(0, (-1, b)), class_target.unflatten(0, (2, b)), student_temp)
         num_masked_images = distributed.mean(mask.any(1).sum().float(), self.world)
-        by_patch = patch_loss(student_patch, patch_target, mask, student_temp, num_masked_images)
+        patch_term = patch_loss(student_patch, patch_target, mask, student_temp, num_masked_images)
         return {
-            "class_loss": by_class, "patch_loss": by_patch, "loss": by_class + by_patch,
+            "class_loss": class_term, "patch_loss": patch_term, "loss": class_term + patch_term,
             "class_logits": class_logits, "patch_logits": patch_logits,
             "class_entropy": entropy(class_target), "patch_entropy": entropy(patch_target),
         }  # fmt: skip
@@ -223,7 +223,7 @@ class SelfDistillation(nn.Module):
 
     @torch.no_grad()
     def update(self, class_logits: Tensor, patch_logits: Tensor, momentum: float) -> None:
-        """Move the teacher towards the student, and the centers towards the teacher's logits of this step."""
+        """Update the teacher from the student, and the centers from the teacher's logits of this step."""
         update_teacher(self.teacher, self.student, momentum)
         for center, logits in ((self.class_center, class_logits), (self.patch_center, patch_logits)):
             mean = distributed.mean(logits.float().flatten(0, -2).mean(0), self.world)

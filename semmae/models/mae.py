@@ -1,8 +1,8 @@
 """The masked autoencoder (MAE, He et al. 2022): encode the visible patches, predict the pixels of the masked ones.
 
 The encoder is a ViT that receives the visible patches alone. The decoder is a few narrow blocks over the encoder's
-tokens and one mask token per decoded patch. The loss is the squared error of the decoded patches. The original also
-decodes the visible patches, which its loss ignores; this module does not compute them.
+tokens and one mask token per decoded patch. The loss is the squared error of the decoded patches. The original
+implementation also decodes the visible patches, which its loss ignores. This module skips them.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ EPSILON = 1e-6  # added to the variance of a patch, so that a patch of one color
 
 
 class MAE(nn.Module):
-    """An encoder and the decoder that trains it.
+    """An encoder and its decoder.
 
     Args:
         encoder: the ViT to train; its images and patches are square.
@@ -103,7 +103,7 @@ class MAE(nn.Module):
         return pred.new_zeros(b, num_patches, v).scatter(1, decode_indices[:, :, None].expand(-1, -1, v), pred)
 
     def _positions(self, num_patches: int) -> Float[Tensor, "1 {num_patches+1} d"]:
-        """Return the decoder's positions on a square grid, resampled as timm resamples the encoder's."""
+        """Return the decoder's positions on a square grid, resampled by timm's function for the encoder."""
         side = int(num_patches**0.5)
         return resample_abs_pos_embed(self.positions, [side, side], num_prefix_tokens=1)
 
@@ -156,7 +156,7 @@ def reconstruct(
 ) -> Float[Tensor, "b 3 H W"]:
     """Replace the patches under `mask` by their predictions, in the units of `images`.
 
-    With `norm_pix_loss`, a prediction lacks the mean and the contrast of its patch. They are taken from the image.
+    With `norm_pix_loss`, predictions are normalized. The mean and the deviation of each patch are taken from `images`.
     """
     original = patchify(images, patch_size)
     if norm_pix_loss:

@@ -1,7 +1,8 @@
 """Mask strategies: which patches of an image are hidden from the encoder.
 
-Each strategy is a *core*, a pure function of uniform noise. A core computes one priority per patch and masks the
-patches with the highest priority. `num_masked` fixes their number, so all sequences of a batch have the same length.
+Each strategy has a *core*, a pure function of uniform noise. A core computes one priority per patch and masks the
+patches with the highest priority. It masks `num_masked` patches of every image, so all sequences of a batch have the
+same length.
 
 To add a strategy:
 
@@ -11,10 +12,10 @@ To add a strategy:
 `params.yaml` then accepts the entry's name as `pretrain.masking.strategy`, and the training loop passes the inputs.
 `tests/models/test_masking.py` checks every entry of `STRATEGIES` against these rules for a core:
 
-- It draws nothing itself. `noise` holds uniform float32 numbers in [0, 1), and the mask of image i depends on row i
-  alone. Two ranks that share a batch therefore draw the same masks as one process.
+- It draws no random numbers. `noise` holds uniform float32 numbers in [0, 1), and the mask of image i depends on row i
+  alone. Two ranks that share a batch therefore compute the same masks as one process.
 - Its shapes are static, it loops over neither images nor parts, and it reads no value from the device. `torch.compile`
-  therefore makes one graph of it.
+  therefore compiles it to one graph.
 - Its sorts are stable, and its sums are exact or in float64. CPU and GPU therefore give the same mask, also under
   autocast.
 """
@@ -47,7 +48,7 @@ def num_masked(n: int, mask_ratio: Number) -> int:
 
 
 def top_k(priority: Num[Tensor, "b n"], count: int) -> Mask:
-    """Mask the `count` patches with the highest priority in every image; of equal priorities, the first."""
+    """Mask the `count` patches with the highest priority in every image; of equal priorities, the lower index wins."""
     order = priority.argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(priority, dtype=torch.bool).scatter(1, order[:, :count], True)
 
@@ -61,7 +62,7 @@ def block_core(noise: Float32[Tensor, "b m 3"], mask_ratio: Number, *, grid: tup
     """Paint random rectangles one after another until `num_masked` patches are covered (BEiT, Bao et al. 2022).
 
     The earlier a block covers a patch, the higher is the patch's priority. Patches that no block covers come last. The
-    last block usually exceeds the number of masked patches and is cut along a straight line of random direction.
+    last block usually has more patches than are left to mask, so it is cut along a line of random direction.
 
     `noise` holds the shape, top and left of each block; its last row is the direction of the cut.
     """
@@ -77,10 +78,10 @@ def block_core(noise: Float32[Tensor, "b m 3"], mask_ratio: Number, *, grid: tup
     columns = (x >= left[..., None]) & (x < (left + width)[..., None])  # (b, m, w)
     covers = (rows[..., :, None] & columns[..., None, :]).flatten(2)  # (b, m, n)
     index = torch.arange(NUM_BLOCKS, dtype=torch.uint8, device=noise.device)[:, None]
-    first = torch.where(covers, index, NUM_BLOCKS).amin(1)  # (b, n), the first block that covers the patch
+    first_block = torch.where(covers, index, NUM_BLOCKS).amin(1)  # (b, n), the first block that covers the patch
     down, right = (noise[:, -1, :2] - 0.5)[..., None, None].unbind(1)  # (b, 1, 1) each
     ramp = (down * (y[:, None] / h) + right * (x / w)).flatten(1)  # in (-1, 1)
-    return top_k(-(first + (ramp + 1) / 2), count)
+    return top_k(-(first_block + (ramp + 1) / 2), count)
 
 
 def block_shapes(grid: tuple[int, int], max_area: int) -> list[tuple[int, int]]:
@@ -91,10 +92,10 @@ def block_shapes(grid: tuple[int, int], max_area: int) -> list[tuple[int, int]]:
     """
     h, w = grid
     low, high = BLOCK_ASPECT
-    most = max(1, min(max_area, int(BLOCK_AREA[1] * h * w)))
-    shapes = [(i, j) for i in range(1, h + 1) for j in range(1, w + 1) if low <= i / j <= high and i * j <= most]
-    least = min(BLOCK_AREA[0] * h * w, max(i * j for i, j in shapes))  # a narrow grid has no large blocks
-    return [(i, j) for i, j in shapes if i * j >= least]
+    largest = max(1, min(max_area, int(BLOCK_AREA[1] * h * w)))
+    shapes = [(i, j) for i in range(1, h + 1) for j in range(1, w + 1) if low <= i / j <= high and i * j <= largest]
+    smallest = min(BLOCK_AREA[0] * h * w, max(i * j for i, j in shapes))  # a narrow grid has no large blocks
+    return [(i, j) for i, j in shapes if i * j >= smallest]
 
 
 def green_noise_core(noise: Float32[Tensor, "b h w"], mask_ratio: Number) -> Mask:
@@ -109,7 +110,7 @@ def green_noise_core(noise: Float32[Tensor, "b h w"], mask_ratio: Number) -> Mas
 
 
 def green_response(grid: tuple[int, int], *, device: torch.device | str = "cpu") -> Float[Tensor, "h w2"]:
-    """Return the gain of the band-pass at each frequency of `rfft2`: the transform of a Gaussian is a Gaussian."""
+    """Return the gain of the band-pass filter, a difference of two Gaussians, at each frequency of `rfft2`."""
     h, w = grid
     vertical = torch.fft.fftfreq(h, dtype=torch.float64, device=device)[:, None]
     horizontal = torch.fft.rfftfreq(w, dtype=torch.float64, device=device)
@@ -121,8 +122,8 @@ def green_response(grid: tuple[int, int], *, device: torch.device | str = "cpu")
 def attention_core(noise: Float32[Tensor, "b n"], mask_ratio: Number, *, attention: Num[Tensor, "b n"]) -> Mask:
     """Draw patches without replacement, with probabilities proportional to their attention.
 
-    The priority is the log attention plus Gumbel noise: its top k are k such draws (Kool et al. 2019). Patches with
-    attention 0 come after all others, in random order. `attention` is finite and >= 0, on any scale.
+    The priority is the log attention plus Gumbel noise. The k patches with the highest priority are k such draws (Kool
+    et al. 2019). Patches with attention 0 come last, in random order. `attention` is finite and >= 0, on any scale.
     """
     gumbel = -torch.log(-torch.log(_open_interval(noise)))  # in (-3, 18)
     logit = torch.log(attention.double().clamp(min=1e-300))  # every positive float32 is far above 1e-300
@@ -133,32 +134,32 @@ def semantic_core(
     noise: Float32[Tensor, "b m"], mask_ratio: Number, *,
     part_map: Integer[Tensor, "b n"], curriculum_weight: Float[Tensor, ""],
 ) -> Mask:  # fmt: skip
-    """Mask a share of every part, or whole parts, or something in between (SemMAE, Li et al. 2022).
+    """Mask the same share of every part, whole parts, or a mixture of the two (SemMAE, Li et al. 2022).
 
-    Label k has n_k patches and gets a quota q_k of masked patches, rounded half to even:
+    Label k has n_k patches and gets a quota q_k of masked patches. `round` rounds half to even:
 
         a_k = round(mask_ratio * n_k)                                the same share of every part
         b_k = min(n_k, max(0, mask_ratio * n - patches before k))    whole parts, in random order of the labels
         q_k = round((1 - curriculum_weight) * a_k + curriculum_weight * b_k)
 
-    A random subset of q_k patches of each label has priority over all other patches. The quotas need not add up to
-    `num_masked`: the rest is added or left out uniformly at random.
+    A random subset of q_k patches of each label has priority over all other patches. The sum of the quotas may differ
+    from `num_masked`. Missing patches are added, and surplus patches removed, uniformly at random.
 
     Args:
-        noise: NUM_LABELS numbers for the order of the labels, n for the order of the patches within a label, n for
-            the rest. m = NUM_LABELS + 2 n.
+        noise: m = NUM_LABELS + 2 n numbers: NUM_LABELS to order the labels, n to order the patches within a label, n
+            to add or remove patches.
         mask_ratio: share of masked patches, in (0, 1).
         part_map: one label from 0 to 255 per patch; background is a label like any other.
         curriculum_weight: 0 masks the same share of every part, 1 masks whole parts.
     """
     n = part_map.shape[1]
-    label_noise, patch_noise, rest_noise = noise.split([NUM_LABELS, n, n], dim=1)
+    label_noise, patch_noise, correction_noise = noise.split([NUM_LABELS, n, n], dim=1)
     label = part_map.long()
     zeros = torch.zeros_like(label_noise, dtype=torch.float64)
-    size = zeros.scatter_add(1, label, torch.ones_like(rest_noise, dtype=torch.float64))  # (b, NUM_LABELS), n_k
+    size = zeros.scatter_add(1, label, torch.ones_like(correction_noise, dtype=torch.float64))  # (b, NUM_LABELS), n_k
 
-    # One sort orders the labels at random, and the patches within each label at random. The integer key holds 24 bits
-    # of noise per label, 8 bits for the label itself in case two labels have equal noise, 24 bits of noise per patch.
+    # One sort orders the labels at random, and the patches within each label at random. Its integer key holds 24 bits
+    # of label noise, 8 bits of label and 24 bits of patch noise. The label keeps labels with equal noise apart.
     key = ((label_noise.gather(1, label) * 2**24).long() * NUM_LABELS + label) * 2**24 + (patch_noise * 2**24).long()
     order = key.argsort(dim=1, stable=True)
     label = label.gather(1, order)
@@ -167,16 +168,16 @@ def semantic_core(
     is_same_label = label == label.roll(1, dims=1)
     start = torch.where(is_same_label, 0, position).cummax(dim=1).values  # position of the label's first patch
 
-    intra = torch.round(mask_ratio * size)
-    inter = torch.minimum((mask_ratio * n - start).clamp(min=0), size)
+    share_quota = torch.round(mask_ratio * size)  # a_k
+    whole_quota = torch.minimum((mask_ratio * n - start).clamp(min=0), size)  # b_k
     curriculum_weight = curriculum_weight.double()
-    quota = torch.round((1 - curriculum_weight) * intra + curriculum_weight * inter)
-    within_quota = torch.zeros_like(rest_noise).scatter(1, order, (position - start < quota).float())
-    return top_k(within_quota + rest_noise, num_masked(n, mask_ratio))
+    quota = torch.round((1 - curriculum_weight) * share_quota + curriculum_weight * whole_quota)
+    within_quota = torch.zeros_like(correction_noise).scatter(1, order, (position - start < quota).float())
+    return top_k(within_quota + correction_noise, num_masked(n, mask_ratio))
 
 
 class Strategy(NamedTuple):
-    """One way to choose the masked patches, with a uniform interface.
+    """A mask strategy: its core, the shape of the core's noise, and the names of the core's inputs.
 
     `noise = strategy.draw(...)` draws the noise of the *global* batch, the same on every rank. Each rank then calls
     `strategy(rows_of_noise, mask_ratio, **inputs)` with its own rows of the noise and of the inputs.
@@ -184,8 +185,8 @@ class Strategy(NamedTuple):
     Attributes:
         noise_shape: maps the grid's (height, width) to the shape of the noise of one image.
         core: computes the masks, `core(noise, mask_ratio, **inputs)`.
-        inputs: names of the core's inputs: `grid` (rows, columns), `curriculum_weight` (a scalar tensor in [0, 1]),
-            and channels of the part maps such as `part_map` and `attention`, each (b, n) on the grid of the image.
+        inputs: names of the core's inputs. `grid` is (rows, columns), and `curriculum_weight` is a scalar tensor in
+            [0, 1]. All other inputs are channels of the part maps, such as `part_map`, of shape (b, n).
     """
 
     noise_shape: Callable[[int, int], tuple[int, ...]]
@@ -233,7 +234,7 @@ def green_noise(b: int, grid: tuple[int, int], mask_ratio: Number, *, generator:
 def attention(attention: Tensor, mask_ratio: Number, *, generator: torch.Generator) -> Mask:
     """Check the attention, draw noise, and mask by `attention_core`.
 
-    Training needs no check: `part_maps.join` returns uint8 attention.
+    Training skips these checks, because `part_maps.join` returns uint8 attention.
     """
     if attention.ndim != 2:
         raise ValueError(f"attention has shape {tuple(attention.shape)}; expected (batch, patches)")
@@ -249,7 +250,7 @@ def semantic(
 ) -> Mask:
     """Check the part map and the curriculum weight, draw noise, and mask by `semantic_core`.
 
-    Training needs no check: `part_maps.join` returns uint8 labels, and `curriculum_weight` stays in [0, 1].
+    Training skips these checks: `part_maps.join` returns uint8 labels, and the curriculum weight stays in [0, 1].
     """
     if part_map.ndim != 2 or part_map.is_floating_point() or part_map.dtype == torch.bool:
         given = f"{part_map.dtype} of shape {tuple(part_map.shape)}"
@@ -284,9 +285,10 @@ def subsample_mask(mask: Mask, noise: Float32[Tensor, "b n"], count: int) -> Mas
 def split_indices(
     mask: Mask, num_masked: int
 ) -> tuple[Integer[Tensor, "b k"], Integer[Tensor, "b m"], Integer[Tensor, "b n"]]:
-    """Return the indices of the visible patches, of the masked patches, and those that undo the split.
+    """Return the indices of the visible patches, the indices of the masked patches, and the inverse permutation.
 
-    The first two are ascending. Gathering `cat([visible, masked], dim=1)` with the third restores the patch order.
+    Visible and masked indices are ascending. Gathering `cat([visible, masked], dim=1)` with the inverse permutation
+    restores the patch order.
     """
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)
     keep, masked = order.split([mask.shape[1] - num_masked, num_masked], dim=1)
@@ -294,5 +296,5 @@ def split_indices(
 
 
 def _open_interval(noise: Noise) -> Float[Tensor, "b ..."]:
-    """Move noise from [0, 1) into (0, 1), where its logarithm is finite: to the middle of its steps of 2 ** -24."""
+    """Add half a step of 2 ** -24 to noise in [0, 1), so that its logarithm is finite."""
     return noise.double() + 2**-25

@@ -1,4 +1,4 @@
-"""Cut images into patches and put patches together."""
+"""Cut images into patches, and join patches into images."""
 
 from einops import rearrange
 from jaxtyping import Float
@@ -11,6 +11,6 @@ def patchify(images: Float[Tensor, "b 3 H W"], patch_size: int) -> Float[Tensor,
 
 
 def unpatchify(patches: Float[Tensor, "b n v"], patch_size: int) -> Float[Tensor, "b 3 H W"]:
-    """Put patches together to square images: the inverse of `patchify`."""
+    """Join patches into square images; the inverse of `patchify`."""
     side = int(patches.shape[1] ** 0.5)
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)

@@ -1,6 +1,6 @@
 """Read checkpoints that other projects have published: DINO, iBOT, DINOv2, DINOv3, MAE and timm.
 
-Reading a file runs no code from it. The weights must fit the network exactly; otherwise the error names the first
+No code in a file is executed. The weights must fit the network exactly; otherwise the error names the first
 tensor that does not.
 """
 
@@ -25,9 +25,9 @@ from semmae.core.digests import file_digest
 from semmae.models import vit
 
 # A .pth file is a pickle, a list of calls. With `weights_only`, torch refuses all calls but those that build tensors
-# and plain values. Training scripts also store their arguments, paths and NumPy scalars; the classes below are added
-# for these. They hold the values that they receive; none of them imports, opens or calls anything. Each string is the
-# name of the same class in another version of Python or NumPy.
+# and plain values. Training scripts also store their arguments, paths and NumPy scalars, so the classes below are
+# allowed as well. They only store values; none of them imports modules, opens files or calls functions. Each string is
+# the name of the same class in another version of Python or NumPy.
 _SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS_CLASSES: list[Any] = [
     argparse.Namespace,
@@ -35,25 +35,26 @@ HARMLESS_CLASSES: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"),
     (pathlib.PurePosixPath, "pathlib.PosixPath"), (pathlib.PurePosixPath, "pathlib._local.PosixPath"),
 ]  # fmt: skip
-WRAPPERS = ("teacher", "state_dict", "model", "student")  # first match wins: the moving average is the better network
-EXTRA_PREFIXES = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed")  # what training adds to a ViT
-# The names in a backbone of DINO or iBOT. Norms before the blocks (CLIP), layer scale (DINOv2) and classifiers differ.
+WRAPPERS = ("teacher", "state_dict", "model", "student")  # the first key found; the teacher, a moving average, is best
+EXTRA_PREFIXES = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed")  # weights outside the ViT
+# Parameter names of a DINO or iBOT backbone. CLIP's norm before the blocks, DINOv2's layer scale and classifiers have
+# other names.
 DINO_NAMES = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
 )
 DINO_HEAD_PREFIXES = ("head.mlp.", "head.last_layer", "masked_embed")  # the optional head in a file of DINO or iBOT
-HEADS_BY_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # ViT-Ti, S, B, L, H; weights do not hold this number
+HEADS_BY_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # ViT-Ti, S, B, L, H; not stored in the weights
 
 
 def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Read the weights of the backbone in `path`, under the names that timm, DINO and MAE use for a ViT.
 
-    Wrappers are removed: the dictionaries of training scripts, the prefixes of DDP and torch.compile, and the
-    projection head beside a backbone of DINO.
+    This function unpacks the dictionaries of training scripts, strips the prefixes of DDP and torch.compile, and drops
+    DINO's projection head.
 
     Raises:
-        ValueError: there is no such file, its digest is not `sha256`, it is no checkpoint, or it holds more than
-            weights and plain values.
+        ValueError: the file does not exist, its digest is not `sha256`, it is no checkpoint, or it holds objects other
+            than weights and plain values.
     """
     verify_file(path, sha256)
     content = _load_dict(path)
@@ -75,7 +76,7 @@ def verify_file(path: Path, sha256: str | None) -> None:
     """Check that a file exists and has the expected digest, if one is given.
 
     Raises:
-        ValueError: there is no such file, or its digest differs.
+        ValueError: the file does not exist, or its digest differs.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give the path of a checkpoint")
@@ -104,23 +105,23 @@ def _load_dict(path: Path) -> dict[str, Any]:
 
 
 def _refused_names(path: Path, error: pickle.UnpicklingError) -> str:
-    """List the names that a file calls and that torch refuses."""
+    """List the Python names in a file that torch refuses to call."""
     try:
         with torch.serialization.safe_globals(HARMLESS_CLASSES):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (pickle.UnpicklingError, RuntimeError, ValueError):  # the format before torch 1.6, or no checkpoint
+    except (pickle.UnpicklingError, RuntimeError, ValueError):  # the format before torch 1.6, or not a checkpoint
         names = re.findall(r"GLOBAL (\S+)", str(error))
     return ", ".join(sorted(names)) or "no weights that torch knows"
 
 
 def load_strictly(network: torch.nn.Module, state: dict[str, Tensor], *, path: Path, name: str) -> None:
-    """Load `state` into `network`, without the heads and decoders that the network does not have.
+    """Load `state` into `network`; ignore heads and decoders that the network does not have.
 
     Args:
         network: receives the weights.
         state: the weights; every tensor of the network must be in it, with the same shape.
-        path: the file of the weights, for errors.
-        name: the architecture of the network, for errors.
+        path: the file of the weights, for error messages.
+        name: the architecture of the network, for error messages.
 
     Raises:
         ValueError: a tensor is missing, not expected, or has another shape.
@@ -147,14 +148,14 @@ def _first_and_count(keys: list[str]) -> str:
 def load_mae_encoder(
     path: Path, *, img_size: int | None = None, num_heads: int | None = None
 ) -> tuple[VisionTransformer, dict[str, Any]]:
-    """Load the encoder in a file in MAE's format, frozen, with its config.
+    """Load a frozen encoder and its config from a file in MAE's format.
 
-    The shape of the network is derived from the weights. In a finetuned file, the norm after the pooling becomes the
-    final norm of the encoder.
+    The shape of the network is derived from the weights. If the file was finetuned, its norm after the pooling becomes
+    the final norm of the encoder.
 
     Args:
         path: pretrained or finetuned weights.
-        img_size: resamples the positions to images of this side; None keeps the positions.
+        img_size: side of the encoder's images, to which the positions are resampled; None keeps the positions.
         num_heads: attention heads; None takes them from HEADS_BY_WIDTH.
 
     Returns:
@@ -178,9 +179,9 @@ def load_mae_encoder(
 
 
 def is_mae(state: dict[str, Tensor]) -> bool:
-    """Return whether MAE trained these weights: they hold its decoder, or its positions.
+    """Return whether MAE trained these weights: whether they hold a decoder or fixed sine-cosine positions.
 
-    The published encoders of MAE come without the decoder.
+    The encoders that MAE's authors published have no decoder.
     """
     return any(key.startswith("decoder_") for key in state) or (
         "pos_embed" in state and state["pos_embed"].ndim == 3 and is_sincos(state["pos_embed"].float())
@@ -220,7 +221,7 @@ def _infer_config(path: Path, state: dict[str, Tensor], num_heads: int | None) -
         raise ValueError(f"{path} has {positions[1]} positions; expected a class token and a square of patches")
     if num_heads is None and width not in HEADS_BY_WIDTH:
         raise ValueError(
-            f"{path} has width {width}; the number of heads is known for {', '.join(map(str, HEADS_BY_WIDTH))}. "
+            f"{path} has width {width}; the number of heads is known for widths {', '.join(map(str, HEADS_BY_WIDTH))}. "
             "Give --num-heads"
         )
     return {

@@ -24,15 +24,15 @@ class Tokens(NamedTuple):
 
     patch: Float[Tensor, "b n d"]
     cls: Float[Tensor, "b d"]
-    attention: Float[Tensor, "b n"]  # of the last block's class token, mean over heads, sums to 1
+    attention: Float[Tensor, "b n"]  # from the class token in the last block; mean over heads, sums to 1
 
 
 class Teacher(nn.Module):
-    """A frozen ViT with its config. It accepts images of any size that its patches divide.
+    """A frozen ViT with its config. It accepts images of any size that is a multiple of its patch size.
 
     Args:
         network: the ViT; this class freezes it.
-        config: holds `mean` and `std` of its pixels, and `class_token`: whether training reached its class token.
+        config: holds `mean` and `std` of the pixels, and `class_token`, which is True if the class token was trained.
         digest: identifies the teacher in the metadata of part maps.
     """
 
@@ -89,10 +89,10 @@ def load_teacher(folder: Path) -> Teacher:
 def from_encoder(
     file: Path, sha256: str, *, img_size: int
 ) -> tuple[vision_transformer.VisionTransformer, dict[str, Any]]:
-    """Make a teacher of an encoder or a teacher that this project has trained.
+    """Make a teacher from an encoder or a teacher that this project has trained.
 
-    The JSON of a teacher says whether its class token was trained. The JSON of an encoder does not, because the loss
-    of MAE does not reach the class token.
+    The JSON of a teacher stores whether its class token was trained. The JSON of an encoder has no such key, because
+    MAE does not train the class token.
 
     Args:
         file: the weights; the JSON with the same stem lies in the same folder.
@@ -100,23 +100,23 @@ def from_encoder(
         img_size: side of the teacher's images; the positions are resampled to it.
 
     Raises:
-        ValueError: there is no such file, its digest differs, or its patch size does not divide `img_size`.
+        ValueError: the file does not exist, its digest differs, or its patch size does not divide `img_size`.
     """
     pretrained_weights.verify_file(file, sha256)
     network, config = vit.load(file.parent, name=file.stem)
     _check_img_size(img_size, config["patch_size"], f"the encoder in {file}")
-    kept = {key: config[key] for key in (*vit.CONFIG_KEYS, "mean", "std")}
-    kept["class_token"] = config.get("class_token", False)
-    return network, vit.resize(network, kept, img_size)
+    teacher_config = {key: config[key] for key in (*vit.CONFIG_KEYS, "mean", "std")}
+    teacher_config["class_token"] = config.get("class_token", False)
+    return network, vit.resize(network, teacher_config, img_size)
 
 
 def from_timm(
     name: str, *, img_size: int, checkpoint: Path | None, sha256: str | None = None
 ) -> tuple[vit.Network, dict[str, Any]]:
-    """Make a teacher of a timm model.
+    """Make a teacher from a timm model.
 
-    Pixels are normalized as timm's config of `name` says. Exception: a name without a tag and a checkpoint in the
-    layout of DINO and iBOT, whose authors use ImageNet's mean and deviation.
+    The teacher normalizes pixels by the mean and deviation in timm's config of `name`. If the name has no tag and the
+    checkpoint has the layout of DINO and iBOT, it uses ImageNet's, as their authors do.
 
     Args:
         name: a name that timm knows, such as vit_small_patch16_224.dino.
@@ -125,8 +125,8 @@ def from_timm(
         sha256: the expected digest of `checkpoint`.
 
     Raises:
-        ValueError: the name is not a ViT, the model has no class token, the weights do not fit it, they come from MAE
-            but the name does not, or the patch size does not divide `img_size`.
+        ValueError: the name is not a ViT with a class token, the weights do not fit it, or the patch size does not
+            divide `img_size`. Weights of MAE also need a name with the tag `mae`.
     """
     network = _create_with_class_token(name, img_size, pretrained=checkpoint is None)
     published = cast(dict[str, Any], network.pretrained_cfg)
@@ -158,7 +158,7 @@ def create_network(name: str, img_size: int, *, pretrained: bool = False) -> vit
 
 
 def _create_with_class_token(name: str, img_size: int, *, pretrained: bool) -> vit.Network:
-    """Create a timm ViT; raise ValueError if the name is unknown, the download fails or it has no class token."""
+    """Create a timm ViT; raise ValueError if timm cannot create it, or if it has no class token."""
     architectures = list_architectures()
     if name.split(".")[0] not in architectures:
         suggestions = get_close_matches(name, architectures, n=5, cutoff=0.3) or architectures[:5]
@@ -185,7 +185,7 @@ def _check_img_size(img_size: int, patch_size: int, owner: str) -> None:
 
 
 def _remedy_for_mae(architecture: str) -> str:
-    """Return how to use weights of MAE that fit `architecture`."""
+    """Return the instruction for a user with MAE weights of `architecture`, to end an error message."""
     if timm.models.is_model_pretrained(f"{architecture}.mae"):
         return f"set teacher.model to {architecture}.mae"
     return "import them (semmae import), and set teacher.source to semmae"

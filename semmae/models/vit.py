@@ -1,7 +1,7 @@
 """The Vision Transformer of this project: timm's `VisionTransformer`, with the fixed sine-cosine positions of MAE.
 
-Because the network is timm's, its weights move between timm and this project without a translation. Functions that
-accept a `Network` also accept timm's `Eva`, the architecture of DINOv3.
+The network is timm's, so timm loads its weights without conversion, and vice versa. Functions that accept a `Network`
+also accept timm's `Eva`, the architecture of DINOv3.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from semmae.core.model_files import load_model, save_model
 
-CONFIG_KEYS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")  # what `build` needs
+CONFIG_KEYS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")  # required by `build`
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's mean and deviation of pixels in [0, 1], as in timm and MAE
 STD = (0.229, 0.224, 0.225)
 FUSED_ATTENTION_MIN_PATCHES = 400  # on a CPU; with 256 patches explicit products are faster (benchmarks/attention.py)
@@ -55,7 +55,7 @@ def build(config: dict[str, Any], *, drop_path: float = 0.0) -> VisionTransforme
 def sincos_positions(side: int, width: int) -> Float[Tensor, "1 n d"]:
     """Return fixed positions: zeros for the class token, then 2-D sine-cosine for side * side patches.
 
-    The encoding is that of Vaswani et al. 2017, extended to two dimensions as in MAE (appendix A).
+    The encoding follows Vaswani et al. 2017, extended to two dimensions as in MAE (appendix A).
     """
     patches = build_sincos2d_pos_embed([side, side], dim=width)
     return torch.cat([torch.zeros(1, width), patches])[None]
@@ -70,7 +70,7 @@ def normalize(
 
 
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
-    """Create a tensor of one value per channel on the device. Filling it there avoids a copy that blocks."""
+    """Create a tensor of one value per channel on the device, without a blocking copy from the CPU."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
@@ -150,18 +150,18 @@ def _rotate(z: Tensor, rope: Tensor, attn: Any) -> Tensor:
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=attn.rotate_half)], dim=2).type_as(z)
 
 
-def use_fastest_attention(model: nn.Module, device: torch.device, *, frozen_at: Sequence[int] = (0,)) -> None:
+def use_fastest_attention(model: nn.Module, device: torch.device, *, frozen_grid: Sequence[int] = (0,)) -> None:
     """Choose between fused attention and explicit matrix products, in every layer of `model`.
 
     A GPU always uses fused attention. On a CPU the backward pass of explicit products is twice as fast. A frozen model
-    needs no backward pass: from FUSED_ATTENTION_MIN_PATCHES on, fused attention is faster and halves the memory.
+    has no backward pass; with FUSED_ATTENTION_MIN_PATCHES or more, fused attention is faster and halves the memory.
 
     Args:
         model: any module with timm's attention layers.
         device: the device that the model runs on.
-        frozen_at: the grid of patches that a frozen model encodes; the default is for a model that learns.
+        frozen_grid: for a frozen model, the grid of patches of its images; the default is for a model in training.
     """
-    fused = device.type == "cuda" or math.prod(frozen_at) >= FUSED_ATTENTION_MIN_PATCHES
+    fused = device.type == "cuda" or math.prod(frozen_grid) >= FUSED_ATTENTION_MIN_PATCHES
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             cast(Any, module).fused_attn = fused

@@ -26,7 +26,7 @@ def label_probabilities(
     reader: Reader, indices: Integer[np.ndarray, " b"], teacher: Teacher, method: PartMethod
 ) -> Float[np.ndarray, "b p n"]:
     """Compute the probability of each label (p, the background last) at each patch (n) of whole images."""
-    vit.use_fastest_attention(teacher, torch.device("cpu"), frozen_at=method.config["grid"])
+    vit.use_fastest_attention(teacher, torch.device("cpu"), frozen_grid=method.config["grid"])
     view = FullImage(method.config["img_size"], seed=0, flip=0.0)
     loader = batches(reader, indices, view, batch_size=32, workers=0)
     return torch.cat([method.assign(teacher.encode(batch["image"])) for batch in loader]).numpy()

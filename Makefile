@@ -1,6 +1,9 @@
-# make demo: from a fresh clone to the report. make test, test-heavy (the long ones: pages, flows, experiments), lint,
-# docs. All of them build .venv themselves.
-# Python >= 3.11 and make are all a machine needs; `make PYTHON=python3.12 demo` chooses another Python.
+# make demo        run the pipeline, print its scores and the path of the report
+# make test        run all tests except the long ones
+# make test-heavy  run the long tests: documentation, flows, experiments
+# make lint        check the code and the documentation
+# make docs        build the documentation
+# Every target first installs the project into .venv, with Python >= 3.11. To choose a Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
 SCORES := Experiment|pretrain\.(masking\.strategy|seed)$$|(knn|linear)\.[^.]+\.top1$$|part_scores\.[^.]+\.patch\.fg_iou$$

@@ -92,8 +92,8 @@ def _is_alive(pid: int) -> bool:
 def disk_full_error(path: Path) -> OSError:
     """Return the error for a write to `path` that ran out of disk space."""
     return OSError(
-        f"the disk of {path.parent.absolute()} is full: {path.name} was not written, and any previous version is intact; "
-        "free some space (semmae doctor shows where) and run the same command again"
+        f"the disk of {path.parent.absolute()} is full: {path.name} was not written, and any previous version is "
+        "intact; free some space (semmae doctor shows where) and run the same command again"
     )
 
 

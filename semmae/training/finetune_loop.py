@@ -209,10 +209,11 @@ def batch_size(recipe: FinetuneRecipe, num_samples: int, world: distributed.Worl
     """
     unit = world.size * (2 if mixes_pairs(recipe) else 1)
     if recipe.batch_size % unit:
-        pairs = ", and pairs for mixup. Change it, or set mixup and cutmix to 0" if mixes_pairs(recipe) else ""
+        pairs = ", and pairs for mixup" if mixes_pairs(recipe) else ""
+        remedy = "Change it, or set mixup and cutmix to 0" if mixes_pairs(recipe) else "Change it"
         raise ValueError(
             f"finetune: recipe.batch_size is {recipe.batch_size}; expected a multiple of {unit}, "
-            f"for {world.size} process(es){pairs}"
+            f"for {world.size} process(es){pairs}. {remedy}"
         )
     if num_samples < unit:
         raise ValueError(

@@ -1,8 +1,8 @@
 """The training loop of iBOT (Zhou et al. 2022), which makes a teacher from your own shards.
 
 A student learns to match its moving average, the teacher, on other crops of the same image and on masked patches. Each
-step draws one mask ratio. A share `masked_share` of the global crops is masked block by block at this ratio, and the
-others stay whole (the "prediction ratio" of iBOT).
+step draws one mask ratio, iBOT's "prediction ratio". About `masked_share` of the global crops get a block mask of this
+ratio, and the others get an empty mask.
 """
 
 import math
@@ -32,8 +32,8 @@ from semmae.training.mae_loop import ViTConfig
 class IBOTRecipe:
     """Hyperparameters of iBOT (Zhou et al. 2022, section 4.1). The peak learning rate is base_lr * batch_size / 256.
 
-    A pair of numbers is the first and the last value of a schedule, except `mask_ratio`, which is the range to draw
-    from.
+    A pair of numbers holds the first and the last value of a schedule. Exception: `mask_ratio` is drawn from the range
+    between its two numbers.
     """
 
     epochs: PositiveInt
@@ -42,10 +42,10 @@ class IBOTRecipe:
     base_lr: NonNegativeFloat
     min_lr: NonNegativeFloat
     warmup_epochs: NonNegativeInt
-    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat]  # half a cosine
+    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat]  # half-cosine schedule
     clip_grad: PositiveFloat
     drop_path: Below1
-    momentum: tuple[UpTo1, UpTo1]  # of the teacher, half a cosine
+    momentum: tuple[UpTo1, UpTo1]  # of the moving average; half-cosine schedule
     student_temp: PositiveFloat
     teacher_temp: tuple[PositiveFloat, PositiveFloat]  # linear over teacher_temp_warmup_epochs, then constant
     teacher_temp_warmup_epochs: NonNegativeInt
@@ -54,9 +54,9 @@ class IBOTRecipe:
     prototypes: Annotated[int, Field(ge=2)]  # at least 2: losses are divided by ln(prototypes)
     hidden_dim: PositiveInt
     bottleneck_dim: PositiveInt
-    freeze_prototypes_epochs: NonNegativeInt  # first epochs without updates of the prototypes
+    freeze_prototypes_epochs: NonNegativeInt  # number of first epochs that do not update the prototypes
     mask_ratio: Range[PositiveBelow1]
-    masked_share: UpTo1  # share of the global crops that are masked
+    masked_share: UpTo1  # probability that a global crop is masked
     global_crop: Crop
     local_crop: Crop
     local_crops: NonNegativeInt
@@ -86,7 +86,7 @@ def distill(
         reader: the samples to train on.
         seed: seed of weights, data order, crops, masks and stochastic depth.
         compute: device settings.
-        world: this rank.
+        world: rank, number of ranks and device.
         run: checkpoints and history.
         online_eval: called as `online_eval(teacher, epoch, is_last)` after each epoch; its scores go to the history.
         initial: the encoder to start from; None starts from random weights.
@@ -178,8 +178,8 @@ def draw_masks(
 ) -> Bool[Tensor, "gb n"]:
     """Draw the block masks of a step for the global batch, and return this rank's rows.
 
-    Rows are ordered by crop: the first global crop of each image, then the second. Crops that stay whole have empty
-    masks.
+    The rows of the first global crops come first, then those of the second global crops. Each crop has an empty mask
+    with probability 1 - `masked_share`.
     """
     ratio = float(numpy_generator(seed, "mask ratio", step_number).uniform(*recipe.mask_ratio))
     generator = torch_generator(seed, "mask", step_number)
@@ -190,7 +190,7 @@ def draw_masks(
 
 
 def _load_crops(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the recolored, normalized global and local crops on the device, ordered by crop, then by image."""
+    """Move the crops to the device, jitter their colors and normalize them; order them by crop, then by image."""
     color = async_copy.to_device(device, batch["color"]).transpose(0, 1)  # (crops, b, 3, 4)
 
     def load(name: str, color: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The training loop of MAE, used by the stage pretrain with any mask strategy and by the stage teacher.
 
-Every random draw is named. Crops depend on (seed, epoch, key) and mask noise on (seed, step). A resumed run therefore
-repeats the steps of the run before it. Noise is drawn for the global batch, and each rank uses its own rows, so the
-number of processes does not change the masks.
+Crops depend on (seed, epoch, key) and mask noise on (seed, step), not on earlier draws. A resumed run therefore draws
+the same crops and masks as an uninterrupted one. Noise is drawn for the global batch, and each rank uses its own rows,
+so the number of processes does not change the masks.
 """
 
 import math
@@ -24,13 +24,13 @@ from semmae.data.transforms import Crop, OneCrop
 from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
 from semmae.runs.run import Run
-from semmae.runs.step_log import Step
+from semmae.runs.steps import Step
 from semmae.training.progressive_resolution import ResolutionConfig, epoch_sizes
 
 
 @dataclass(frozen=True, config=STRICT)
 class ViTConfig:
-    """Shape of a ViT, without the size of its images."""
+    """Shape of a ViT, without the image size."""
 
     patch_size: PositiveInt
     embed_dim: PositiveInt
@@ -70,7 +70,7 @@ class MAERecipe:
     clip_grad: PositiveFloat | None  # largest norm of the gradient; null: no clipping
     max_skipped_steps: NonNegativeInt  # how many steps with non-finite values a run may skip
     norm_pix_loss: bool
-    decode_fraction: PositiveUpTo1  # share of the masked patches that is decoded, drawn anew in each step
+    decode_fraction: PositiveUpTo1  # share of the masked patches that is decoded; each step draws other patches
     decoder: DecoderConfig
     crop: Crop
     resolution: ResolutionConfig | None  # smaller images in the first epochs; null: full size in all epochs
@@ -87,9 +87,9 @@ class CurriculumConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class MaskingConfig:
-    """Which patches are masked. Only strategies with the input `curriculum_weight` use `curriculum`."""
+    """Selection of the masked patches. Only strategies with the input `curriculum_weight` use `curriculum`."""
 
-    strategy: Literal[*masking.STRATEGIES]  # type: ignore[valid-type]  # mypy accepts only literal strings
+    strategy: Literal[*masking.STRATEGIES]  # type: ignore[valid-type]  # mypy rejects computed literals
     mask_ratio: PositiveBelow1
     curriculum: CurriculumConfig
 
@@ -102,7 +102,7 @@ def patch_budget(num_patches: int, mask_ratio: float, decode_fraction: float) ->
     """
     num_masked = masking.num_masked(num_patches, mask_ratio)
     if num_masked == num_patches:
-        raise ValueError(f"mask_ratio is {mask_ratio}, which leaves none of {num_patches} patches; lower it")
+        raise ValueError(f"mask_ratio is {mask_ratio}, which masks all of the {num_patches} patches; lower it")
     return num_masked, max(1, round(decode_fraction * num_masked))
 
 
@@ -112,9 +112,9 @@ class StepMasks:
     Args:
         config: strategy, mask ratio and curriculum.
         maps: the part maps of all samples; None if the strategy uses none.
-        batch_size: images of a batch over all ranks.
-        seed: seed of the run; together with the number of a step it determines the masks.
-        world: this rank.
+        batch_size: number of images of the global batch.
+        seed: seed of the run; the seed and the step number determine the noise.
+        world: rank, number of ranks and device.
 
     Raises:
         ValueError: the part maps lack a channel that the strategy uses.
@@ -129,7 +129,7 @@ class StepMasks:
         if missing := [channel for channel in self.strategy.channels if channel not in available]:
             raise ValueError(
                 f"masking.strategy is {config.strategy}, which uses {' and '.join(missing)}, but the part maps hold "
-                f"{' and '.join(available) or 'nothing'}; see part_maps in params.yaml, then run dvc repro part_maps"
+                f"{' and '.join(available) or 'nothing'}; change part_maps in params.yaml, then run dvc repro part_maps"
             )
 
     def draw(self, step: Step, grid: tuple[int, int], curriculum_weight: float) -> masking.Mask:
@@ -174,13 +174,13 @@ def pretrain(
 
     Args:
         recipe: hyperparameters.
-        masking_config: which patches are masked.
+        masking_config: strategy, mask ratio and curriculum.
         encoder: the ViT to train.
         reader: the samples to train on.
         maps: the part maps of these samples; None if the mask strategy uses none.
         seed: seed of decoder weights, data order, crops and masks.
         compute: device settings.
-        world: this rank.
+        world: rank, number of ranks and device.
         run: checkpoints and history.
         online_eval: called as `online_eval(encoder, epoch, is_last)` after each epoch; its scores go to the history.
 
@@ -188,7 +188,8 @@ def pretrain(
         The autoencoder, in evaluation mode.
 
     Raises:
-        ValueError: the part maps lack a channel that the strategy uses, or sizes do not fit.
+        ValueError: the part maps lack a channel that the strategy uses, `recipe.resolution` is invalid, or the mask
+            ratio leaves no patch visible.
     """
     (img_size, _), (patch_size, _) = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
     sizes = epoch_sizes(recipe.resolution, img_size=img_size, epochs=recipe.epochs, patch_size=patch_size)

@@ -1,7 +1,7 @@
 """Scores of an encoder during training: kNN on labels, and a linear probe of patch tokens on masks.
 
-The patch probe is a supervised linear map from patch tokens to foreground. Its IoU bounds every part method that uses
-these tokens from above.
+The patch probe is a supervised linear map from patch tokens to foreground. Part methods use the same tokens without
+supervision, so its IoU is their practical upper bound.
 """
 
 from collections.abc import Callable
@@ -26,22 +26,23 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, config=STRICT)
 class OnlineEvalConfig:
-    """The dataset to score on, how often, and on how many images of each split."""
+    """Settings of the scores during training; `num_images` is the number of images of each split."""
 
     dataset: str
-    every_epochs: NonNegativeInt  # 0: not during training
+    every_epochs: NonNegativeInt  # 0: no scores during training
     num_images: PositiveInt
 
 
 class OnlineEvaluator:
     """Scores an encoder on a fixed subset of a dataset.
 
-    A dataset without labels gives no kNN score, and one without masks gives no probe score; a message says so once.
+    A dataset without labels gives no kNN score, and a dataset without masks gives no probe score. In both cases, a
+    message is printed once.
 
     Args:
         config: dataset, interval and number of images.
         folder: the shards of the dataset.
-        pool: the image feature for kNN.
+        pool: how the tokens of an image become its feature for kNN.
         img_size: side of the encoder's images.
         device: where the encoder is.
         verbose: whether to print messages.
@@ -62,7 +63,7 @@ class OnlineEvaluator:
         self._masked = self._load_splits("patch probe", splits.open_masked_splits, folder)
 
     def after_epoch(self, encoder: vit.Network, epoch: int, is_last: bool) -> dict[str, float]:
-        """Score the encoder after the first, the last and every `every_epochs`-th epoch, else return no scores.
+        """Score the encoder after the first, the last and every `every_epochs`-th epoch; else return an empty dict.
 
         Args:
             encoder: the encoder in training.
@@ -90,19 +91,19 @@ class OnlineEvaluator:
         return scores
 
     def _load_splits(
-        self, score: str, load: Callable[[Path], tuple[Reader, Reader]], folder: Path
+        self, score_name: str, open_splits: Callable[[Path], tuple[Reader, Reader]], folder: Path
     ) -> tuple[Reader, Reader] | None:
-        """Return a subset of train and val, or None if the dataset lacks what the score needs."""
+        """Return a subset of train and val, or None if the dataset lacks labels or masks for the score."""
         try:
-            train, val = load(folder)
+            train, val = open_splits(folder)
         except ValueError as error:
-            self._print_skip(score, str(error))
+            self._print_skip(score_name, str(error))
             return None
         return _subset(train, self.config.num_images), _subset(val, self.config.num_images)
 
-    def _print_skip(self, score: str, reason: str) -> None:
+    def _print_skip(self, score_name: str, reason: str) -> None:
         if self.verbose:
-            print(f"online_eval: no {score} during training: {reason}")
+            print(f"online_eval: no {score_name} during training: {reason}")
 
     def _knn_top1(self, encoder: vit.Network, train: Reader, val: Reader) -> float:
         encode = features.build_feature_encoder(encoder, pool=self.pool, device=self.device)
@@ -117,11 +118,11 @@ class OnlineEvaluator:
         return classification_metrics.topk_accuracy(votes, torch.from_numpy(val.labels), k=1)
 
     def _probe_iou(self, encoder: vit.Network, train: Reader, val: Reader) -> float | None:
-        """Fit the probe on train and return its mean IoU on val; None if a class has no patch."""
+        """Fit the probe on train and return its mean IoU on val; None if object or background patches are missing."""
         (tokens, truth), (val_tokens, val_truth) = (self._encode_patches(encoder, reader) for reader in (train, val))
         if not ({0, 1} <= set(np.unique(truth)) and (val_truth == 1).any()):
             self._masked = None
-            self._print_skip("patch probe", f"{self.config.dataset} has no patches of objects or none of background")
+            self._print_skip("patch probe", f"{self.config.dataset} lacks object patches or background patches")
             return None
         width = tokens.shape[-1]
         probe = patch_probe.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
@@ -143,7 +144,7 @@ class OnlineEvaluator:
         for batch in batches(reader, np.arange(len(reader)), view, batch_size=BATCH_SIZE, workers=0):
             out = vit.encode_tokens(encoder, vit.normalize(batch["image"].to(self.device)))
             tokens.append(out[:, encoder.num_prefix_tokens :].float().cpu().numpy())
-            counts = batch["counts"].numpy()  # pixels by patch and class, class 0 is background
+            counts = batch["counts"].numpy()  # pixels per patch and class; class 0 is background
             foreground_counts = np.stack([counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)
             truth.append(np.stack([patch_masks.majority_labels(image) for image in foreground_counts]))
         return np.concatenate(tokens), np.concatenate(truth)

@@ -1,7 +1,7 @@
 """Training on small images first, which have fewer patches per step.
 
 Used for classifiers by Touvron et al. 2019 and for MAE in DailyMAE (Wu et al. 2024). The encoder's positions are
-resampled from the full size. Part maps need no change, because a crop reads its labels on any grid.
+resampled from the full size. The part maps stay the same, because `PartMaps.crops` samples them on any grid.
 """
 
 from pydantic import PositiveInt
@@ -14,7 +14,10 @@ MAX_SIZES = 8  # torch.compile compiles one function for at most 8 shapes (torch
 
 @dataclass(frozen=True, config=STRICT)
 class ResolutionConfig:
-    """Images of `start` pixels at first, then larger by `step` pixels; full size after the share `until` of epochs."""
+    """Schedule of image sizes: from `start` pixels in steps of `step` pixels, each for equally many epochs.
+
+    After the share `until` of the epochs, images have the full size.
+    """
 
     start: PositiveInt
     step: PositiveInt
@@ -24,7 +27,7 @@ class ResolutionConfig:
         """List all image sizes up to `img_size`, in ascending order.
 
         Raises:
-            ValueError: the steps do not end at `img_size`, or there are more than MAX_SIZES sizes.
+            ValueError: the steps do not reach `img_size`, or there are more than MAX_SIZES sizes.
         """
         if self.start >= img_size or (img_size - self.start) % self.step:
             raise ValueError(
@@ -43,11 +46,10 @@ class ResolutionConfig:
 def epoch_sizes(resolution: ResolutionConfig | None, *, img_size: int, epochs: int, patch_size: int) -> tuple[int, ...]:
     """Return the side of the images in each epoch, in pixels.
 
-    The smaller sizes share the epochs before `until` evenly. The last epoch always has the full size, because the
-    encoder is scored and stored for `img_size`.
+    The last epoch always has the full size, because the encoder is scored and stored for `img_size`.
 
     Raises:
-        ValueError: a size is not a multiple of `patch_size`, or see `ResolutionConfig.sizes`.
+        ValueError: a size is not a multiple of `patch_size`, or `ResolutionConfig.sizes` rejects the schedule.
     """
     if resolution is None:
         return (img_size,) * epochs
@@ -59,7 +61,7 @@ def epoch_sizes(resolution: ResolutionConfig | None, *, img_size: int, epochs: i
         )
     epochs_per_size = resolution.until * epochs / len(smaller)
     sizes = [
-        [*smaller, full][min(int(epoch / epochs_per_size + 1e-9), len(smaller))]  # 1e-9: float rounding
+        [*smaller, full][min(int(epoch / epochs_per_size + 1e-9), len(smaller))]  # 1e-9: for float rounding
         for epoch in range(epochs)
     ]
     return (*sizes[:-1], full)

@@ -72,7 +72,7 @@ def test_objects_smaller_than_a_patch_have_no_probe_and_one_message(tmp_path, en
     evaluator = online_evaluator(dots(tmp_path, side=3))
     assert "online_eval: no kNN during training" in capsys.readouterr().out
     assert evaluator.measure(encoder) == evaluator.measure(encoder) == {}
-    reason = "dots has no patches of objects or none of background"
+    reason = "dots lacks object patches or background patches"
     assert capsys.readouterr().out == f"online_eval: no patch probe during training: {reason}\n"
 
 

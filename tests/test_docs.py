@@ -103,7 +103,7 @@ def test_the_commands_for_several_gpus_run(clone: Project):
 def test_every_fault_has_tests_that_exist():
     page = (ROOT / "docs/faults.md").read_text()
     rows = dict(re.findall(r"^\| (\d+) \| .* \| (.*) \|$", page, re.MULTILINE))
-    assert list(map(int, rows)) == [*range(1, 20), 22, 23, 24]
+    assert list(map(int, rows)) == [*range(1, len(rows) + 1)]
     assert all("::" in tests for tests in rows.values())
     for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", page):
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"

@@ -35,7 +35,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 
 @dataclass(frozen=True, config=STRICT)
 class WritingConfig:
-    """How all datasets are written; see `shard_writer.write`."""
+    """Parameters of writing that all datasets share; see `shard_writer.write`."""
 
     seed: int
     short_side: Annotated[int, Field(ge=16)] | None
@@ -46,7 +46,7 @@ class WritingConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DatasetConfig:
-    """A dataset is the union of its sources."""
+    """The parameters of one dataset, which is the union of its sources."""
 
     sources: Annotated[dict[str, AnySource], Field(min_length=1)]
 
@@ -93,7 +93,10 @@ def summary(out: Path, meta: dict[str, Any]) -> str:
 
 
 def resolve_paths(sources: dict[str, AnySource]) -> dict[str, Source]:
-    """Resolve relative paths against data/raw; in an experiment of a DVC queue, against that of the main repository."""
+    """Resolve the relative paths of sources against data/raw.
+
+    An experiment of a DVC queue runs in a copy of the repository and uses data/raw of the main repository.
+    """
     raw = Path(os.environ.get("DVC_ROOT", "")) / "data/raw"
     return {name: source.resolve_paths(raw) for name, source in sources.items()}
 

@@ -114,7 +114,7 @@ class FullImage:
 
 @dataclass(frozen=True)
 class MultiCrop:
-    """The crops of DINO (arXiv:2104.14294): two global and `local_crops` local crops, each with its own color matrix."""
+    """The crops of DINO (arXiv:2104.14294): two global and `local_crops` local crops, each with its own colors."""
 
     seed: int
     global_crop: Crop

@@ -13,9 +13,9 @@ from semmae.sharding.shard_assignment import ShardAssignment
 from semmae.sharding.sources.source import Source
 from semmae.sharding.sources.source_item import SourceItem
 
-CHUNK = 16  # inputs that travel to a worker process and back together
-PREFETCH = 4  # chunks per worker that are in progress or finished ahead of the writer
-PRELOAD = (__name__, "semmae.sharding.sources.sources")  # modules that the fork server imports for all workers
+CHUNK = 16  # inputs per task of a worker process
+PREFETCH = 4  # largest number of chunks per worker that are in progress or wait for the writer
+PRELOAD = (__name__, "semmae.sharding.sources.sources")  # modules that the fork server imports once
 
 
 class ConvertedItem(NamedTuple):
@@ -32,7 +32,8 @@ def convert_all(
 ) -> Iterator[ConvertedItem]:
     """Fetch and convert all inputs in worker processes, and yield them in the order of `assignments`.
 
-    The workers come from a fork server: a fork of this process would copy locks that threads of torch or Arrow hold.
+    The workers come from a fork server, because a fork of this process would copy locks that threads of torch or Arrow
+    hold.
     """
     chunks = [assignments[i : i + CHUNK] for i in range(0, len(assignments), CHUNK)]
     convert = partial(_convert_chunk, sources=sources, short_side=short_side)
@@ -67,7 +68,7 @@ def _convert(assignment: ShardAssignment, source: Source, *, short_side: int | N
 
 
 def _fetch(source: Source, item: SourceItem) -> tuple[bytes | None, bytes | None, str]:
-    """Fetch the bytes of image and mask, or the reason why that fails."""
+    """Fetch the bytes of image and mask; returns None for both and the reason if that fails."""
     try:
         return *source.fetch(item), ""
     except ValueError as error:
@@ -82,7 +83,7 @@ def _digests(image: bytes | None, mask: bytes | None) -> tuple[str, str]:
 
 
 def source_digest(source: Source) -> str:
-    """Compute the digest of a source as it is now."""
+    """Compute the digest of the current content of a source."""
 
     def contents() -> Iterator[tuple[SourceItem, str, str]]:
         items = source.list_items(seed=0)

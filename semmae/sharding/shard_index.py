@@ -1,4 +1,4 @@
-"""The tables of a dataset: the index of its samples, the list of its rejects, and the list of its shards.
+"""The tables of a dataset: the index of samples, the list of rejected inputs, and the list of shards.
 
 docs/data/format.md describes the format; `semmae.data.dataset` reads it.
 """
@@ -26,7 +26,7 @@ INDEX = pa.schema(
         "mask_offset": pa.int64(),  # null: no mask
         "mask_size": pa.int64(),
         "orientation": pa.int8(),  # EXIF orientation that decoding applies
-        "width": pa.int32(),  # of the upright image
+        "width": pa.int32(),  # of the upright image, in pixels
         "height": pa.int32(),
         "label": pa.int64(),  # null: no label
         "class_name": pa.string(),
@@ -43,18 +43,18 @@ def index_row(
     image: decoding.StoredImage,
     class_names: list[str],
     *,
-    span: tuple[int, int],
-    mask_span: tuple[int, int] | None,
+    byte_range: tuple[int, int],
+    mask_range: tuple[int, int] | None,
     digest: str,
 ) -> tuple:
-    """Make a row of the index; a span is offset and size in bytes."""
+    """Make a row of the index; `byte_range` and `mask_range` are an offset and a size in bytes."""
     label = assignment.item.label
     return (
         assignment.key,
         assignment.item.split,
         shard,
-        *span,
-        *(mask_span or (None, None)),
+        *byte_range,
+        *(mask_range or (None, None)),
         image.orientation,
         *image.size,
         None if label is None else class_names.index(label),
@@ -67,20 +67,20 @@ def index_row(
 def describe_shards(folder: Path, rows: list[tuple], locations: dict[str, str]) -> dict[str, Any]:
     """Make the entries `shards` and `samples` of shards.json.
 
-    The split of a shard is null if it holds several.
+    The entry `split` of a shard is null if the shard holds samples of several splits.
 
     Args:
         rows: The rows of the index.
-        locations: Paths of the tars that are indexed in place, by shard name. Other shards are in `folder`.
+        locations: Path of each tar that is indexed in place, by shard name. All other shards are in `folder`.
 
     Raises:
-        ValueError: Two tars have equal bytes, so part maps of one would be taken for those of the other.
+        ValueError: Two shards have equal bytes. Part maps refer to a shard by its digest, so digests must be unique.
     """
     count = Counter((row[2], row[1]) for row in rows)
-    splits: dict[str, list[str]] = defaultdict(list)
+    splits_of_shard: dict[str, list[str]] = defaultdict(list)
     for file, split in count:
-        splits[file].append(split)
-    paths = [Path(locations.get(file, folder / file)) for file in splits]
+        splits_of_shard[file].append(split)
+    paths = [Path(locations.get(file, folder / file)) for file in splits_of_shard]
     with ThreadPoolExecutor() as threads:
         digests = list(threads.map(file_digest, paths))
     path_of_digest: dict[str, Path] = {}
@@ -90,13 +90,13 @@ def describe_shards(folder: Path, rows: list[tuple], locations: dict[str, str]) 
     shards = [
         {
             "file": file,
-            "split": present[0] if len(present) == 1 else None,
-            "count": sum(count[file, split] for split in present),
+            "split": shard_splits[0] if len(shard_splits) == 1 else None,
+            "count": sum(count[file, split] for split in shard_splits),
             "bytes": path.stat().st_size,
             "sha256": digest,
             **({"location": str(path)} if file in locations else {}),
         }
-        for (file, present), path, digest in zip(splits.items(), paths, digests, strict=True)
+        for (file, shard_splits), path, digest in zip(splits_of_shard.items(), paths, digests, strict=True)
     ]
     samples = Counter(row[1] for row in rows)
     return {"shards": shards, "samples": {split: samples[split] for split in SPLITS if samples[split]}}

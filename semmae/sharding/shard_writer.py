@@ -1,7 +1,7 @@
 """Write a dataset: WebDataset tars, an index of byte offsets into them, and a list of rejected inputs.
 
-Equal inputs and parameters give equal bytes, with any number of workers: inputs are sorted, their order is seeded, and
-tar headers have no time and no owner. The folder of the dataset appears complete or not at all.
+Equal inputs and parameters give equal bytes with any number of workers. For this, the writer sorts the inputs, draws
+their order from a seed, and omits times and owners in tar headers. It writes the dataset folder atomically.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from semmae.sharding.sources.source_item import SourceItem
 
 
 class WrittenTables(NamedTuple):
-    """The results of writing the shards."""
+    """The tables that the writer collects while it writes the shards."""
 
-    rows: list[tuple]  # of the index
+    rows: list[tuple]  # rows of the index
     rejected: list[tuple[str, str]]  # path and reason
-    contents: dict[str, list[tuple[SourceItem, str, str]]]  # by source: items and digests of their bytes
+    contents: dict[str, list[tuple[SourceItem, str, str]]]  # items of each source, with digests of image and mask
 
 
 def write(
@@ -48,9 +48,9 @@ def write(
         out: Folder of the dataset.
         sources: The sources by name.
         seed: Seed of the order of samples, and of the splits that `val_fraction` draws.
-        short_side: Larger images are reduced to this short side, in pixels; None keeps their size.
+        short_side: Reduce larger images to this short side, in pixels. None keeps their size.
         samples_per_shard: Average number of samples of a shard.
-        max_rejects: Largest share of rejected inputs, in [0, 1).
+        max_rejects: Largest allowed fraction of rejected inputs, in [0, 1).
         workers: Number of processes that fetch and convert images; 0 uses this process.
 
     Returns:
@@ -92,7 +92,7 @@ def write(
 
 
 def changed_sources(dataset: Path, sources: dict[str, Source]) -> list[str]:
-    """List the sources whose digest differs from the one in shards.json, including added and removed ones."""
+    """List the sources whose digest differs from the one in shards.json, including added and removed sources."""
     recorded = {name: entry["digest"] for name, entry in read_json(dataset / "shards.json")["sources"].items()}
     current = {name: source_digest(source) for name, source in sources.items()}
     return sorted(name for name in recorded.keys() | current.keys() if recorded.get(name) != current.get(name))
@@ -103,26 +103,26 @@ def _folders_in_place(sources: dict[str, Source], *, short_side: int | None) -> 
     folders = {}
     for name, source in sources.items():
         if "/" in name:
-            raise ValueError(f"the name of a source is {name!r}; expected one without /, change it in params.yaml")
+            raise ValueError(f"invalid source name: {name!r}; expected a name without /. Rename it in params.yaml")
         if not source.indexed_in_place:
             continue
         if short_side is not None:
             raise ValueError(
-                f"source {name} is indexed in place, so its images cannot be reduced to short_side {short_side}; "
-                "set short_side to null, or in_place to false, which copies them"
+                f"source {name} is indexed in place, so its images cannot be reduced to short_side {short_side}. "
+                "Set short_side to null, or set in_place to false to copy the images"
             )
         folders[name] = source.location
     return folders
 
 
 def _common_masks(sources: dict[str, Source]) -> tuple[str | None, list[str]]:
-    """Return the kind and the names of the masks, which must be equal for all sources with masks."""
+    """Return the kind and the names of the masks; raises ValueError if they differ between sources with masks."""
     masks_of = {name: masks for name, source in sources.items() if (masks := source.mask_names())[0]}
     for name, masks in masks_of.items():
         first = next(iter(masks_of))
         if masks != masks_of[first]:
             raise ValueError(
-                f"the masks of sources {first} and {name} differ in kind or names; drop those of one (null)"
+                f"the masks of sources {first} and {name} differ in kind or names; set masks of one source to null"
             )
     return next(iter(masks_of.values()), (None, []))
 
@@ -134,12 +134,12 @@ def _write_shards(
     class_names: list[str],
     tar_names: dict[str, str],
 ) -> WrittenTables:
-    """Write the shards in the order of `assignments`; shards without a sample get no number and no file."""
+    """Write the shards in the order of `assignments`. A shard without a sample gets neither a number nor a file."""
     tables = WrittenTables([], [], defaultdict(list))
     num_shards: Counter[str] = Counter()
     pairs = zip(assignments, converted, strict=True)
     for (split, number, tar), group in groupby(pairs, key=lambda pair: pair[0].group):
-        accepted = _accepted(group, tables)
+        accepted = _accepted_inputs(group, tables)
         if number < 0:
             tables.rows.extend(_indexed_row(tar_names[tar], *pair, class_names) for pair in accepted)
             continue
@@ -153,20 +153,20 @@ def _write_shards(
     return tables
 
 
-def _accepted(
+def _accepted_inputs(
     group: Iterable[tuple[ShardAssignment, ConvertedItem]], tables: WrittenTables
 ) -> Iterator[tuple[ShardAssignment, ConvertedItem]]:
-    """Record the digests of all inputs and the reasons of rejected ones; yield the others."""
-    for assignment, sample in group:
-        tables.contents[assignment.source].append((assignment.item, *sample.digests))
-        if sample.image is None:
-            tables.rejected.append((f"{assignment.source}/{assignment.item.path}", sample.reason))
+    """Record the digests of all inputs and the reasons of rejections in `tables`; yield the accepted inputs."""
+    for assignment, converted in group:
+        tables.contents[assignment.source].append((assignment.item, *converted.digests))
+        if converted.image is None:
+            tables.rejected.append((f"{assignment.source}/{assignment.item.path}", converted.reason))
         else:
-            yield assignment, sample
+            yield assignment, converted
 
 
 def _tar_writer(file: Any) -> webdataset.TarWriter:
-    """Open a writer of webdataset whose headers depend on nothing but name and size of a member."""
+    """Open webdataset's tar writer with headers that depend only on the name and the size of a member."""
     return webdataset.TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0, compress=False)
 
 
@@ -177,32 +177,40 @@ def _write_sample(
     sample: ConvertedItem,
     class_names: list[str],
 ) -> tuple:
-    """Append the members of a sample to a shard; returns its row of the index."""
+    """Append the members of a sample to a shard; returns the row of the sample for the index."""
     image, label, key = sample.image, assignment.item.label, assignment.key
     assert image is not None
-    span = _write_member(writer, key, image.extension, image.data)
+    byte_range = _write_member(writer, key, image.extension, image.data)
     if label is not None:
         _write_member(writer, key, "cls", str(class_names.index(label)).encode())
-    mask_span = None if sample.mask is None else _write_member(writer, key, "mask.png", sample.mask)
+    mask_range = None if sample.mask is None else _write_member(writer, key, "mask.png", sample.mask)
     digest = hashlib.sha256(image.data).hexdigest()
-    return shard_index.index_row(assignment, shard, image, class_names, span=span, mask_span=mask_span, digest=digest)
+    return shard_index.index_row(
+        assignment, shard, image, class_names, byte_range=byte_range, mask_range=mask_range, digest=digest
+    )
 
 
 def _write_member(writer: webdataset.TarWriter, key: str, extension: str, data: bytes) -> tuple[int, int]:
-    """Append a member to a shard; returns offset and size of its data in bytes."""
+    """Append a member to a shard; returns the offset and the size of its data, in bytes."""
     writer.write({"__key__": key, extension: data})
     padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return writer.tarstream.offset - padded, len(data)  # the stream is at the end of the member
+    return writer.tarstream.offset - padded, len(data)  # after writing, the stream is at the end of the padded data
 
 
 def _indexed_row(shard: str, assignment: ShardAssignment, sample: ConvertedItem, class_names: list[str]) -> tuple:
-    """Make the row of a sample that is indexed in place."""
+    """Make the row of the index for a sample that is indexed in place."""
     image, mask = assignment.item.image, assignment.item.mask
     assert image is not None
     assert sample.image is not None
-    span, mask_span = (image.offset, image.size), (mask.offset, mask.size) if mask else None
+    byte_range, mask_range = (image.offset, image.size), (mask.offset, mask.size) if mask else None
     return shard_index.index_row(
-        assignment, shard, sample.image, class_names, span=span, mask_span=mask_span, digest=sample.digests[0]
+        assignment,
+        shard,
+        sample.image,
+        class_names,
+        byte_range=byte_range,
+        mask_range=mask_range,
+        digest=sample.digests[0],
     )
 
 
@@ -213,7 +221,10 @@ def _check_rejects(
     *,
     max_rejects: float,
 ) -> None:
-    """Raise ValueError if too many inputs are rejected, or all of a split; the message lists the five top reasons."""
+    """Raise ValueError if too many inputs are rejected, or all inputs of a split.
+
+    The message lists the five most frequent reasons.
+    """
     empty = sorted({assignment.item.split for assignment in assignments} - {row[1] for row in rows})
     if len(rejected) <= max_rejects * len(assignments) and not empty:
         return
@@ -221,7 +232,7 @@ def _check_rejects(
     example = {kind: f"{path}{colon}{details}" for path, kind, colon, details in cases}
     reasons = Counter(sorted(kind for _, kind, *_ in cases)).most_common(5)
     listing = "".join(f"\n  {count} x {kind} (e.g. {example[kind]})" for kind, count in reasons)
-    rule = f"so split {empty[0]} would be empty" if empty else f"max_rejects allows {max_rejects:.2%}"
+    limit = f"so split {empty[0]} would be empty" if empty else f"max_rejects allows {max_rejects:.2%}"
     raise ValueError(
-        f"{len(rejected)} of {len(assignments)} inputs are rejected, {rule}; the commonest reasons:{listing}"
+        f"{len(rejected)} of {len(assignments)} inputs are rejected, {limit}; the commonest reasons:{listing}"
     )

@@ -1,4 +1,4 @@
-"""iBOT's losses against double loops, and the updates of teacher and centers by hand."""
+"""Compare iBOT's losses with explicit loops, and its updates with manual computation."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_centering_subtracts_the_mean_before_the_softmax():
     torch.testing.assert_close(ibot.centered_targets(logits, center, 0.5), ((logits - center) / 0.5).softmax(-1))
 
 
-def test_sinkhorn_uses_prototypes_equally_and_keeps_distributions():
+def test_sinkhorn_targets_use_prototypes_equally_and_sum_to_1():
     logits = torch.randn(50, 6) + torch.tensor([3.0, 0, 0, 0, 0, 0])
     q = ibot.sinkhorn_targets(logits, 1.0)
     torch.testing.assert_close(q.sum(1), torch.ones(50))
@@ -81,7 +81,7 @@ def test_sinkhorn_uses_prototypes_equally_and_keeps_distributions():
     torch.testing.assert_close(q, p)
 
 
-def test_teacher_starts_as_the_student_moves_by_momentum_and_gets_no_gradient():
+def test_the_teacher_copies_the_student_then_follows_by_momentum_without_gradient():
     both = model()
     for mine, theirs in zip(both.student.parameters(), both.teacher.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -111,7 +111,7 @@ def test_logits_are_cosines():
 
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
 def test_self_distillation_learns_to_distinguish_two_pictures(centering):
-    """On noisy crops of two pictures, the teacher assigns crops of one picture alike and the two pictures apart."""
+    """The teacher assigns noisy crops of one picture to one prototype, and the two pictures to different ones."""
     both = model(centering)
     optimizer = torch.optim.AdamW(both.student.parameters(), lr=5e-4)
     pictures = torch.randn(2, 3, 32, 32)

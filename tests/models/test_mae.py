@@ -1,4 +1,4 @@
-"""The autoencoder against transformers' ViTMAE, a naive loss, and what masking promises."""
+"""Compare the autoencoder with transformers' ViTMAE and a naive loss, and check what each mask hides."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_loss_and_prediction_equal_transformers(model, images, mask, norm_pix_lo
     with torch.no_grad():
         pred = model(images, mask, MASKED)
         ours = mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=norm_pix_loss)
-        expected = peer(images, noise=mask.float())  # transformers keeps the patches of the lowest noise
+        expected = peer(images, noise=mask.float())  # transformers keeps the patches with the lowest noise
     assert torch.equal(expected.mask.bool(), mask)
     torch.testing.assert_close(ours, expected.loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pred[mask], expected.logits[mask], rtol=1e-4, atol=1e-5)
@@ -74,7 +74,7 @@ def test_the_indices_of_each_mask_are_computed_once(model, images, mask, monkeyp
     assert [id(given) for given in masks[1:]] == [id(mask), id(decode_mask)]
 
 
-def test_visible_patches_carry_no_loss(model, images, mask):
+def test_visible_patches_have_no_gradient(model, images, mask):
     pred = model(images, mask, MASKED)
     pred.retain_grad()
     mae.loss(pred, images, mask, patch_size=8, norm_pix_loss=True).backward()
@@ -82,7 +82,7 @@ def test_visible_patches_carry_no_loss(model, images, mask):
     assert (pred.grad[mask] != 0).any(-1).all()
 
 
-def test_loss_equals_a_loop(images, mask):
+def test_loss_equals_an_explicit_loop(images, mask):
     pred = torch.randn(3, N, 192)
     errors = []
     for b in range(3):
@@ -100,7 +100,7 @@ def test_patchify_round_trip(images):
     assert torch.equal(mae.unpatchify(mae.patchify(images, 8), 8), images)
 
 
-def test_one_color_makes_no_nan(model, mask):
+def test_images_of_one_color_have_a_finite_loss(model, mask):
     flat = torch.full((3, 3, 32, 32), 0.3)
     loss = mae.loss(model(flat, mask, MASKED), flat, mask, patch_size=8, norm_pix_loss=True)
     assert loss.isfinite()
@@ -116,14 +116,14 @@ def test_a_perfect_prediction_reconstructs_the_image(images, mask, norm_pix_loss
     torch.testing.assert_close(rebuilt, images, rtol=0, atol=1e-5)
 
 
-def test_reconstruction_keeps_what_was_visible(images, mask):
+def test_reconstruction_changes_only_masked_patches(images, mask):
     rebuilt = mae.reconstruct(torch.zeros(3, N, 192), images, mask, patch_size=8, norm_pix_loss=True)
     same = (mae.patchify(rebuilt, 8) == mae.patchify(images, 8)).all(-1)
     assert same[~mask].all()
     assert not same[mask].any()
 
 
-def test_saved_and_loaded_it_predicts_the_same(model, images, mask, tmp_path):
+def test_a_loaded_model_predicts_as_before_saving(model, images, mask, tmp_path):
     mae.save(tmp_path, model, encoder=CONFIG, decoder=DECODER | {"norm_pix_loss": True})
     again, config = mae.load(tmp_path)
     assert config["norm_pix_loss"] is True

@@ -1,4 +1,4 @@
-"""Mask strategies: the rules for every strategy, then the distribution of each."""
+"""Check the rules for every mask strategy, then the distribution of each strategy's masks."""
 
 import importlib.util
 import math
@@ -38,7 +38,7 @@ def rows(inputs: dict, selected: slice) -> dict:
 
 
 def uniform(counts: np.ndarray) -> bool:
-    """Whether counts are compatible with equal chances (chi-square, p > 1e-4)."""
+    """Return whether counts are compatible with a uniform distribution (chi-square, p > 1e-4)."""
     return stats.chisquare(counts).pvalue > 1e-4
 
 
@@ -48,7 +48,7 @@ def uniform(counts: np.ndarray) -> bool:
 @EVERY
 @pytest.mark.parametrize("mask_ratio", [0.05, 0.3, 0.5, 0.6, 0.75, 0.9])
 @pytest.mark.parametrize("grid", [(14, 14), (7, 12), (4, 4), (1, 30), (9, 1), (3, 5), (1, 1)])
-def test_every_sample_loses_exactly_num_masked_patches(name, grid, mask_ratio):
+def test_every_strategy_masks_exactly_num_masked_patches(name, grid, mask_ratio):
     n = grid[0] * grid[1]
     strategy = masking.STRATEGIES[name]
     for curriculum_weight in (0.0, 0.4, 1.0):
@@ -69,7 +69,7 @@ def test_the_generator_determines_the_mask(name):
     assert not torch.equal(first, different)
 
 
-def test_the_functions_draw_noise_and_call_the_core():
+def test_the_public_functions_draw_noise_and_call_the_core():
     inputs = example_inputs()
     public = {
         "random": masking.random(B, N, RATIO, generator=generator()),
@@ -84,7 +84,7 @@ def test_the_functions_draw_noise_and_call_the_core():
 
 
 @EVERY
-def test_a_rank_with_its_rows_of_the_noise_draws_the_masks_of_one_process(name):
+def test_a_rank_computes_from_its_noise_the_same_masks_as_one_process(name):
     strategy, inputs = masking.STRATEGIES[name], example_inputs()
     noise = strategy.draw(B, GRID, generator=generator())
     whole = strategy(noise, RATIO, **inputs)
@@ -103,7 +103,7 @@ def test_samples_differ_from_each_other(name):
 
 
 @EVERY
-def test_autocast_changes_nothing(name):
+def test_autocast_does_not_change_the_masks(name):
     strategy, inputs = masking.STRATEGIES[name], example_inputs()
     noise = strategy.draw(B, GRID, generator=generator())
     with torch.autocast("cpu", torch.bfloat16):
@@ -145,7 +145,8 @@ def test_cpu_and_gpu_agree(name):
     [(196, 0.75, 147), (196, 0.6, 118), (784, 0.75, 588), (36, 0.75, 27), (10, 0.9, 10)],
 )
 def test_num_masked_is_the_formula_of_mae(n, mask_ratio, expected):
-    assert masking.num_masked(n, mask_ratio) == expected  # (10, 0.9): 1 - 0.9 < 0.1 in floating point, so all of them
+    # (10, 0.9): 1 - 0.9 < 0.1 in floating point, so all patches are masked.
+    assert masking.num_masked(n, mask_ratio) == expected
 
 
 @pytest.mark.parametrize("mask_ratio", [0, 1, -0.5, 1.5, float("nan")])
@@ -169,7 +170,7 @@ def test_indices_split_a_sequence_and_restore_it():
 
 
 def frequencies(mask: torch.Tensor, subsets: list[tuple[int, ...]]) -> np.ndarray:
-    """How often each subset of patches is the masked one."""
+    """Count in how many images each subset of patches is the masked subset."""
     code = (mask.long() << torch.arange(mask.shape[1])).sum(1)
     return np.array([(code == sum(1 << i for i in subset)).sum().item() for subset in subsets])
 
@@ -217,7 +218,7 @@ def test_attention_takes_patches_of_weight_0_last_and_at_random():
     assert uniform((~mask[:, :4]).sum(0).numpy())
 
 
-def test_attention_of_zeros_is_random():
+def test_zero_attention_gives_random_masks():
     counts = frequencies(
         masking.attention(torch.zeros(20_000, 4), 0.5, generator=generator()), list(combinations(range(4), 2))
     )
@@ -271,7 +272,7 @@ def test_blocks_stay_within_aspect_and_area(grid, mask_ratio):
 
 
 def pieces(mask: torch.Tensor) -> float:
-    """The mean number of connected pieces of the masked patches."""
+    """Return the mean number of connected components of the masked patches."""
     return float(np.mean([ndimage.label(sample.view(GRID).numpy())[1] for sample in mask]))
 
 
@@ -294,13 +295,12 @@ def test_the_band_pass_is_a_difference_of_gaussian_blurs():
     noise = np.random.default_rng(0).normal(size=(40, 40))
     narrow, wide = (ndimage.gaussian_filter(noise, sigma, mode="wrap", truncate=8) for sigma in masking.GREEN_SIGMAS)
     filtered = np.fft.irfft2(np.fft.rfft2(noise) * masking.green_response((40, 40)).numpy(), s=(40, 40))
-    assert (
-        np.corrcoef(filtered.ravel(), (narrow - wide).ravel())[0, 1] > 0.998
-    )  # sampled kernels are not quite Gaussian
+    # The kernels of ndimage are sampled, so they are not exactly Gaussian.
+    assert np.corrcoef(filtered.ravel(), (narrow - wide).ravel())[0, 1] > 0.998
 
 
 def power(mask: torch.Tensor, grid: tuple[int, int]) -> tuple[float, float, float]:
-    """Mean spectral power of masks below, in and above the band, relative to the mean over all."""
+    """Return the mean spectral power below, in and above the band, relative to the mean over all frequencies."""
     signal = mask.view(-1, *grid).double()
     spectrum = torch.fft.fft2(signal - signal.mean((1, 2), keepdim=True)).abs().square().mean(0)
     frequency = torch.hypot(torch.fft.fftfreq(grid[0])[:, None], torch.fft.fftfreq(grid[1]))
@@ -308,7 +308,7 @@ def power(mask: torch.Tensor, grid: tuple[int, int]) -> tuple[float, float, floa
     return tuple((spectrum[band].mean() / spectrum.mean()).item() for band in bands)
 
 
-def test_green_noise_passes_a_band_and_random_is_white():
+def test_green_noise_masks_are_band_limited_and_random_masks_are_white():
     grid = (32, 32)
     low, band, high = power(masking.green_noise(50, grid, 0.5, generator=generator()), grid)
     assert band > 4 * low
@@ -366,7 +366,7 @@ def test_semantic_equals_the_naive_computation(n, labels, mask_ratio, curriculum
 
 
 def shares(mask: torch.Tensor, part_map: torch.Tensor, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per sample and label: how many patches it has, and how many of them are masked."""
+    """Return the number of patches and the number of masked patches, per sample and label."""
     hot = torch.nn.functional.one_hot(part_map.long(), labels)
     return hot.sum(1), (hot * mask[..., None]).sum(1)
 
@@ -376,13 +376,14 @@ def test_curriculum_weight_0_masks_the_same_share_of_every_part(mask_ratio):
     part_map = example_inputs(200)["part_map"]
     size, masked = shares(masking.semantic(part_map, mask_ratio, 0, generator=generator()), part_map, 7)
     missing = masked - torch.round(mask_ratio * size.double())
-    assert (missing.abs().sum(1) == missing.sum(1).abs()).all()  # the rest is only added or only left out
+    assert (missing.abs().sum(1) == missing.sum(1).abs()).all()  # patches are only added or only removed
     assert missing.sum(1).abs().max() <= 7
 
 
 @pytest.mark.parametrize(
-    ("mask_ratio", "partly"), [(0.75, 1), (0.6, 2)]
-)  # 0.6 * 196 is not an integer, so one more part may be masked partly
+    ("mask_ratio", "partly"),
+    [(0.75, 1), (0.6, 2)],  # 0.6 * 196 is not an integer, so one more part may be masked partly
+)
 def test_curriculum_weight_1_masks_whole_parts(mask_ratio, partly):
     part_map = example_inputs(200)["part_map"]
     size, masked = shares(masking.semantic(part_map, mask_ratio, 1, generator=generator()), part_map, 7)
@@ -393,10 +394,8 @@ def test_curriculum_weight_1_masks_whole_parts(mask_ratio, partly):
 def test_the_order_of_the_parts_is_drawn_uniformly_for_every_sample():
     part_map = torch.tensor([4, 9, 200], dtype=torch.uint8).repeat_interleave(6).expand(12_000, -1)
     first, first_two = (masking.semantic(part_map, ratio, 1.0, generator=generator()) for ratio in (1 / 3, 2 / 3))
-    first, first_two = (
-        first[:, ::6].long(),
-        first_two[:, ::6].long(),
-    )  # with equal noise: the first part, and the first two
+    # Both masks use the same noise, so they mask the first part of one order, and its first two parts.
+    first, first_two = first[:, ::6].long(), first_two[:, ::6].long()
     assert (first.sum(1) == 1).all()
     assert (first_two.sum(1) == 2).all()
     order = first.argmax(1) * 3 + (first_two - first).argmax(1)

@@ -1,4 +1,4 @@
-"""Published checkpoints: no code in them runs, other files are refused, encoders of MAE load unchanged."""
+"""Published checkpoints: their code does not run, other files are refused, and encoders of MAE load unchanged."""
 
 import zipfile
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_positions_are_resampled_as_by_timm(file):
     torch.testing.assert_close(vit.encode_tokens(network, images), other.forward_features(images), rtol=0, atol=1e-5)
 
 
-def test_the_norm_of_a_finetuned_file_becomes_the_final_norm(tmp_path):
+def test_the_pooling_norm_of_a_finetuned_file_becomes_the_final_norm(tmp_path):
     state = mae_network().state_dict()
     norm = {f"fc_norm.{part}": state.pop(f"norm.{part}") for part in ("weight", "bias")}
     torch.save({"model": state | norm | {"head.weight": torch.ones(5, 48)}}, tmp_path / "tuned.pth")
@@ -99,7 +99,7 @@ def test_learned_positions_are_kept_and_recorded(tmp_path):
         ({"blocks.0.gamma_1": torch.ones(48)}, "it has blocks.0.gamma_1, which is not expected"),
     ],
 )  # fmt: skip
-def test_another_format_is_refused_on_one_line(change, reason, tmp_path):
+def test_another_format_gives_an_error_of_one_line(change, reason, tmp_path):
     state = mae_state(mae_network()) | change
     torch.save({key: value for key, value in state.items() if value is not None}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=reason) as refused:
@@ -115,7 +115,7 @@ def test_the_number_of_heads_follows_from_the_width_or_is_given(file):
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_pickle_does_not_run(old, tmp_path, capsys):
+def test_code_in_a_pickle_does_not_run(old, tmp_path, capsys):
     torch.save({"model": Boom()}, tmp_path / "boom.pth", _use_new_zipfile_serialization=not old)
     with pytest.raises(ValueError, match=r"holds (builtins\.)?print; expected only weights and plain values"):
         pretrained_weights.read_state_dict(tmp_path / "boom.pth")

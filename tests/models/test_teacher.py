@@ -1,6 +1,6 @@
-"""Teachers from published files: the layouts of their authors, at toy size, give the tokens of the original network.
+"""Check that a teacher from a published file gives the tokens of the original network.
 
-Each file is written from a network of random weights, with the keys and wrappers of its authors.
+Each test writes the weights of a small random network, with the keys and wrappers that the authors use.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def random_network(name: str, img_size: int = 64) -> vit.Network:
-    """Create timm's network with random weights; a weight of 0 or 1 could hide a mistake."""
+    """Create timm's network with random weights in all tensors; initial values of 0 or 1 could hide a mistake."""
     network = teacher.create_network(name, img_size).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
@@ -66,7 +66,7 @@ def training_file(state: State, **more: Any) -> dict[str, Any]:
 
 
 def dinov2_as_published(state: State) -> State:
-    """Rename weights as Meta does: a mask token; with registers, a position of the class token in the table."""
+    """Convert weights to Meta's layout: add a mask token and, with registers, a position of the class token."""
     state = state | {"mask_token": torch.ones(1, 24)}
     if "reg_token" in state:
         state["register_tokens"] = state.pop("reg_token")
@@ -77,7 +77,7 @@ def dinov2_as_published(state: State) -> State:
 
 
 def dinov3_as_published(state: State) -> State:
-    """Rename weights as Meta does: storage tokens, one bias of queries, keys and values with a mask, rotary periods."""
+    """Convert weights to Meta's layout: storage tokens, one bias for q, k and v with its mask, and rotary periods."""
     renamed = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
     out = {"mask_token": torch.ones(1, 24), "rope_embed.periods": torch.ones(3)}
     for key, value in state.items():
@@ -170,14 +170,14 @@ IMAGENET, HALVES = (vit.MEAN, vit.STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         (f"{IBOT}.augreg_in21k", dict, HALVES),  # the tag of the name decides
     ],
 )  # fmt: skip
-def test_the_normalization_is_the_one_of_the_authors(name, write, expected, tmp_path):
+def test_pixels_are_normalized_as_by_the_authors(name, write, expected, tmp_path):
     state = {key: value.clone() for key, value in random_network(name).state_dict().items()}
     torch.save(write(state), tmp_path / "file.pth")
     _, config = teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "file.pth")
     assert (tuple(config["mean"]), tuple(config["std"])) == expected
 
 
-def test_a_clip_without_its_head_is_not_mistaken_for_dino(tmp_path):
+def test_a_clip_backbone_is_not_normalized_as_dino(tmp_path):
     name = "vit_base_patch16_clip_224"
     torch.save(random_network(name).state_dict(), tmp_path / "clip.pth")
     _, config = teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "clip.pth")
@@ -221,15 +221,13 @@ def test_mae_has_no_trained_class_token_and_the_normalization_of_its_authors(lay
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        (
-            "vit_base_patch16_224",
-            "set teacher.model to vit_base_patch16_224.mae",
-        ),  # timm has another mean and deviation
+        # timm's config of this name has another mean and deviation.
+        ("vit_base_patch16_224", "set teacher.model to vit_base_patch16_224.mae"),
         ("vit_base_patch16_224.dino", "set teacher.model to vit_base_patch16_224.mae"),
         ("vit_small_patch16_224", "import them .*teacher.source to semmae"),  # no published MAE has this size
     ],
 )
-def test_weights_of_mae_under_another_name_are_refused_with_the_right_name(name, instead, layout, tmp_path):
+def test_weights_of_mae_under_another_name_give_an_error_with_the_remedy(name, instead, layout, tmp_path):
     torch.save({"model": layout(random_network(name).state_dict())}, tmp_path / "mae.pth")
     with pytest.raises(ValueError, match=f"mae.pth holds weights of MAE, .*{name}'; {instead}$") as refused:
         teacher.from_timm(name, img_size=64, checkpoint=tmp_path / "mae.pth")
@@ -262,7 +260,7 @@ def biased(state: State) -> State:
         (DINOV3, DINOV3, biased, "has biases of queries and values"),
     ],
 )  # fmt: skip
-def test_weights_that_do_not_fit_are_refused_on_one_line(name, source, change, reason, tmp_path):
+def test_weights_that_do_not_fit_give_an_error_of_one_line(name, source, change, reason, tmp_path):
     file = tmp_path / "file.pth"
     torch.save(change(random_network(source, 112 if "patch14" in source else 64).state_dict()), file)
     with pytest.raises(ValueError, match=reason) as refused:

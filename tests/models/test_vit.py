@@ -1,4 +1,4 @@
-"""Forward passes through timm's ViT against timm's own, and teachers from checkpoints."""
+"""Compare forward passes with those of timm, and load teachers from checkpoints."""
 
 import pytest
 import timm
@@ -16,12 +16,12 @@ def network():
     return vit.build(CONFIG).eval()
 
 
-def test_tokens_equal_those_of_timm(network):
+def test_tokens_equal_timms_tokens(network):
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(vit.encode_tokens(network, images), network.forward_features(images))
 
 
-def test_kept_patches_enter_with_their_own_positions(network):
+def test_kept_patches_keep_their_positions(network):
     images, ids = torch.randn(2, 3, 32, 32), torch.tensor([[0, 5, 9], [3, 4, 15]])
     everything = vit.embed(network, images)
     kept = vit.embed(network, images, ids)
@@ -83,7 +83,7 @@ def test_damaged_weights_are_refused(network, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pth"])
-def test_timm_checkpoint_with_positions_resampled(tmp_path, form):
+def test_positions_of_a_timm_checkpoint_are_resampled(tmp_path, form):
     published = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     file = tmp_path / f"tiny.{form}"
     save_file(published.state_dict(), file) if form == "safetensors" else torch.save(published.state_dict(), file)
@@ -106,7 +106,7 @@ def test_other_weights_and_names_are_refused(tmp_path):
         teacher.from_timm("vit_base_patch16_siglip_224", img_size=96, checkpoint=tmp_path / "x.safetensors")
 
 
-def test_attention_is_fused_if_faster_with_the_same_result(network):
+def test_fused_attention_is_chosen_where_faster_and_gives_the_same_tokens(network):
     cpu, images = torch.device("cpu"), torch.randn(2, 3, 160, 160)  # 400 patches of 8 pixels
     with torch.no_grad():
         vit.use_fastest_attention(network, cpu)

@@ -1,4 +1,4 @@
-"""Stages with compiled networks train as without compilation."""
+"""Check that stages train with compiled networks as they do without compilation."""
 
 import json
 import re
@@ -22,7 +22,7 @@ print("graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"], "modes:
     ("stage", "compile_mode", "modes"),
     [("parts", True, "{None}"), ("pretrain", True, "{None}"), ("pretrain", "reduce-overhead", "{'reduce-overhead'}")],
 )
-def test_a_compiled_stage_learns_the_same(
+def test_a_compiled_stage_has_the_losses_of_an_eager_one(
     finished: Project, toy: Project, stage: str, compile_mode: bool | str, modes: str
 ):
     toy.set(f"{stage}.compute.compile", compile_mode)

@@ -1,4 +1,4 @@
-"""Fine-tuning: rates by layer, named random draws, validation, low-shot training, resumed runs."""
+"""Check fine-tuning: learning rates per layer, random draws, validation, low-shot training and resumed runs."""
 
 import os
 import random
@@ -65,7 +65,7 @@ def global_state() -> tuple:
 
 
 @pytest.mark.parametrize("pool", ["patch_mean", "class"])
-def test_lower_layers_have_smaller_rates_and_only_matrices_decay(pool):
+def test_lower_layers_have_lower_learning_rates_and_only_matrices_decay(pool):
     model, depth = built(pool), CONFIG["depth"]
     optimizer = optim.layer_decayed_adamw(model, weight_decay=0.05, layer_decay=0.65, betas=(0.9, 0.999))
     optim.set_rate(optimizer, 2.0)
@@ -110,7 +110,7 @@ def test_another_image_size_resamples_the_positions_as_the_encoder_does():
         built(img_size=44)
 
 
-def test_paths_are_dropped_in_training_only():
+def test_stochastic_depth_is_active_only_in_training():
     model, images = built(drop_path=0.5), vit.normalize(pixels())
     model.head.weight.data.normal_()
     still = built()
@@ -119,10 +119,10 @@ def test_paths_are_dropped_in_training_only():
     assert not torch.allclose(model.train()(images), still.train()(images))
 
 
-# What is drawn
+# Random draws
 
 
-def test_rand_augment_equals_that_of_timm(toy_dataset):
+def test_rand_augment_equals_timms_rand_augment(toy_dataset):
     ours = build_rand_augment(POLICY, 32)
     theirs = create_transform(32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
     theirs = next(step for step in theirs.transforms if type(step) is type(ours))
@@ -133,7 +133,7 @@ def test_rand_augment_equals_that_of_timm(toy_dataset):
 
 
 def test_the_strongest_policy_draws_every_operation(toy_dataset):
-    """At magnitude 10 timm keeps no bit of a posterised image, which Pillow refuses."""
+    """At magnitude 10, timm posterizes to 0 bits, which Pillow refuses."""
     reader = Reader(toy_dataset, "train")
     view = AugmentedCrop(0, CROP, RandAugment(16, 10, 0.0), 32)
     for epoch in range(3):
@@ -182,7 +182,7 @@ def test_without_mixup_the_target_is_the_smoothed_label():
     assert torch.allclose(targets, 0.9 * torch.eye(4)[labels] + 0.1 / 4)
 
 
-def test_a_step_is_a_function_of_its_names_and_does_not_change_global_generators():
+def test_mixing_depends_on_seed_step_and_rank_and_leaves_global_generators_unchanged():
     labels, own_recipe = torch.arange(8), recipe(mixup=0.8, cutmix=1.0, erasing=0.5)
     drawn = []
     for number, step, rank in ((0, 1, 0), (1, 1, 0), (2, 2, 0), (3, 1, 1)):
@@ -190,7 +190,7 @@ def test_a_step_is_a_function_of_its_names_and_does_not_change_global_generators
         random.seed(number)
         images, before = pixels(), global_state()
         drawn.append(finetune_loop.mix_images(own_recipe, images, labels, 8, seed=0, step=step, rank=rank))
-        assert global_state()[1:] == before[1:]  # `random` is drawn from by the checker of shapes
+        assert global_state()[1:] == before[1:]  # the shape checker draws from `random`
     (x, y), (again, same), (other, _), (elsewhere, mixed_alike) = drawn
     assert torch.equal(x, again)
     assert torch.equal(y, same)
@@ -214,7 +214,7 @@ def test_erasing_replaces_rectangles_of_some_images():
 # Training and scoring
 
 
-def test_a_batch_is_never_larger_than_the_dataset_and_even_if_pairs_are_mixed():
+def test_the_dataset_limits_the_batch_size_which_is_even_with_mixup():
     two = distributed.World(0, 2, torch.device("cpu"))
     plain, pairs = recipe(batch_size=64, mixup=0.0, cutmix=0.0), recipe(batch_size=64, mixup=0.8)
     assert [finetune_loop.batch_size(plain, n, ALONE) for n in (100, 64, 63, 1)] == [64, 64, 63, 1]
@@ -227,7 +227,7 @@ def test_a_batch_is_never_larger_than_the_dataset_and_even_if_pairs_are_mixed():
         finetune_loop.batch_size(pairs, 3, two)
 
 
-def test_a_batch_is_never_larger_than_an_epoch_of_weighted_sources(toy_dataset, tmp_path):
+def test_an_epoch_of_weighted_sources_limits_the_batch_size(toy_dataset, tmp_path):
     few = Reader(toy_dataset, "train").select(np.arange(10))
     few.samples = replace(few.samples, weight=np.full(10, 0.5))
     validation = finetune_loop.Validation(few, img_size=32, batch_size=8, every_epochs=0, compute=COMPUTE, world=ALONE)
@@ -246,7 +246,7 @@ def test_a_batch_is_never_larger_than_an_epoch_of_weighted_sources(toy_dataset, 
     assert [row["epoch"] for row in training_run.history] == [1]
 
 
-def test_the_average_of_the_weights_is_scored(toy_dataset, tmp_path):
+def test_validation_scores_the_average_of_the_weights(toy_dataset, tmp_path):
     reader = Reader(toy_dataset, "train").select(np.arange(8))
     validation = finetune_loop.Validation(
         reader, img_size=32, batch_size=8, every_epochs=0, compute=COMPUTE, world=ALONE
@@ -271,7 +271,7 @@ def test_the_average_of_the_weights_is_scored(toy_dataset, tmp_path):
     assert "val_top1" in training_run.history[-1]
 
 
-def test_ranks_share_val_and_predict_each_sample_once_in_order(toy_dataset, monkeypatch):
+def test_ranks_split_val_and_predict_each_sample_once_in_order(toy_dataset, monkeypatch):
     reader, model = Reader(toy_dataset, "val").select(np.arange(13)), built()
     model.head.weight.data.normal_(std=1.0)
     options = {"img_size": 32, "batch_size": 4, "every_epochs": 0, "compute": COMPUTE}
@@ -335,7 +335,7 @@ def killed_at(step: int) -> None:
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
-def test_the_stage_writes_its_results_and_a_resumed_one_ends_with_the_same_bits(project, state_root, capsys):
+def test_the_stage_writes_its_results_and_a_resumed_run_writes_the_same(project, state_root, capsys):
     call("finetune", "toy")
     result = scores.read(Path("results/finetune/toy.json"))
     assert set(result.encoder) == {"top1", "top5", "per_class", "top1_se"}
@@ -374,7 +374,7 @@ def test_the_stage_writes_its_results_and_a_resumed_one_ends_with_the_same_bits(
 
 
 def test_low_shot_training_uses_only_its_seeded_subset(project, monkeypatch):
-    """It starts from the pretrained encoder. The subset is a function of the seed."""
+    """Each training starts from the pretrained encoder, and the seed determines its subset."""
     from stages import finetune
 
     reader, trained, learned = Reader(Path("data/shards/toy"), "train"), finetune.train_classifier, []

@@ -1,4 +1,4 @@
-"""Twenty losses of a toy SemMAE run against a text file. A commit that changes them must give the reason.
+"""Compare twenty losses of a toy SemMAE run with a text file. A commit that changes them must give the reason.
 
 `python -m tests.training.test_golden` writes the file.
 """
@@ -25,10 +25,7 @@ def losses() -> list[float]:
     images = vit.normalize(torch.from_numpy(np.stack([c.image for c in creatures])).permute(0, 3, 1, 2))
     labels = torch.from_numpy(np.stack([c.mask[4::8, 4::8].reshape(-1) for c in creatures]))
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2})
-    for (
-        name,
-        parameter,
-    ) in encoder.named_parameters():  # drawn by name, independent of the initialization of torch and timm
+    for name, parameter in encoder.named_parameters():  # the draws do not depend on torch's and timm's initialization
         if parameter.requires_grad and parameter.ndim > 1:
             values = numpy_generator(0, name).normal(0, 0.05, parameter.shape)
             parameter.data.copy_(torch.from_numpy(values))

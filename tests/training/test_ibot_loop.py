@@ -1,4 +1,4 @@
-"""The loop of iBOT: its history, frozen prototypes, and the ends of its schedules."""
+"""Check the training loop of iBOT: its history, frozen prototypes, schedules and masks."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ RECIPE = load_config(ibot_loop.IBOTRecipe, "teacher", "ibot", file=Path(__file__
 def distilled(
     shards: Path, recipe: ibot_loop.IBOTRecipe, online_eval: Callable[..., dict[str, float]] = lambda *_: {}
 ) -> list[dict[str, float]]:
-    """The history of a run on creatures of 32 pixels: two steps of 16 images per epoch."""
+    """Return the history of a run on creatures of 32 pixels, with two steps of 16 images per epoch."""
     with Run("teacher", ALONE, out=shards, params=recipe, inputs=[], checkpoint_minutes=60) as run:
         ibot_loop.distill(
             recipe, NETWORK, img_size=32, reader=Reader(shards, "train"), seed=0, compute=COMPUTE, world=ALONE,
@@ -51,7 +51,7 @@ def test_the_history_holds_losses_and_entropies_relative_to_the_largest_entropy(
         for of in ("class", "patch"):
             assert row[f"{of}_loss_by_ln_k"] == pytest.approx(row[f"{of}_loss"] / math.log(RECIPE.prototypes))
             assert 0 < row[f"{of}_entropy_by_ln_k"] < 1
-            assert row[f"{of}_loss_by_ln_k"] > row[f"{of}_entropy_by_ln_k"]  # a cross entropy is never below it
+            assert row[f"{of}_loss_by_ln_k"] > row[f"{of}_entropy_by_ln_k"]  # a cross entropy is at least the entropy
 
 
 def test_frozen_prototypes_do_not_change(toy_dataset: Path, monkeypatch: pytest.MonkeyPatch):
@@ -74,10 +74,10 @@ def test_frozen_prototypes_do_not_change(toy_dataset: Path, monkeypatch: pytest.
     assert torch.equal(initial, first)
     assert torch.equal(initial, second)
     assert not torch.equal(initial, third)
-    assert not torch.equal(weights[0][1], weights[1][1])  # the layers below them learn from the first step
+    assert not torch.equal(weights[0][1], weights[1][1])  # the MLP before them learns from the first step
 
 
-def test_schedules_begin_and_end_where_the_recipe_says():
+def test_schedules_start_and_end_at_the_values_of_the_recipe():
     recipe = replace(RECIPE, warmup_epochs=2, teacher_temp_warmup_epochs=2)
     first, heated, last = (Step(number, 50, 5, number // 5, {}, False) for number in (0, 10, 49))
     peak = recipe.base_lr * recipe.batch_size / 256
@@ -94,6 +94,6 @@ def test_masks_cover_a_share_of_the_crops_block_by_block():
     assert mask.any(1).float().mean() == pytest.approx(0.5, abs=0.06)
 
 
-def test_small_crops_must_be_whole_patches(toy_dataset: Path):
+def test_local_size_must_be_a_multiple_of_the_patch_size(toy_dataset: Path):
     with pytest.raises(ValueError, match=r"ibot\.local_size is 20; it must be a multiple of network\.patch_size, 8"):
         distilled(toy_dataset, replace(RECIPE, local_size=20))

@@ -1,4 +1,4 @@
-"""The loop of MAE: what it passes to a mask strategy, and part maps that lack a channel."""
+"""Check the inputs that the loop of MAE passes to a mask strategy, and part maps that lack a channel."""
 
 import dataclasses
 from pathlib import Path

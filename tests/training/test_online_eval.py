@@ -1,4 +1,4 @@
-"""Scores during training: against scikit-learn, when they are due, and datasets without labels or masks."""
+"""Check scores during training: their values, their epochs, and datasets without labels or masks."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def online_evaluator(folder: Path, every_epochs: int = 1) -> OnlineEvaluator:
 
 
 def dots(folder: Path, side: int) -> Path:
-    """Six gray images of 32 pixels in each split, the object a white square of `side` pixels in one corner."""
+    """Write six gray images of 32 pixels per split; the object is a white square of `side` pixels in a corner."""
     root = folder / "pictures"
     for split in ("train", "val"):
         for number in range(6):
@@ -64,11 +64,11 @@ def test_knn_equals_scikit_learn(toy_dataset, encoder):
     assert top1 == pytest.approx((peer.fit(x, train.labels).predict(y) == val.labels).mean())
 
 
-def test_the_patch_probe_finds_an_object_that_tokens_show(tmp_path, encoder):
+def test_the_patch_probe_segments_a_white_square(tmp_path, encoder):
     assert online_evaluator(dots(tmp_path, side=8)).measure(encoder) == {"readout_iou": 1.0}
 
 
-def test_objects_smaller_than_a_patch_have_no_probe_and_one_message(tmp_path, encoder, capsys):
+def test_the_patch_probe_is_skipped_with_one_message_if_objects_are_smaller_than_a_patch(tmp_path, encoder, capsys):
     evaluator = online_evaluator(dots(tmp_path, side=3))
     assert "online_eval: no kNN during training" in capsys.readouterr().out
     assert evaluator.measure(encoder) == evaluator.measure(encoder) == {}

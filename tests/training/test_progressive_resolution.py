@@ -1,4 +1,4 @@
-"""Progressive resolution: the image size of each epoch, and MAE on smaller images."""
+"""Check the image size of each epoch, and MAE on smaller images."""
 
 import math
 
@@ -9,7 +9,7 @@ from semmae.models import mae, vit
 from semmae.training.progressive_resolution import ResolutionConfig, epoch_sizes
 
 
-def test_sizes_share_the_epochs_before_the_full_one_evenly():
+def test_smaller_sizes_get_equal_numbers_of_epochs():
     rising = ResolutionConfig(start=160, step=32, until=0.75)
     assert epoch_sizes(rising, img_size=224, epochs=8, patch_size=16) == (160,) * 3 + (192,) * 3 + (224,) * 2
     assert epoch_sizes(None, img_size=224, epochs=3, patch_size=16) == (224,) * 3
@@ -18,7 +18,7 @@ def test_sizes_share_the_epochs_before_the_full_one_evenly():
 @pytest.mark.parametrize("epochs", [1, 2, 7, 148, 296])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("until", [0.01, 0.3, 1 / 3, 0.75, 1.0])
-def test_sizes_rise_and_end_full(epochs: int, steps: int, until: float):
+def test_sizes_rise_to_the_full_size(epochs: int, steps: int, until: float):
     sizes = epoch_sizes(
         ResolutionConfig(start=32, step=16, until=until), img_size=32 + 16 * steps, epochs=epochs, patch_size=8
     )
@@ -62,8 +62,8 @@ def test_positions_of_a_smaller_grid_are_means_of_the_full_grid():
     encoder = vit.build({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
     model = mae.MAE(encoder, embed_dim=16, depth=1, num_heads=2)
     assert model._positions(16) is model.positions
-    assert torch.equal(model._positions(4)[:, 0], model.positions[:, 0])  # the class token's
-    model.positions[:, 1:] = torch.arange(4.0).repeat_interleave(4)[None, :, None]  # the row
+    assert torch.equal(model._positions(4)[:, 0], model.positions[:, 0])  # the position of the class token
+    model.positions[:, 1:] = torch.arange(4.0).repeat_interleave(4)[None, :, None]  # the number of the row
     rows = model._positions(4)[0, 1:, 0]
     assert rows[0] == rows[1] < rows[2] == rows[3]
     assert float(rows.mean()) == pytest.approx(1.5, abs=1e-5)

@@ -1,4 +1,4 @@
-"""report: one HTML page that shows a run. The page needs no other file and no network.
+"""report: write one HTML page that shows a run. The page loads no other file.
 
     python -m stages.report
 
@@ -33,7 +33,7 @@ from semmae.report.palettes import make_palette
 
 OUT, SHARDS, PART_MAPS = Path("results/report"), Path("data/shards"), Path("data/part_maps")
 TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
-SPLITS = ("val", "test", "train")  # pictures show the first of these that the dataset has
+SPLITS = ("val", "test", "train")  # pictures are from the first of these splits in the dataset
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -49,7 +49,7 @@ class ReportConfig:
 
 
 def main() -> None:
-    """Gather the content of the page, render it and write it."""
+    """Write the page."""
     section = load_config(ReportConfig, "report")
     content = gather_run(section) | {
         "scores": list(evaluation_sections.classification_section()),
@@ -69,13 +69,13 @@ def gather_run(section: ReportConfig) -> dict[str, Any]:
     """Gather parameters and pictures of the run.
 
     Raises:
-        ValueError: The encoder was imported, so there is no run.
+        ValueError: The encoder was imported, so it has no run.
     """
     encoder = read_json(PRETRAIN / "encoder.json")
     if "params" not in encoder:
         raise ValueError(
-            f"{PRETRAIN} holds an imported encoder, and a report needs one that the pretrain stage trained; "
-            "run dvc repro pretrain, or read the scores in results/"
+            f"{PRETRAIN} holds an imported encoder; expected one that the pretrain stage trained. "
+            "Run dvc repro pretrain, or read the scores in results/"
         )
     run = encoder["params"]
     teacher = load_teacher(TEACHER)
@@ -124,11 +124,13 @@ def gather_run(section: ReportConfig) -> dict[str, Any]:
 
 
 def render(content: dict[str, Any]) -> str:
-    """Render the template; its filter `uri` embeds a picture."""
+    """Render the template. Its filter `uri` embeds a picture."""
     template = Path(__file__).with_suffix(".html").read_text()
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters["uri"] = data_uri
-    return page.from_string(template).render(content)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["uri"] = data_uri
+    return environment.from_string(template).render(content)
 
 
 def data_uri(picture: np.ndarray) -> str:

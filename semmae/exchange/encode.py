@@ -1,10 +1,15 @@
-"""Features of many images in one Parquet file: key, class token and mean of the patch tokens.
+"""Write the features of many images to one Parquet file: class token and mean of the patch tokens.
 
-The images are a dataset or a folder. Each is encoded in the view that evaluations use. Memory holds one row group.
+The images are a dataset or a folder. The encoder sees the same center crop as in evaluations. Memory holds the features
+of one row group.
 
-Columns: `key` (in a folder the relative path); for a dataset also `split` and `label` (null without a label);
-`class_token` and `patch_mean`, fixed-size lists of float32. The metadata of the file holds a JSON object `semmae` with
-the digest of the encoder, the class names, and the skipped files with their reasons.
+Columns:
+    key: The key of a sample, or the relative path of a file.
+    split, label: Only for a dataset. `label` is null for a sample without a label.
+    class_token, patch_mean: Fixed-size lists of float32.
+
+The file metadata has a JSON object `semmae`. It holds the digest of the encoder, its image size and precision, the class
+names, and the skipped files with reasons.
 """
 
 import json
@@ -44,18 +49,18 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How features are computed; only `precision` changes their values."""
+    """Options of the computation. Only `precision` changes the features."""
 
     batch_size: int
-    workers: int  # processes that load images; 0 loads them in this process
+    workers: int  # processes that load images; 0: this process loads them
     device: torch.device
     precision: distributed.Precision
 
 
 class ImageFolder:
-    """The image files in a folder and below it, sorted by path; an `ImageSequence`.
+    """The image files in a folder and its subfolders, sorted by path; an `ImageSequence`.
 
-    Links are followed, hidden files and folders are skipped.
+    Follows links. Skips hidden files and folders.
 
     Raises:
         ValueError: The folder has no image files.
@@ -65,7 +70,7 @@ class ImageFolder:
         self.root = root
         self.keys = sorted(_image_files(root))
         if not self.keys:
-            raise ValueError(f"{root} holds no images; known are {', '.join(EXTENSIONS)}")
+            raise ValueError(f"{root} holds no images; expected files with the extensions {', '.join(EXTENSIONS)}")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -82,7 +87,7 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class SkippingView:
-    """The evaluation view of an image. In a folder, an unreadable file gives black pixels and a `reason`."""
+    """The center crop of an image. An unreadable file of a folder gives black pixels and a `reason`."""
 
     center: CenterView
 
@@ -90,17 +95,17 @@ class SkippingView:
         try:
             return {**self.center(images, index), "index": index, "reason": ""}
         except (ValueError, OSError) as error:
-            if isinstance(images, Reader):  # a dataset was verified when it was written, so it is damaged
+            if isinstance(images, Reader):  # its images were decoded when it was written, so it is damaged
                 raise
             size, reason = self.center.img_size, getattr(error, "strerror", None) or str(error)
             return {"image": np.zeros((3, size, size), np.uint8), "index": index, "reason": reason}
 
 
 def open_images(name: str, shards: Path) -> ImageSequence:
-    """Open a dataset by its name in the folder `shards` or by its own folder, else a folder of images.
+    """Open a dataset, given by its name in `shards` or by its folder, or a folder of images.
 
     Raises:
-        ValueError: There is neither a dataset nor a folder of this name.
+        ValueError: `name` is neither a dataset nor a folder.
     """
     for dataset in (shards / name, Path(name)):
         if (dataset / "index.parquet").is_file():
@@ -108,14 +113,14 @@ def open_images(name: str, shards: Path) -> ImageSequence:
     if Path(name).is_dir():
         return ImageFolder(Path(name))
     known = ", ".join(sorted(index.parent.name for index in shards.glob("*/index.parquet"))) or "none"
-    raise ValueError(f"{name} is neither a folder nor a dataset in {shards}, which has {known}")
+    raise ValueError(f"{name} is neither a folder nor a dataset in {shards}; expected a folder, or one of: {known}")
 
 
 def encode(images: ImageSequence, encoder: FrozenEncoder, out: Path, options: EncodeOptions) -> list[Skipped]:
-    """Write the features of all images to a Parquet file, which appears complete or not at all.
+    """Write the features of all images to a Parquet file, atomically.
 
     Returns:
-        The files of a folder that cannot be read, with the reason of each.
+        The unreadable files of a folder, with reasons.
 
     Raises:
         ValueError: No image can be read, features are not finite, or a dataset is damaged.
@@ -155,7 +160,7 @@ def encode(images: ImageSequence, encoder: FrozenEncoder, out: Path, options: En
 def class_token_and_patch_mean(
     encoder: FrozenEncoder, images: UInt8[Tensor, "b 3 s s"], options: EncodeOptions
 ) -> Float[Tensor, "2 b d"]:
-    """Compute class tokens and means of the patch tokens, in float32 on the CPU."""
+    """Return class tokens and means of the patch tokens, in float32 on the CPU."""
     network, mean, std = encoder.network, tuple(encoder.config["mean"]), tuple(encoder.config["std"])
     with distributed.autocast(options.device, options.precision):
         tokens = vit.encode_tokens(network, vit.normalize(images.to(options.device), mean, std)).float()
@@ -167,8 +172,8 @@ def _row_groups(
 ) -> Iterator[tuple[list[int], Float[Tensor, "2 m d"]]]:
     """Yield the indices of readable images with their features, and append the others to `skipped`.
 
-    All groups share one buffer, so the features must be used before the next group. Separate tensors would be
-    scattered over the heap, which would grow.
+    All groups share one buffer: use the features of a group before the next one. A new tensor per batch would fragment
+    the heap.
     """
     batch_size, network = options.batch_size, encoder.network.to(options.device)
     vit.use_fastest_attention(network, options.device)
@@ -182,23 +187,23 @@ def _row_groups(
         readable = torch.tensor([not reason for reason in batch["reason"]])
         if not readable.any():
             continue
-        new = batch["index"][readable].tolist()
+        new_indices = batch["index"][readable].tolist()
         features = class_token_and_patch_mean(encoder, batch["image"][readable], options)
         finite = features.isfinite().all(2).all(0)
         if not finite.all():
-            key = images.keys[new[int((~finite).nonzero()[0])]]
+            key = images.keys[new_indices[int((~finite).nonzero()[0])]]
             raise ValueError(f"the features of {key} are not finite; try --precision fp32, or train the network again")
-        if len(indices) + len(new) > buffer.shape[1]:
+        if len(indices) + len(new_indices) > buffer.shape[1]:
             yield indices, buffer[:, : len(indices)]
             indices = []
-        buffer[:, len(indices) : len(indices) + len(new)] = features
-        indices += new
+        buffer[:, len(indices) : len(indices) + len(new_indices)] = features
+        indices += new_indices
     if indices:
         yield indices, buffer[:, : len(indices)]
 
 
 def _dataset_columns(images: ImageSequence) -> dict[str, pa.Array]:
-    """Read split and label of the samples of a dataset; a folder has no such columns."""
+    """Read the columns `split` and `label` of a dataset; return {} for a folder."""
     if not isinstance(images, Reader):
         return {}
     table = pq.read_table(images.dataset / "index.parquet", columns=["split", "label"])
@@ -206,13 +211,13 @@ def _dataset_columns(images: ImageSequence) -> dict[str, pa.Array]:
 
 
 def _image_files(root: Path) -> Iterator[str]:
-    """Find the files below `root` that are named as images; yield their paths relative to `root`."""
+    """Yield the files below `root` that have an image extension, as paths relative to `root`."""
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder) + "/"
-        subfolders[:] = [
+        target = os.path.realpath(folder) + "/"
+        subfolders[:] = [  # without links to this folder or to one above it, which form a loop
             name
             for name in subfolders
-            if not name.startswith(".") and not real.startswith(os.path.realpath(f"{folder}/{name}") + "/")  # a loop
+            if not name.startswith(".") and not target.startswith(os.path.realpath(f"{folder}/{name}") + "/")
         ]
         for name in names:
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):

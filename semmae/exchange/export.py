@@ -1,7 +1,7 @@
 """Export encoders to timm and transformers.
 
 An export holds the weights under the names of published checkpoints, the configuration, and the preprocessing of the
-evaluations. Before the folder appears, the export is loaded with the target library, and its outputs are compared with
+evaluations. Each export is verified before its folder appears: the target library loads it, and its outputs must equal
 those of the original in float64.
 """
 
@@ -36,9 +36,9 @@ def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with
 
     Args:
         folder: An encoder, a teacher, or (for timm) a fine-tuned classifier.
-        out: The folder to write; it must not exist or be empty.
+        out: The folder to write. If it exists, it must be empty.
         to: The library that will load the export.
-        with_decoder: Export the whole MAE (transformers only).
+        with_decoder: Export the encoder with its decoder (transformers only).
 
     Returns:
         The Python expression that loads the export.
@@ -52,7 +52,7 @@ def export(folder: Path, out: Path, *, to: Literal["timm", "transformers"], with
     encoder = _load_classifier(folder) if is_classifier else frozen_encoder.load_encoder(folder)
     if to == "timm":
         if with_decoder:
-            raise ValueError("timm has no masked autoencoder; omit --with-decoder, or use --to transformers")
+            raise ValueError("timm has no model with a decoder; omit --with-decoder, or use --to transformers")
         to_timm(encoder, out)
         return f'timm.create_model("local-dir:{out}", pretrained=True)'
     to_transformers(encoder, out, decoder=mae.load(folder) if with_decoder else None)
@@ -101,7 +101,7 @@ def to_timm(encoder: FrozenEncoder, out: Path) -> None:
     }
     with atomic_write(_require_empty(out)) as folder:
         folder.mkdir()
-        _write(folder, network.state_dict(), encoder.digest)
+        _write_weights(folder, network.state_dict(), encoder.digest)
         write_json(folder / "config.json", content)
         exported: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
         if classes:
@@ -138,7 +138,7 @@ def to_transformers(
             )
             state = {f"vit.{name}": value for name, value in state.items()} | decoder_state(decoder[0])
         config.save_pretrained(folder)
-        _write(folder, state, encoder.digest)
+        _write_weights(folder, state, encoder.digest)
         _image_processor(transformers, encoder).save_pretrained(folder)
         exported, report = model_class.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **options
@@ -231,9 +231,9 @@ def _decoder_sizes(model: mae.MAE, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_processor(transformers: ModuleType, encoder: FrozenEncoder) -> Any:
-    """Return a processor that does the same as `views.CenterView`: resize the short side, then crop the center.
+    """Return the processor that equals `views.CenterView`: it resizes the short side, then crops the center.
 
-    ViTImageProcessor cannot crop, so this is a BitImageProcessor.
+    It is a BitImageProcessor, because ViTImageProcessor cannot crop.
     """
     size = encoder.config["img_size"]
     return transformers.BitImageProcessor(
@@ -252,12 +252,12 @@ def _import_transformers() -> ModuleType:
 
 
 def _require_empty(out: Path) -> Path:
-    """Return `out`; raise a ValueError if writing there would overwrite files."""
+    """Return `out`; raise a ValueError if it is a file or a folder with files."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; choose another folder with --out")
     return out
 
 
-def _write(folder: Path, state: dict[str, Tensor], digest: str) -> None:
+def _write_weights(folder: Path, state: dict[str, Tensor], digest: str) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "semmae": digest})

@@ -1,7 +1,7 @@
-"""Keep encoders, so that later runs can use them as teachers.
+"""Copy encoders to `data/encoders`, so that later runs can use them as teachers.
 
-`promote` copies an encoder or a trained teacher to `data/encoders/<sha256 of its weights>`. Git and DVC ignore that
-folder. A queued experiment reads it from the main repository, as it reads `data/raw`.
+The copy is `data/encoders/<sha256 of the weights>`, which Git and DVC ignore. A queued experiment reads it from the
+main repository; see `semmae.core.paths.raw_path`.
 """
 
 import shutil
@@ -15,12 +15,12 @@ SUFFIXES = (".safetensors", ".json")
 
 
 def promote(folder: Path, name: str, encoders: Path, *, rev: str | None = None) -> Path:
-    """Copy a network to the folder of kept encoders, unless it is already there.
+    """Copy an encoder or a trained teacher to `encoders`, unless it is already there.
 
     Args:
         folder: The artifact that holds the network, e.g. data/pretrain.
         name: The name of its files, "encoder" or "teacher".
-        encoders: The folder of kept encoders.
+        encoders: The folder of copied encoders.
         rev: A DVC experiment or Git commit whose network is read from DVC's cache; None: the workspace.
 
     Returns:
@@ -33,7 +33,7 @@ def promote(folder: Path, name: str, encoders: Path, *, rev: str | None = None) 
         source = folder if rev is None else _fetch(folder, name, rev, Path(temporary))
         _, config = load_model(source, name)
         if "timm" in config:
-            raise ValueError(f"{folder} holds timm's {config['timm']}; use it with teacher.model, without a copy")
+            raise ValueError(f"{folder} holds timm's {config['timm']}, which needs no copy; set teacher.model")
         target = encoders / config["sha256"]
         if not target.exists():
             with atomic_write(target) as copy:

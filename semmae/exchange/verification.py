@@ -1,4 +1,4 @@
-"""Verify that an exported network computes the same outputs as the original, in float64 on random images."""
+"""Verify in float64 on random images that an exported network computes the outputs of the original."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def verify_outputs(
     *,
     original_outputs: Callable[..., Tensor] = vit.encode_tokens,
 ) -> None:
-    """Raise a ValueError unless the exported network has the outputs of the original.
+    """Raise a ValueError unless the exported network computes the outputs of the original.
 
     Args:
         encoder: The original.
@@ -36,7 +36,7 @@ def verify_outputs(
 
 @torch.no_grad()
 def verify_decoder(model: mae.MAE, exported: Any, img_size: int) -> None:
-    """Raise a ValueError unless the exported ViTMAE predicts the same pixels for the masks that it draws."""
+    """Raise a ValueError unless both networks predict the same pixels for masks that the exported ViTMAE draws."""
     images = _random_images(img_size)
     output = exported.double().eval()(images)
     mask = output.mask.bool()

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG. The style sheet of the page sets the colors; there is no script and no font."""
+"""Draw line charts as inline SVG. The style sheet of the page sets colors and fonts."""
 
 import math
 
@@ -28,10 +28,11 @@ def draw_chart(points: Points, *, title: str, percent: bool) -> Markup:
         title: The name of the value; it is escaped.
         percent: Print the values, which are fractions, in percent.
     """
-    (low, high), last = _padded_range([value for _, value in points]), points[-1]
-    rows = round_ticks(low, high)
-    epochs = [tick for tick in round_ticks(0, max(epoch for epoch, _ in points)) if tick == int(tick)]
-    low, high, end = min(low, rows[0]), max(high, rows[-1]), max(epochs[-1], last[0])
+    (low, high), (last_epoch, last_value) = _padded_range([value for _, value in points]), points[-1]
+    value_ticks = round_ticks(low, high)
+    epoch_ticks = [tick for tick in round_ticks(0, max(epoch for epoch, _ in points)) if tick == int(tick)]
+    low, high, end = min(low, value_ticks[0]), max(high, value_ticks[-1]), max(epoch_ticks[-1], last_epoch)
+    digits = _decimal_places(value_ticks)
 
     def x(epoch: float) -> float:
         return LEFT + (RIGHT - LEFT) * epoch / end
@@ -43,39 +44,39 @@ def draw_chart(points: Points, *, title: str, percent: bool) -> Markup:
         return _format(value, percent, digits)
 
     line = " ".join(f"{x(epoch):.1f},{y(value):.1f}" for epoch, value in points)
-    digits, final = _decimal_places(rows), _format(last[1], percent, None)
+    final = _format(last_value, percent, None)
     marks = [
-        *(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>' for v in rows),
-        *(f'<text class="tick row" x="{LEFT - 7}" y="{y(v) + 4:.1f}">{label(v)}</text>' for v in rows),
-        *(f'<text class="tick" x="{x(epoch):.1f}" y="{BOTTOM + 16}">{epoch:g}</text>' for epoch in epochs),
+        *(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>' for v in value_ticks),
+        *(f'<text class="tick row" x="{LEFT - 7}" y="{y(v) + 4:.1f}">{label(v)}</text>' for v in value_ticks),
+        *(f'<text class="tick" x="{x(epoch):.1f}" y="{BOTTOM + 16}">{epoch:g}</text>' for epoch in epoch_ticks),
         f'<text class="tick" x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 31}">epoch</text>',
         f'<polyline class="curve" points="{line}"/>',
-        f'<circle class="end" cx="{x(last[0]):.1f}" cy="{y(last[1]):.1f}" r="3.5"/>',
-        f'<text class="last" x="{x(last[0]) + 8:.1f}" y="{y(last[1]) + 4:.1f}">{final}</text>',
+        f'<circle class="end" cx="{x(last_epoch):.1f}" cy="{y(last_value):.1f}" r="3.5"/>',
+        f'<text class="last" x="{x(last_epoch) + 8:.1f}" y="{y(last_value) + 4:.1f}">{final}</text>',
         f'<text class="title" x="0" y="14">{escape(title)}</text>',
     ]
-    description = escape(f"{title} over {last[0]:g} epochs, last value {final}")
+    description = escape(f"{title} over {last_epoch:g} epochs, last value {final}")
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
     return Markup(f'<svg class="chart" {size} role="img" aria-label="{description}">{"".join(marks)}</svg>')
 
 
-def round_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
+def round_ticks(low: float, high: float, *, max_intervals: int = 5) -> list[float]:
     """Return a few multiples of 1, 2 or 5 times a power of ten that enclose the range from `low` to `high`."""
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power * (most - 0.001) >= high - low)
+    power = 10.0 ** math.floor(math.log10((high - low) / max_intervals))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power * (max_intervals - 0.001) >= high - low)
     return [i * step for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
 def _padded_range(values: list[float]) -> tuple[float, float]:
-    """Return minimum and maximum; a range of zero width is widened."""
+    """Return minimum and maximum; if they are equal, widen the range by 10 % of the value on each side."""
     low, high = min(values), max(values)
     padding = max(abs(high), 1e-6) * 0.1 if high - low < 1e-9 * max(1.0, abs(high)) else 0.0
     return low - padding, high + padding
 
 
-def _decimal_places(rows: list[float]) -> int:
+def _decimal_places(ticks: list[float]) -> int:
     """Return the number of decimal places at which neighboring ticks differ."""
-    return max(0, -math.floor(math.log10(rows[1] - rows[0]) + 1e-9))
+    return max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
 
 
 def _format(value: float, percent: bool, digits: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Tables that compare the scores of runs, computed from the output of `dvc exp show --csv`."""
+"""Compare the scores of runs in tables, computed from the output of `dvc exp show --csv`."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ DEFAULT_SCORES = (
 )
 SECTIONS = ("encoder", "baselines", "references", "low_shot")
 UNFINISHED = ("Queued", "Running", "Failed")
-UNCHANGED = "as it is"  # the setting that most runs share
+UNCHANGED = "unchanged"  # label of the setting with the most frequent value of every parameter
 
 
 class ScoreColumn(NamedTuple):
-    """The address of a score: its place in the metrics files that `semmae.evaluation.scores` writes.
+    """The parts of a column name such as `knn.photos.baselines.teacher.top1`; see `semmae.evaluation.scores`.
 
     Attributes:
         stage: The evaluation stage, e.g. "knn".
@@ -41,13 +41,13 @@ class ScoreColumn(NamedTuple):
     metric: str
 
     @property
-    def encoder_score(self) -> str:
-        """The column of the same metric of the encoder."""
+    def encoder_column(self) -> str:
+        """The name of the column with the encoder's score in the same metric."""
         return ".".join(filter(None, (self.stage, self.dataset, self.group, self.metric)))
 
 
 def parse_column(column: str) -> ScoreColumn | None:
-    """Split the name of a column, e.g. `knn.photos.baselines.teacher.top1`; None if it cannot name a score."""
+    """Split the name of a column; return None if it is not the name of a score."""
     stage, *path = column.split(".")
     if len(path) < 2:
         return None
@@ -64,10 +64,10 @@ def read(path: Path) -> pd.DataFrame:
     """Read the finished runs from a file that `dvc exp show --csv` printed.
 
     Returns:
-        A row per experiment. If no row is marked as an experiment, all finished rows.
+        A row per experiment. Without the column `typ`, which marks experiments, a row per finished run.
 
     Raises:
-        ValueError: The file is no such table, or it has no finished run.
+        ValueError: The file is not a CSV table, or it has no finished run.
     """
     try:
         runs = pd.read_csv(path, na_values=["!", "-"])  # DVC prints "!" for an unreadable value, "-" for none
@@ -92,12 +92,12 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: Sequence[str] = DE
     Args:
         runs: The table of `read`.
         by: Names of the parameters that distinguish the settings.
-        scores: Names of columns. `*` matches any text between two dots.
+        scores: Names of columns. `*` matches any text without a dot.
 
     Returns:
         A row per score and a column per setting: mean ± standard deviation (number of runs). With two or more settings,
         the column `difference` is the mean of the last setting minus the mean of the first. Its error is Welch's
-        standard error sqrt(var_1 / n_1 + var_2 / n_2), which is unreliable for fewer than three runs per setting.
+        standard error sqrt(var_1 / n_1 + var_2 / n_2). It is unreliable for fewer than three runs per setting.
 
     Raises:
         ValueError: A parameter is unknown, or no column matches `scores`.
@@ -105,10 +105,10 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: Sequence[str] = DE
     columns = [name for name in runs if _matches(name, scores)]
     if unknown := [name for name in by if name not in runs]:
         known = ", ".join(name for name in runs if "." in name and name not in columns)
-        raise ValueError(f"unknown parameter: {unknown[0]!r}; expected --by with names from: {known or 'none'}")
+        raise ValueError(f"unknown parameter: {unknown[0]!r}; expected for --by: {known or 'none'}")
     columns = [name for name in columns if runs[name].notna().any()]
     if not columns:
-        raise ValueError(f"no column matches {','.join(scores)!r}; choose columns of the file with --scores")
+        raise ValueError(f"no column matches {','.join(scores)!r}; choose columns with --scores")
     settings = runs[list(by)].map(_format_param)
     groups = {" ".join(setting): group for setting, group in runs.groupby([settings[name] for name in by])}
     table = pd.DataFrame({"score": columns})
@@ -121,15 +121,15 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: Sequence[str] = DE
 
 
 def baselines(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores of the baselines of encoders: a row per score, a column per baseline.
+    """Return the scores of the encoder's baselines: a row per score, a column per baseline.
 
-    The scores are top-1 accuracy and segmentation mIoU; `parts` returns the baselines of parts.
+    The scores are top-1 accuracy and segmentation mIoU. For the baselines of parts, see `parts`.
 
     Raises:
         ValueError: No run has scores of baselines.
     """
     cells = {
-        (column.encoder_score, column.name): name
+        (column.encoder_column, column.name): name
         for name in runs
         if (column := parse_column(name))
         and column.section == "baselines"
@@ -137,16 +137,18 @@ def baselines(runs: pd.DataFrame) -> pd.DataFrame:
         and column.metric in ("top1", "miou")
     }
     if not cells:
-        raise ValueError("the runs have no baselines; set <stage>.protocol.baselines to true, e.g. of knn")
+        raise ValueError(
+            "the runs have no baselines; set <stage>.protocol.baselines to true, e.g. knn.protocol.baselines"
+        )
     scores, names = dict.fromkeys(score for score, _ in cells), sorted({name for _, name in cells})
-    rows = [[score, *(_cell(runs, cells.get((score, name))) for name in names)] for score in scores]
+    rows = [[score, *(_format_cell(runs, cells.get((score, name))) for name in names)] for score in scores]
     return pd.DataFrame(rows, columns=["score", *names])
 
 
 def parts(runs: pd.DataFrame, dataset: str, *, level: str) -> pd.DataFrame:
     """Return the part scores of a dataset: a row per method (parts, baselines, references), a column per metric.
 
-    A cell is mean ± standard deviation (number of runs), or only the value if it is the same in all runs.
+    A cell is mean ± standard deviation (number of runs). If all runs have the same value, it is only the value.
 
     Args:
         runs: The table of `read`.
@@ -169,27 +171,29 @@ def parts(runs: pd.DataFrame, dataset: str, *, level: str) -> pd.DataFrame:
         )
     methods = sorted(dict.fromkeys(key[:2] for key in cells), key=lambda method: method[0])
     metrics = dict.fromkeys(metric for _, _, metric in sorted(cells, key=lambda key: key[0]))
-    rows = [[method[1], *(_cell(runs, cells.get((*method, metric))) for metric in metrics)] for method in methods]
+    rows = [
+        [method[1], *(_format_cell(runs, cells.get((*method, metric))) for metric in metrics)] for method in methods
+    ]
     return pd.DataFrame(rows, columns=["method", *metrics])
 
 
 def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[str, Any]) -> pd.DataFrame:
-    """Return the scores of the parts for each setting of the parameters; the most frequent setting comes first.
+    """Return the scores of the parts: a row per setting of the parameters.
 
-    A setting is named by the parameters that differ from their most frequent values. Runs that differ only in seeds or
-    in the section `part_scores` share a setting.
+    The label of a setting lists the parameters that differ from their most frequent values. The setting without
+    differences comes first. Runs that differ only in seeds or in the section `part_scores` share a setting.
 
     Args:
         runs: The table of `read`.
         dataset: The name of the dataset.
         level: "patch" or "pixel".
-        parameters: The content of params.yaml; its keys tell the columns of parameters from the columns of scores.
+        parameters: The content of params.yaml. Its keys identify the columns of `runs` that hold parameters.
     """
     known = pd.json_normalize(parameters).columns
     names = [
         name
         for name in runs
-        # The second condition finds the keys of a section that params.yaml sets to null and a run does not.
+        # startswith finds the keys of a section that is null in params.yaml, but not in each run.
         if any(name == key or name.startswith(f"{key}.") for key in known)
         and not name.endswith("seed")
         and not name.startswith("part_scores.")
@@ -197,7 +201,7 @@ def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[s
     values = runs[names].map(_format_param)
     most_frequent = values.mode().iloc[0]
 
-    def name_setting(row: pd.Series) -> str:
+    def setting_label(row: pd.Series) -> str:
         changes = []
         for name in names:
             section = f"{name.rpartition('.')[0]}."
@@ -206,7 +210,7 @@ def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[s
                 changes.append(f"{section[:-1]}=null" if section_is_null else f"{name}={row[name]}")
         return ", ".join(dict.fromkeys(changes)) or UNCHANGED
 
-    groups = dict(list(runs.groupby(values.apply(name_setting, axis=1), sort=False)))
+    groups = dict(list(runs.groupby(values.apply(setting_label, axis=1), sort=False)))
     settings = sorted(groups, key=lambda name: name != UNCHANGED)
     tables = [
         parts(groups[name], dataset, level=level).query("method == 'parts'").assign(method=name) for name in settings
@@ -221,7 +225,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def _matches(column: str, patterns: Sequence[str]) -> bool:
-    """Return whether one of the patterns matches; `*` does not match a dot."""
+    """Return whether a pattern matches the column; `*` does not match a dot."""
     path = column.split(".")
     return any(
         len(path) == pattern.count(".") + 1 and all(map(fnmatchcase, path, pattern.split("."))) for pattern in patterns
@@ -229,14 +233,14 @@ def _matches(column: str, patterns: Sequence[str]) -> bool:
 
 
 def _format_param(value: object) -> str:
-    """Format a parameter as in params.yaml; pandas reads null as NaN, and integers in a column with nulls as floats."""
+    """Format a parameter as in params.yaml. Pandas reads null as NaN, and integers next to nulls as floats."""
     if pd.isna(value):
         return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _cell(runs: pd.DataFrame, name: str | None) -> str:
-    """Format the values of a column: only the value if all are equal; "-" if there are none."""
+def _format_cell(runs: pd.DataFrame, name: str | None) -> str:
+    """Format the mean of a column, or only the value if all runs have the same; "-" if there is none."""
     values = runs[name].dropna() if name else pd.Series(dtype=float)
     return f"{values.iloc[0]:.3f}" if values.nunique() == 1 else _format_mean(values)
 

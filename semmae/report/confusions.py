@@ -1,4 +1,4 @@
-"""Confusion matrices and the mistakes of a classifier, from a table of its predictions."""
+"""Find the mistakes of a classifier in a table of its predictions, and draw its confusion matrix."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from jaxtyping import Float
 from markupsafe import Markup, escape
 
 CELL_WIDTH, LETTER_WIDTH = 30, 6.5  # pixels
-MAX_LETTERS, MAX_CLASSES = 16, 30  # of a class name in the drawing; of a matrix that is drawn
+MAX_LETTERS = 16  # longer class names are shortened
+MAX_CLASSES = 30  # the report draws no matrix with more classes
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -35,18 +36,18 @@ def most_confused(predictions: pd.DataFrame, count: int) -> list[tuple[str, str,
 
 
 def most_confident_mistakes(predictions: pd.DataFrame, count: int) -> list[dict[str, str | float]]:
-    """Return the rows of the mistakes with the highest confidence."""
+    """Return the mistakes with the highest confidence, as rows of the table."""
     ranked = _mistakes(predictions).sort_values("confidence", ascending=False, kind="stable")
     return ranked.head(count).to_dict("records")
 
 
 def draw_matrix(fractions: Float[np.ndarray, "c c"], names: list[str]) -> Markup:
-    """Draw a confusion matrix as inline SVG; fractions of 1 % and more are printed in percent."""
-    short = [name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…" for name in names]
-    name_width = LETTER_WIDTH * max(map(len, short))
+    """Draw a confusion matrix as inline SVG; cells that round to 1 % or more have a label."""
+    short_names = [name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…" for name in names]
+    name_width = LETTER_WIDTH * max(map(len, short_names))
     margin = 12 + name_width
     marks = []
-    for i, name in enumerate(map(escape, short)):
+    for i, name in enumerate(map(escape, short_names)):
         middle = margin + CELL_WIDTH * (i + 0.5)
         marks.append(f'<text class="tick row" x="{margin - 6:.1f}" y="{middle + 4:.1f}">{name}</text>')
         rotation = f'transform="rotate(-60 {middle:.1f} {margin - 8:.1f})"'

@@ -1,7 +1,7 @@
 """The sections of the report that show evaluations: scores, mistakes, segmented images and learning curves.
 
-A section only shows datasets that params.yaml lists and that were evaluated. Pictures are left out if the shards of a
-dataset are missing.
+A section shows each dataset that is listed in params.yaml and has results. If the shards of a dataset are missing, the
+section has no pictures of it.
 """
 
 from collections.abc import Collection, Iterator
@@ -23,15 +23,16 @@ from semmae.report.palettes import GRAY, make_palette
 RESULTS, SHARDS = Path("results"), Path("data/shards")
 CLASSIFIERS = {"knn": "kNN", "linear": "linear probe", "attentive": "attentive probe", "finetune": "fine-tuning"}
 EVALUATIONS = (*CLASSIFIERS, "segment", "part_scores")
-MISTAKES_OF = ("attentive", "linear", "finetune", "knn")  # mistakes are those of the first that evaluated a dataset
-TILE = 168  # pixels on a side of a picture
-NUM_MISTAKES, NUM_PAIRS = 8, 12  # images of mistakes; pairs of confused classes, if there are many classes
-FRACTIONS = ("top1", "miou")  # ends of the names of columns that are printed in percent
+MISTAKES_PRIORITY = ("attentive", "linear", "finetune", "knn")  # mistakes are from the first with results
+TILE = 168  # side of a picture in pixels
+NUM_MISTAKES = 8  # pictures of mistakes
+NUM_PAIRS = 12  # pairs of confused classes, listed if there are too many classes for a matrix
+FRACTIONS = ("top1", "miou")  # suffixes of the columns that are printed in percent
 SPELLING = {"top1": "top-1", "miou": "mIoU", "upernet": "UPerNet"}
 
 
 def evaluated_datasets(evaluation: str) -> Iterator[tuple[str, Path]]:
-    """Yield name and metrics file of each dataset that params.yaml lists and that was evaluated."""
+    """Yield name and metrics file of each dataset that is listed in params.yaml and has results."""
     for name in load_config(dict[str, Any], evaluation, "datasets"):
         path = RESULTS / evaluation / f"{name}.json"
         if path.exists():
@@ -77,9 +78,9 @@ def part_scores_section() -> Iterator[dict[str, Any]]:
 
 
 def mistakes_section() -> Iterator[dict[str, Any]]:
-    """Yield the mistakes of one classifier, the first of MISTAKES_OF, on each dataset."""
-    chosen = {name: evaluation for evaluation in reversed(MISTAKES_OF) for name, _ in evaluated_datasets(evaluation)}
-    for dataset, evaluation in chosen.items():
+    """Yield the mistakes of one classifier on each dataset: the first of MISTAKES_PRIORITY that has results."""
+    evaluations = {name: stage for stage in reversed(MISTAKES_PRIORITY) for name, _ in evaluated_datasets(stage)}
+    for dataset, evaluation in evaluations.items():
         predictions = RESULTS / evaluation / f"predictions/{dataset}.tsv"
         if predictions.exists():
             mistakes = summarize_mistakes(predictions, SHARDS / dataset)
@@ -101,7 +102,7 @@ def draw_curves(folder: Path, trained: Collection[str]) -> list[Markup]:
 
     Args:
         folder: The curves of one dataset.
-        trained: The names of the trained models, e.g. "encoder" or heads of segmentation. A head is part of the title.
+        trained: "encoder", or the heads of segmentation. The name of a head is part of the title.
     """
     drawn = []
     for model in trained:
@@ -121,8 +122,10 @@ def summarize_mistakes(predictions: Path, dataset: Path) -> dict[str, Any]:
         dataset: The shards of the dataset, which may be missing.
 
     Returns:
-        `num_images` and `num_wrong`; `matrix`, a confusion matrix as SVG, or None if there are too many classes;
-        `pairs`, the most confused classes in that case; `mistakes`, rows of the table with `picture`, an array or None.
+        num_images, num_wrong: Numbers of images.
+        matrix: The confusion matrix as SVG; None if there are too many classes.
+        pairs: The most confused classes; empty if there is a matrix.
+        mistakes: Rows of the table with `picture`, an array or None.
     """
     table = confusions.read_predictions(predictions)
     names = sorted(set(table["actual"]) | set(table["predicted"]))
@@ -130,11 +133,12 @@ def summarize_mistakes(predictions: Path, dataset: Path) -> dict[str, Any]:
     reader = Reader(dataset, "val") if (dataset / "index.parquet").exists() else None
     positions = {key: index for index, key in enumerate(reader.keys)} if reader else {}
 
-    def picture(key: str) -> np.ndarray | None:
+    def load_picture(key: str) -> np.ndarray | None:
         return crop_square(reader.image(positions[key])) if reader and key in positions else None
 
     mistakes = [
-        {**row, "picture": picture(str(row["key"]))} for row in confusions.most_confident_mistakes(table, NUM_MISTAKES)
+        {**row, "picture": load_picture(str(row["key"]))}
+        for row in confusions.most_confident_mistakes(table, NUM_MISTAKES)
     ]
     return {
         "num_images": len(table),
@@ -148,22 +152,22 @@ def summarize_mistakes(predictions: Path, dataset: Path) -> dict[str, Any]:
 def segmentation_examples(
     examples: Path, dataset: Path, heads: Collection[str], *, colors: str
 ) -> tuple[list[list[UInt8[np.ndarray, "t t 3"]]], list[tuple[str, list[int]]]]:
-    """Return pictures of the kept examples of a segmentation, and the legend of their colors.
+    """Return pictures of the examples that `segment` saved, and the legend of their colors.
 
     Args:
         examples: Predicted masks as `<head>/<key>.png`.
-        dataset: The shards of the dataset; if they are missing, nothing is returned.
+        dataset: The shards of the dataset. If they are missing, both lists are empty.
         heads: The heads to show.
         colors: The name of a palette.
 
     Returns:
-        A row per image: the image, its true mask, and the mask that each head predicts. Then (name, RGB) for each class
-        in these masks. The background of a dataset with parts is gray in the legend, and paler in the pictures.
+        A row per image: the image, its true mask, and the mask that each head predicts; and (name, RGB) for each class
+        in these masks. The background of a dataset with parts is gray in the legend, and pale in the pictures.
     """
     if not examples.is_dir() or not (dataset / "index.parquet").exists():
         return [], []
     reader, rows = Reader(dataset, "val"), []
-    shown: set[int] = set()
+    shown_labels: set[int] = set()
     num_background = int(reader.mask_kind != "classes")  # 1 if label 0 is the background
     class_colors = make_palette(colors, len(reader.mask_names) - num_background)
     for index, key in enumerate(reader.keys):
@@ -176,9 +180,9 @@ def segmentation_examples(
             rows.append(
                 [crop_square(image), *(color_mask(image, mask - num_background, class_colors) for mask in masks)]
             )
-            shown.update(*(np.unique(mask).tolist() for mask in masks))
+            shown_labels.update(*(np.unique(mask).tolist() for mask in masks))
     legend = zip(reader.mask_names, [list(GRAY)] * num_background + class_colors.tolist(), strict=True)
-    return rows, [entry for label, entry in enumerate(legend) if label in shown]
+    return rows, [entry for label, entry in enumerate(legend) if label in shown_labels]
 
 
 def crop_square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:
@@ -189,6 +193,6 @@ def crop_square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]
 def color_mask(
     image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colors: UInt8[np.ndarray, "p 3"]
 ) -> UInt8[np.ndarray, "t t 3"]:
-    """Return the center square of an image, colored by its mask; pixels with label 255 (ignore) only become paler."""
+    """Return the center square of an image, colored by its mask; pixels with label 255 (ignore) become pale."""
     labels = crop_part_map(mask, overlays.center_square(*image.shape[:2]), (TILE, TILE))
     return overlays.color_labels(crop_square(image), labels, colors=colors)

@@ -1,6 +1,6 @@
-"""Pictures of parts, masks and reconstructions as arrays of pixels, and as one image for the command line.
+"""Draw parts, masks and reconstructions: as arrays for the report, as one image for `semmae show`.
 
-All pictures show the center square of an image, so that they have one size and no distortion.
+Each picture shows the center square of an image, so that all pictures have the same size without distortion.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from semmae.parts.part_maps import PartMaps
 from semmae.report.overlays import center_square, color_labels, hide_masked, part_tints
 from semmae.report.palettes import make_palette
 
-TILE = 288  # pixels on a side of a picture
+TILE = 288  # side of a picture in pixels
 FRAME_PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the training run at which masks are shown
 
 
@@ -33,7 +33,7 @@ class FigureSamples:
     Attributes:
         images: The center squares at the encoder's size, in [0, 255].
         pictures: The same squares at the size of the figures.
-        inputs: Inputs of mask strategies by name: `part_map` and, if the part maps hold it, `attention`.
+        inputs: Inputs of mask strategies by name: `part_map` and, if the part maps have it, `attention`.
         grid: Rows and columns of patches.
     """
 
@@ -51,16 +51,16 @@ def choose_images(num_images: int, *, count: int, seed: int) -> Integer[np.ndarr
 def load_samples(
     reader: Reader, maps: PartMaps | None, indices: Integer[np.ndarray, " k"], *, img_size: int, patch_size: int
 ) -> FigureSamples:
-    """Load images with their part maps; row i of `maps` belongs to sample i of the reader."""
+    """Load images with their part maps. Row i of `maps` belongs to image i of the reader."""
     grid = (img_size // patch_size, img_size // patch_size)
     whole = [reader.image(i) for i in indices]
     boxes = [center_square(*image.shape[:2]) for image in whole]
     inputs = {}
     if maps is not None:
         for name, values in maps.channels.items():
-            labels = [values[i].reshape(maps.grid) for i in indices]
-            rows = [crop_part_map(map_, box, grid) for map_, box in zip(labels, boxes, strict=True)]
-            inputs[name] = torch.from_numpy(np.stack(rows).reshape(len(indices), -1))
+            grids = [values[i].reshape(maps.grid) for i in indices]
+            cropped = [crop_part_map(map_, box, grid) for map_, box in zip(grids, boxes, strict=True)]
+            inputs[name] = torch.from_numpy(np.stack(cropped).reshape(len(indices), -1))
     small = [crop_image(image, box, img_size) for image, box in zip(whole, boxes, strict=True)]
     return FigureSamples(
         images=torch.from_numpy(np.stack(small).transpose(0, 3, 1, 2).copy()),
@@ -98,8 +98,8 @@ def draw_masks(
 def draw_mask_frames(samples: FigureSamples, *, masking: Mapping[str, Any], seed: int) -> list[Bool[Tensor, "b n"]]:
     """Draw masks at each of FRAME_PROGRESS.
 
-    With a curriculum, all frames use the same noise, so that only the curriculum changes them. Without one, each frame
-    uses new noise.
+    With a curriculum, all frames share their noise, so that frames differ only by the curriculum. Without a curriculum,
+    each frame has its own noise.
     """
     same_noise = has_curriculum(masking)
     return [
@@ -114,7 +114,7 @@ def has_curriculum(masking: Mapping[str, Any]) -> bool:
 
 
 def frame_captions(masking: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return for each frame a title, and the curriculum weight or ""."""
+    """Return the title of each frame with its curriculum weight; the weight is "" without a curriculum."""
     if not has_curriculum(masking):
         return [(f"draw {number}", "") for number, _ in enumerate(FRAME_PROGRESS, 1)]
     return [(f"{frame:.0%}", f"{curriculum_weight(frame, **masking['curriculum']):.2f}") for frame in FRAME_PROGRESS]
@@ -123,7 +123,7 @@ def frame_captions(masking: Mapping[str, Any]) -> list[tuple[str, str]]:
 def reconstruct_images(
     model: mae.MAE, images: UInt8[Tensor, "b 3 s s"], mask: Bool[Tensor, "b n"], *, norm_pix_loss: bool
 ) -> UInt8[np.ndarray, "b s s 3"]:
-    """Replace the masked patches of images by the predictions of an MAE."""
+    """Replace the masked patches of images by the predictions of the MAE."""
     normalized = vit.normalize(images)
     with torch.no_grad():
         pred = model(normalized, mask, int(mask[0].sum()))
@@ -142,7 +142,7 @@ def parts_grid(reader: Reader, maps: PartMaps, *, count: int, seed: int, colors:
 def image_and_parts(
     reader: Reader, maps: PartMaps, index: SupportsIndex, *, colors: UInt8[np.ndarray, "p 3"]
 ) -> tuple[UInt8[np.ndarray, "t t 3"], UInt8[np.ndarray, "t t 3"]]:
-    """Return the picture of an image, and the picture colored by its parts."""
+    """Return the center square of an image, as it is and colored by its parts."""
     image = reader.image(index)
     box = center_square(*image.shape[:2])
     picture = crop_image(image, box, TILE)
@@ -161,7 +161,7 @@ def masks_grid(
     seed: int,
     colors: str,
 ) -> Image.Image:
-    """Draw a row per image: the image, then masked at each of FRAME_PROGRESS."""
+    """Draw a row per image: the image, then its masks at each of FRAME_PROGRESS."""
     indices = choose_images(len(reader), count=count, seed=seed)
     samples = load_samples(reader, maps, indices, img_size=img_size, patch_size=patch_size)
     part_colors = None if maps is None else make_palette(colors, maps.metadata["num_parts"])
@@ -172,7 +172,7 @@ def masks_grid(
 def mask_rows(
     samples: FigureSamples, *, masking: Mapping[str, Any], seed: int, colors: UInt8[np.ndarray, "p 3"] | None
 ) -> list[list[np.ndarray]]:
-    """Return a row per sample: the picture, then masked at each of FRAME_PROGRESS.
+    """Return a row per sample: the picture, then its masks at each of FRAME_PROGRESS.
 
     With a curriculum and `colors`, masked patches are tinted in the color of their part.
     """
@@ -196,7 +196,7 @@ def reconstructions_grid(
     count: int,
     seed: int,
 ) -> Image.Image:
-    """Draw a row per image: the image, masked as at the end of training, and reconstructed."""
+    """Draw a row per image: the image, its mask as at the end of training, and its reconstruction."""
     indices = choose_images(len(reader), count=count, seed=seed)
     rows = reconstruction_rows(
         reader, maps, indices, model=model, masking=masking, norm_pix_loss=norm_pix_loss, seed=seed
@@ -214,7 +214,7 @@ def reconstruction_rows(
     norm_pix_loss: bool,
     seed: int,
 ) -> list[list[np.ndarray]]:
-    """Return a row per image: the picture, masked as at the end of training, and reconstructed."""
+    """Return a row per image: the picture, its mask as at the end of training, and its reconstruction."""
     img_size = model.encoder.patch_embed.img_size[0]
     samples = load_samples(reader, maps, indices, img_size=img_size, patch_size=model.patch_size)
     mask = draw_masks(samples, masking=masking, progress=1.0, seed=seed)
@@ -238,7 +238,7 @@ def _enlarge(picture: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "t t 3"]:
 def arrange_grid(
     rows: list[list[np.ndarray]], titles: list[str], *, legend: UInt8[np.ndarray, "p 3"] | None = None
 ) -> Image.Image:
-    """Arrange rows of pictures on white.
+    """Arrange rows of pictures on a white background, below the titles of the columns.
 
     Args:
         rows: Pictures of TILE by TILE pixels, RGB or RGBA.

@@ -1,7 +1,7 @@
-"""Heat maps of parts: the probability of each label at each patch.
+"""Draw heat maps of parts: the probability of each label at each patch.
 
-Part maps only hold the most probable label of a patch. The probabilities are computed from the teacher and the part
-learner.
+Part maps hold only the most probable label of a patch. This module computes the probabilities with the teacher and the
+part method.
 """
 
 import cv2
@@ -25,7 +25,7 @@ from semmae.report.palettes import GRAY, make_palette
 def label_probabilities(
     reader: Reader, indices: Integer[np.ndarray, " b"], teacher: Teacher, method: PartMethod
 ) -> Float[np.ndarray, "b p n"]:
-    """Compute the probability of each label (p, the background last) at each patch (n) of whole images."""
+    """Compute the probability of each label (p; the background is last) at each patch (n) of the whole images."""
     vit.use_fastest_attention(teacher, torch.device("cpu"), frozen_grid=method.config["grid"])
     view = FullImage(method.config["img_size"], seed=0, flip=0.0)
     loader = batches(reader, indices, view, batch_size=32, workers=0)
@@ -35,7 +35,10 @@ def label_probabilities(
 def heat_map(
     picture: UInt8[np.ndarray, "H W 3"], probability: Float[np.ndarray, "h w"], *, color: UInt8[np.ndarray, "3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Blend the picture in dark gray with `color` by the probability, which is interpolated between patches."""
+    """Convert the picture to dark gray, and add `color` in proportion to the probability.
+
+    The probability is interpolated between the centers of patches.
+    """
     luma = (picture @ overlays.LUMA)[:, :, None]
     weight = cv2.resize(probability.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     weight = weight[:, :, None]
@@ -51,8 +54,8 @@ def heat_grid(
     names = [f"part {part}" for part in range(method.num_parts)] + ["background"] * (method.background is not None)
     rows = []
     for i, probabilities in zip(indices, label_probabilities(reader, indices, teacher, method), strict=True):
-        image, maps = reader.image(i), probabilities.reshape(len(names), *method.grid)
-        heat_maps = [heat_map(image, map_, color=color) for map_, color in zip(maps, label_colors, strict=False)]
+        image, patch_maps = reader.image(i), probabilities.reshape(len(names), *method.grid)
+        drawn = [heat_map(image, map_, color=color) for map_, color in zip(patch_maps, label_colors, strict=False)]
         box = overlays.center_square(*image.shape[:2])
-        rows.append([crop_image(picture, box, figures.TILE) for picture in (image, *heat_maps)])
+        rows.append([crop_image(picture, box, figures.TILE) for picture in (image, *drawn)])
     return figures.arrange_grid(rows, ["image", *names])

@@ -1,6 +1,6 @@
-"""Pictures of single images: parts in color, masked patches, and typical regions of a part.
+"""Draw on single images: parts in color, masked patches, and typical regions of a part.
 
-Pictures with masked or pale areas are RGBA, so that they fit light and dark pages.
+Masked patches and the surroundings of a region are transparent, so that they fit light and dark pages.
 """
 
 import cv2
@@ -27,13 +27,13 @@ def color_labels(
 
     Args:
         picture: RGB pixels.
-        labels: The label of each pixel. Labels from `len(colors)` on (the background) only become paler.
+        labels: The label of each pixel. Pixels with labels from `len(colors)` on (the background) become pale.
         colors: The RGB color of each label.
     """
     luma = (picture @ LUMA)[:, :, None]
     colored = 0.42 * luma + 0.58 * colors[np.minimum(labels, len(colors) - 1)]
-    paler = 0.5 * picture + 0.2 * luma + 0.3 * 255  # keeps the hue
-    out = np.where((labels < len(colors))[:, :, None], colored, paler)
+    pale = 0.5 * picture + 0.2 * luma + 0.3 * 255  # keeps the hue
+    out = np.where((labels < len(colors))[:, :, None], colored, pale)
     out[_borders(labels)] = 255
     return out.round().clip(0, 255).astype(np.uint8)
 
@@ -44,7 +44,7 @@ def hide_masked(
     *,
     tint: UInt8[np.ndarray, "h w 4"] | None = None,
 ) -> UInt8[np.ndarray, "t t 4"]:
-    """Replace the masked patches of a picture by `tint` (RGBA per patch), or by a transparent gray."""
+    """Replace the masked patches of a picture by `tint` (RGBA per patch; default: a transparent gray)."""
     fill = np.broadcast_to(np.array(MASKED, np.uint8), (*mask.shape, 4)) if tint is None else tint
     size = picture.shape[:2][::-1]
     hidden = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)[:, :, None]
@@ -55,24 +55,24 @@ def hide_masked(
 def part_tints(
     part_map: UInt8[np.ndarray, "b n"], *, grid: tuple[int, int], colors: UInt8[np.ndarray, "p 3"]
 ) -> UInt8[np.ndarray, "b h w 4"]:
-    """Return a transparent tint of each patch in the color of its part, for `hide_masked`."""
+    """Return the `tint` argument of `hide_masked`: each patch in the transparent color of its part."""
     rgba = np.vstack([np.pad(colors, ((0, 0), (0, 1)), constant_values=92), [MASKED]]).astype(np.uint8)
     return rgba[np.minimum(part_map, len(colors))].reshape(-1, *grid, 4)
 
 
 def most_typical(probabilities: Float[np.ndarray, "b p n"], *, count: int) -> list[list[int]]:
-    """Rank the images that show each label best.
+    """Find the images that show each label best.
 
-    The score of an image is sum(p) / (m + m_median / 2). The sum is over the m patches whose most probable label is
-    this label, and p is the probability of it. m_median is the median of m over the images with m > 0; it prevents a
-    high score of a single patch.
+    The score of an image is sum(p) / (m + m_median / 2). The sum is over the m patches for which the label is the most
+    probable one, and p is its probability. m_median is the median of m over the images with m > 0. It lowers the score
+    of images with few such patches.
 
     Args:
         probabilities: The probability of each label (p) for each patch (n) of each image (b).
         count: The maximum number of images per label.
 
     Returns:
-        For each label the indices of images, the best first. Images without the label are left out.
+        For each label, the indices of images, the best first. Images without the label are left out.
     """
     ranked = []
     for label, probability in enumerate(probabilities.transpose(1, 0, 2)):
@@ -87,7 +87,7 @@ def most_typical(probabilities: Float[np.ndarray, "b p n"], *, count: int) -> li
 def crop_region(
     image: UInt8[np.ndarray, "H W 3"], patches: Bool[np.ndarray, "h w"], *, size: int, color: UInt8[np.ndarray, "3"]
 ) -> UInt8[np.ndarray, "{size} {size} 4"]:
-    """Crop a square around the largest connected region of `patches`, outline it and make its surroundings pale."""
+    """Crop a square around the largest connected region of `patches`, outline it, and make its surroundings pale."""
     _, regions, stats, _ = cv2.connectedComponentsWithStats(patches.astype(np.uint8), connectivity=4)
     largest = 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
     left, top, width, height = stats[largest, :4]
@@ -102,19 +102,19 @@ def crop_region(
 
 
 def _borders(labels: UInt8[np.ndarray, "t t"], *, width: int = 2) -> Bool[np.ndarray, "t t"]:
-    """Mark the pixels on a line of `width` pixels between different labels."""
+    """Return a mask of the lines between different labels, `width` pixels wide."""
     kernel = np.ones((width, width), np.uint8)
     return cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)
 
 
-def _square_around(pixels: tuple[int, int], grid: tuple[int, int], patches: tuple[int, int, int, int]) -> Box:
-    """Return a square around a rectangle of patches (top, left, height, width), within the image.
+def _square_around(image_size: tuple[int, int], grid: tuple[int, int], rectangle: tuple[int, int, int, int]) -> Box:
+    """Return a square in the image around a rectangle of patches (top, left, height, width).
 
-    Its side has a margin of one patch, and is at least a third of the short side of the image.
+    The square has a margin of one patch. Its side is at least a third of the short side of the image.
     """
-    patch = np.array(pixels) / grid
-    corner, extent = np.array(patches[:2]) * patch, np.array(patches[2:]) * patch
-    side = min(max(extent.max() + 2 * patch.max(), min(pixels) / 3), min(pixels))
-    start = (corner + extent / 2 - side / 2).clip(0, np.array(pixels) - side)
-    (top, left), (height, width) = start / pixels, side / np.array(pixels)
+    patch = np.array(image_size) / grid
+    corner, extent = np.array(rectangle[:2]) * patch, np.array(rectangle[2:]) * patch
+    side = min(max(extent.max() + 2 * patch.max(), min(image_size) / 3), min(image_size))
+    start = (corner + extent / 2 - side / 2).clip(0, np.array(image_size) - side)
+    (top, left), (height, width) = start / image_size, side / np.array(image_size)
     return Box(float(top), float(left), float(height), float(width), flip=False)

@@ -1,4 +1,4 @@
-"""Colors that people with and without color blindness can distinguish, for any number of parts."""
+"""Choose colors that people with and without color blindness can distinguish, for any number of parts."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -8,7 +8,7 @@ PALETTES = {
     "tol_bright": ("4477aa", "ee6677", "228833", "ccbb44", "66ccee", "aa3377"),  # Tol 2021, no gray
 }
 GRAY = (160, 160, 160)  # the color of the background in legends
-LIGHTNESS_RANGE = (0.45, 0.9)  # OKLab lightness of additional colors: visible in shadows and in highlights
+LIGHTNESS_RANGE = (0.45, 0.9)  # OKLab lightness of additional colors; excludes nearly black and nearly white
 
 # Linear RGB as trichromats, protanopes and deuteranopes perceive it (Vienot, Brettel & Mollon 1999).
 VISION_TYPES = np.array(
@@ -38,8 +38,7 @@ CONES_TO_LAB = np.array(
 def make_palette(name: str, count: int) -> UInt8[np.ndarray, "{count} 3"]:
     """Return `count` RGB colors.
 
-    The first colors are those of the named palette. Each further color is the one that differs most from all colors
-    before it.
+    The named palette comes first. Each further color is the one that differs most from all colors before it.
 
     Args:
         name: A key of PALETTES.
@@ -49,7 +48,9 @@ def make_palette(name: str, count: int) -> UInt8[np.ndarray, "{count} 3"]:
         ValueError: The name is unknown.
     """
     if name not in PALETTES:
-        raise ValueError(f"unknown colors: {name!r}; expected (report.colors) one of {', '.join(PALETTES)}")
+        raise ValueError(
+            f"unknown colors: {name!r}; expected one of {', '.join(PALETTES)}; set report.colors or --colors"
+        )
     colors = [list(bytes.fromhex(color)) for color in PALETTES[name]]
     levels = np.linspace(0, 255, 8).round()
     candidates = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)

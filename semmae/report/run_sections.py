@@ -28,7 +28,7 @@ COLUMN_TITLES = {
     "readout_iou": "supervised read-out, foreground IoU",
 }
 FRACTIONS = ("knn_top1", "readout_iou")  # columns that are printed in percent
-REGION_SIZE, NUM_REGIONS = 168, 9  # pixels on a side of a region; regions per part
+REGION_SIZE, NUM_REGIONS = 168, 9  # side of a region in pixels; regions per part
 
 
 def training_curves() -> Iterator[dict[str, Any]]:
@@ -38,7 +38,7 @@ def training_curves() -> Iterator[dict[str, Any]]:
         drawn = [
             charts.draw_chart(points, title=column_title(column), percent=column in FRACTIONS)
             for column, points in curves.items()
-            if len(points) == 1 or len({value for _, value in points}) > 1  # leaves out constants
+            if len(points) == 1 or len({value for _, value in points}) > 1  # omits constants
         ]
         final = {} if drawn else read_json(RESULTS / name / "metrics.json")[name]
         yield {"title": name, "charts": drawn, "final": {column_title(key): value for key, value in final.items()}}
@@ -58,7 +58,7 @@ def parts_section(
     num_images: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return each label with its frequency and its most typical regions; the background is the last.
+    """Return the frequency and the most typical regions of each label; the background is last.
 
     Args:
         reader: The images.
@@ -100,7 +100,7 @@ def masks_section(
     count: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return `rows` of pictures, an image and its masks over training, with `captions` of the columns.
+    """Return masks over the course of training.
 
     Args:
         reader: The images.
@@ -110,6 +110,11 @@ def masks_section(
         colors: The RGB color of each part.
         count: The number of images.
         seed: Selects the images and the noise of the masks.
+
+    Returns:
+        rows: A row per image: its picture, then its masks.
+        captions: The captions of the masks; see `figures.frame_captions`.
+        has_curriculum: Whether masks depend on the progress of training.
     """
     size = {"img_size": model.encoder.patch_embed.img_size[0], "patch_size": model.patch_size}
     samples = figures.load_samples(reader, maps, figures.choose_images(len(reader), count=count, seed=seed), **size)
@@ -121,10 +126,10 @@ def masks_section(
 
 
 def params_section(**params: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """Return (dotted name, value) of the parameters of each stage and of the datasets that were evaluated.
+    """Return the parameters of each stage and of each evaluated dataset as pairs (dotted name, value).
 
     Args:
-        params: The sections `teacher`, `parts` and `pretrain` as the artifacts of the run record them. Other sections
+        params: The sections `teacher`, `parts` and `pretrain`, read from the artifacts of the run. The other sections
             are read from params.yaml.
     """
     sections = {

@@ -1,4 +1,4 @@
-"""Scores and parameters as rows of tables, with the names that readers of the report see."""
+"""Arrange scores and parameters as rows of tables, with display names."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -44,9 +44,9 @@ class Bar(NamedTuple):
     Attributes:
         name: The encoder or a baseline.
         value: The accuracy, in [0, 1].
-        error: Its standard error, or None if it is unknown.
-        width: The length of the bar as a fraction of the available width.
-        whisker: The standard error in the same unit.
+        error: The standard error of the accuracy; None if it is unknown.
+        width: The length of the bar as a fraction of the axis.
+        whisker: The standard error as a fraction of the axis.
     """
 
     name: str
@@ -65,7 +65,7 @@ class LowShotScore(NamedTuple):
 
 
 class SegmentationRow(NamedTuple):
-    """Segmentation scores of the encoder or of a baseline; `error` is the standard error of mIoU if it is known."""
+    """Segmentation scores of the encoder or of a baseline; `error` is the standard error of mIoU, or None."""
 
     name: str
     miou: float
@@ -80,7 +80,7 @@ class PartTable(NamedTuple):
     Attributes:
         title: The level.
         columns: The names of the metrics.
-        groups: Pairs of a title ("" for the parts) and rows (name, values); a value is None if it is missing.
+        groups: Pairs of a title ("" for the parts) and rows (name, values). A missing value is None.
     """
 
     title: str
@@ -89,7 +89,7 @@ class PartTable(NamedTuple):
 
 
 def display_name(baseline: str) -> str:
-    """Return the name of a baseline for readers."""
+    """Return the display name of a baseline."""
     return DISPLAY_NAMES.get(baseline, baseline.replace("_", " "))
 
 
@@ -98,22 +98,22 @@ def accuracy_bars(scores: Scores) -> list[Bar]:
     baselines = {display_name(name): metrics for name, metrics in scores.baselines.items()}
     rows = {"encoder": scores.encoder} | dict(sorted(baselines.items(), key=lambda item: -item[1]["top1"]))
     longest = max(metrics["top1"] + metrics.get("top1_se", 0.0) for metrics in rows.values())
-    full = max(math.ceil(10 * longest) / 10, 0.1)
+    axis_max = max(math.ceil(10 * longest) / 10, 0.1)
     errors = {name: metrics.get("top1_se") for name, metrics in rows.items()}
     return [
-        Bar(name, metrics["top1"], errors[name], metrics["top1"] / full, (errors[name] or 0.0) / full)
+        Bar(name, metrics["top1"], errors[name], metrics["top1"] / axis_max, (errors[name] or 0.0) / axis_max)
         for name, metrics in rows.items()
     ]
 
 
 def other_accuracies(scores: Scores) -> dict[str, float]:
-    """Return the other accuracies of the encoder by their names for readers."""
+    """Return top-5 accuracy and the mean accuracy over classes, by display name."""
     values = {"top-5": scores.encoder.get("top5"), "mean over classes": scores.encoder.get("per_class")}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def low_shot_scores(scores: Scores) -> list[LowShotScore]:
-    """Return the accuracies with few labels, then the one with all labels; [] if there are none with few."""
+    """Return the accuracies with few labels, then the accuracy with all labels; [] without low-shot scores."""
     if not scores.low_shot:
         return []
     rows = [*((_label_count(name), metrics) for name, metrics in scores.low_shot.items()), ("all", scores.encoder)]
@@ -127,12 +127,12 @@ def _label_count(name: str) -> str:
 
 
 def segmentation_heads(scores: Mapping[str, Scores]) -> dict[str, str]:
-    """Return the heads that were scored, with their names for readers."""
+    """Return the heads that have scores, with their display names."""
     return {head: name for head, name in HEADS.items() if head in scores}
 
 
 def segmentation_rows(scores: Mapping[str, Scores]) -> list[SegmentationRow]:
-    """Return a row for each head, each followed by its baselines, then the baselines without a head.
+    """Return a row for each head, followed by its baselines; then the baselines in HEAD_INDEPENDENT.
 
     Args:
         scores: The scores of each head.
@@ -148,10 +148,10 @@ def segmentation_rows(scores: Mapping[str, Scores]) -> list[SegmentationRow]:
         for baseline, metrics in scores[head].baselines.items():
             if baseline not in HEAD_INDEPENDENT:
                 add(f"{display_name(baseline)}, {name}", metrics, False)
-    shared = {name: metrics for head in heads for name, metrics in scores[head].baselines.items()}
+    baselines = {name: metrics for head in heads for name, metrics in scores[head].baselines.items()}
     for baseline in HEAD_INDEPENDENT:
-        if baseline in shared:
-            add(display_name(baseline), shared[baseline], False)
+        if baseline in baselines:
+            add(display_name(baseline), baselines[baseline], False)
     return rows
 
 

@@ -132,7 +132,9 @@ def test_a_failure_keeps_the_previous_file(folder, encoder, tmp_path, toy_datase
 
 
 def test_an_unknown_folder_or_dataset_is_reported(toy_dataset, tmp_path):
-    with pytest.raises(ValueError, match=r"nothing is neither a folder nor a dataset in .*, which has toy"):
+    with pytest.raises(
+        ValueError, match=r"nothing is neither a folder nor a dataset in .*; expected a folder, or one of: toy"
+    ):
         encode.open_images("nothing", toy_dataset.parent)
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no images"):

@@ -162,7 +162,7 @@ def test_nothing_is_overwritten_and_mistakes_are_reported(folder, tmp_path):
     (tmp_path / "full/mine").touch()
     with pytest.raises(ValueError, match="exists and is not an empty folder"):
         export.export(folder, tmp_path / "full", to="timm", with_decoder=False)
-    with pytest.raises(ValueError, match="timm has no masked autoencoder"):
+    with pytest.raises(ValueError, match="timm has no model with a decoder"):
         export.export(folder, tmp_path / "out", to="timm", with_decoder=True)
     with pytest.raises(ValueError, match=r"neither encoder\.json nor teacher\.json"):
         export.export(tmp_path, tmp_path / "out", to="timm", with_decoder=False)

@@ -133,7 +133,7 @@ def test_an_ablation_names_the_parameters_that_differ_from_most_runs(tmp_path: P
     table = comparison.ablation(comparison.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
     assert list(table.columns) == ["setting", "fg_iou", "used"]
     assert table.to_numpy().tolist() == [
-        ["as it is", "0.750 ± 0.250 (3)", "1.000"],
+        ["unchanged", "0.750 ± 0.250 (3)", "1.000"],
         ["parts.learned.position_weight=0", "0.250", "1.000"],
         ["parts.learned.foreground=null", "0.125", "1.000"],
         ["parts.learned.foreground.diffusion_steps=null", "0.375", "1.000"],
@@ -146,7 +146,7 @@ def test_a_section_that_is_null_in_params_distinguishes_settings(tmp_path: Path)
     )
     parameters = {"parts": {"seed": 0, "foreground": None}}
     table = comparison.ablation(comparison.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
-    assert table.to_numpy().tolist() == [["as it is", "0.625 ± 0.177 (2)"], ["parts.foreground=null", "0.250"]]
+    assert table.to_numpy().tolist() == [["unchanged", "0.625 ± 0.177 (2)"], ["parts.foreground=null", "0.250"]]
 
 
 def test_baselines_have_a_column_each(tmp_path: Path):

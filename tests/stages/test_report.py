@@ -223,7 +223,7 @@ def test_a_run_without_training_curves_and_background(folder):
     leave_run("attention", method="kmeans", history=[])
     write_params()
     words = HtmlPage(write_page()).text
-    assert "This stage trained nothing" in words
+    assert "This stage has no curves" in words
     assert "kNN top-1 0.125" in words
     assert "and a background" not in words
 

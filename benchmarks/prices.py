@@ -20,7 +20,7 @@ from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, flops
 from semmae.cli import recipe
 from semmae.core.config import load_config
 from semmae.models import mae, vit
-from semmae.training.mae_loop import patch_budget
+from semmae.training.mae_loop import count_masked_and_decoded
 from semmae.training.progressive_resolution import epoch_sizes
 from stages.pretrain import PretrainConfig
 
@@ -39,7 +39,7 @@ class Speed(NamedTuple):
 def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, decode_fraction: float) -> float:
     """Count the FLOPs of forward and backward pass of the recipe's MAE for one image of `side` pixels."""
     patch = section.encoder.patch_size
-    num_masked, num_decoded = patch_budget((side // patch) ** 2, mask_ratio, decode_fraction)
+    num_masked, num_decoded = count_masked_and_decoded((side // patch) ** 2, mask_ratio, decode_fraction)
     with torch.device("meta"):
         model = mae.MAE(vit.build({"img_size": side, **vars(section.encoder)}), **vars(section.recipe.decoder))
         mask = torch.zeros(2, (side // patch) ** 2, dtype=torch.bool)

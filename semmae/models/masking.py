@@ -48,7 +48,7 @@ def num_masked(n: int, mask_ratio: Number) -> int:
 
 
 def top_k(priority: Num[Tensor, "b n"], count: int) -> Mask:
-    """Mask the `count` patches with the highest priority in every image; of equal priorities, the lower index wins."""
+    """Mask the `count` patches with the highest priority in every image; ties go to the lower index."""
     order = priority.argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(priority, dtype=torch.bool).scatter(1, order[:, :count], True)
 

@@ -35,7 +35,7 @@ HARMLESS_CLASSES: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"),
     (pathlib.PurePosixPath, "pathlib.PosixPath"), (pathlib.PurePosixPath, "pathlib._local.PosixPath"),
 ]  # fmt: skip
-WRAPPERS = ("teacher", "state_dict", "model", "student")  # the first key found; the teacher, a moving average, is best
+WRAPPERS = ("teacher", "state_dict", "model", "student")  # in order of preference; a teacher is a moving average
 EXTRA_PREFIXES = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed")  # weights outside the ViT
 # Parameter names of a DINO or iBOT backbone. CLIP's norm before the blocks, DINOv2's layer scale and classifiers have
 # other names.

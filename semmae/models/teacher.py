@@ -116,7 +116,7 @@ def from_timm(
     """Make a teacher from a timm model.
 
     The teacher normalizes pixels by the mean and deviation in timm's config of `name`. If the name has no tag and the
-    checkpoint has the layout of DINO and iBOT, it uses ImageNet's, as their authors do.
+    checkpoint has the layout of DINO and iBOT, the teacher uses the mean and deviation of ImageNet instead.
 
     Args:
         name: a name that timm knows, such as vit_small_patch16_224.dino.
@@ -185,7 +185,7 @@ def _check_img_size(img_size: int, patch_size: int, owner: str) -> None:
 
 
 def _remedy_for_mae(architecture: str) -> str:
-    """Return the instruction for a user with MAE weights of `architecture`, to end an error message."""
+    """Return the settings that load MAE weights of `architecture`, for an error message."""
     if timm.models.is_model_pretrained(f"{architecture}.mae"):
         return f"set teacher.model to {architecture}.mae"
     return "import them (semmae import), and set teacher.source to semmae"

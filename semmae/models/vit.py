@@ -154,7 +154,7 @@ def use_fastest_attention(model: nn.Module, device: torch.device, *, frozen_grid
     """Choose between fused attention and explicit matrix products, in every layer of `model`.
 
     A GPU always uses fused attention. On a CPU the backward pass of explicit products is twice as fast. A frozen model
-    has no backward pass; with FUSED_ATTENTION_MIN_PATCHES or more, fused attention is faster and halves the memory.
+    has no backward pass. From FUSED_ATTENTION_MIN_PATCHES patches on, fused attention is faster and halves its memory.
 
     Args:
         model: any module with timm's attention layers.

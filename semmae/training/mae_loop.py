@@ -70,7 +70,7 @@ class MAERecipe:
     clip_grad: PositiveFloat | None  # largest norm of the gradient; null: no clipping
     max_skipped_steps: NonNegativeInt  # how many steps with non-finite values a run may skip
     norm_pix_loss: bool
-    decode_fraction: PositiveUpTo1  # share of the masked patches that is decoded; each step draws other patches
+    decode_fraction: PositiveUpTo1  # share of the masked patches to decode; each step draws them anew
     decoder: DecoderConfig
     crop: Crop
     resolution: ResolutionConfig | None  # smaller images in the first epochs; null: full size in all epochs
@@ -94,7 +94,7 @@ class MaskingConfig:
     curriculum: CurriculumConfig
 
 
-def patch_budget(num_patches: int, mask_ratio: float, decode_fraction: float) -> tuple[int, int]:
+def count_masked_and_decoded(num_patches: int, mask_ratio: float, decode_fraction: float) -> tuple[int, int]:
     """Return how many patches of an image are masked, and how many of the masked patches are decoded.
 
     Raises:
@@ -194,8 +194,9 @@ def pretrain(
     (img_size, _), (patch_size, _) = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
     sizes = epoch_sizes(recipe.resolution, img_size=img_size, epochs=recipe.epochs, patch_size=patch_size)
     grids = [(size // patch_size, size // patch_size) for size in sizes]
-    budgets = {
-        grid: patch_budget(math.prod(grid), masking_config.mask_ratio, recipe.decode_fraction) for grid in set(grids)
+    patch_counts = {
+        grid: count_masked_and_decoded(math.prod(grid), masking_config.mask_ratio, recipe.decode_fraction)
+        for grid in set(grids)
     }
     masks = StepMasks(masking_config, maps, batch_size=recipe.batch_size, seed=seed, world=world)
     has_curriculum = "curriculum_weight" in masks.strategy.inputs
@@ -217,7 +218,7 @@ def pretrain(
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup_steps, peak=peak_lr, end=recipe.min_lr)
         curriculum_weight = masking.curriculum_weight(step.progress, **vars(masking_config.curriculum))
         grid = grids[step.epoch]
-        num_masked, num_decode = budgets[grid]
+        num_masked, num_decode = patch_counts[grid]
 
         mask = masks.draw(step, grid, curriculum_weight)
         decode_mask = masks.draw_decoded(step, mask, num_decode) if num_decode < num_masked else None

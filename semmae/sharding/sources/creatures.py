@@ -1,4 +1,4 @@
-"""The source of the built-in dataset: drawn animals, without files."""
+"""The source of the built-in dataset. It draws animals and reads no files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,12 +17,12 @@ from semmae.sharding.sources.source_item import SourceItem, Weight
 
 @dataclass(frozen=True, config=STRICT)
 class Creatures:
-    """`train` + `val` drawings; a `Source`."""
+    """A `Source` that draws `train` + `val` animals."""
 
     kind: Literal["creatures"]
     train: PositiveInt
     val: NonNegativeInt
-    size: Annotated[int, Field(ge=16)]  # pixels, side of the square images
+    size: Annotated[int, Field(ge=16)]  # side of the square images, in pixels
     seed: int
     weight: Weight = None
 

@@ -1,13 +1,12 @@
-"""Image files in a folder or in one plain tar, which is read without extracting it.
+"""A source for image files in a folder, or in one plain tar, which is not extracted. These layouts are known:
 
     train/cat/7.jpg                   split and class          train/7.jpg              split
     cat/7.jpg                         class                    7.jpg                    neither
     images/train/7.jpg                any of these layouts under images/
     masks/train/cat/7.png             the mask of train/cat/7.jpg, also of images/train/cat/7.jpg
 
-Every file that is not hidden is an input if it lies where images are expected, whatever it contains. Masks are no
-inputs. Special members of a tar and names that lead out of it are refused when the tar is listed; other errors appear
-when an image is read and decoded.
+Every file in these places is an input, whatever its extension, unless it is hidden. Masks are not inputs. Listing a tar
+already refuses links, devices and names that lead out of the tar. Other errors occur when an image is read and decoded.
 """
 
 import os
@@ -38,12 +37,12 @@ from semmae.sharding.sources.source_item import (
     printable,
 )
 
-MAX_WAYS = 100  # paths through links to one folder
+MAX_WAYS = 100  # largest number of paths that lead to one folder through links
 
 
 @dataclass(frozen=True, config=STRICT)
 class FolderMasks(MaskNames):
-    """8-bit PNG masks in a folder of the tree."""
+    """8-bit PNG masks, which are in the folder `folder` of the tree."""
 
     folder: str
 
@@ -56,9 +55,10 @@ class Tree(FileSource):
     path: LocalPath
     splits: list[Split] | None  # splits to keep; null: all
     val_fraction: Fraction
-    labels: bool  # folder names are class names
+    labels: bool  # whether folder names are class names
     masks: FolderMasks | None
-    group: str | None = None  # groups for val_fraction: `parent` (the folder), or a regular expression on the path
+    # val_fraction keeps images of a group together: `parent` groups by folder, a regular expression by its capture
+    group: str | None = None
     weight: Weight = None
 
     @model_validator(mode="after")
@@ -66,24 +66,24 @@ class Tree(FileSource):
         if self.group is None:
             return self
         if self.val_fraction is None:
-            raise ValueError(
-                "group is set, but val_fraction is null; group only matters for val_fraction, so remove it"
-            )
+            raise ValueError("group is set, but val_fraction is null: only val_fraction uses group. Remove group")
         try:
             captures = 1 if self.group == "parent" else re.compile(self.group).groups
         except re.error as error:
-            raise ValueError(f"group {self.group!r} is no regular expression: {error}") from None
+            raise ValueError(f"group {self.group!r} is not a valid regular expression: {error}") from None
         if captures != 1:
-            raise ValueError(f"group is {self.group!r}; expected parent, or a regular expression with one (capture)")
+            raise ValueError(
+                f"invalid group: {self.group!r}; expected parent, or a regular expression with one (capture)"
+            )
         return self
 
     def scan(self) -> Iterator[SourceItem]:
         files = _folder_files(Path(self.path)) if self.kind == "folder" else _tar_files(Path(self.path))
-        outside = {name for name in files if _leads_out(name)}
-        for name in outside:  # refused, so the split does not matter
+        unsafe_names = {name for name in files if _leads_out_of_tar(name)}
+        for name in unsafe_names:  # the split does not matter, because the item is refused
             yield SourceItem(printable(name), "train", None, None, None, "its name in the tar leads out of the tar")
         mask_folder = self.masks.folder if self.masks else "masks"
-        for file in find_inputs(files.keys() - outside, labels=self.labels, masks=mask_folder):
+        for file in find_inputs(files.keys() - unsafe_names, labels=self.labels, masks=mask_folder):
             image, mask = files[file.name], files.get(file.mask) if self.masks else None
             reasons = [file.refused, *(blob for blob in (image, mask) if isinstance(blob, str)), ""]
             path = printable(file.name)
@@ -118,14 +118,13 @@ class Tree(FileSource):
         return sorted({item.label for item in items if item.label is not None})
 
     def digest(self, contents: Contents) -> str:
-        return json_digest(
-            sorted((item.path, image, mask) for item, image, mask in contents)
-        )  # labels are in the paths
+        # paths contain the labels
+        return json_digest(sorted((item.path, image, mask) for item, image, mask in contents))
 
     def _group(self, path: str) -> str | None:
         if self.group in (None, "parent"):
             return None if self.group is None else os.path.dirname(path)
-        match = re.search(self.group, path)  # type: ignore[arg-type]  # not None
+        match = re.search(self.group, path)  # type: ignore[arg-type]
         return match and match.group(1)
 
 
@@ -135,18 +134,18 @@ class TreeFile(NamedTuple):
     name: str
     split: str
     label: str | None  # class name
-    mask: str  # name that its mask has, if there is one
-    refused: str  # reason for refusing it; "" if none is known
+    mask: str  # expected name of its mask
+    refused: str  # reason to refuse the file; "" if there is none
 
 
 def find_inputs(names: Iterable[str], *, labels: bool, masks: str) -> list[TreeFile]:
     """Find the inputs among the files of a tree.
 
-    Without split folders all inputs are train. With `labels`, the first folder below the split is the class. A file
-    above the class folders is skipped, but if it is named as an image, it is an input and refused.
+    Without split folders, all inputs belong to train. With `labels`, the first folder below the split is the class; a
+    file in no class folder is refused if it has the extension of an image, and skipped otherwise.
 
     Args:
-        masks: Folder of the masks, in the tree.
+        masks: Folder of the masks in the tree.
 
     Raises:
         ValueError: There are images outside of the split folders.
@@ -159,17 +158,17 @@ def find_inputs(names: Iterable[str], *, labels: bool, masks: str) -> list[TreeF
         files = _in_splits(files, depth, splits)
     inputs = []
     for file in files:
-        below = file[depth:]
-        in_split = below[1:] if splits else below
-        has_class = len(in_split) > 1
+        layout_path = file[depth:]
+        below_split = layout_path[1:] if splits else layout_path
+        has_class = len(below_split) > 1
         if labels and not has_class and not _is_image(file):
             continue
         inputs.append(
             TreeFile(
                 name="/".join(file),
-                split=below[0] if splits else "train",
-                label=in_split[0] if labels and has_class else None,
-                mask=splitext("/".join([*mask_folder, *below]))[0] + ".png",
+                split=layout_path[0] if splits else "train",
+                label=below_split[0] if labels and has_class else None,
+                mask=splitext("/".join([*mask_folder, *layout_path]))[0] + ".png",
                 refused="the file is in no class folder" if labels and not has_class else "",
             )
         )
@@ -177,18 +176,22 @@ def find_inputs(names: Iterable[str], *, labels: bool, masks: str) -> list[TreeF
 
 
 def _below_images(files: list[list[str]]) -> tuple[list[list[str]], int]:
-    """Keep the files under images/ if there are any; return the files and the depth at which the layout begins."""
+    """Keep only the files under images/, if there are any.
+
+    Returns:
+        The files, and the number of leading folders that are not part of the layout.
+    """
     below = [file for file in files if file[0] == "images" and len(file) > 1]
     return (below, 1) if below else (files, 0)
 
 
 def _in_splits(files: list[list[str]], depth: int, splits: set[str]) -> list[list[str]]:
-    """Keep the files in split folders. Images in other folders are an error, because they would be lost silently."""
+    """Keep the files in split folders; raises ValueError if images are in other folders."""
     for file in files:
         if file[depth] not in SPLITS and len(file) > depth + 1 and _is_image(file):
             raise ValueError(
-                f"there are images in {'/'.join(file[:-1])}, outside of the split folders {', '.join(sorted(splits))}; "
-                "move them into train, val or test (a class of such a name needs a split folder above it)"
+                f"there are images in {'/'.join(file[:-1])}, outside of the split folders {', '.join(sorted(splits))}. "
+                "Move them into train, val or test. If these are class names, move all classes into a folder train"
             )
     return [file for file in files if file[depth] in SPLITS and len(file) > depth + 1]
 
@@ -202,13 +205,13 @@ def _is_image(file: list[str]) -> bool:
 
 
 def _folder_files(root: Path) -> dict[str, Blob | str]:
-    """Find the files under a folder. Links are followed, hidden files and folders are skipped.
+    """Find the files under a folder. Follow links, and skip hidden files and folders.
 
     Returns:
-        The bytes of each file by its name, or the reason for refusing it.
+        The location of each file by its name, or the reason to refuse it.
 
     Raises:
-        ValueError: The folder does not exist, a folder cannot be listed, or links lead to a folder in too many ways.
+        ValueError: The folder does not exist, a folder cannot be listed, or too many paths lead to one folder.
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; the path of a source is absolute, or relative to data/raw")
@@ -222,7 +225,9 @@ def _folder_files(root: Path) -> dict[str, Blob | str]:
             continue  # a loop
         ways[real] += 1
         if ways[real] > MAX_WAYS:
-            raise ValueError(f"{real} is reached in more than {MAX_WAYS} ways from {root}: links between folders")
+            raise ValueError(
+                f"{real} is reached in more than {MAX_WAYS} ways from {root}, because of links. Remove some of them"
+            )
         for child in _list_folder(root / folder):
             name = folder + child.name
             try:
@@ -238,7 +243,7 @@ def _folder_files(root: Path) -> dict[str, Blob | str]:
 
 
 def _list_folder(folder: Path) -> list[os.DirEntry[str]]:
-    """List the children of a folder that are not hidden. A folder that cannot be listed is an error, not empty."""
+    """List the children of a folder that are not hidden; raises ValueError if the folder cannot be listed."""
     try:
         with os.scandir(folder) as children:
             return [child for child in children if not child.name.startswith(".")]
@@ -249,21 +254,21 @@ def _list_folder(folder: Path) -> list[os.DirEntry[str]]:
 def _tar_files(path: Path) -> dict[str, Blob | str]:
     """Find the members of a plain tar, as `_folder_files` does.
 
-    Of several members with one name the last one counts, as for the command tar. A single top folder is left out of
-    the names.
+    If several members have the same name, the last one counts, as for the command tar. If all members are in one top
+    folder, the names do not include it.
     """
     files: dict[str, Blob | str] = {}
     for member in tar.members(path):
         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
         if not member.isdir():
-            name = member.name if _leads_out(member.name) else name
+            name = member.name if _leads_out_of_tar(member.name) else name
             files[name or "."] = tar.blob(path, member) or tar.SPECIAL
-    names = [name for name in files if not _leads_out(name) and not name.startswith(".")]
+    names = [name for name in files if not _leads_out_of_tar(name) and not name.startswith(".")]
     top = names[0].split("/")[0] + "/" if names else ""
     if top in ("train/", "val/", "test/", "images/") or not all(name.startswith(top) for name in names):
         return files
     return {name.removeprefix(top): blob for name, blob in files.items()}
 
 
-def _leads_out(name: str) -> bool:
+def _leads_out_of_tar(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/")

@@ -1,7 +1,7 @@
-"""Datasets of the Hugging Face hub, or local folders that the `datasets` library can load (Parquet, images).
+"""A source for datasets on the Hugging Face hub, and for local folders that the `datasets` library can load.
 
-The library is optional (`pip install 'semmae[hf]'`) and is imported when a source needs it. A local folder needs no
-network. Images keep their encoded bytes.
+The library is optional (`pip install 'semmae[hf]'`), so this module imports it only when a source needs it. A local
+folder needs no network. Images keep their encoded bytes.
 """
 
 import os
@@ -61,26 +61,26 @@ class HuggingFace(FileSource):
     kind: Literal["hf"]
     path: LocalPath | None  # a local folder; null with `hub`
     hub: Hub | None  # a dataset on the hub; null with `path`
-    splits: Annotated[dict[Split, str], Field(min_length=1)]  # from our split names to those of the dataset
+    splits: Annotated[dict[Split, str], Field(min_length=1)]  # the split of the dataset for each of our splits
     columns: Columns
     val_fraction: Fraction
     masks: ColumnMasks | None
-    group: str | None = None  # val_fraction keeps images together that have one value in this column
+    group: str | None = None  # column; val_fraction keeps images with the same value in one split
     weight: Weight = None
 
     @model_validator(mode="after")
     def _check(self) -> "HuggingFace":
         if (self.path is None) == (self.hub is None):
-            raise ValueError("give either path (a local folder) or hub (a dataset to download), the other is null")
-        if self.group is not None and self.val_fraction is None:
             raise ValueError(
-                "group is set, but val_fraction is null; group only matters for val_fraction, so remove it"
+                "give either path (a local folder) or hub (a dataset to download), and set the other to null"
             )
+        if self.group is not None and self.val_fraction is None:
+            raise ValueError("group is set, but val_fraction is null: only val_fraction uses group. Remove group")
         return self
 
     @property
     def location(self) -> str:
-        return self.path or self.hub.name  # type: ignore[union-attr]  # one of both is given
+        return self.path or self.hub.name  # type: ignore[union-attr]  # exactly one is set
 
     def scan(self) -> Iterator[SourceItem]:
         for split in self.splits:
@@ -112,7 +112,7 @@ class HuggingFace(FileSource):
         return names or sort_labels({item.label for item in items if item.label is not None})
 
     def _file_bytes(self, image: dict[str, Any] | None) -> bytes | None:
-        """Return the bytes of an image: from its row, or from a file in the folder of the dataset."""
+        """Return the bytes of an image. They are in the row, or in a file that the row names."""
         if image is None or image["path"] is None or image["bytes"] is not None:
             return None if image is None else image["bytes"]
         import datasets
@@ -125,24 +125,26 @@ class HuggingFace(FileSource):
         return Blob.of(path).read()
 
     def _label_names(self, table: Any) -> list[str] | None:
-        """Return the names of the label column; None if its type has no names."""
+        """Return the class names of the label column; None if the column has no class names."""
         return None if self.columns.label is None else getattr(table.features[self.columns.label], "names", None)
 
     def _table(self, split: str) -> Any:
-        """Load a split with encoded images; raises ValueError if the split or a column does not exist."""
+        """Load a split, with encoded images; raises ValueError if the split or a column does not exist."""
         images = (self.columns.image, *([self.masks.column] if self.masks else []))
         others = tuple(column for column in (self.columns.label, self.group) if column is not None)
         return _load_table(self.path, self.hub, self.splits[split], images, others)  # type: ignore[index]
 
 
 @cache
-def _load_table(path: str | None, hub: Hub | None, split: str, images: tuple[str, ...], others: tuple[str, ...]) -> Any:
-    """Load a split once per process, with the columns `images` as {bytes, path}."""
-    splits, location = _load_dataset(path, hub), path or hub.name  # type: ignore[union-attr]
-    if split not in splits:
-        raise ValueError(f"{location} has no split {split!r}; it has {', '.join(splits)}")
-    table = splits[split]
-    for column in (*images, *others):
+def _load_table(
+    path: str | None, hub: Hub | None, split: str, images: tuple[str, ...], other_columns: tuple[str, ...]
+) -> Any:
+    """Load a split once per process. Entries of the columns `images` are dicts of bytes and path."""
+    dataset, location = _load_dataset(path, hub), path or hub.name  # type: ignore[union-attr]
+    if split not in dataset:
+        raise ValueError(f"{location} has no split {split!r}; it has {', '.join(dataset)}")
+    table = dataset[split]
+    for column in (*images, *other_columns):
         if column not in table.column_names:
             raise ValueError(f"{location} has no column {column!r}; it has {', '.join(table.column_names)}")
     import datasets
@@ -151,7 +153,9 @@ def _load_table(path: str | None, hub: Hub | None, split: str, images: tuple[str
         try:
             table = table.cast_column(column, datasets.Image(decode=False))
         except (TypeError, ValueError, pa.ArrowException):
-            raise ValueError(f"{location} holds no images in column {column!r}: {table.features[column]}") from None
+            raise ValueError(
+                f"{location} holds no images in column {column!r}: its type is {table.features[column]}"
+            ) from None
     return table
 
 
@@ -162,7 +166,7 @@ def _load_dataset(path: str | None, hub: Hub | None) -> Any:
         import datasets
     except ImportError:
         raise ValueError(
-            "sources of kind hf need the datasets library, which is not installed: pip install 'semmae[hf]'"
+            "sources of kind hf need the datasets library, which is not installed. Run: pip install 'semmae[hf]'"
         ) from None
     if path is not None and not Path(path).is_dir():
         raise ValueError(f"{path} is not a folder; the path of a source is absolute, or relative to data/raw")
@@ -170,7 +174,7 @@ def _load_dataset(path: str | None, hub: Hub | None) -> Any:
         if hub is None:
             return datasets.load_dataset(path)
         return datasets.load_dataset(hub.name, hub.subset, revision=hub.revision)
-    except Exception as error:  # damaged files make the library raise errors of many types
+    except Exception as error:  # the library raises many types of errors for damaged files
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise ValueError(f"the datasets library cannot load {path or hub}: {reason}") from None

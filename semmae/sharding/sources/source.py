@@ -1,9 +1,9 @@
 """The interface of a source of images.
 
-To add a kind of source, write a class with the members of `Source` in a module of this folder, and add it to
-`AnySource` in `sources.py`. The class is a frozen pydantic dataclass: its fields are the parameters of the source in
-params.yaml, and its field `kind` selects it. A source that reads files inherits from `FileSource`, which leaves
-`scan`, `class_names` and sometimes `read` to write.
+To add a kind of source, write a class with the members of `Source` in a module of this folder. Then add the class to
+`AnySource` in `sources.py`. The class must be a frozen pydantic dataclass. Its fields are the parameters of the source
+in params.yaml; the value of its field `kind` selects the class. A source that reads files can inherit from `FileSource`
+and then only implements `scan`, `class_names` and, if necessary, `read`.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,8 @@ from semmae.core.digests import json_digest
 from semmae.sharding.sources.source_item import Fraction, MaskNames, SourceItem, Weight
 from semmae.sharding.sources.val_split import split_off_val
 
-Contents = Iterable[tuple[SourceItem, str, str]]  # items with the SHA-256 of image and mask; "" for missing bytes
+# items, each with the SHA-256 of its image and of its mask; "" if there is no image or mask
+Contents = Iterable[tuple[SourceItem, str, str]]
 
 
 class Source(Protocol):
@@ -23,17 +24,20 @@ class Source(Protocol):
 
     @property
     def weight(self) -> Weight:
-        """How often an epoch of training repeats the images; None: once."""
+        """Average number of times that a training epoch visits each image; None: once."""
         ...
 
     @property
     def location(self) -> str:
-        """Path or name of the source, for error messages; the folder of the tars that are indexed in place."""
+        """Path or name of the source, for error messages.
+
+        For a source that is indexed in place, it must be the folder of its tars.
+        """
         ...
 
     @property
     def indexed_in_place(self) -> bool:
-        """Whether the index points into the tars of the source, so that no image is copied."""
+        """Whether the index points into the tars of the source; no image is copied then."""
         ...
 
     @property
@@ -42,13 +46,13 @@ class Source(Protocol):
         ...
 
     def list_items(self, *, seed: int) -> list[SourceItem]:
-        """List every input, sorted by path, including refused ones.
+        """List all inputs, including refused ones, sorted by path.
 
         Args:
             seed: Seed of the split that `val_fraction` draws.
 
         Raises:
-            ValueError: The source cannot be listed, or it has no input in a split.
+            ValueError: The source cannot be listed, or a split has no input.
         """
         ...
 
@@ -58,12 +62,16 @@ class Source(Protocol):
         A worker process may call this method, so it must not depend on state that `list_items` sets.
 
         Raises:
-            ValueError, OSError: The input is refused or cannot be read. The text is the reason in the list of rejects.
+            ValueError, OSError: The input is refused or cannot be read. The list of rejected inputs stores the message.
         """
         ...
 
     def class_names(self, items: Iterable[SourceItem]) -> list[str]:
-        """List the class names in the order of their label numbers; `items` is the result of `list_items`."""
+        """List the class names in the order of their label numbers.
+
+        Args:
+            items: The result of `list_items`.
+        """
         ...
 
     def mask_names(self) -> tuple[str | None, list[str]]:
@@ -71,30 +79,31 @@ class Source(Protocol):
         ...
 
     def digest(self, contents: Contents) -> str:
-        """Compute the identity of the source, which changes if a sample changes.
+        """Compute a digest of the source that changes if a sample changes.
 
         Args:
-            contents: Items and digests of their bytes, in any order. The iterable may read all images, so a source
-                whose parameters determine its images should not iterate it.
+            contents: Items and digests of their bytes, in any order. Iterating it may read all images. A source should
+                not iterate it if its parameters determine its images.
         """
         ...
 
     def resolve_paths(self, root: Path) -> Self:
-        """Return the source with its relative paths resolved against `root`."""
+        """Return a copy of the source whose relative paths are resolved against `root`."""
         ...
 
 
 class FileSource:
-    """Base class of a `Source` that reads files: splits, refusals, digests and paths are the same for all kinds."""
+    """Base class of a `Source` that reads files. It implements splits, refusals, digests and paths."""
 
-    path: str | None  # this and the next two are fields of the subclass
+    # the subclass declares these three as fields
+    path: str | None
     val_fraction: Fraction
     masks: MaskNames | None
     indexed_in_place = False
     thread_safe = True
 
     def scan(self) -> Iterable[SourceItem]:
-        """List the inputs with the splits of the source itself, in any order."""
+        """List the inputs in any order, with the splits that the source itself has."""
         raise NotImplementedError
 
     @property
@@ -107,10 +116,12 @@ class FileSource:
         return items
 
     def missing_masks(self, example: str) -> str | None:
-        """Describe where masks are expected, for the error that no image has one; None if `scan` cannot find masks.
+        """Complete the message of the error that no image has a mask.
+
+        Return None if `scan` does not look for masks, so that no error is raised.
 
         Args:
-            example: Path of an image without a mask.
+            example: Path of an image without a mask, to name in the message.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""One input of a source: its labels, and the location of the bytes of its image and mask."""
+"""One input of a source: its label, its split, and the location of its image and mask."""
 
 import os
 import re
@@ -11,20 +11,20 @@ from pydantic.dataclasses import dataclass
 from semmae.core.config import STRICT, PositiveBelow1
 from semmae.data import decoding
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of files that are named as images
-MAX_BYTES = 2**30  # of one file; a larger one, such as a video among images, is refused without reading it
-MAX_LABEL = 200  # characters of a class name
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of image files
+MAX_BYTES = 2**30  # per file; a larger file, such as a video, is refused without reading it
+MAX_LABEL = 200  # largest length of a class name, in characters
 UNPRINTABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Split = Literal["train", "val", "test"]
 SPLITS = get_args(Split)
-Fraction = PositiveBelow1 | None  # share of train that becomes val; null: none
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # repetitions of a source per epoch; null: once
+Fraction = PositiveBelow1 | None  # fraction of train that becomes val; null: none
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # visits to each image per epoch; null: one
 
 
 def _local_path(path: str) -> str:
     if path.lstrip().lower().startswith("pipe:") or "://" in path:
-        raise ValueError("pipe: commands and URLs are refused, download the shards first, or the images")
+        raise ValueError("pipe: commands and URLs are refused; expected a local path. Download the files first")
     return path
 
 
@@ -33,7 +33,7 @@ LocalPath = Annotated[str, AfterValidator(_local_path)]  # a path on this machin
 
 @dataclass(frozen=True, config=STRICT)
 class MaskNames:
-    """The meaning of the values of 8-bit masks: indices into `names`; 255 is ignored."""
+    """The meaning of the values of 8-bit masks: they index `names`; the value 255 is ignored."""
 
     kind: Literal["foreground", "parts", "classes"]
     names: Annotated[list[str], Field(min_length=2, max_length=decoding.IGNORE)]
@@ -51,7 +51,7 @@ class Blob(NamedTuple):
         """Describe a complete file.
 
         Raises:
-            ValueError: The path is not a regular file. Opening a pipe would block forever.
+            ValueError: The path is not a regular file. For example, reading from a pipe could block forever.
         """
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -62,12 +62,12 @@ class Blob(NamedTuple):
         """Read the bytes.
 
         Raises:
-            ValueError: The file is too large, or shorter than it was.
+            ValueError: The file is too large, or has become shorter.
             OSError: The file cannot be opened or read.
         """
         if self.size > MAX_BYTES:
             raise ValueError(f"the file is too large: {self.size} bytes, allowed are {MAX_BYTES}")
-        handle = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)  # does not block if the file has become a pipe
+        handle = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)  # does not block, even if the file is a pipe by now
         try:
             data = os.pread(handle, self.size, self.offset)
         finally:
@@ -85,20 +85,20 @@ class SourceItem(NamedTuple):
     label: str | None  # class name
     image: Blob | None  # None: drawn, loaded by a library, or refused
     mask: Blob | None
-    refused: str  # reason for refusing the input; "" if none is known
-    group: str | None = None  # val_fraction keeps inputs of one group in one split; None: a group of its own
-    key: str | None = None  # text to make the key from; None: the path
+    refused: str  # reason to refuse the input; "" if there is none
+    group: str | None = None  # val_fraction keeps the inputs of a group in one split; None: it is its own group
+    key: str | None = None  # string from which the key is made; None: the path
 
     def read(self) -> tuple[bytes, bytes | None]:
-        """Read the bytes of image and mask; raises ValueError or OSError with the reason if that fails."""
+        """Read the bytes of image and mask; raises ValueError or OSError if a file cannot be read."""
         assert self.image is not None
         return self.image.read(), self.mask.read() if self.mask else None
 
 
 def printable(name: str) -> str:
-    """Escape a name for one line of text, without loss.
+    """Escape a name losslessly, so that it can be printed on one line.
 
-    A control character becomes \\u...., a byte that is not UTF-8 becomes \\x.., a backslash becomes two.
+    A control character becomes \\u...., a byte that is not UTF-8 becomes \\x.., and a backslash becomes two.
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -112,11 +112,11 @@ def label_name(value: Any, names: list[str] | None) -> str | None:
     """Convert a label to a class name.
 
     Args:
-        value: An index into `names` or one of them. Without names, a number or a text that is itself the name. -1 and
-            None mean that there is no label.
+        value: An index into `names`, or one of the names. Without `names`, a number or a string, which becomes the
+            class name. -1 and None mean that there is no label.
 
     Raises:
-        ValueError: The value is no label.
+        ValueError: The value is not a valid label.
     """
     if value in (None, -1, "-1"):
         return None
@@ -136,5 +136,5 @@ def label_name(value: Any, names: list[str] | None) -> str | None:
 
 
 def sort_labels(labels: set[str]) -> list[str]:
-    """Sort class names: by value if all are numbers, else by alphabet."""
+    """Sort class names: by value if all are numbers, else alphabetically."""
     return sorted(labels, key=int if all(label.isdecimal() for label in labels) else None)

@@ -1,4 +1,4 @@
-"""All kinds of sources of images; `source.py` describes what a kind implements."""
+"""All kinds of sources. `source.py` defines the interface that a kind implements."""
 
 from typing import Annotated
 
@@ -12,6 +12,5 @@ from semmae.sharding.sources.webdataset import WebDataset
 
 __all__ = ["AnySource", "Creatures", "FolderMasks", "HuggingFace", "TorchVision", "Tree", "WebDataset"]
 
-AnySource = Annotated[
-    Creatures | Tree | WebDataset | TorchVision | HuggingFace, Field(discriminator="kind")
-]  # the parameters of a source in params.yaml
+# the parameters of a source in params.yaml; `kind` selects the class
+AnySource = Annotated[Creatures | Tree | WebDataset | TorchVision | HuggingFace, Field(discriminator="kind")]

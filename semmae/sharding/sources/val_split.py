@@ -1,4 +1,4 @@
-"""A seeded validation split for sources without one: a share of train, class by class, without splitting groups."""
+"""Draw a validation split, stratified by class, for sources that have none. Groups of images stay together."""
 
 from collections import Counter, defaultdict
 
@@ -9,12 +9,12 @@ from semmae.sharding.sources.source_item import SourceItem
 
 
 def split_off_val(items: list[SourceItem], fraction: float, *, seed: int, location: str) -> list[SourceItem]:
-    """Move a share of each class of train to val.
+    """Move a fraction of the images of each class from train to val.
 
-    Groups move as one; an item without a group is a group of its own. The group name and the seed hash to a number, and
-    the groups of a class with the smallest numbers move. Their number brings the share of the images closest to
-    `fraction`. A group with several classes counts for its most frequent class. A new image without a group moves at
-    most one other image to the other split.
+    All images of a group move together. An image without a group forms its own group. A group with several classes
+    belongs to its most frequent class. The groups of a class are sorted by a hash of their name and the seed, and the
+    first ones move: as many as bring the moved images closest to `fraction`. Adding an image without a group changes
+    the split of at most one other image.
 
     Args:
         location: Path or name of the source, for errors.

@@ -1,8 +1,8 @@
-"""Existing WebDataset shards, such as those of img2dataset, copied or indexed in place.
+"""A source that copies existing WebDataset shards (e.g. of img2dataset), or indexes them in place.
 
-Samples are formed by the rules of the webdataset library: consecutive members with one key are a sample. The key of
-`a/7.mask.png` is `a/7`, and its extension is all that follows the first dot of the file name. Members that are neither
-an image, a mask nor a label are ignored.
+As in the webdataset library, consecutive members with the same key form a sample. The key of `a/7.mask.png` is `a/7`,
+and its extension is `mask.png`: everything after the first dot of the file name. The source ignores members that are
+neither an image, a mask nor a label.
 """
 
 import glob
@@ -37,22 +37,22 @@ from semmae.sharding.sources.source_item import (
     sort_labels,
 )
 
-SKIPPED = re.compile(r"__[^/]*__($|/)")  # default of `skip_meta` in webdataset's `tar_file_iterator`
-RESERVED = ("__key__", "__url__", "__bad__", "__local_path__")  # extensions that webdataset uses for itself
+SKIPPED = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips by default (`skip_meta`)
+RESERVED = ("__key__", "__url__", "__bad__", "__local_path__")  # extensions that webdataset reserves
 
 
 @dataclass(frozen=True, config=STRICT)
 class MemberLabels:
-    """The label of a sample: its member `cls`, or a field of its member `json`."""
+    """Where a sample stores its label: in its member `cls`, or in a field of its member `json`."""
 
     member: Literal["cls", "json"]
     field: str | None  # field of json; null for cls
-    names: list[str] | None  # class names that numbers index; null: numbers and texts are class names
+    names: list[str] | None  # class names, which label numbers index; null: the label itself is the class name
 
     @model_validator(mode="after")
     def _check_field(self) -> "MemberLabels":
         if (self.member == "json") != (self.field is not None):
-            raise ValueError("member json needs a field, member cls has none (null)")
+            raise ValueError("member json needs a field; for member cls, field must be null")
         return self
 
 
@@ -63,12 +63,12 @@ class MemberMasks(MaskNames):
     member: str
 
 
-class Group(NamedTuple):
+class TarSample(NamedTuple):
     """The members of a tar that form one sample."""
 
     key: str
-    members: dict[str, Blob | None]  # by lower-case extension; None: the bytes cannot be located
-    refused: str  # reason for refusing the sample; "" if none is known
+    members: dict[str, Blob | None]  # by lower-case extension; None for a member that is not a regular file
+    refused: str  # reason to refuse the sample; "" if there is none
 
     @property
     def images(self) -> list[str]:
@@ -83,19 +83,17 @@ class WebDataset(FileSource):
     kind: Literal["webdataset"]
     path: LocalPath
     shards: Annotated[dict[Split, LocalPath], Field(min_length=1)]  # globs and {000..123} ranges, under `path`
-    in_place: bool  # the index points into these tars; false: samples are copied
+    in_place: bool  # true: the index points into these tars; false: samples are copied
     val_fraction: Fraction
     labels: MemberLabels | None
     masks: MemberMasks | None
-    group: str | None = None  # val_fraction keeps images together that have one value in this field of json
+    group: str | None = None  # field of json; val_fraction keeps images with the same value in one split
     weight: Weight = None
 
     @model_validator(mode="after")
     def _check_group(self) -> "WebDataset":
         if self.group is not None and self.val_fraction is None:
-            raise ValueError(
-                "group is set, but val_fraction is null; group only matters for val_fraction, so remove it"
-            )
+            raise ValueError("group is set, but val_fraction is null: only val_fraction uses group. Remove group")
         return self
 
     @property
@@ -131,7 +129,7 @@ class WebDataset(FileSource):
         return sort_labels({item.label for item in items if item.label is not None})
 
     def _scan_shard(self, name: str, split: str) -> Iterator[tuple[SourceItem, list[str]]]:
-        """Yield the samples of one tar, with the field names of their json if it was read."""
+        """Yield the samples of one tar. Each comes with the field names of its json, or [] if its json was not read."""
         count: Counter[str] = Counter()
         for sample in group_members(Path(os.path.abspath(os.path.join(self.path, name)))):
             count[sample.key] += 1
@@ -160,7 +158,7 @@ class WebDataset(FileSource):
             yield item, list(fields)
 
     def _fields(self, members: dict[str, Blob]) -> dict[str, Any]:
-        """Read the member json; {} if there is none or no parameter needs it."""
+        """Read the member json. Return {} if the sample has no json, or no parameter needs it."""
         needed = self.group is not None or (self.labels is not None and self.labels.member == "json")
         if not needed or "json" not in members:
             return {}
@@ -181,11 +179,11 @@ class WebDataset(FileSource):
         return label_name(text, self.labels.names)
 
 
-def group_members(path: Path) -> Iterator[Group]:
+def group_members(path: Path) -> Iterator[TarSample]:
     """Group the members of a tar into samples, as webdataset's `group_by_keys` does, without reading their data.
 
-    webdataset skips members that are not regular files. Here the sample of their key is refused instead, and such a
-    member without a sample becomes a refused sample, so that no input is lost silently.
+    webdataset skips members that are not regular files. This function refuses their sample instead, so that no input is
+    lost silently. If such a member belongs to no sample, it forms a refused sample of its own.
     """
     regular: list[tuple[str, str, Blob | None]] = []
     special: dict[str, list[str]] = defaultdict(list)
@@ -198,12 +196,12 @@ def group_members(path: Path) -> Iterator[Group]:
         else:
             special[key].append(extension.lower())
     for key, members in groupby(regular, key=lambda member: member[0]):
-        yield _group(key, [(extension, blob) for _, extension, blob in members], special.pop(key, []))
+        yield _tar_sample(key, [(extension, blob) for _, extension, blob in members], special.pop(key, []))
     for key, extensions in special.items():
-        yield _group(key, [], extensions)
+        yield _tar_sample(key, [], extensions)
 
 
-def _group(key: str, regular: list[tuple[str, Blob | None]], special: list[str]) -> Group:
+def _tar_sample(key: str, regular: list[tuple[str, Blob | None]], special: list[str]) -> TarSample:
     extensions = [*(extension for extension, _ in regular), *special]
     refused = ""
     if len(set(extensions)) < len(extensions):
@@ -212,11 +210,11 @@ def _group(key: str, regular: list[tuple[str, Blob | None]], special: list[str])
         refused = f"the sample has a member whose name webdataset reserves: {reserved[0]}"
     elif special or any(blob is None for _, blob in regular):
         refused = tar.SPECIAL
-    return Group(key, dict(regular) | dict.fromkeys(special), refused)
+    return TarSample(key, dict(regular) | dict.fromkeys(special), refused)
 
 
-def _check_sample(sample: Group, *, repeated: bool) -> dict[str, Blob]:
-    """Return the members of a sample by extension; raises ValueError if it is not a sample with one image."""
+def _check_sample(sample: TarSample, *, repeated: bool) -> dict[str, Blob]:
+    """Return the members of a sample by extension; raises ValueError if the sample is refused or has not one image."""
     if repeated:
         raise ValueError(f"the key comes twice in its shard: {sample.key}")
     if not sample.images:
@@ -229,7 +227,11 @@ def _check_sample(sample: Group, *, repeated: bool) -> dict[str, Blob]:
 
 
 def _expand(root: Path, pattern: str) -> list[str]:
-    """List the files under `root` that match a pattern; a range or a glob without a file is a ValueError."""
+    """List the files under `root` that match a pattern.
+
+    Raises:
+        ValueError: A part of the pattern matches no file.
+    """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; the path of a source is absolute, or relative to data/raw")
     matches: list[str] = []

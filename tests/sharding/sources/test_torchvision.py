@@ -96,7 +96,7 @@ def test_a_label_beyond_the_classes_is_a_reject(tmp_path, monkeypatch):
         ({"name": "os"}, r"torchvision has no dataset 'os'"),
         ({"splits": {"train": {"sizes": 3}}}, r"FakeData takes no 'sizes' in splits; it takes image_size, num_classes"),
         ({"splits": {"train": {"download": True}}}, r"FakeData takes no 'download' in splits"),
-        ({"name": "CIFAR10", "splits": {"train": {"train": True}}}, r"CIFAR10 is read from files; give their folder"),
+        ({"name": "CIFAR10", "splits": {"train": {"train": True}}}, r"CIFAR10 reads files: set path to their folder"),
         ({"name": "CIFAR10", "splits": {"train": {"train": True}}, "path": "x"}, r"cannot be read from x .*not found"),
         ({"download": True}, r"torchvision cannot download FakeData; set download: false"),
     ],
@@ -110,7 +110,7 @@ def test_wrong_parameters_of_torchvision_are_one_sentence(changes, message, tmp_
 
 def test_targets_that_are_no_classes_are_refused(monkeypatch):
     monkeypatch.setattr(datasets.FakeData, "__getitem__", lambda self, i: (Image.new("L", (8, 8)), {"box": i}))
-    with pytest.raises(ValueError, match=r"targets of torchvision's FakeData are no class numbers.*labels: false"):
+    with pytest.raises(ValueError, match=r"targets of torchvision's FakeData are not class numbers.*labels: false"):
         fake().list_items(seed=0)
     found = fake(labels=False).list_items(seed=0)
     assert decoding.to_rgb(fake().fetch(found[0])[0]).shape == (8, 8, 3)

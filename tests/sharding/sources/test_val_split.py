@@ -92,8 +92,8 @@ def test_a_tree_is_grouped_by_its_folders_or_by_a_part_of_the_path(group, expect
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group": "a(b"}, "group 'a(b' is no regular expression"),
-        ({"group": "ab"}, "group is 'ab'; expected parent, or a regular expression with one (capture)"),
+        ({"group": "a(b"}, "group 'a(b' is not a valid regular expression"),
+        ({"group": "ab"}, "invalid group: 'ab'; expected parent, or a regular expression with one (capture)"),
         ({"group": "(a)(b)"}, "expected parent, or a regular expression with one (capture)"),
         ({"group": "parent", "val_fraction": None}, "group is set, but val_fraction is null"),
     ],

@@ -283,7 +283,7 @@ def test_a_shard_cut_short_is_named(web):
 
 @pytest.mark.parametrize("shard", ["pipe:cat x.tar", "https://example.org/{0..9}.tar"])
 def test_commands_and_urls_are_refused(shard, web):
-    with pytest.raises(ValueError, match="pipe: commands and URLs are refused, download the shards first"):
+    with pytest.raises(ValueError, match="pipe: commands and URLs are refused; expected a local path"):
         source(web, shards={"train": shard})
 
 

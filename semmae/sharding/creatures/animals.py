@@ -1,8 +1,7 @@
-"""Poses of the animals of each species, as lists of pieces.
+"""Functions that draw an animal of each species as a list of pieces, with random proportions in a random pose.
 
-An animal is drawn from its far side to its near side, facing right, y down, in units of about one body length.
-`ANIMALS` maps a species to the function that poses an animal with random proportions and a random pose. Pieces name
-the coat that they wear; `paint` chooses the colors of a picture.
+Animals face right. The y axis points down, and the unit is about one body length. The pieces are ordered from the far
+side of the animal to its near side. A piece names its coat only; `paint` chooses the colors of the coats.
 """
 
 from collections.abc import Callable

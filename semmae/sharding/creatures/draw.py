@@ -1,7 +1,7 @@
-"""The built-in dataset: drawn animals, whose species differ only in the shape and the arrangement of their parts.
+"""Draw the pictures of the built-in dataset: animals whose species differ only in the shape and layout of their parts.
 
 Paint, light, position, size and scenery have the same distributions for all species. All lengths are fractions of the
-side of the image, so a key is the same animal at every size.
+side of the image, so a key gives the same animal at every image size.
 """
 
 from functools import partial
@@ -18,8 +18,8 @@ from semmae.sharding.creatures.shapes import PARTS, Piece, rotate, transform
 
 SPECIES: tuple[str, ...] = tuple(ANIMALS)
 SUPERSAMPLE = 2
-AREA = (0.15, 0.4)  # range of the area of the animal, as a fraction of the picture
-MAX_CUT = 0.04  # largest part of the animal outside of the frame, as a fraction of the side
+AREA = (0.15, 0.4)  # range of the area of the animal, as a fraction of the image area
+MAX_CUT = 0.04  # largest distance by which the animal sticks out of the frame, as a fraction of the side
 
 
 class Creature(NamedTuple):
@@ -34,9 +34,9 @@ def draw(seed: int, key: str, size: int, *, shuffle_parts: bool = False) -> Crea
     """Draw a creature, as a pure function of `seed` and `key`.
 
     Args:
-        key: Random numbers depend on it, and its trailing number sets the species.
+        key: The random numbers depend on it. Its trailing number determines the species.
         size: Side of the image, in pixels.
-        shuffle_parts: Draw a chimera instead, whose parts are independent of the label: a control for probes.
+        shuffle_parts: Draw a chimera instead, whose parts do not depend on the label. Probes use it as a control.
     """
     label = label_of(key)
     rng = partial(numpy_generator, seed, "creatures", key)
@@ -51,7 +51,7 @@ def draw(seed: int, key: str, size: int, *, shuffle_parts: bool = False) -> Crea
 
 
 def label_of(key: str) -> int:
-    """Compute the label of a creature: the trailing number of its key, modulo the number of species.
+    """Compute the label of a creature: the trailing number of its key modulo the number of species.
 
     Raises:
         ValueError: The key has no trailing number.
@@ -67,31 +67,36 @@ def _chimera(rng: np.random.Generator) -> list[Piece]:
     pieces = []
     for part in range(1, len(PARTS)):
         animal = ANIMALS[SPECIES[rng.integers(len(SPECIES))]](rng)
-        chosen = [piece._replace(joined=False) for piece in animal if piece.part == part]
-        if chosen:
-            middle = np.concatenate([piece.outline for piece in chosen]).mean(axis=0)
-            chosen = transform(transform(chosen, *-middle), 0, 0, rng.uniform(-np.pi, np.pi))
-            pieces += transform(chosen, *rng.uniform((-0.6, -0.4), (0.6, 0.4)))
+        part_pieces = [piece._replace(joined=False) for piece in animal if piece.part == part]
+        if part_pieces:
+            center = np.concatenate([piece.outline for piece in part_pieces]).mean(axis=0)
+            part_pieces = transform(transform(part_pieces, *-center), 0, 0, rng.uniform(-np.pi, np.pi))
+            pieces += transform(part_pieces, *rng.uniform((-0.6, -0.4), (0.6, 0.4)))
     return pieces
 
 
 def _put_in_frame(animal: list[Piece], rng: np.random.Generator) -> list[Piece]:
-    """Stretch, mirror, tilt, scale and shift an animal at random, so that it lies in the unit square."""
+    """Stretch, mirror, tilt, scale and shift an animal at random.
+
+    The result sticks out of the unit square by at most MAX_CUT.
+    """
     points = np.concatenate([piece.outline for piece in animal])
     points = points * rng.uniform(0.88, 1.12, 2) * (rng.choice([-1, 1]), 1)
     points = rotate(points, rng.uniform(-MAX_TILT, MAX_TILT))
-    low, span = points.min(axis=0), np.ptp(points, axis=0)
-    ends = np.cumsum([len(piece.outline) for piece in animal])[:-1]
-    area = _area(np.split((points - low) / span.max(), ends))
+    low, extent = points.min(axis=0), np.ptp(points, axis=0)
+    split_points = np.cumsum([len(piece.outline) for piece in animal])[:-1]
+    area = _union_area(np.split((points - low) / extent.max(), split_points))
     longer_side = min(np.sqrt(rng.uniform(*AREA) / area), 1 + MAX_CUT)
-    room = 1 - longer_side * span / span.max()
-    corner = rng.uniform(-MAX_CUT, np.maximum(room, -MAX_CUT) + MAX_CUT)
-    points = (points - low) * longer_side / span.max() + corner
-    return [piece._replace(outline=outline) for piece, outline in zip(animal, np.split(points, ends), strict=True)]
+    free_space = 1 - longer_side * extent / extent.max()
+    corner = rng.uniform(-MAX_CUT, np.maximum(free_space, -MAX_CUT) + MAX_CUT)
+    points = (points - low) * longer_side / extent.max() + corner
+    return [
+        piece._replace(outline=outline) for piece, outline in zip(animal, np.split(points, split_points), strict=True)
+    ]
 
 
-def _area(outlines: list[np.ndarray]) -> float:
-    """Measure the area of the union of the outlines on a coarse raster of the unit square."""
+def _union_area(outlines: list[np.ndarray]) -> float:
+    """Measure the area of the union of the outlines in the unit square, on a coarse raster."""
     n = 64
     canvas = np.zeros((n, n), np.uint8)
     for outline in outlines:
@@ -100,18 +105,18 @@ def _area(outlines: list[np.ndarray]) -> float:
 
 
 def _rasterize(pieces: list[Piece], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fill the pieces in their order.
+    """Fill the pieces in their order, so that a later piece covers earlier ones. Joined pieces share a number.
 
     Returns:
-        (n, n, 2) uint8, the number of the visible piece and its part; and the paint row of each piece number.
+        (n, n, 2) uint8, the number and the part of the visible piece; and the row of the paint table for each number.
     """
     canvas = np.zeros((n, n, 2), np.uint8)
     rows = [BACKDROP]
-    fraction = 4  # bits of sub-pixel precision
+    fraction_bits = 4  # sub-pixel precision of the corners
     for piece in pieces:
         if not piece.joined:
             rows.append(piece.coat)
-        corners = np.rint((piece.outline * n - 0.5) * (1 << fraction)).astype(np.int32)
-        cv2.fillPoly(canvas, [corners], (len(rows) - 1, piece.part), shift=fraction)
+        corners = np.rint((piece.outline * n - 0.5) * (1 << fraction_bits)).astype(np.int32)
+        cv2.fillPoly(canvas, [corners], (len(rows) - 1, piece.part), shift=fraction_bits)
     assert len(rows) <= 256, "a canvas holds 255 pieces"
     return canvas, np.array(rows)

@@ -1,4 +1,4 @@
-"""Eyes, mouths and legs, which several species share."""
+"""Draw eyes, mouths and legs, which several species share."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from semmae.sharding.creatures.shapes import EYES, FAR, FUR, INK, LEGS, SNOUT, W
 
 
 def eye(rng: np.random.Generator, x: Number, y: Number, r: Number) -> list[Piece]:
-    """Draw an eye of radius `r` at (x, y), which looks in a random direction."""
+    """Draw an eye of radius `r` at (x, y) that looks in a random direction."""
     gaze_x, gaze_y = rng.uniform(-0.1, 0.35) * r, rng.uniform(-0.25, 0.25) * r
     return [
         Piece(oval(x, y, r, r * 1.1), EYES, WHITE),
@@ -18,7 +18,7 @@ def eye(rng: np.random.Generator, x: Number, y: Number, r: Number) -> list[Piece
 
 
 def smile(x: Number, y: Number, length: Number) -> Piece:
-    """Draw a mouth that ends at (x, y)."""
+    """Draw a mouth whose front end is at (x, y)."""
     points = [(x - length, y - 0.35 * length), (x - 0.4 * length, y), (x, y - 0.1 * length)]
     return Piece(tube(points, [0.012, 0.02, 0.012]), SNOUT, INK)
 
@@ -36,8 +36,8 @@ def leg(
     """Draw a leg from the hip (x, y) down.
 
     Args:
-        swing: Angle of the thigh, in radians; 0 hangs down.
-        bend: Angle of the shin relative to the thigh, backwards, in radians.
+        swing: Angle of the thigh forwards, in radians; at 0 the thigh hangs down.
+        bend: Angle of the shin backwards, relative to the thigh, in radians.
         foot: Radius of the paw along the ground.
     """
     knee = (x + 0.5 * length * np.sin(swing), y + 0.5 * length * np.cos(swing))
@@ -68,10 +68,10 @@ def gait(
     Returns:
         The two far legs and the two near legs.
     """
-    a, b = rng.uniform(-stride, stride, 2)
-    lift = rng.uniform(0, 0.5, 4)
-    far = leg(*hind[1], length, thick, -a, lift[0], foot, FAR)
-    far += leg(*fore[1], length, thick, -b, lift[1], foot, FAR)
-    near = leg(*hind[0], length, thick, a, lift[2], foot)
-    near += leg(*fore[0], length, thick, b, lift[3], foot)
+    hind_swing, fore_swing = rng.uniform(-stride, stride, 2)
+    bends = rng.uniform(0, 0.5, 4)
+    far = leg(*hind[1], length, thick, -hind_swing, bends[0], foot, FAR)
+    far += leg(*fore[1], length, thick, -fore_swing, bends[1], foot, FAR)
+    near = leg(*hind[0], length, thick, hind_swing, bends[2], foot)
+    near += leg(*fore[0], length, thick, fore_swing, bends[3], foot)
     return far, near

@@ -1,6 +1,6 @@
-"""The surroundings of a drawn animal: scenery behind it, and things behind it and in front of it.
+"""Draw the surroundings of an animal: scenery behind it, and things behind it or in front of it.
 
-Things are made of the same shapes and paints as animals. All species have the same distribution of surroundings.
+Things have the same kinds of shapes and paints as animals. The distribution of surroundings is equal for all species.
 """
 
 import numpy as np
@@ -17,21 +17,21 @@ def draw_surroundings(rng: np.random.Generator) -> tuple[list[Piece], list[Piece
     foreground: list[Piece] = []
     for coat in THINGS[: rng.integers(MAX_THINGS + 1)]:
         thing = _THINGS[rng.integers(len(_THINGS))](rng, coat)
-        size, turn = rng.uniform(0.07, 0.17), rng.uniform(-MAX_TILT, MAX_TILT)
+        size, angle = rng.uniform(0.07, 0.17), rng.uniform(-MAX_TILT, MAX_TILT)
         x, y = rng.uniform(0.03, 0.97, 2)
         if rng.random() < 0.2:
-            foreground += transform(thing, x, rng.uniform(0.93, 1.0), turn, size)
+            foreground += transform(thing, x, rng.uniform(0.93, 1.0), angle, size)
         else:
-            background += transform(thing, x, y, turn, size)
+            background += transform(thing, x, y, angle, size)
     return background, foreground
 
 
-def _open(rng: np.random.Generator) -> list[Piece]:
+def _no_scenery(rng: np.random.Generator) -> list[Piece]:
     return []
 
 
 def _layers(rng: np.random.Generator) -> list[Piece]:
-    """Draw hills, dunes or waves: bands with wavy upper edges, each in front of the previous one."""
+    """Draw hills, dunes or waves: bands with wavy upper edges. Each band covers the previous one."""
     x = np.linspace(-0.6, 1.6, 60)
     tops = np.sort(rng.uniform(0.05, 0.95, rng.integers(2, 7)))
     tilt = rng.uniform(-0.25, 0.25)
@@ -70,7 +70,7 @@ def _blades(rng: np.random.Generator) -> list[Piece]:
 
 
 def _stone(rng: np.random.Generator, coat: int) -> list[Piece]:
-    return [Piece(_round(rng.uniform(0.7, 1.2, 7)), 0, coat)]
+    return [Piece(_closed_curve(rng.uniform(0.7, 1.2, 7)), 0, coat)]
 
 
 def _log(rng: np.random.Generator, coat: int) -> list[Piece]:
@@ -97,14 +97,14 @@ def _toadstool(rng: np.random.Generator, coat: int) -> list[Piece]:
 
 def _star(rng: np.random.Generator, coat: int) -> list[Piece]:
     dent, arms = rng.uniform(0.4, 0.7), rng.integers(4, 7)
-    return [Piece(_round(np.tile([1.15, dent], arms)), 0, coat)]
+    return [Piece(_closed_curve(np.tile([1.15, dent], arms)), 0, coat)]
 
 
-def _round(radii: np.ndarray) -> np.ndarray:
-    """Make a closed curve around the origin through points at these distances from it, at equal angles."""
-    turns = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
-    return blob(np.stack([radii * np.cos(turns), radii * np.sin(turns)], axis=1))
+def _closed_curve(radii: np.ndarray) -> np.ndarray:
+    """Make a closed curve through points at equal angles around the origin, at distances `radii` from it."""
+    angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
+    return blob(np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1))
 
 
-_SCENERIES = (_open, _layers, _scatter, _scatter, _blades)
+_SCENERIES = (_no_scenery, _layers, _scatter, _scatter, _blades)
 _THINGS = (_stone, _log, _balloon, _bush, _toadstool, _star)

@@ -9,7 +9,7 @@ import pytest
 
 from semmae.cli import doctor
 from semmae.parts import part_maps
-from semmae.runs import run
+from stages import pretrain
 from tests.project import AUTHOR, Project, bare, call
 
 
@@ -93,7 +93,7 @@ def test_a_run_with_changed_part_maps_is_not_resumed(inside: Project, monkeypatc
         inputs_of_runs.append(inputs)
         raise FloatingPointError("enough")
 
-    monkeypatch.setattr(run, "Run", begin)
+    monkeypatch.setattr(pretrain, "Run", begin)
     maps = Path("data/part_maps/toy/train-000001.parquet")
     for change in (False, False, True):
         if change:

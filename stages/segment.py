@@ -146,7 +146,7 @@ def start_run(
 
 def write_results(name: str, results: dict[HeadName, HeadResult], image_free: dict[str, Metrics]) -> None:
     """Write scores and curves; the baselines `image_free` are added to every head."""
-    groups = {
+    groups: dict[str, Scores] = {
         head: replace(result.scores, baselines={**result.scores.baselines, **image_free})
         for head, result in results.items()
     }
@@ -154,7 +154,7 @@ def write_results(name: str, results: dict[HeadName, HeadResult], image_free: di
         RESULTS / "curves" / name, {k: v for result in results.values() for k, v in result.curves.items()}
     )
     scores.write(RESULTS / f"{name}.json", groups)
-    miou = {head: group.encoder["miou"] for head, group in groups.items()}
+    miou: dict[str, float] = {head: group.encoder["miou"] for head, group in groups.items()}
     miou |= {baseline: baseline_metrics["miou"] for baseline, baseline_metrics in image_free.items()}
     print(f"{name}: segmentation mIoU of {', '.join(f'{key} {value:.3f}' for key, value in miou.items())}")
 

@@ -30,7 +30,7 @@ class AttentiveRecipe:
     epochs: PositiveInt
     warmup_epochs: NonNegativeInt
     batch_size: PositiveInt  # over all processes
-    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
+    shuffle_shards: PositiveInt | None  # shards that are shuffled together; null: all
     betas: Betas
     seed: int
 

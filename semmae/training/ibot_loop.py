@@ -38,7 +38,7 @@ class IBOTRecipe:
 
     epochs: PositiveInt
     batch_size: PositiveInt
-    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
+    shuffle_shards: PositiveInt | None  # shards that are shuffled together; null: all
     base_lr: NonNegativeFloat
     min_lr: NonNegativeFloat
     warmup_epochs: NonNegativeInt

@@ -47,7 +47,7 @@ class PartLearnerConfig:
     diversity: NonNegativeFloat  # weight of the diversity loss
     balance: NonNegativeFloat  # weight of the balance loss
     balance_floor: PositiveBelow1  # smallest share of a label without a penalty
-    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
+    shuffle_shards: PositiveInt | None  # shards that are shuffled together; null: all
 
 
 def train_part_learner(

@@ -24,7 +24,8 @@ from stages import attentive, knn, linear, part_scores
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 STAGES = {"attentive": attentive, "knn": knn, "linear": linear, "part_scores": part_scores}
 PARAMS = """
-evaluations: {knn: {toy: {}, gone: {}}, linear: {toy: {epochs: 3}}, attentive: {toy: {epochs: 3}}, part_scores: {toy: {}}}
+evaluations:
+  {knn: {toy: {}, gone: {}}, linear: {toy: {epochs: 3}}, attentive: {toy: {epochs: 3}}, part_scores: {toy: {}}}
 knn:
   protocol: {k: 20, temperature: 0.07, whiten: false, pool: patch_mean, baselines: true, seed: 0, batch_size: 16,
     compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
@@ -37,7 +38,8 @@ attentive:
     batch_size: 8, shuffle_shards: null, betas: [0.9, 0.95], baselines: true, seed: 0, checkpoint_minutes: 5,
     compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
 part_scores:
-  protocol: {num_images: 20, baselines: true, seed: 0, batch_size: 16, compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
+  protocol: {num_images: 20, baselines: true, seed: 0, batch_size: 16,
+    compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
 """
 
 

@@ -36,7 +36,7 @@ class SegmentationConfig:
     stride: PositiveInt  # distance between windows, in pixels
     training_crops: transforms.SegmentationCropConfig
     num_images: PositiveInt | None  # number of training images; null: all
-    shuffle_shards: PositiveInt | None  # shards whose samples are mixed at a time; null: all
+    shuffle_shards: PositiveInt | None  # shards that are shuffled together; null: all
     holdout: PositiveBelow1  # share of train that is held out to choose the settings of the frozen heads
     linear: LinearSegmentationConfig
     knn: KnnSegmentationConfig

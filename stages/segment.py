@@ -146,7 +146,7 @@ def start_run(
 
 def write_results(name: str, results: dict[HeadName, HeadResult], image_free: dict[str, Metrics]) -> None:
     """Write scores and curves; the baselines `image_free` are added to every head."""
-    groups: dict[str, Scores] = {
+    groups: dict[str, scores.Scores] = {
         head: replace(result.scores, baselines={**result.scores.baselines, **image_free})
         for head, result in results.items()
     }

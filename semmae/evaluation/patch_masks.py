@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Integer, Num, UInt8
 
-IGNORE = 255  # label of pixels that are not counted, and of patches without labeled pixels
+from semmae.data.decoding import IGNORE
 
 
 def cell_counts(

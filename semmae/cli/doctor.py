@@ -197,9 +197,8 @@ def truncated_files(project: Path) -> Iterator[Path]:
 def incomplete_cache_entries(run_cache: Path) -> Iterator[Path]:
     """Find incomplete entries in DVC's run cache, left by a kill or being written by a running DVC process.
 
-    A folder of the run cache holds the entries of one stage with the same inputs. If it also has complete entries, only
-    the incomplete entry is yielded; else the whole folder. The entry can be deleted safely, because its stage never
-    finished.
+    Yields incomplete entries, or their whole folder if it has no complete entry. They can be deleted safely, because
+    their stages never finished.
     """
     for folder in run_cache.glob("*/*"):
         complete, incomplete = set(folder.glob("[!.]*")), set(folder.glob(".*.tmp"))

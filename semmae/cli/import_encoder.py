@@ -25,9 +25,11 @@ def import_encoder(
     from semmae.core.atomic_files import atomic_write
     from semmae.models import pretrained_weights, vit
 
+    if out.is_file():
+        raise ValueError(f"{out} is a file; choose a folder with --out")
     unknown = {path.name for path in out.iterdir()} - REPLACEABLE if out.is_dir() else set()
-    if unknown or out.is_file():
-        content = ", ".join(sorted(unknown)) or "it is a file"
+    if unknown:
+        content = ", ".join(sorted(unknown))
         raise ValueError(f"{out} holds more than an encoder ({content}); choose another folder with --out")
     network, config = pretrained_weights.load_mae_encoder(file, img_size=img_size, num_heads=num_heads)
     with atomic_write(out) as folder:

@@ -19,7 +19,7 @@ def promote(folder: Path, name: str, encoders: Path, *, rev: str | None = None) 
 
     Args:
         folder: The artifact that holds the network, e.g. data/pretrain.
-        name: The name of its files, "encoder" or "teacher".
+        name: The name of the network's files, "encoder" or "teacher".
         encoders: The folder of copied encoders.
         rev: A DVC experiment or Git commit whose network is read from DVC's cache; None: the workspace.
 

@@ -96,7 +96,7 @@ def draw_masks(
 
 
 def draw_mask_frames(samples: FigureSamples, *, masking: Mapping[str, Any], seed: int) -> list[Bool[Tensor, "b n"]]:
-    """Draw masks at each of FRAME_PROGRESS.
+    """Draw masks at each progress in FRAME_PROGRESS.
 
     With a curriculum, all frames share their noise, so that frames differ only by the curriculum. Without a curriculum,
     each frame has its own noise.
@@ -161,7 +161,7 @@ def masks_grid(
     seed: int,
     colors: str,
 ) -> Image.Image:
-    """Draw a row per image: the image, then its masks at each of FRAME_PROGRESS."""
+    """Draw a row per image: the image, then its mask at each progress in FRAME_PROGRESS."""
     indices = choose_images(len(reader), count=count, seed=seed)
     samples = load_samples(reader, maps, indices, img_size=img_size, patch_size=patch_size)
     part_colors = None if maps is None else make_palette(colors, maps.metadata["num_parts"])
@@ -172,7 +172,7 @@ def masks_grid(
 def mask_rows(
     samples: FigureSamples, *, masking: Mapping[str, Any], seed: int, colors: UInt8[np.ndarray, "p 3"] | None
 ) -> list[list[np.ndarray]]:
-    """Return a row per sample: the picture, then its masks at each of FRAME_PROGRESS.
+    """Return a row per sample: the picture, then its mask at each progress in FRAME_PROGRESS.
 
     With a curriculum and `colors`, masked patches are tinted in the color of their part.
     """

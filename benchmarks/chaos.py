@@ -1,14 +1,14 @@
-"""Test that no result is lost: run the toy pipeline under random signals and compare its files with an undisturbed run.
+"""Run the toy pipeline under random signals, and compare its files with those of an undisturbed run.
 
     python -m benchmarks.chaos --kills 200 [--seed 0] [--targets pretrain] [--undisturbed FOLDER] [--folder FOLDER]
 
-While `dvc repro` runs, SIGKILL, SIGTERM or SIGINT is sent at a random moment to the stage, to `dvc`, or to the process
-group. Then the same command runs again. When the pipeline has finished, its files are compared bit by bit with those of
-an undisturbed run. This repeats with new projects until `--kills` signals were sent. Stages are forked from a process
-that has loaded torch (`tests/warm.py`), so the signals reach the stage and not the import of torch.
+While `dvc repro` runs, this program sends SIGKILL, SIGTERM or SIGINT at a random time to the stage, to `dvc`, or to
+both. Then it runs the same command again. When the pipeline has finished, it compares the files bit by bit with those
+of an undisturbed run. It repeats this with new projects until it has sent `--kills` signals. Stages are forked from a
+process that has loaded torch (`tests/warm.py`), so that few signals arrive during the import of torch.
 
 The last line is `kills K, artifacts A, differing D, wedged W`: A files were compared, D of them differ or are missing,
-and W rounds did not finish after the last signal. The exit status is 1 if D or W is not 0.
+and W rounds did not finish after the last signal ("wedged"). The exit status is 1 if D or W is not 0.
 """
 
 import argparse
@@ -31,30 +31,35 @@ from tests.project import Project, create
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 VICTIMS = ("stage", "dvc", "group")
-CALM, PATIENCE = 20, 1800  # undisturbed commands that may fail in a row; seconds per command
-KEPT = ("data", "results")  # folders of the outputs
+MAX_ATTEMPTS = 20  # undisturbed commands that may fail in a row
+TIMEOUT = 1800  # seconds per command
+OUTPUT_FOLDERS = ("data", "results")
 
 
 def main() -> None:
-    """Disturb rounds of the pipeline until enough signals were sent."""
-    options = parsed()
-    chance, sent, compared, differing, wedged = random.Random(options.seed), 0, 0, 0, 0
+    """Run the pipeline under signals, in one round after another, until enough signals were sent."""
+    options = parse_arguments()
+    rng, sent, compared, differing, wedged = random.Random(options.seed), 0, 0, 0, 0
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="chaos-") as temporary:
         root = Path(temporary)
         undisturbed = (
-            Project(options.undisturbed) if options.undisturbed else calm(create(root / "calm"), options.targets)
+            Project(options.undisturbed)
+            if options.undisturbed
+            else run_undisturbed(create(root / "undisturbed"), options.targets)
         )
         expected = digests(undisturbed, options.targets)
         while sent < options.kills:
             project = create(root / f"round-{sent}")
-            sent += disturb(project, options.targets, options.kills - sent, options.gap, chance)
+            sent += disturb(project, options.targets, options.kills - sent, options.gap, rng)
             if output := finish(project, options.targets):
                 wedged += 1
-                kept = shutil.move(project.root, tempfile.mkdtemp(prefix="wedged-"))
-                print(f"wedged: {kept} is kept; output of the last command:\n{output}", file=sys.stderr)
+                moved = shutil.move(project.root, tempfile.mkdtemp(prefix="wedged-"))
+                print(f"wedged: the project is kept in {moved}; output of the last command:\n{output}", file=sys.stderr)
                 continue
-            found = digests(project, options.targets)
-            different = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+            actual = digests(project, options.targets)
+            different = sorted(
+                path for path in expected.keys() | actual.keys() if expected.get(path) != actual.get(path)
+            )
             for path in different:
                 print(f"differs: {path}", file=sys.stderr)
             compared, differing = compared + len(expected), differing + len(different)
@@ -63,11 +68,11 @@ def main() -> None:
     raise SystemExit(bool(differing or wedged))
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=10, help="signals to send in all")
-    parser.add_argument("--seed", type=int, default=0, help="of moments, signals and victims")
+    parser.add_argument("--kills", type=int, default=10, help="number of signals to send")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times, signals and receivers")
     parser.add_argument("--gap", type=float, default=8.0, help="longest time between two signals, in seconds")
     parser.add_argument("--targets", nargs="*", default=[], help="stages to bring up to date; all by default")
     parser.add_argument("--undisturbed", type=Path, help="a finished toy project to compare with")
@@ -77,25 +82,25 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def calm(project: Project, targets: list[str]) -> Project:
+def run_undisturbed(project: Project, targets: list[str]) -> Project:
     """Run the pipeline undisturbed and return the project."""
     project.dvc("repro", *targets)
     return project
 
 
 def digests(project: Project, targets: list[str]) -> dict[str, str]:
-    """Return the digest of every file that the targets, or all stages, and the stages before them write."""
-    made = outputs(project, targets)
-    files = [path for kept in KEPT for path in (project.folder / kept).rglob("*") if path.is_file()]
+    """Return the digests of all outputs of the targets and of the stages before them. No targets: of all stages."""
+    stage_outputs = outputs(project, targets)
+    files = [path for folder in OUTPUT_FOLDERS for path in (project.folder / folder).rglob("*") if path.is_file()]
     inside = {path.relative_to(project.folder): path for path in files}
     return {
         str(name): file_digest(path) for name, path in sorted(inside.items())
-        if any(name.is_relative_to(folder) for folder in made)
+        if any(name.is_relative_to(folder) for folder in stage_outputs)
     }  # fmt: skip
 
 
 def outputs(project: Project, targets: list[str]) -> list[str]:
-    """Return the outputs of the stages of the targets and of all stages before them, from the graph of DVC."""
+    """Return the output paths of the targets and of the stages before them, from the graph of DVC."""
     from dvc.repo import Repo
 
     with chdir(project.folder):  # DVC looks up targets in the working folder
@@ -104,35 +109,37 @@ def outputs(project: Project, targets: list[str]) -> list[str]:
     return [str(Path(out.fs_path).relative_to(project.folder)) for stage in stages for out in stage.outs]
 
 
-def disturb(project: Project, targets: list[str], kills: int, gap: float, chance: random.Random) -> int:
-    """Run `dvc repro` repeatedly, each time with a signal at a random moment.
+def disturb(project: Project, targets: list[str], kills: int, gap: float, rng: random.Random) -> int:
+    """Run `dvc repro` repeatedly, with a signal at a random time in each run.
+
+    Stops when `kills` signals were sent, or when a run finishes before its signal.
 
     Returns:
-        The number of signals sent, at most `kills`, before one run finished.
+        The number of signals sent.
     """
     sent = 0
     while sent < kills:
-        process = project.start(*repro(targets), out=DEVNULL)
-        moment = time.monotonic() + chance.uniform(0, gap)
-        while process.poll() is None and time.monotonic() < moment:
+        process = project.start(*repro_command(targets), out=DEVNULL)
+        kill_time = time.monotonic() + rng.uniform(0, gap)
+        while process.poll() is None and time.monotonic() < kill_time:
             time.sleep(0.05)
         if process.poll() is not None:
             return sent
-        sent += strike(process, chance.choice(SIGNALS), chance.choice(VICTIMS))
+        sent += send_signal(process, rng.choice(SIGNALS), rng.choice(VICTIMS))
         try:
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
         except TimeoutExpired:  # `finish` reports it
             return sent
     return sent
 
 
-def repro(targets: list[str]) -> tuple[str, ...]:
+def repro_command(targets: list[str]) -> tuple[str, ...]:
     """Return the command that updates the targets."""
     return sys.executable, "-m", "dvc", "repro", *targets
 
 
-def strike(process: Popen[str], number: signal.Signals, victim: str) -> bool:
-    """Send the signal to the stage that `dvc` runs, to `dvc`, or to both; to `dvc` if it runs no stage.
+def send_signal(process: Popen[str], number: signal.Signals, victim: str) -> bool:
+    """Send the signal to the stage that `dvc` runs, to `dvc`, or to both. If `dvc` runs no stage, it is the receiver.
 
     Returns:
         Whether a process received the signal.
@@ -140,38 +147,38 @@ def strike(process: Popen[str], number: signal.Signals, victim: str) -> bool:
     try:
         parent = psutil.Process(process.pid)
         children = parent.children(recursive=True)
-        struck = {"stage": children or [parent], "dvc": [parent], "group": [parent, *children]}[victim]
+        receivers = {"stage": children or [parent], "dvc": [parent], "group": [parent, *children]}[victim]
     except psutil.NoSuchProcess:
         return False
-    hit = False
-    for target in struck:
+    received = False
+    for target in receivers:
         with suppress(psutil.NoSuchProcess):
             target.send_signal(number)
-            hit = True
-    return hit
+            received = True
+    return received
 
 
 def finish(project: Project, targets: list[str]) -> str:
-    """Run undisturbed until the pipeline has finished.
+    """Run `dvc repro` without signals until the pipeline has finished.
 
-    Files that a kill of DVC left truncated are removed and reported, as docs/operations.md describes.
+    If a kill of DVC left truncated files, this function removes and reports them, as docs/operations.md describes.
 
     Returns:
         An empty string, or the output of the last command if the pipeline never finished.
     """
-    for _ in range(CALM):
-        process = project.start(*repro(targets))
+    for _ in range(MAX_ATTEMPTS):
+        process = project.start(*repro_command(targets))
         try:
-            output, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=TIMEOUT)
         except TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            return f"no end after {PATIENCE} seconds\n{process.communicate()[0]}"
+            return f"not finished after {TIMEOUT} seconds\n{process.communicate()[0]}"
         if process.returncode == 0:
             return ""
         run_cache = project.folder / ".dvc/cache/runs"
-        for cut in (*doctor.truncated_files(project.folder), *doctor.incomplete_cache_entries(run_cache)):
-            print(f"removed, because a kill of DVC truncated it: {cut}", file=sys.stderr)
-            shutil.rmtree(cut) if cut.is_dir() else cut.unlink()
+        for truncated in (*doctor.truncated_files(project.folder), *doctor.incomplete_cache_entries(run_cache)):
+            print(f"removed, because a kill of DVC truncated it: {truncated}", file=sys.stderr)
+            shutil.rmtree(truncated) if truncated.is_dir() else truncated.unlink()
         time.sleep(2)
     return output
 

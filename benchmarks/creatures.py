@@ -1,11 +1,11 @@
-"""Measure how hard the embedded dataset is: baselines, ceilings and the speed of drawing.
+"""Measure how hard the built-in creatures dataset is: baselines, upper bounds and the speed of drawing.
 
     python -m benchmarks.creatures [--seed 0] [--threads 2] [--json out.json] [--skip-vit]
 
 1. Color and position alone (thumbnails, mean colors, color clusters, the center) should score low.
 2. Silhouettes should score high, because species differ in shape.
 3. A small ViT with labels should learn the classes, and should fail when the parts are shuffled (the control).
-4. Perfect patch labels bound the score of any part learner on a 12 x 12 grid.
+4. Perfect patch labels give an upper bound for any part learner on a 12 x 12 grid.
 """
 
 import argparse
@@ -31,16 +31,16 @@ TRAIN, VAL, VIT_TRAIN, VIT_EPOCHS = 2000, 500, 10000, 10
 CLUSTERS = 8
 
 
-def drawn(seed: int, split: str, count: int, *, shuffle_parts: bool = False):
+def draw_split(seed: int, split: str, count: int, *, shuffle_parts: bool = False):
     """Draw images (count, SIZE, SIZE, 3), masks (count, SIZE, SIZE) and labels (count,)."""
     keys = (f"{split}-{i:06d}" for i in range(count))
     creatures = [draw(seed, key, SIZE, shuffle_parts=shuffle_parts) for key in keys]
     return tuple(np.stack(column) for column in zip(*creatures, strict=True))
 
 
-def milliseconds(seed: int, count: int = 300) -> float:
+def milliseconds_per_image(seed: int, count: int = 300) -> float:
     start = time.perf_counter()
-    drawn(seed, "speed", count)
+    draw_split(seed, "speed", count)
     return (time.perf_counter() - start) / count * 1e3
 
 
@@ -52,7 +52,7 @@ def similarity(query: np.ndarray, bank: np.ndarray) -> np.ndarray:
     return query @ bank.T / np.maximum(norms, 1e-8)
 
 
-def vote(similarity: np.ndarray, bank_labels: np.ndarray, labels: np.ndarray, k: int = 20) -> float:
+def knn_accuracy(similarity: np.ndarray, bank_labels: np.ndarray, labels: np.ndarray, k: int = 20) -> float:
     nearest = np.argsort(-similarity, axis=1)[:, :k]
     votes = np.eye(len(SPECIES))[bank_labels[nearest]].sum(axis=1)
     return float((votes.argmax(axis=1) == labels).mean())
@@ -63,14 +63,14 @@ def thumbnails(images: np.ndarray, side: int = 16) -> np.ndarray:
     return np.stack(small).reshape(len(images), -1).astype(np.float32) / 255
 
 
-def silhouettes(masks: np.ndarray, *, crop: bool, turn: float = 0.0, side: int = 16) -> np.ndarray:
-    """Return binary masks (count, side, side), rotated by degrees, cut to their bounding box if `crop`."""
+def silhouettes(masks: np.ndarray, *, crop: bool, angle: float = 0.0, side: int = 16) -> np.ndarray:
+    """Return masks (count, side, side) rotated by `angle` degrees; `crop` cuts them to their bounding box."""
     small = []
     for mask in masks:
         shape = np.float32(mask > 0)
-        if turn:
-            about = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), turn, 0.7)
-            shape = cv2.warpAffine(shape, about, (SIZE, SIZE))
+        if angle:
+            rotation = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), angle, 0.7)
+            shape = cv2.warpAffine(shape, rotation, (SIZE, SIZE))
         if crop:
             ys, xs = np.nonzero(shape > 0.5)
             shape = shape[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
@@ -78,16 +78,16 @@ def silhouettes(masks: np.ndarray, *, crop: bool, turn: float = 0.0, side: int =
     return np.stack(small)
 
 
-def silhouette_knn(train, val, turns: tuple[float, ...]) -> float:
-    """Classify cropped silhouettes by k-NN, each query at its best mirror image and rotation."""
+def silhouette_knn(train, val, angles: tuple[float, ...]) -> float:
+    """Return the k-NN accuracy of cropped silhouettes. A similarity is the maximum over mirror images and rotations."""
     bank = silhouettes(train[1], crop=True).reshape(len(train[1]), -1)
     best = None
-    for turn in turns:
-        shapes = silhouettes(val[1], crop=True, turn=turn)
+    for angle in angles:
+        shapes = silhouettes(val[1], crop=True, angle=angle)
         for query in (shapes, shapes[:, :, ::-1]):
-            found = similarity(query.reshape(len(query), -1), bank)
-            best = found if best is None else np.maximum(best, found)
-    return vote(best, train[2], val[2])
+            current = similarity(query.reshape(len(query), -1), bank)
+            best = current if best is None else np.maximum(best, current)
+    return knn_accuracy(best, train[2], val[2])
 
 
 def histograms(images: np.ndarray, bins: int = 4) -> np.ndarray:
@@ -104,8 +104,8 @@ def color_probe(train, val) -> float:
 
 def iou(predicted: np.ndarray, true: np.ndarray) -> float:
     """Return the intersection over union, averaged over images; both inputs are (count, h, w) bool."""
-    both, either = (predicted & true).sum(axis=(1, 2)), (predicted | true).sum(axis=(1, 2))
-    return float(np.mean(both / np.maximum(either, 1)))
+    intersection, union = (predicted & true).sum(axis=(1, 2)), (predicted | true).sum(axis=(1, 2))
+    return float(np.mean(intersection / np.maximum(union, 1)))
 
 
 def patch_pixels(x: np.ndarray) -> np.ndarray:
@@ -118,12 +118,15 @@ def patch_foreground(masks: np.ndarray) -> np.ndarray:
     return patch_pixels(masks > 0)[..., 0].mean(axis=-1) > 0.5
 
 
-def full(patches: np.ndarray) -> np.ndarray:
+def expand_patches(patches: np.ndarray) -> np.ndarray:
     return patches.repeat(PATCH, axis=1).repeat(PATCH, axis=2)
 
 
 def color_clusters(train, val, seed: int) -> tuple[float, float]:
-    """Return the patch and pixel IoU of k-means on patch colors, with clusters named by majority on train."""
+    """Return the patch and pixel IoU of k-means on patch colors.
+
+    A cluster counts as foreground if most of its patches on train are foreground.
+    """
 
     def features(images):
         pixels = patch_pixels(images / np.float32(255))
@@ -134,11 +137,11 @@ def color_clusters(train, val, seed: int) -> tuple[float, float]:
     truth = patch_foreground(train[1]).ravel()
     is_foreground = np.array([truth[assigned == c].mean() > 0.5 for c in range(CLUSTERS)])
     predicted = is_foreground[clusters.predict(features(val[0]))].reshape(-1, GRID, GRID)
-    return iou(predicted, patch_foreground(val[1])), iou(full(predicted), val[1] > 0)
+    return iou(predicted, patch_foreground(val[1])), iou(expand_patches(predicted), val[1] > 0)
 
 
 def center_mask(train, val) -> float:
-    """Return the IoU of one fixed mask: the mean training mask at the threshold that is best on train."""
+    """Return the IoU of one mask for all images: the mean training mask at the threshold that is best on train."""
     mean, truth = (train[1] > 0).mean(axis=0), train[1] > 0
     levels = np.linspace(0.05, 0.95, 19) * mean.max()
     scores = [iou(np.broadcast_to(mean > level, truth.shape), truth) for level in levels]
@@ -181,9 +184,9 @@ def vit_top1(train, val, seed: int, epochs: int, log: Callable[[str], None]) -> 
     def top1() -> float:
         model.eval()
         with torch.inference_mode():
-            found = torch.cat([logits(torch.from_numpy(x)).argmax(1) for x in np.split(val[0], 10)])
+            predictions = torch.cat([logits(torch.from_numpy(x)).argmax(1) for x in np.split(val[0], 10)])
         model.train()
-        return float((found.numpy() == val[2]).mean())
+        return float((predictions.numpy() == val[2]).mean())
 
     start = time.perf_counter()
     for epoch in range(epochs):
@@ -209,36 +212,36 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--skip-vit", action="store_true", help="leave out the two trainings")
+    parser.add_argument("--skip-vit", action="store_true", help="skip the two trainings of a ViT")
     args = parser.parse_args()
     seed = args.seed
     cv2.setNumThreads(1)
     torch.set_num_threads(args.threads)
 
-    train, val = drawn(seed, "train", TRAIN), drawn(seed, "val", VAL)
+    train, val = draw_split(seed, "train", TRAIN), draw_split(seed, "val", VAL)
     uncropped = (silhouettes(s[1], crop=False).reshape(len(s[1]), -1) for s in (val, train))
     area = (val[1] > 0).mean(axis=(1, 2))
     patch_iou, pixel_iou = color_clusters(train, val, seed)
     rows = {
-        "milliseconds_per_image": milliseconds(seed),
+        "milliseconds_per_image": milliseconds_per_image(seed),
         "foreground_area_p05": float(np.quantile(area, 0.05)),
         "foreground_area_mean": float(area.mean()),
         "foreground_area_p95": float(np.quantile(area, 0.95)),
-        "thumbnail_knn_top1": vote(similarity(thumbnails(val[0]), thumbnails(train[0])), train[2], val[2]),
+        "thumbnail_knn_top1": knn_accuracy(similarity(thumbnails(val[0]), thumbnails(train[0])), train[2], val[2]),
         "color_histogram_probe_top1": color_probe(train, val),
-        "silhouette_uncropped_knn_top1": vote(similarity(*uncropped), train[2], val[2]),
+        "silhouette_uncropped_knn_top1": knn_accuracy(similarity(*uncropped), train[2], val[2]),
         "silhouette_crop_mirror_knn_top1": silhouette_knn(train, val, (0.0,)),
         "silhouette_crop_mirror_turn_knn_top1": silhouette_knn(train, val, (-24, -12, 0, 12, 24)),
         "color_clusters_patch_iou": patch_iou,
         "color_clusters_pixel_iou": pixel_iou,
         "center_mask_pixel_iou": center_mask(train, val),
-        "perfect_patches_pixel_iou": iou(full(patch_foreground(val[1])), val[1] > 0),
+        "perfect_patches_pixel_iou": iou(expand_patches(patch_foreground(val[1])), val[1] > 0),
     }
     if not args.skip_vit:
         for name, shuffled in (("vit_top1", False), ("vit_shuffled_parts_top1", True)):
             print(f"{name}: {VIT_TRAIN} images, {VIT_EPOCHS} epochs", flush=True)
             sets = [
-                drawn(seed, split, count, shuffle_parts=shuffled)
+                draw_split(seed, split, count, shuffle_parts=shuffled)
                 for split, count in (("train", VIT_TRAIN), ("val", VAL))
             ]
             rows[name] = vit_top1(*sets, seed, VIT_EPOCHS, lambda line: print(line, flush=True))

@@ -1,12 +1,13 @@
-"""Measure how much of the model's speed the input pipeline leaves.
+"""Compare the speed of pretraining from shards with its speed without an input pipeline.
 
     python -m benchmarks.end_to_end [--model S/16] [--images 512] [--side 256] [--batch 32] [--workers 1]
                                     [--precision bf16] [--compile [reduce-overhead]] [--rounds 3] [--json out.json]
 
-Each round runs the loop of the pretrain stage with semantic masks twice. The first run reads a shard of drawn JPEGs,
-which loader processes decode and crop. The second run repeats one batch that stays on the device. A rate is images per
-second over the later half of the steps of an epoch. The table gives the medians over the rounds, and the median ratio
-of the two rates. Under torchrun each process takes its share of `--batch`, and the first process prints the table.
+Each round runs the training loop of the pretrain stage twice, with semantic masks. The first run reads a shard of
+JPEGs, which loader processes decode and crop. The second run repeats one batch that stays on the device. A rate is the
+images per second over the second half of the steps of an epoch. The table gives the medians over the rounds, and the
+median ratio of the two rates. Under torchrun each process takes its share of `--batch`, and the first process prints
+the table.
 """
 
 import argparse
@@ -39,29 +40,29 @@ PARTS = 7
 CURRICULUM = mae_loop.CurriculumConfig(start=0.0, end=1.0, power=2.0)
 
 
-class Timed(Run):
-    """A run that records when each of its steps was launched; a GPU is at most one step behind."""
+class TimedRun(Run):
+    """A run that records when the host launched each step. A GPU is at most one step behind the host."""
 
     def steps(self, *args: Any, **keywords: Any) -> Iterator[Step]:
-        self.moments: list[float] = []
+        self.launch_times: list[float] = []
         yield from super().steps(*args, **keywords)
 
     def record(self, **values: Any) -> None:
         super().record(**values)
-        self.moments.append(time.perf_counter())
+        self.launch_times.append(time.perf_counter())
 
     @property
     def rate(self) -> float:
-        """Steps per second over the later half of the steps."""
-        later = self.moments[len(self.moments) // 2 :]
-        return (len(later) - 1) / (later[-1] - later[0])
+        """Steps per second over the second half of the steps."""
+        times = self.launch_times[len(self.launch_times) // 2 :]
+        return (len(times) - 1) / (times[-1] - times[0])
 
 
-class Ready(Timed):
+class ReadyBatchRun(TimedRun):
     """A timed run that repeats one batch, which stays on the device."""
 
     def steps(self, reader: Reader, load: Callable[..., Any], **keywords: Any) -> Iterator[Step]:
-        self.moments = []
+        self.launch_times = []
         steps = super().steps(reader, load, **keywords | {"workers": 0})
         first = next(steps)
         steps.close()
@@ -75,8 +76,8 @@ class Ready(Timed):
 def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> dict[str, float]:
     """Return the images per second of all processes from shards and from a ready batch, and their ratio."""
     reader, grid = Reader(root / "shards"), IMAGE // SHAPES[args.model]["patch_size"]
-    bands = (np.arange(grid**2) * PARTS // grid**2).astype(np.uint8)
-    maps = PartMaps(reader.keys, {"part_map": np.tile(bands, (len(reader), 1))}, {"grid": (grid, grid)}, 0)
+    part_map = (np.arange(grid**2) * PARTS // grid**2).astype(np.uint8)
+    maps = PartMaps(reader.keys, {"part_map": np.tile(part_map, (len(reader), 1))}, {"grid": (grid, grid)}, 0)
     recipe = mae_loop.MAERecipe(
         epochs=1,
         batch_size=args.batch,
@@ -95,27 +96,27 @@ def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> d
         crop=Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5),
     )
     compute = ComputeConfig(args.device, args.precision, args.compile, args.workers)
-    masks = mae_loop.MaskingConfig(strategy="semantic", mask_ratio=RATIO, curriculum=CURRICULUM)
+    masking = mae_loop.MaskingConfig(strategy="semantic", mask_ratio=RATIO, curriculum=CURRICULUM)
 
-    def rate(kind: type[Timed]) -> float:
+    def rate(kind: type[TimedRun]) -> float:
         torch.manual_seed(0)
         encoder = vit.build({"img_size": IMAGE, **SHAPES[args.model]})
         with kind("benchmark", world, out=root / "out", params=recipe, inputs=[], checkpoint_minutes=1e6) as run:
             mae_loop.pretrain(
-                recipe, masks, encoder, reader=reader, maps=maps, seed=0, compute=compute, world=world, run=run,
+                recipe, masking, encoder, reader=reader, maps=maps, seed=0, compute=compute, world=world, run=run,
                 online_eval=lambda *_: {},
             )  # fmt: skip
         return run.rate * args.batch
 
-    found = [(rate(Timed), rate(Ready)) for _ in range(args.rounds)]
+    rates = [(rate(TimedRun), rate(ReadyBatchRun)) for _ in range(args.rounds)]
     return {
-        "shards": median(shards for shards, _ in found),
-        "ready": median(ready for _, ready in found),
-        "ratio": median(shards / ready for shards, ready in found),
+        "shards": median(shards for shards, _ in rates),
+        "ready": median(ready for _, ready in rates),
+        "ratio": median(shards / ready for shards, ready in rates),
     }
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="S/16", choices=SHAPES)
@@ -133,24 +134,24 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     """Draw the images, measure, print the table."""
-    args = parsed()
+    args = parse_arguments()
     process.keep_freed_memory()
-    together = os.environ.get("MASTER_PORT", os.getpid())  # the same for all processes of a torchrun
-    root = Path(tempfile.gettempdir(), f"semmae-end-to-end-{together}")
+    group_id = os.environ.get("MASTER_PORT", os.getpid())  # equal in all processes of a torchrun
+    root = Path(tempfile.gettempdir(), f"semmae-end-to-end-{group_id}")
     os.environ["SEMMAE_STATE"] = str(root / "state")
     with distributed.world(args.device) as world:
         if world.is_main:
             prepare(root, args.images, args.side)
         distributed.barrier(world)
-        found = measure(root, args, world)
+        rates = measure(root, args, world)
     if world.is_main:
         print(
             f"ViT-{args.model}, {world.size} processes, batch {args.batch}, {args.workers} loaders each, {world.device}"
         )
-        print(f"  from shards    {found['shards']:9.1f} images/s, {found['ratio']:.1%} of a ready batch's")
-        print(f"  a ready batch  {found['ready']:9.1f} images/s")
+        print(f"  from shards    {rates['shards']:9.1f} images/s, {rates['ratio']:.1%} of the rate with a ready batch")
+        print(f"  a ready batch  {rates['ready']:9.1f} images/s")
         if args.json:
-            args.json.write_text(json.dumps(found, indent=2) + "\n")
+            args.json.write_text(json.dumps(rates, indent=2) + "\n")
         shutil.rmtree(root)
 
 

@@ -1,14 +1,14 @@
-"""Measure how costs grow with a dataset: index, order of an epoch, join of part maps, `dvc status`.
+"""Measure time and memory for growing datasets: index, order of an epoch, join of part maps, `dvc status`.
 
     python -m benchmarks.growth [--samples 10000 100000 1000000] [--only index order join status] [--json out.json]
 
-The dataset is synthetic: an index, shards of a thousand samples whose tar files have no content, since no step reads an
-image, and part maps of 14 x 14 labels. Each step runs in its own process, after all imports:
+The dataset is synthetic. It has an index, shards of a thousand samples, and part maps of 14 x 14 labels. The tar files
+have no content, because no step reads an image. Each step runs in its own process, after all imports:
 
 - `index`: `Reader(dataset)`. `order`: the permutation of one epoch. `join`: the part maps in the order of the reader.
 - `status`: `dvc status` of a stage that depends on the dataset's folder, after a commit.
 
-Memory is the growth of the process over its start (VmRSS at the end; `peak` is the maximum). Linux only.
+Memory is the growth of the process since the start of the step (VmRSS at its end; `peak` is the maximum). Linux only.
 """
 
 import argparse
@@ -60,15 +60,15 @@ def prepare(root: Path, samples: int) -> None:
     meta = {"class_names": [], "mask_kind": None, "mask_names": [], "sources": {"grown": {"weight": 1.0}}}
     write_json(root / SHARDS / "shards.json", meta | {"shards": entries, "samples": {"train": samples}})
     labels = np.random.default_rng(0).integers(0, 7, (PER_SHARD, GRID[0] * GRID[1]), dtype=np.uint8)
-    made = {"grid": list(GRID), "num_parts": 7, "background": None, "teacher": "a", "parts": "b"}
+    metadata = {"grid": list(GRID), "num_parts": 7, "background": None, "teacher": "a", "parts": "b"}
     for number, entry in enumerate(entries):
         part_maps.write(
             root / MAPS / entry["file"].replace(".tar", ".parquet"), channels={"part_map": labels},
-            keys=keys[number * PER_SHARD : (number + 1) * PER_SHARD], metadata=made | {"shard": entry["sha256"]},
+            keys=keys[number * PER_SHARD : (number + 1) * PER_SHARD], metadata=metadata | {"shard": entry["sha256"]},
         )  # fmt: skip
 
 
-def step(name: str) -> dict[str, float]:
+def measure_step(name: str) -> dict[str, float]:
     """Return the time in seconds and the memory in MB of one step, in this process and folder."""
     if name == "status":
         command = [sys.executable, "-m", "dvc"]
@@ -76,23 +76,25 @@ def step(name: str) -> dict[str, float]:
             start = time.perf_counter()
             subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
         return {"seconds": time.perf_counter() - start}
-    pq.read_table(SHARDS / "index.parquet", columns=["split"])  # loads what Arrow loads at its first use
+    pq.read_table(
+        SHARDS / "index.parquet", columns=["split"]
+    )  # the first use of Arrow loads modules, which must not count
     reader = Reader(SHARDS) if name != "index" else None
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before, start = resident("VmRSS"), time.perf_counter()
-    kept = {
+    before, start = memory_mb("VmRSS"), time.perf_counter()
+    output = {
         "index": lambda: Reader(SHARDS),
         "order": lambda: epoch_order(len(reader), seed=0, epoch=0),
         "join": lambda: part_maps.join(MAPS, reader, teacher="a", parts="b"),
     }[name]()  # fmt: skip
     seconds = time.perf_counter() - start
-    found = {"seconds": seconds, "MB": resident("VmRSS") - before, "peak MB": resident("VmHWM") - before}
-    del kept
-    return found
+    costs = {"seconds": seconds, "MB": memory_mb("VmRSS") - before, "peak MB": memory_mb("VmHWM") - before}
+    del output
+    return costs
 
 
-def resident(field: str) -> float:
-    """Return a field of this process's status, in MB."""
+def memory_mb(field: str) -> float:
+    """Return a field of /proc/self/status in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(field))
 
@@ -105,9 +107,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.step:
-        print(json.dumps(step(args.step)))
+        print(json.dumps(measure_step(args.step)))
         return
-    found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in args.only}
+    results: dict[str, dict[int, dict[str, float]]] = {name: {} for name in args.only}
     root = Path(tempfile.mkdtemp(prefix="semmae-growth-"))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "DVC_NO_ANALYTICS": "1"}
     try:
@@ -117,16 +119,16 @@ def main() -> None:
             for name in args.only:
                 command = [sys.executable, "-m", "benchmarks.growth", "--step", name]
                 output = subprocess.check_output(command, cwd=root / str(samples), env=environment, text=True)
-                found[name][samples] = json.loads(output.splitlines()[-1])
+                results[name][samples] = json.loads(output.splitlines()[-1])
             shutil.rmtree(root / str(samples))
     finally:
         shutil.rmtree(root)
-    for name, row in found.items():
+    for name, row in results.items():
         for samples, measured in row.items():
-            measurements = "  ".join(f"{value:9.3f} {what}" for what, value in measured.items())
+            measurements = "  ".join(f"{value:9.3f} {unit}" for unit, value in measured.items())
             print(f"{name:8s} {samples:9d} samples  {measurements}")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

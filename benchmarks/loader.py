@@ -1,16 +1,17 @@
-"""Compare the reader of this project with common input pipelines for MAE, in images per second.
+"""Compare the input pipeline of this project with common input pipelines for MAE, in images per second.
 
     python -m benchmarks.loader [--sizes 160 256 500x375] [--images 128] [--batch 64] [--workers 0] [--json out.json]
 
 The images are JPEGs of drawn animals (quality 90, 4:2:0). Each pipeline applies RandomResizedCrop to 224 pixels and a
 flip. The rows of the table:
 
-- `semmae`: reads shards by offset and returns crops as uint8, which the device normalizes. `+ part maps` also crops a
-  14 x 14 map. Its cost is timed separately, as CPU time of the process that requests batches, because it is smaller
-  than the noise between two rows. `+ normalized` converts to float, as the other pipelines do.
-- `torchvision PIL`: ImageFolder, PIL and the v1 transforms of torchvision, which is the pipeline of MAE.
+- `semmae`: reads samples of shards by offset and returns uint8 crops, which the device normalizes.
+- `semmae + part maps`: also crops a 14 x 14 map. The crop of maps has a row of its own, in CPU time of the process that
+  requests batches, because it is smaller than the noise between two rows.
+- `semmae + normalized`: also converts to float, as the other pipelines do.
+- `torchvision PIL`: ImageFolder, PIL and the v1 transforms of torchvision. MAE uses this pipeline.
 - `torchvision v2`: the JPEG decoder of torchvision and its v2 transforms on tensors.
-- `webdataset`: the standard pipeline on our shards, which is decode("pil") and the v1 transforms.
+- `webdataset`: the standard pipeline of webdataset on our shards, decode("pil") and the v1 transforms.
 - `litdata`, if it is installed (`pip install litdata`): chunks of the same JPEGs, decoded by torchvision, then the v2
   transforms.
 
@@ -55,7 +56,7 @@ from semmae.sharding.creatures import draw
 from semmae.sharding.sources.sources import Tree
 
 CROP, GRID, SCALE = 224, (14, 14), (0.2, 1.0)
-PEER = "torchvision PIL"
+REFERENCE = "torchvision PIL"
 V1 = transforms.Compose(
     [
         transforms.RandomResizedCrop(CROP, scale=SCALE, interpolation=transforms.InterpolationMode.BICUBIC),
@@ -70,8 +71,8 @@ V2 = v2.Compose(
 )  # fmt: skip
 
 
-class Tensors(Dataset):
-    """Files that torchvision decodes and transforms as tensors."""
+class TensorFiles(Dataset):
+    """A dataset of files, which torchvision decodes and transforms as tensors."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = [str(file) for file in files]
@@ -83,23 +84,23 @@ class Tensors(Dataset):
         return V2(decode_jpeg(read_file(self.files[index]), mode=ImageReadMode.RGB))
 
 
-def sample(file: str) -> dict[str, Image.Image]:
-    """Return the bytes of a file, the sample that litdata stores."""
+def open_image(file: str) -> dict[str, Image.Image]:
+    """Open an image. litdata stores the bytes of its file as a sample."""
     return {"image": Image.open(file)}
 
 
-def chunked(files: list[Path], folder: Path, batch_size: int, workers: int) -> Callable[[], Iterator[object]]:
-    """Return one epoch of litdata's pipeline."""
+def litdata_epochs(files: list[Path], folder: Path, batch_size: int, workers: int) -> Callable[[], Iterator[object]]:
+    """Return a function that starts an epoch of the pipeline of litdata."""
     litdata = import_module("litdata")
 
-    class Chunks(litdata.StreamingDataset):
+    class TensorChunks(litdata.StreamingDataset):
         def __getitem__(self, index: int) -> torch.Tensor:
             return V2(super().__getitem__(index)["image"])
 
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         names = [str(file) for file in files]
-        litdata.optimize(sample, names, output_dir=str(folder), num_workers=1, chunk_bytes="64MB")
-    chunks = Chunks(str(folder), shuffle=True)
+        litdata.optimize(open_image, names, output_dir=str(folder), num_workers=1, chunk_bytes="64MB")
+    chunks = TensorChunks(str(folder), shuffle=True)
     return lambda: iter(litdata.StreamingDataLoader(chunks, batch_size=batch_size, num_workers=workers))
 
 
@@ -117,29 +118,29 @@ def prepare(root: Path, height: int, width: int, count: int) -> None:
 
 
 def pipelines(
-    root: Path, batch_size: int, workers: int, joins: list[float]
+    root: Path, batch_size: int, workers: int, join_seconds: list[float]
 ) -> dict[str, Callable[[], Iterator[object]]]:
-    """Return one function per row that starts an epoch; `joins` receives the cost of part maps per image."""
+    """Return a function for each row that starts an epoch. `join_seconds` receives the time of part maps per image."""
     reader = Reader(root / "shards", "train")
     labels = np.random.default_rng(0).integers(0, 7, (len(reader), GRID[0] * GRID[1]), dtype=np.uint8)
     maps = PartMaps(reader.keys, {"part_map": labels}, {"grid": list(GRID)}, 0)
-    drawn = partial(OneCrop(0, Crop(scale=SCALE, ratio=(3 / 4, 4 / 3), flip=0.5), [CROP]), epoch=0)
+    load_crop = partial(OneCrop(0, Crop(scale=SCALE, ratio=(3 / 4, 4 / 3), flip=0.5), [CROP]), epoch=0)
     tars = [str(file) for file in sorted((root / "shards").glob("*.tar"))]
     folder, files = ImageFolder(str(root / "files/train"), V1), sorted((root / "files").rglob("*.jpg"))
 
-    def ours(maps: PartMaps | None) -> Iterator[dict[str, torch.Tensor]]:
+    def semmae_epoch(maps: PartMaps | None) -> Iterator[dict[str, torch.Tensor]]:
         order = np.random.default_rng(0).permutation(len(reader))
-        for batch in batches(reader, order, drawn, batch_size=batch_size, workers=workers):
+        for batch in batches(reader, order, load_crop, batch_size=batch_size, workers=workers):
             if maps:
                 start = time.process_time()
                 batch["part_map"] = maps.crops("part_map", batch["index"], batch["span"], GRID)
-                joins.append((time.process_time() - start) / len(batch["image"]))
+                join_seconds.append((time.process_time() - start) / len(batch["image"]))
             yield batch
 
-    def loader(dataset: Dataset) -> Iterator[object]:
+    def torchvision_epoch(dataset: Dataset) -> Iterator[object]:
         return iter(DataLoader(dataset, batch_size, shuffle=True, num_workers=workers))
 
-    def stock() -> Iterator[object]:
+    def webdataset_epoch() -> Iterator[object]:
         dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg")
         return iter(
             webdataset.WebLoader(dataset.map_tuple(V1).batched(batch_size), batch_size=None, num_workers=workers)
@@ -147,27 +148,27 @@ def pipelines(
 
     installed = find_spec("litdata") is not None
     return {
-        "semmae": lambda: ours(None),
-        "semmae + part maps": lambda: ours(maps),
-        "semmae + normalized": lambda: (vit.normalize(batch["image"]) for batch in ours(None)),
-        PEER: lambda: loader(folder),
-        "torchvision v2": lambda: loader(Tensors(files)),
-        "webdataset": stock,
-    } | ({"litdata": chunked(files, root / "litdata", batch_size, workers)} if installed else {})
+        "semmae": lambda: semmae_epoch(None),
+        "semmae + part maps": lambda: semmae_epoch(maps),
+        "semmae + normalized": lambda: (vit.normalize(batch["image"]) for batch in semmae_epoch(None)),
+        REFERENCE: lambda: torchvision_epoch(folder),
+        "torchvision v2": lambda: torchvision_epoch(TensorFiles(files)),
+        "webdataset": webdataset_epoch,
+    } | ({"litdata": litdata_epochs(files, root / "litdata", batch_size, workers)} if installed else {})
 
 
 def rates(rows: dict[str, Callable[[], Iterator[object]]], images: int, rounds: int, workers: int) -> dict[str, list]:
     """Return the images per second of every row in every round, after a warm-up round."""
-    found: dict[str, list[float]] = {name: [] for name in rows}
+    measured: dict[str, list[float]] = {name: [] for name in rows}
     clock = time.perf_counter if workers else time.process_time
     for number in range(rounds + 1):
-        for name, begin in rows.items():
+        for name, start_epoch in rows.items():
             start = clock()
-            for _ in begin():
+            for _ in start_epoch():
                 pass
             if number:
-                found[name].append(images / (clock() - start))
-    return found
+                measured[name].append(images / (clock() - start))
+    return measured
 
 
 def main() -> None:
@@ -188,20 +189,26 @@ def main() -> None:
         for size in args.sizes:
             width, height = map(int, (size.split("x") * 2)[:2])
             prepare(root / size, height, width, args.images)
-            joins: list[float] = []
-            rows = pipelines(root / size, args.batch, args.workers, joins)
-            found = rates(rows, args.images, args.rounds, args.workers)
+            join_seconds: list[float] = []
+            rows = pipelines(root / size, args.batch, args.workers, join_seconds)
+            measured = rates(rows, args.images, args.rounds, args.workers)
             table[size] = {
-                name: {"rate": median(row), "ratio": median(a / b for a, b in zip(row, found[PEER], strict=True))}
-                for name, row in found.items()
+                name: {
+                    "rate": median(row),
+                    "ratio": median(a / b for a, b in zip(row, measured[REFERENCE], strict=True)),
+                }
+                for name, row in measured.items()
             }
             print(f"{size:10s} {args.images} images, {args.workers} workers {'images/s':>12s} {'ratio':>7s}")
             for name, row in table[size].items():
                 print(f"  {name:40s} {row['rate']:10.0f} {row['ratio']:7.2f}")
-            each = median(joins)
-            join = {"seconds": each, "share": each * table[size]["semmae + part maps"]["rate"]}
+            seconds_per_image = median(join_seconds)
+            join = {
+                "seconds": seconds_per_image,
+                "share": seconds_per_image * table[size]["semmae + part maps"]["rate"],
+            }
             table[size]["join of part maps"] = join
-            print(f"  {'join of part maps, per image':40s} {1e6 * each:7.1f} us {join['share']:7.1%}")
+            print(f"  {'join of part maps, per image':40s} {1e6 * seconds_per_image:7.1f} us {join['share']:7.1%}")
     finally:
         shutil.rmtree(root)
     if args.json:

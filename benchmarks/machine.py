@@ -1,11 +1,11 @@
-"""Run all speed benchmarks of a machine within a time limit: on a GPU, or as a rehearsal on a CPU.
+"""Run all speed benchmarks on a GPU within a time limit, or a small version of them on a CPU.
 
     python -m benchmarks.machine --out speeds [--minutes 10] [--device auto]
 
-Each benchmark runs in its own process, the most important one first: the eager and the compiled step, then the loop
-from shards, part-map caching, masking, the loader, and several processes if there are several GPUs. The output goes to
-the screen and to `<out>/<name>.txt`, the numbers to `<out>/<name>.json`. A benchmark that fails or exceeds the limit is
-reported, and the others run. `benchmarks.prices` computes from the results how long the recipes take.
+Each benchmark runs in its own process, in order of importance: the training step, the loop from shards, the cache of
+part maps, masking, and the loader. With several GPUs, `ddp` runs last. The output is printed and written to
+`<out>/<name>.txt`, and the numbers are written to `<out>/<name>.json`. If a benchmark fails or exceeds the limit, this
+program reports it and runs the others. `benchmarks.prices` computes from the results how long the recipes take.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name, command in commands.items():
         if (left := end - time.monotonic()) <= 0:
-            print(f"{name}: no time left, not run")
+            print(f"{name}: skipped, no time left")
             continue
         module, *options = command.split()
         out = args.out / name
@@ -63,11 +63,14 @@ def main() -> None:
         try:
             completed = subprocess.run(process, stdout=subprocess.PIPE, text=True, timeout=left)
         except subprocess.TimeoutExpired:
-            print(f"{name}: stopped, the minutes are over")
+            print(f"{name}: stopped at the time limit")
             continue
         Path(f"{out}.txt").write_text(completed.stdout)
         print(
-            completed.stdout if completed.returncode == 0 else f"{name}: failed with {completed.returncode}", flush=True
+            completed.stdout
+            if completed.returncode == 0
+            else f"{name}: failed with exit status {completed.returncode}",
+            flush=True,
         )
 
 

@@ -1,11 +1,12 @@
-"""Measure the cost of every mask strategy, as a share of the pretraining step.
+"""Measure the time of every mask strategy, as a share of the pretraining step.
 
     python -m benchmarks.masking [--models B/16 B/8] [--precision bf16] [--batch 8] [--rounds 5] [--json out.json]
 
-The step is the one of `benchmarks/step.py`, with random masks. Each round times every strategy and one step; the share
-is the median of the ratios within a round. A strategy draws noise on the CPU and sorts it on the device, with
-part maps of seven parts and a curriculum that changes. The last column is the number of graphs that
-`torch.compile` makes of a strategy while the curriculum changes. It must be 1: more are graph breaks or recompilations.
+The step is the one of `benchmarks/step.py`, with random masks. Each round times every strategy and one step. The share
+is the median of the ratios within a round. A strategy draws noise on the CPU and sorts it on the device. It gets part
+maps of seven parts, and its curriculum weight changes in each step. The last column is the number of graphs that
+`torch.compile` makes of a strategy while this weight changes. It must be 1: more graphs are graph breaks or
+recompilations.
 """
 
 import argparse
@@ -16,45 +17,49 @@ from statistics import median
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, choosing, evidence, ours, seconds, stepping
+from benchmarks.step import DECODER, IMAGE, RATIO, SHAPES, mae_loss, make_step, mask_drawer, seconds, strategy_inputs
 from semmae.core import distributed
 from semmae.models import mae, masking, vit
 
 
-def graphs(name: str, grid: tuple[int, int], device: torch.device) -> int:
-    """Count the graphs that the strategy's core is compiled to, over five steps of the curriculum."""
+def count_graphs(name: str, grid: tuple[int, int], device: torch.device) -> int:
+    """Count the graphs that torch compiles from the core of a strategy, over five weights of the curriculum."""
     torch.compiler.reset()
-    counter, strategy, seen = CompileCounter(), masking.STRATEGIES[name], evidence(2, grid, device)
+    counter, strategy, inputs = CompileCounter(), masking.STRATEGIES[name], strategy_inputs(2, grid, device)
     compiled = strategy._replace(core=torch.compile(strategy.core, backend=counter, dynamic=False))
     for number in range(5):
         noise = strategy.draw(2, grid, generator=torch.Generator().manual_seed(number)).to(device)
-        compiled(noise, RATIO, curriculum_weight=torch.tensor(number / 5), **seen)
+        compiled(noise, RATIO, curriculum_weight=torch.tensor(number / 5), **inputs)
     return counter.frame_count
 
 
 def measure(
     shape: dict[str, int], precision: distributed.Precision, device: torch.device, batch: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Return for each strategy: milliseconds for a batch, its share of the step, graphs."""
+    """Return for each strategy the milliseconds per batch, the share of the step and the number of graphs."""
     torch.manual_seed(0)
     model = mae.MAE(vit.build({"img_size": IMAGE, **shape}), **DECODER).to(device).train()
     vit.use_fastest_attention(model, device)
     grid = model.encoder.patch_embed.grid_size
     images = torch.randn(batch, 3, IMAGE, IMAGE, device=device)
-    step = stepping(model, ours(model, "random", device), images, precision)
-    work = {name: choosing(name, grid, device) for name in masking.STRATEGIES}
-    taken: dict[str, list[float]] = {name: [] for name in work}
-    shares: dict[str, list[float]] = {name: [] for name in work}
+    step = make_step(model, mae_loss(model, "random", device), images, precision)
+    drawers = {name: mask_drawer(name, grid, device) for name in masking.STRATEGIES}
+    milliseconds: dict[str, list[float]] = {name: [] for name in drawers}
+    shares: dict[str, list[float]] = {name: [] for name in drawers}
     for number in range(rounds + 1):  # the first round is a warm-up
-        whole = seconds(step, device, 1)
-        for name, choose in work.items():
-            part = seconds(lambda choose=choose: choose(batch), device, 10)
+        step_seconds = seconds(step, device, 1)
+        for name, draw_masks in drawers.items():
+            mask_seconds = seconds(lambda draw_masks=draw_masks: draw_masks(batch), device, 10)
             if number:
-                taken[name].append(part * 1000)
-                shares[name].append(part / whole)
+                milliseconds[name].append(mask_seconds * 1000)
+                shares[name].append(mask_seconds / step_seconds)
     return {
-        name: {"ms": median(taken[name]), "share": median(shares[name]), "graphs": graphs(name, grid, device)}
-        for name in work
+        name: {
+            "ms": median(milliseconds[name]),
+            "share": median(shares[name]),
+            "graphs": count_graphs(name, grid, device),
+        }
+        for name in drawers
     }
 
 

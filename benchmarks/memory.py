@@ -1,10 +1,11 @@
-"""Measure whether an evaluation needs more memory for more images, at 1,000 and at 10,000 images.
+"""Compare the memory of each evaluation with 1,000 and with 10,000 images.
 
     python -m benchmarks.memory [--images 1000 10000] [--only knn linear] [--json out.json]
 
 Every evaluation, and `semmae encode`, runs in its own process, on tiny creatures and untrained networks. The table
-gives the peak of anonymous memory: RssAnon in /proc/<pid>/status, read every few milliseconds, worker processes
-included. The system cannot drop anonymous memory; it can drop the pages of files, which hold the features. Linux only.
+gives the peak of anonymous memory, including worker processes: RssAnon in /proc/<pid>/status, read every few
+milliseconds. Features are in memory-mapped files, which do not count, because the system can drop their pages. Linux
+only.
 """
 
 import argparse
@@ -27,12 +28,14 @@ from semmae.parts import part_learner, part_method
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.sources import Creatures
 
-DATASET, SIZE, SHARE = "creatures", 32, 0.8  # pixels; of train
+DATASET = "creatures"
+SIZE = 32  # pixels
+TRAIN_SHARE = 0.8
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2}
-SECONDS = 0.005  # between two readings of a process
+INTERVAL = 0.005  # seconds between two readings of a process
 ROOT = Path(__file__).resolve().parents[1]
 EVALUATIONS = ("part_scores", "knn", "linear", "attentive", "finetune", "segment")
-CHANGES: dict[str, dict[str, Any]] = {  # of the protocols in params.yaml: fewer epochs, smaller images, all heads
+CHANGES: dict[str, dict[str, Any]] = {  # to the protocols in params.yaml: fewer epochs, smaller images, all heads
     "linear": {"epochs": 4, "warmup_epochs": 1},
     "attentive": {"epochs": 2, "baselines": True},
     "finetune": {"recipe": {"epochs": 1, "warmup_epochs": 0}, "low_shot": [{"share": 0.1}]},
@@ -48,21 +51,24 @@ COMMANDS = {name: ("-m", f"stages.{name}", DATASET) for name in EVALUATIONS} | {
 
 def prepare(root: Path, images: int) -> None:
     """Write a project with a dataset, an untrained encoder, an untrained teacher and parts from random tokens."""
-    train = round(SHARE * images)
+    train = round(TRAIN_SHARE * images)
     source = Creatures(kind="creatures", train=train, val=images - train, size=SIZE, seed=0)
     shard_writer.write(
         root / "data/shards" / DATASET, {DATASET: source}, seed=0, short_side=None, samples_per_shard=1000,
         max_rejects=0.0, workers=0,
     )  # fmt: skip
-    described = CONFIG | {"mean": vit.MEAN, "std": vit.STD}
-    vit.save(root / "data/pretrain", vit.build(CONFIG), described)
-    teacher.save_teacher(root / "data/teacher", vit.build(CONFIG), described | {"class_token": False})
-    elder = teacher.load_teacher(root / "data/teacher")
-    shape = {"grid": elder.grid(SIZE), "embed_dim": elder.embed_dim, "img_size": SIZE, "teacher": elder.digest}
+    encoder_config = CONFIG | {"mean": vit.MEAN, "std": vit.STD}
+    vit.save(root / "data/pretrain", vit.build(CONFIG), encoder_config)
+    teacher.save_teacher(root / "data/teacher", vit.build(CONFIG), encoder_config | {"class_token": False})
+    frozen_teacher = teacher.load_teacher(root / "data/teacher")
+    shape = {
+        "grid": frozen_teacher.grid(SIZE), "embed_dim": frozen_teacher.embed_dim, "img_size": SIZE,
+        "teacher": frozen_teacher.digest,
+    }  # fmt: skip
     clusters = part_method.KMeansParts(
         {"method": "kmeans", "num_parts": 4, "background": False, "temperature": 0.1, **shape}
     )
-    clusters.fit(torch.randn(8, 16, elder.embed_dim), seed=0)
+    clusters.fit(torch.randn(8, 16, frozen_teacher.embed_dim), seed=0)
     part_learner.save_parts(root / "data/parts", clusters)
     YAML().dump(
         {"evaluations": {name: {DATASET: {}} for name in EVALUATIONS}}
@@ -73,11 +79,11 @@ def prepare(root: Path, images: int) -> None:
 
 def protocol(name: str) -> dict[str, Any]:
     """Return the protocol of an evaluation in params.yaml with the values of CHANGES, on the CPU."""
-    found = read_yaml(ROOT / "params.yaml")[name]["protocol"]
+    values = read_yaml(ROOT / "params.yaml")[name]["protocol"]
     for key, value in CHANGES.get(name, {}).items():
-        found[key] = found[key] | value if isinstance(value, dict) else value
-    found["compute"].update(device="cpu", precision="fp32")
-    return found
+        values[key] = values[key] | value if isinstance(value, dict) else value
+    values["compute"].update(device="cpu", precision="fp32")
+    return values
 
 
 def peak(root: Path, command: tuple[str, ...]) -> float:
@@ -88,16 +94,16 @@ def peak(root: Path, command: tuple[str, ...]) -> float:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
-        most = 0
+        highest = 0
         while process.poll() is None:
-            most = max(most, sum(anonymous(pid) for pid in family(process.pid)))
-            time.sleep(SECONDS)
+            highest = max(highest, sum(anonymous_kb(pid) for pid in process_ids(process.pid)))
+            time.sleep(INTERVAL)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output.read_text()}")
-    return most / 1e3
+        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{output.read_text()}")
+    return highest / 1e3
 
 
-def anonymous(pid: int) -> int:
+def anonymous_kb(pid: int) -> int:
     """Return RssAnon of a process in kB; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -106,8 +112,8 @@ def anonymous(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
 
 
-def family(pid: int) -> list[int]:
-    """Return a process and its children."""
+def process_ids(pid: int) -> list[int]:
+    """Return the ids of a process and its children."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -121,22 +127,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found: dict[str, dict[str, float]] = {name: {} for name in args.only}
+    peaks: dict[str, dict[str, float]] = {name: {} for name in args.only}
     root = Path(tempfile.mkdtemp(prefix="semmae-memory-"))
     try:
         for images in args.images:
             prepare(root / str(images), images)
             for name in args.only:
-                found[name][str(images)] = peak(root / str(images), COMMANDS[name])
+                peaks[name][str(images)] = peak(root / str(images), COMMANDS[name])
     finally:
         shutil.rmtree(root)
     few, many = map(str, args.images)
     print(f"{'peak of anonymous memory, MB':30s} {few:>10s} {many:>10s} {'ratio':>7s}")
-    for name, row in found.items():
+    for name, row in peaks.items():
         row["ratio"] = row[many] / row[few]
         print(f"{name:30s} {row[few]:10.1f} {row[many]:10.1f} {row['ratio']:7.3f}")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(peaks, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Measure how much of the teacher's speed the part-map cache keeps, and the cost of a cached map.
+"""Compare the speed of the part_maps stage with that of its teacher alone, and measure the cost of stored maps.
 
     python -m benchmarks.part_maps [--images 128] [--side 256] [--img-size 224] [--workers 1] [--rounds 5] [--json out]
 
 The images are one shard of drawn JPEGs, the teacher is an untrained ViT-S/16, and the part learner is fitted to its
-tokens. Each round times the teacher's forward pass over ready tensors, then the cache as the stage runs it: read,
-decode, forward, assign, write to the store. The ratio is the median over rounds. Then the benchmark measures the bytes
-per image of the files, and the time per image of their join with the index.
+tokens. Each round times the forward pass of the teacher over ready tensors, then the whole stage: read, decode,
+forward, assign, write to the store. The ratio is the median over rounds. Then the benchmark measures the bytes per
+image in the files of part maps, and the time per image to join them with the index.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def prepare(root: Path, count: int, side: int) -> Reader:
 
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Return images per second without and with the cache, their ratio, and bytes and microseconds per image."""
+    """Return the rates of the teacher and the stage in images per second, their ratio, and the costs per image."""
     device, reader = distributed.choose_device(args.device), prepare(root, args.images, args.side)
     torch.manual_seed(0)
     shape = {"img_size": args.img_size, **SHAPES["S/16"]}
@@ -62,44 +62,44 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
     vit.use_fastest_attention(network, device, frozen_grid=network.grid(args.img_size))
     view, order = FullImage(args.img_size, seed=0, flip=0.0), np.arange(len(reader))
     ready = [b["image"].to(device) for b in batches(reader, order, view, batch_size=BATCH, workers=0)]
-    learner = learned(network, ready[0], args.img_size).to(device)
+    learner = fit_learner(network, ready[0], args.img_size).to(device)
     section = PartMapsConfig("drawn", BATCH, False, ComputeConfig(args.device, args.precision, False, args.workers))
     (shard,) = reader.meta["shards"]
-    made = {
+    metadata = {
         "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
         "shard": shard["sha256"], "teacher": network.digest, "parts": "benchmark",
     }  # fmt: skip
 
     def store(name: str, labels: np.ndarray, _: np.ndarray) -> None:
-        path = part_store.store_path("b", made["shard"])
-        part_maps.write(path, keys=reader.keys, channels={"part_map": labels}, metadata=made)
+        path = part_store.store_path("b", metadata["shard"])
+        part_maps.write(path, keys=reader.keys, channels={"part_map": labels}, metadata=metadata)
 
-    def cached() -> None:
+    def run_stage() -> None:
         rows = {shard["file"]: list(range(len(reader)))}
         list(label_shards(section, reader, rows, network.encode, learner, device, store))
 
-    def bare() -> None:
+    def run_teacher() -> None:
         for images in ready:
             with distributed.autocast(device, args.precision):
                 network.encode(images)
 
     rates: list[tuple[float, float]] = []
     for _ in range(args.rounds + 1):  # the first round is a warm-up
-        alone = len(reader) / seconds(bare, device, 1)
-        rates.append((alone, len(reader) / seconds(cached, device, 1)))
+        teacher_rate = len(reader) / seconds(run_teacher, device, 1)
+        rates.append((teacher_rate, len(reader) / seconds(run_stage, device, 1)))
     part_store.assemble(root / "maps", digest="b", shards={shard["file"]: shard["sha256"]})
     start = time.perf_counter()
     maps = part_maps.join(root / "maps", reader, teacher=network.digest, parts=None)
     return {
-        "teacher": median(alone for alone, _ in rates[1:]),
-        "cached": median(whole for _, whole in rates[1:]),
-        "ratio": median(whole / alone for alone, whole in rates[1:]),
+        "teacher": median(teacher_rate for teacher_rate, _ in rates[1:]),
+        "cached": median(stage_rate for _, stage_rate in rates[1:]),
+        "ratio": median(stage_rate / teacher_rate for teacher_rate, stage_rate in rates[1:]),
         "bytes_per_image": maps.num_bytes / len(reader),
         "join_us_per_image": (time.perf_counter() - start) / len(reader) * 1e6,
     }
 
 
-def learned(network: teacher.Teacher, images: torch.Tensor, img_size: int) -> part_learner.PartLearner:
+def fit_learner(network: teacher.Teacher, images: torch.Tensor, img_size: int) -> part_learner.PartLearner:
     """Return an untrained part learner whose foreground and queries are fitted to the tokens of a batch."""
     config = {
         "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size, "class_token": True,
@@ -110,9 +110,9 @@ def learned(network: teacher.Teacher, images: torch.Tensor, img_size: int) -> pa
         },
         "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 64, "decoder_depth": 2,
     }  # fmt: skip
-    found = part_learner.PartLearner(config)
-    found.fit(network.encode(images).patch.float().cpu(), seed=0)
-    return found.eval().requires_grad_(False)
+    learner = part_learner.PartLearner(config)
+    learner.fit(network.encode(images).patch.float().cpu(), seed=0)
+    return learner.eval().requires_grad_(False)
 
 
 def main() -> None:
@@ -130,16 +130,16 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="semmae-part-maps-"))
     os.environ["SEMMAE_STATE"] = str(root / "state")
     try:
-        found = measure(root, args)
+        results = measure(root, args)
     finally:
         shutil.rmtree(root)
     print(f"{args.images} JPEGs of {args.side} pixels, ViT-S/16 at {args.img_size}, {args.workers} workers")
-    print(f"  teacher alone  {found['teacher']:9.1f} images/s")
-    print(f"  cached         {found['cached']:9.1f} images/s, {found['ratio']:.1%}")
-    print(f"  files          {found['bytes_per_image']:9.1f} bytes per image")
-    print(f"  join           {found['join_us_per_image']:9.1f} microseconds per image")
+    print(f"  teacher alone  {results['teacher']:9.1f} images/s")
+    print(f"  whole stage    {results['cached']:9.1f} images/s, {results['ratio']:.1%}")
+    print(f"  files          {results['bytes_per_image']:9.1f} bytes per image")
+    print(f"  join           {results['join_us_per_image']:9.1f} microseconds per image")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

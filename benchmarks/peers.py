@@ -1,4 +1,4 @@
-"""Masked autoencoders of other libraries, in the shape of ours, for comparison in `benchmarks/step.py`."""
+"""Masked autoencoders of other libraries with the shape of ours, for the comparison in `benchmarks/step.py`."""
 
 import importlib.util
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def has_lightly() -> bool:
 def lightly(
     shape: dict[str, int], decoder: dict[str, int], mask_ratio: float, *, device: torch.device, compiled: str | None
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """Build the encoder, the decoder and the loss of lightly as its documentation combines them."""
+    """Build the encoder, the decoder and the loss of lightly, combined as in its documentation."""
     from lightly.models import utils
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
 

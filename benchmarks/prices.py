@@ -1,11 +1,11 @@
-"""Compute how long pretraining by each recipe takes on a machine whose steps were measured.
+"""Compute how many hours pretraining takes with each recipe, from the measured steps of a machine.
 
     python -m benchmarks.machine --out speeds && python -m benchmarks.prices speeds [--images 1281167]
 
-The table gives the hours of one device for each recipe whose network is in `benchmarks.step`. The hours are the images
-of all epochs over the measured rate of the semantic step at 224 pixels. For other image sizes and other shares of
+The output gives the hours on one device for each recipe whose network is in `benchmarks.step`. The hours are the images
+of all epochs divided by the measured rate of the semantic step at 224 pixels. For other image sizes and other shares of
 decoded patches, the rate is scaled by the FLOPs of forward and backward pass (`torch.utils.flop_counter`, on the meta
-device). `speeds` is a folder with files of `benchmarks.step --json`; the fastest bf16 rate of each network counts.
+device). `speeds` is a folder with files of `benchmarks.step --json`. The fastest bf16 rate of each network is used.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Speed(NamedTuple):
 
     rate: float
     device: str
-    how: str
+    mode: str
 
 
 def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, decode_fraction: float) -> float:
@@ -53,32 +53,32 @@ def step_flops(section: PretrainConfig, side: int, *, mask_ratio: float, decode_
 
 
 def hours(section: PretrainConfig, speed: Speed, images: int) -> float:
-    """Return the hours of one device for pretraining."""
+    """Return the hours of pretraining on one device."""
     recipe, ratio = section.recipe, section.masking.mask_ratio
-    measured = step_flops(section, IMAGE, mask_ratio=RATIO, decode_fraction=1.0)
+    reference_flops = step_flops(section, IMAGE, mask_ratio=RATIO, decode_fraction=1.0)
     sizes = epoch_sizes(
         recipe.resolution, img_size=section.img_size, epochs=recipe.epochs, patch_size=section.encoder.patch_size
     )
     epochs = sum(
-        count * step_flops(section, side, mask_ratio=ratio, decode_fraction=recipe.decode_fraction) / measured
+        count * step_flops(section, side, mask_ratio=ratio, decode_fraction=recipe.decode_fraction) / reference_flops
         for side, count in Counter(sizes).items()
     )
     return epochs * images / speed.rate / 3600
 
 
-def measured(folder: Path) -> dict[str, Speed]:
-    """Return the fastest bf16 step of every network among the files in `folder`."""
-    found: dict[str, Speed] = {}
+def read_speeds(folder: Path) -> dict[str, Speed]:
+    """Return the fastest bf16 speed of every network in the files of `folder`."""
+    speeds: dict[str, Speed] = {}
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text())
         for name, rows in result.get("steps", {}).items():
             network, precision = name.split()
             speed = Speed(rows[ROW]["images_per_second"], result["device"], result["mode"])
             if precision == "bf16":
-                found[network] = max(speed, found.get(network, speed))
-    if not found:
-        raise SystemExit(f"{folder} has no steps in bf16; run: python -m benchmarks.machine --out {folder}")
-    return found
+                speeds[network] = max(speed, speeds.get(network, speed))
+    if not speeds:
+        raise SystemExit(f"{folder} has no bf16 results; run: python -m benchmarks.machine --out {folder}")
+    return speeds
 
 
 def main() -> None:
@@ -87,17 +87,17 @@ def main() -> None:
     parser.add_argument("speeds", type=Path)
     parser.add_argument("--images", type=int, default=IMAGENET)
     args = parser.parse_args()
-    speeds = measured(args.speeds)
+    speeds = read_speeds(args.speeds)
     for name, file in recipe.find_recipes(Path("recipes")).items():
         section = load_config(PretrainConfig, "pretrain", file=file)
         network = next((key for key, shape in SHAPES.items() if shape == vars(section.encoder)), "of another shape")
         if network not in speeds or vars(section.recipe.decoder) != DECODER:
-            print(f"{name}: ViT {network}, whose step was not measured")
+            print(f"{name}: the step of ViT {network} was not measured")
             continue
         speed = speeds[network]
         print(
             f"{name}: {hours(section, speed, args.images):,.0f} hours of one {speed.device} for pretraining on "
-            f"{args.images:,} images, at {speed.rate:,.4g} images per second of 224 pixels ({speed.how})"
+            f"{args.images:,} images, at {speed.rate:,.4g} images per second of 224 pixels ({speed.mode})"
         )
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.step [--models S/16 B/16 L/16 B/8] [--precision fp32 bf16] [--batch 8]
                               [--compile [reduce-overhead]] [--rounds 5] [--steps 1] [--json out.json]
 
-The images are tensors of 224 pixels on the device. Three quarters of the patches are masked, the decoder is 512 wide
-and 8 deep as in MAE, the loss uses normalized pixels, the optimizer is fused AdamW. A step is mask, forward, backward
-and update. Before the timing, the two models that share weights must give the same loss. The rows of the table:
+The images are tensors of 224 pixels on the device. Three quarters of the patches are masked. As in MAE, the decoder is
+512 wide and 8 deep, and the loss uses normalized pixels. The optimizer is fused AdamW. A step draws masks, runs the
+forward and backward pass, and updates the weights. Before the timing, the program checks that `semmae` and
+`transformers` give the same loss for the same weights. The rows of the table:
 
 - `semmae`: the step of the pretrain stage; `semmae semantic` uses part maps and a changing curriculum; `semmae half`
   decodes half of the masked patches (`decode_fraction: 0.5`).
@@ -13,10 +14,10 @@ and update. Before the timing, the two models that share weights must give the s
 - `lightly`: its timm encoder and decoder, combined as in its documentation, if lightly is installed.
 
 Each round times every row once, in a new order, because a row changes the caches for the next row. The table gives the
-medians of images per second, the median ratio to `transformers` within a round, and the share of the ceiling. It
-is the FLOPs of forward and backward pass (`torch.utils.flop_counter`, which counts a multiplication and an addition as
-two) times steps per second, over the FLOP/s of a square matrix product (4096; 1024 on CPUs) in the same precision and
-run. Peak memory is measured on CUDA devices only.
+median images per second, the median ratio to `transformers` within a round, and the share of the ceiling. The ceiling
+is the FLOP/s of a square matrix product (4096; 1024 on CPUs) in the same precision. Its share is the FLOPs of the
+forward and backward pass times steps per second, divided by the ceiling. `torch.utils.flop_counter` counts the FLOPs; a
+multiplication and an addition are two. Peak memory is measured on CUDA devices only.
 """
 
 import argparse
@@ -47,70 +48,72 @@ SHAPES = {
     "L/16": {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16},
     "B/8": {"patch_size": 8, "embed_dim": 768, "depth": 12, "num_heads": 12},
 }
-PEER = "transformers"
+REFERENCE = "transformers"
 
 Loss = Callable[[Tensor], Tensor]  # images to loss
 
 
-def choosing(name: str, grid: tuple[int, int], device: torch.device) -> Callable[[int], Tensor]:
+def mask_drawer(name: str, grid: tuple[int, int], device: torch.device) -> Callable[[int], Tensor]:
     """Return a function that draws the next step's masks for a number of images."""
     strategy, generator, steps = masking.STRATEGIES[name], torch.Generator().manual_seed(0), count()
 
-    def choose(b: int) -> Tensor:
+    def draw_masks(b: int) -> Tensor:
         noise = async_copy.to_device(device, strategy.draw(b, grid, generator=generator))
         progress = torch.tensor(next(steps) % 100 / 100)
-        return strategy(noise, RATIO, curriculum_weight=progress, **evidence(b, grid, device))
+        return strategy(noise, RATIO, curriculum_weight=progress, **strategy_inputs(b, grid, device))
 
-    return choose
+    return draw_masks
 
 
-def evidence(b: int, grid: tuple[int, int], device: torch.device) -> dict[str, Any]:
-    """Return the inputs of the strategies: bands as parts, attention that rises from patch to patch."""
+def strategy_inputs(b: int, grid: tuple[int, int], device: torch.device) -> dict[str, Any]:
+    """Return the inputs of the strategies: parts as horizontal bands, attention that grows with the patch index."""
     n = grid[0] * grid[1]
     patches = torch.arange(n, device=device).expand(b, -1)
     return {"grid": grid, "part_map": (patches * PARTS // n).to(torch.uint8), "attention": patches / n}
 
 
-def ours(model: mae.MAE, strategy: str, device: torch.device, share: float = 1.0) -> Loss:
-    """Return the loss of the pretrain stage: with noise drawn on the CPU and sorted on the device."""
+def mae_loss(model: mae.MAE, strategy: str, device: torch.device, decode_fraction: float = 1.0) -> Loss:
+    """Return the loss of the pretrain stage, which draws noise on the CPU and sorts it on the device."""
     grid = model.encoder.patch_embed.grid_size
-    choose, num_masked = choosing(strategy, grid, device), masking.num_masked(grid[0] * grid[1], RATIO)
+    draw_masks, num_masked = mask_drawer(strategy, grid, device), masking.num_masked(grid[0] * grid[1], RATIO)
 
-    num_decoded = round(share * num_masked)
+    num_decoded = round(decode_fraction * num_masked)
 
     def loss(images: Tensor) -> Tensor:
-        mask = choose(len(images))
-        if share == 1:
+        mask = draw_masks(len(images))
+        if decode_fraction == 1:
             pred = model(images, mask, num_masked)
         else:
-            some = masking.subsample_mask(mask, async_copy.to_device(device, torch.rand(mask.shape)), num_decoded)
-            pred, mask = model(images, mask, num_masked, some, num_decoded), some
+            decode_mask = masking.subsample_mask(
+                mask, async_copy.to_device(device, torch.rand(mask.shape)), num_decoded
+            )
+            pred, mask = model(images, mask, num_masked, decode_mask, num_decoded), decode_mask
         return mae.loss(pred, images, mask, patch_size=model.patch_size, norm_pix_loss=True)
 
     return loss
 
 
 def rows(shape: dict[str, int], device: torch.device, *, compiled: str | None) -> dict[str, tuple[nn.Module, Loss]]:
-    """Return the module, in training mode, and the loss of each row; compare two losses first."""
+    """Return the module, in training mode, and the loss of each row, after a check of the losses."""
     torch.manual_seed(0)
     model = mae.MAE(vit.build({"img_size": IMAGE, **shape}), **DECODER)
     peer = peers.transformers(model)
     _same_loss(model, peer)
-    found: dict[str, tuple[nn.Module, Loss]] = {}
+    table: dict[str, tuple[nn.Module, Loss]] = {}
     model, peer = model.to(device).train(), peer.to(device).train()
     vit.use_fastest_attention(model, device)
     for module in (model, peer) if compiled else ():
         module.compile(mode=compiled)
-    for name, strategy, share in (
+    for name, strategy, decode_fraction in (
         ("semmae", "random", 1),
         ("semmae semantic", "semantic", 1),
         ("semmae half", "random", 0.5),
     ):
-        found[name] = (model, ours(model, strategy, device, share))
-    found[PEER] = (peer, lambda images: peer(images).loss)
+        table[name] = (model, mae_loss(model, strategy, device, decode_fraction))
+    table[REFERENCE] = (peer, lambda images: peer(images).loss)
     if peers.has_lightly():
-        found["lightly"] = peers.lightly({"img_size": IMAGE, **shape}, DECODER, RATIO, device=device, compiled=compiled)
-    return found
+        table["lightly"] = peers.lightly({"img_size": IMAGE, **shape}, DECODER, RATIO, device=device, compiled=compiled)
+    return table
 
 
 def _same_loss(model: mae.MAE, peer: nn.Module) -> None:
@@ -123,7 +126,7 @@ def _same_loss(model: mae.MAE, peer: nn.Module) -> None:
         torch.testing.assert_close(loss, peer(images, noise=mask.float()).loss, rtol=1e-5, atol=1e-5)
 
 
-def stepping(module: nn.Module, loss: Loss, images: Tensor, precision: distributed.Precision) -> Callable[[], None]:
+def make_step(module: nn.Module, loss: Loss, images: Tensor, precision: distributed.Precision) -> Callable[[], None]:
     """Return a function that takes one optimizer step."""
     optimizer = optim.adamw(module, weight_decay=0.05, betas=(0.9, 0.95))
     optim.set_rate(optimizer, 1e-4)
@@ -138,12 +141,12 @@ def stepping(module: nn.Module, loss: Loss, images: Tensor, precision: distribut
     return step
 
 
-def seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Return the wall time of one call, in seconds, after the device has finished."""
+def seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Return the wall time per call in seconds, including the work of the device."""
     _wait(device)
     start = time.perf_counter()
     for _ in range(repeats):
-        work()
+        function()
     _wait(device)
     return (time.perf_counter() - start) / repeats
 
@@ -154,7 +157,7 @@ def _wait(device: torch.device) -> None:
 
 
 def ceiling(device: torch.device, precision: distributed.Precision) -> float:
-    """Return the FLOP/s of a square matrix product, the best of five."""
+    """Return the highest FLOP/s of a square matrix product in five measurements."""
     side = 4096 if device.type == "cuda" else 1024
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return 2 * side**3 / min(seconds(lambda: a @ a, device, 10) for _ in range(5))
@@ -174,33 +177,33 @@ def measure(
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Return for each row: images per second, ratio to transformers, share of the ceiling, peak memory in GB (CUDA)."""
     images = torch.randn(batch, 3, IMAGE, IMAGE, device=device)
-    chosen = rows(shape, device, compiled=None)
-    cost = {name: flops(*row, images[:2]) for name, row in chosen.items()}
-    chosen = rows(shape, device, compiled=compiled) if compiled else chosen
-    work = {name: stepping(module, loss, images, precision) for name, (module, loss) in chosen.items()}
-    memory, rate = dict.fromkeys(work, 0.0), {name: [] for name in work}
+    modules = rows(shape, device, compiled=None)
+    cost = {name: flops(*row, images[:2]) for name, row in modules.items()}
+    modules = rows(shape, device, compiled=compiled) if compiled else modules
+    step_functions = {name: make_step(module, loss, images, precision) for name, (module, loss) in modules.items()}
+    memory, rate = dict.fromkeys(step_functions, 0.0), {name: [] for name in step_functions}
     for number in range(rounds + 1):  # the first round is a warm-up
-        for name, step in random.Random(number).sample(list(work.items()), len(work)):
+        for name, step in random.Random(number).sample(list(step_functions.items()), len(step_functions)):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            taken = seconds(step, device, steps)
+            elapsed = seconds(step, device, steps)
             if device.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated(device) / 1e9
             if number:
-                rate[name].append(batch / taken)
-    roof = ceiling(device, precision)
+                rate[name].append(batch / elapsed)
+    ceiling_flops = ceiling(device, precision)
     return {
         name: {
-            "images_per_second": median(found),
-            "ratio": median(a / b for a, b in zip(found, rate[PEER], strict=True)),
-            "ceiling": median(found) * cost[name] / roof,
+            "images_per_second": median(rates),
+            "ratio": median(a / b for a, b in zip(rates, rate[REFERENCE], strict=True)),
+            "ceiling": median(rates) * cost[name] / ceiling_flops,
             "peak_gb": memory[name],
         }
-        for name, found in rate.items()
+        for name, rates in rate.items()
     }
 
 
-def described(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -217,7 +220,7 @@ def main() -> None:
     parser.add_argument("--compile", nargs="?", const="default", choices=["default", "reduce-overhead"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="in a row, at each time of a round")
+    parser.add_argument("--steps", type=int, default=1, help="steps per time measurement")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     process.keep_freed_memory()  # as in every stage; all rows are faster with it
@@ -225,17 +228,17 @@ def main() -> None:
     mode = f"compiled ({args.compile})" if args.compile else "eager"
     for name in args.models:
         for precision in args.precision:
-            found = measure(
+            results = measure(
                 SHAPES[name], precision, device, compiled=args.compile, batch=args.batch, rounds=args.rounds,
                 steps=args.steps,
             )  # fmt: skip
-            table[f"{name} {precision}"] = found
+            table[f"{name} {precision}"] = results
             print(f"ViT-{name} {precision} {mode} {device} batch {args.batch}: images/s, ratio, of the ceiling, GB")
-            for row, values in found.items():
+            for row, values in results.items():
                 print(f"  {row:20s} {values['images_per_second']:9.2f} {values['ratio']:6.2f} {values['ceiling']:6.1%}"
                       f" {values['peak_gb']:6.1f}", flush=True)  # fmt: skip
     if args.json:
-        result = {"device": described(device), "mode": mode, "steps": table}
+        result = {"device": device_name(device), "mode": mode, "steps": table}
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 

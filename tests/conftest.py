@@ -1,4 +1,4 @@
-"""Shared by all tests: checks of tensor shapes, a temporary state root, one thread, a toy dataset and a toy project."""
+"""Setup and fixtures of all tests: checks of tensor shapes, a temporary state root, one thread, toy projects."""
 
 import fcntl
 import inspect
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.project import Project
 
 os.environ["SEMMAE_STATE"] = tempfile.mkdtemp(prefix="semmae-state-")  # the processes that tests start inherit it
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are small, and several test processes run at a time
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are small, and several test processes run in parallel
 
 
 LONGEST = ("test_docs.py", "test_flow.py", "test_chaos.py")
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def check_shapes(function: Callable) -> Callable:
-    """Check the arguments of functions with shape annotations at every call; leave other functions unchanged."""
+    """Return a function with shape annotations with a check of its arguments, and any other function unchanged."""
     has_shapes = "jaxtyping" in str(inspect.get_annotations(function))
     return beartype(function) if has_shapes else function
 
@@ -39,7 +39,7 @@ install_import_hook("semmae", f"{__name__}.check_shapes")  # must precede the fi
 
 @pytest.fixture(autouse=True)
 def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Set a separate state root for every test."""
+    """Give every test its own state root."""
     root = tmp_path / "state"
     monkeypatch.setenv("SEMMAE_STATE", str(root))
     return root
@@ -47,7 +47,7 @@ def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 40 + 16 drawn creatures of 32 pixels, in 5 + 2 shards."""
+    """A dataset of drawn creatures of 32 pixels: 40 train images in 5 shards, 16 val images in 2."""
     from semmae.sharding import shard_writer
     from semmae.sharding.sources.sources import Creatures
 
@@ -59,7 +59,7 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> "Project":
-    """The toy project after `dvc repro`, shared by all test processes; tests must not change it."""
+    """The toy project after `dvc repro`, shared by all test processes. Tests must not change it."""
     from tests import project
 
     shared = tmp_path_factory.getbasetemp()
@@ -81,7 +81,7 @@ def toy(finished: "Project", tmp_path: Path) -> "Project":
 
 @pytest.fixture
 def inside(toy: "Project", monkeypatch: pytest.MonkeyPatch) -> "Project":
-    """A copy of the finished toy project, with this process in its folder and with its state root."""
+    """A copy of the finished toy project, whose folder and state root this process uses."""
     monkeypatch.chdir(toy.folder)
     monkeypatch.setenv("SEMMAE_STATE", str(toy.root / "state"))
     return toy

@@ -1,4 +1,4 @@
-"""Find what a file of the project imports from the project, without running it.
+"""Finds the imports between files of the project, without running the files.
 
 `python -m tests.imports` rewrites the code dependencies of every stage in dvc.yaml. Run it after an import has changed.
 """
@@ -15,8 +15,8 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 ROOT = Path(__file__).resolve().parents[1]
-WITHOUT_EFFECT = (ROOT / "semmae/console", ROOT / "semmae/__init__.py")  # progress bars, the version: change no output
-WHOLE = {  # folders that a stage lists as folders if it imports a file of them
+WITHOUT_EFFECT = (ROOT / "semmae/console", ROOT / "semmae/__init__.py")  # progress bars and the version
+WHOLE = {  # by stage: the folders that dvc.yaml lists as a whole if the stage imports one of their files
     "shards": set(),
     "report": {path.name for path in (ROOT / "semmae").iterdir() if path.is_dir()},
 }
@@ -42,28 +42,29 @@ def imported(path: Path) -> frozenset[Path]:
 
 
 def closure(path: Path) -> set[Path]:
-    """Return `path` and every file that it imports, directly or not, except those that change no output."""
+    """Return `path` and all files that it imports, directly or indirectly, except those in WITHOUT_EFFECT."""
     visited, to_visit = set(), {path}
     while to_visit:
         file = to_visit.pop()
         visited.add(file)
-        to_visit |= {other for other in imported(file) - visited if not any(map(other.is_relative_to, WITHOUT_EFFECT))}
+        to_visit |= {path for path in imported(file) - visited if not any(map(path.is_relative_to, WITHOUT_EFFECT))}
     return visited
 
 
 def code_dependencies(stage: str) -> list[str]:
-    """Return the code that a stage lists in dvc.yaml, its page template included.
+    """Return the code files and folders that dvc.yaml lists for a stage, including its page template.
 
-    Some folders are listed whole if a stage imports any file of them, which keeps dvc.yaml short. The stages that
-    take hours import all of core, data and runs anyway; the report takes seconds; `shards` lists single files.
+    To keep dvc.yaml short, some folders are listed whole if the stage imports one of their files. This causes few
+    needless runs. The stages that take hours import nearly all files of core, data and runs, and the report takes
+    seconds only. For `shards` every file is listed.
     """
     files = closure(ROOT / f"stages/{stage}.py") | set((ROOT / "stages").glob(f"{stage}.*"))
-    coarse = WHOLE.get(stage, WHOLE_BY_DEFAULT)
+    listed_whole = WHOLE.get(stage, WHOLE_BY_DEFAULT)
     listed = {
         folder
         for folder in (ROOT / "semmae").rglob("*/")
         if (sources := {file for file in folder.rglob("*.py") if file.stat().st_size}) & files
-        and (sources <= files or (folder.name in coarse and folder.parent.name == "semmae"))
+        and (sources <= files or (folder.name in listed_whole and folder.parent.name == "semmae"))
     }
     whole = {folder for folder in listed if folder.parent not in listed}
     single = {
@@ -73,7 +74,7 @@ def code_dependencies(stage: str) -> list[str]:
 
 
 def rewrite(graph: Path) -> None:
-    """Replace the code dependencies of each stage in `graph`; its other dependencies stay, in front of them."""
+    """Replace the code dependencies of each stage in `graph`. Its other dependencies stay and come first."""
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 110, True
     yaml.indent(mapping=2, sequence=4, offset=2)

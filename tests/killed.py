@@ -1,4 +1,4 @@
-"""Programs that kill a stage at a given step, for `python -c`, and readers of a stage's output and files."""
+"""Programs for `python -c` that send a signal to a stage, and functions that read the output of a stage."""
 
 import json
 import random
@@ -7,55 +7,56 @@ import re
 from semmae.core.digests import file_digest
 from tests.project import Project
 
-# Run a stage that sends itself a signal at a step: <step> <signal> [<stage> <its arguments>]; default: pretrain.
+# Runs a stage, which sends itself a signal at a step. Arguments: <step> <signal> [<stage> <its arguments>]. The default
+# stage is pretrain.
 SIGNALED = """
 import os, runpy, sys
 from semmae.runs import run
-step, number, record, seen = int(sys.argv[1]), int(sys.argv[2]), run.Run.record, 0
+step, number, record, calls = int(sys.argv[1]), int(sys.argv[2]), run.Run.record, 0
 stage = sys.argv.pop(3) if len(sys.argv) > 3 else "pretrain"
 sys.argv[1:] = sys.argv[3:]
-def counted(self, **values):
-    global seen
-    seen += 1
-    if seen == step:
+def record_and_signal(self, **values):
+    global calls
+    calls += 1
+    if calls == step:
         os.kill(os.getpid(), number)
     record(self, **values)
-run.Run.record = counted
+run.Run.record = record_and_signal
 runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 """
 
-# Run a stage that sends itself a signal when a function has returned for the n-th time:
+# Runs a stage, which sends itself a signal when a function has returned for the n-th time. Arguments:
 # <module:function or module:Class.method> <n> <signal> <stage> <its arguments>.
 SIGNALED_AFTER = """
 import importlib, os, runpy, sys
-(module, _, name), last, number, stage, seen = sys.argv[1].partition(":"), *map(int, sys.argv[2:4]), sys.argv[4], 0
+(module, _, name), last, number, stage, calls = sys.argv[1].partition(":"), *map(int, sys.argv[2:4]), sys.argv[4], 0
 owner = importlib.import_module(module)
 *path, name = name.split(".")
 for part in path:
     owner = getattr(owner, part)
 function = getattr(owner, name)
-def counted(*arguments, **keywords):
-    global seen
-    returned, seen = function(*arguments, **keywords), seen + 1
-    if seen == last:
+def call_and_signal(*arguments, **keywords):
+    global calls
+    result, calls = function(*arguments, **keywords), calls + 1
+    if calls == last:
         os.kill(os.getpid(), number)
-    return returned
-setattr(owner, name, counted)
+    return result
+setattr(owner, name, call_and_signal)
 sys.argv[1:] = sys.argv[5:]
 runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 """
 
 
-STEPS, PER_EPOCH = 24, 4  # of pretrain
+STEPS, PER_EPOCH = 24, 4  # in pretrain of the toy project
 
 
 def random_step(name: str, first: int, last: int) -> int:
-    """Draw a step from `first` to `last`, the same for the same name."""
+    """Return a random step from `first` to `last`, seeded by `name`."""
     return random.Random(name).randint(first, last)
 
 
 def epochs(output: str) -> list[int]:
-    """Return the epochs that a stage has printed, in their order."""
+    """Return the numbers of the epochs in the output of a stage, in their order."""
     return [int(number) for number in re.findall(r"^epoch (\d+)/", output, re.MULTILINE)]
 
 

@@ -30,14 +30,14 @@ COPIED = (
     ".dvcignore",
     ".gitignore",
 )
-TIMEOUT = 1800  # seconds; a command that takes longer hangs
-NO_GIT_CONFIG = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}  # and so no identity
+TIMEOUT = 1800  # seconds; a command that takes longer is killed
+NO_GIT_CONFIG = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}  # so Git knows no author
 AUTHOR = {f"GIT_{role}_{field}": "toy" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project, and folders that its processes use instead of those of the user."""
+    """A toy project, with folders that its processes use instead of those of the user."""
 
     root: Path  # contains project/, state/, home/ and site/
 
@@ -110,7 +110,7 @@ class Project:
         return Project(to)
 
 
-def bare(root: Path) -> Project:
+def create_empty(root: Path) -> Project:
     """Create an empty repository of Git and DVC."""
     project = Project(root)
     for folder in (project.folder, root / "home"):
@@ -121,7 +121,7 @@ def bare(root: Path) -> Project:
 
 
 def create(root: Path) -> Project:
-    """Create the project like a fresh clone, with toy parameters and 64 + 32 drawn images, and commit it."""
+    """Create the project like a fresh clone, with toy parameters, 64 train and 32 val images, and commit it."""
     project = Project(root)
     for source in [source for pattern in COPIED for source in ROOT.glob(pattern)]:
         target = project.folder / source.relative_to(ROOT)
@@ -139,6 +139,6 @@ def create(root: Path) -> Project:
 
 
 def call(name: str, *arguments: str) -> None:
-    """Run a stage in this process and its working directory, as its command does."""
+    """Run a stage in this process, as its command does in a process of its own."""
     with mock.patch("sys.argv", [name, *arguments]):
         stage.main(importlib.import_module(f"stages.{name}").main)

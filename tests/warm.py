@@ -1,9 +1,11 @@
-"""Real processes for stages, forked from a server that has imported torch: the import takes most of a toy stage's time.
+"""Starts commands quickly, as forks of a server that has imported torch. The import takes most of a toy stage's time.
 
-`commands()` returns a folder to put first in PATH. Its `python` sends `semmae`, `python -c`, and `python -m` with a
-module of stages, semmae or torch to the server, with the files, folder and environment of the caller. The server forks
-a process that runs the command. The caller forwards signals to this process, kills it if the caller itself is killed,
-and exits with its status. Any other command runs as usual.
+`commands()` returns a folder to put first in PATH. Its `python` and `semmae` send a command to the server, with the
+standard files, the working folder and the environment of the caller. This applies to `semmae`, `python -c`, and
+`python -m` with a module of stages, semmae or torch. Any other command runs as usual.
+
+The server forks a process that runs the command. The caller forwards signals to this process and exits with its status.
+If the caller is killed, the process is killed too.
 """
 
 import atexit
@@ -41,7 +43,8 @@ if command[:1] == ["-c"] or command[:1] == ["-m"] and command[1].partition(".")[
 os.execv({python!r}, [{python!r}, *command])
 """
 
-_SERVERS: list[subprocess.Popen[bytes]] = []  # servers of this process; their standard input stays open until it ends
+# The standard input of a server stays open until this process ends. Then the server ends too.
+_SERVERS: list[subprocess.Popen[bytes]] = []
 
 
 @cache
@@ -69,9 +72,10 @@ def commands() -> Path:
 
 
 def ask(path: str, command: list[str]) -> None:
-    """Run `command` in a child of the server, with the files, folder and environment of this process, and exit like it.
+    """Run `command` in a child of the server, and exit with its status.
 
-    Returns only if the server has ended.
+    The command has the standard files, the working folder and the environment of this process. This function returns
+    only if the server has ended.
     """
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -92,10 +96,10 @@ def ask(path: str, command: list[str]) -> None:
 
 
 def serve(path: str) -> None:
-    """Import the libraries, then fork for every command until the test process ends. Returns in a child only."""
+    """Import the libraries, then fork for every command until the test process ends. Returns only in a child."""
     for name in LIBRARIES:
         importlib.import_module(name)
-    gc.freeze()  # otherwise the garbage collection of a child would copy their pages
+    gc.freeze()  # else the garbage collection of a child copies the memory pages of the libraries
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
@@ -112,7 +116,7 @@ def serve(path: str) -> None:
 
 
 def _serve_client(client: socket.socket) -> None:
-    """Fork the process of the command; this process forwards signals to it and returns its status."""
+    """Fork the process of the command. This process forwards signals to it and sends its status to the caller."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, _, _ = socket.recv_fds(client, 8, 3)
     body = client.makefile("rb").read(int.from_bytes(head, "big"))
@@ -138,7 +142,7 @@ def _serve_client(client: socket.socket) -> None:
 
 
 def _run_command(command: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
-    """Take over the session, files, folder, environment and arguments of the command."""
+    """Set the session, files, folder, environment and arguments of this process to those of the command."""
     os.setsid()
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -152,7 +156,7 @@ def _run_command(command: list[str], folder: str, environment: dict[str, str], f
 
 
 def _exit_quickly() -> None:
-    """Exit without the destructors of torch, which take ten times as long as the fork."""
+    """Exit without the destructors of torch, which take ten times as long as a fork."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(_status)
@@ -174,5 +178,5 @@ if __name__ == "__main__":
         _status = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     except KeyboardInterrupt:
-        atexit.unregister(_exit_quickly)  # Python then ends by the signal
+        atexit.unregister(_exit_quickly)  # so that Python ends itself with SIGINT
         raise

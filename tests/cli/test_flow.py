@@ -10,7 +10,7 @@ import pytest
 
 from semmae.core.config import read_yaml
 from tests.imports import ROOT
-from tests.project import TIMEOUT, Project, bare
+from tests.project import TIMEOUT, Project, create_empty
 
 # The command of a stage. MEET only succeeds if another stage runs it at the same time.
 MEET = "touch {me} && for i in $(seq 600); do test -e {other} && break; sleep 0.1; done && test -e {other}"
@@ -28,7 +28,7 @@ ONE = "stages:\n  only: {cmd: touch only.txt, outs: [only.txt]}\n"
 @pytest.fixture
 def small(tmp_path: Path) -> Project:
     """A project with a graph of shell commands."""
-    project = bare(tmp_path)
+    project = create_empty(tmp_path)
     (project.folder / "source.txt").write_text("a\n")
     (project.folder / "dvc.yaml").write_text(GRAPH)
     return project

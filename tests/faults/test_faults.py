@@ -10,7 +10,7 @@ import pytest
 from semmae.cli import doctor
 from semmae.parts import part_maps
 from stages import pretrain
-from tests.project import AUTHOR, Project, bare, call
+from tests.project import AUTHOR, Project, call, create_empty
 
 
 def contents() -> dict[str, str]:
@@ -182,7 +182,7 @@ def test_an_entry_of_the_run_cache_that_a_killed_dvc_has_left_is_found_and_remov
 def test_a_clone_of_another_owner_reproduces_and_an_experiment_fails_with_the_reason(tmp_path: Path):
     if os.geteuid():
         pytest.skip("only root can give a folder away")
-    project = bare(tmp_path)
+    project = create_empty(tmp_path)
     (project.folder / "dvc.yaml").write_text("stages:\n  only: {cmd: touch only.txt, outs: [only.txt]}\n")
     project.run("git", "add", ".")
     project.run("git", "commit", "--quiet", "--message", "only", **AUTHOR)

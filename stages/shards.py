@@ -26,7 +26,7 @@ from semmae.sharding.sources.sources import AnySource
 
 def _check_name(name: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_-]+", name):
-        raise ValueError("the name of a dataset has letters, digits, - and _ only: it names folders and stages")
+        raise ValueError(f"invalid dataset name: {name!r}; expected letters, digits, - and _ only")
     return name
 
 

@@ -155,7 +155,7 @@ def test_the_name_of_a_dataset_is_plain(name):
     given = read_yaml(ROOT / "params.yaml")["shards"]
     given["datasets"] = {name: given["datasets"]["main"]}
     write_json(Path("params.yaml"), {"shards": given})
-    with pytest.raises(ValueError, match="the name of a dataset has letters, digits, - and _ only"):
+    with pytest.raises(ValueError, match="expected letters, digits, - and _ only"):
         load_config(stage.ShardsConfig, "shards")
 
 
@@ -163,7 +163,7 @@ def test_the_name_of_a_dataset_reaches_no_shell(tmp_path):
     """`dvc repro` starts the stage before anything of ours sees the name."""
     toy, name = project.create(tmp_path / "toy"), "x; touch MARK #"
     toy.set("shards.datasets", {name: read_yaml(ROOT / "params.yaml")["shards"]["datasets"]["main"]})
-    assert "the name of a dataset has letters, digits, - and _ only" in toy.dvc("repro", f"shards@{name}", expect=255)
+    assert "expected letters, digits, - and _ only" in toy.dvc("repro", f"shards@{name}", expect=255)
 
 
 @pytest.mark.parametrize("variable", ["GOPEN_REWRITE", "WDS_SECURE"])

@@ -55,7 +55,7 @@ class Reader:
     def __init__(self, dataset: Path, split: str | None = None, verify: bool = False) -> None:
         self.dataset = Path(dataset)
         if not (self.dataset / "index.parquet").is_file():
-            raise ValueError(f"{self.dataset} is no dataset; run: dvc repro shards@{self.dataset.name}")
+            raise ValueError(f"{self.dataset} is not a dataset. Run: dvc repro shards@{self.dataset.name}")
         if verify:
             verify_shards(self.dataset)
         self.meta: dict[str, Any] = read_json(self.dataset / "shards.json")

@@ -1,8 +1,9 @@
 """Decode images and masks of many formats safely, and convert them to the forms that shards store.
 
-Shards store images as JPEG, PNG or WebP in gray or RGB, and masks as 8-bit PNG of indices. From the header of a
-file, this module refuses files that are not images and images that are too costly to decode. Every refusal is a
-ValueError. Its text up to the first ": " names the problem without details, so that files can be counted by problem.
+Shards store images as JPEG, PNG or WebP in gray or RGB, and masks as 8-bit PNG of indices. This module first
+checks the header of a file. It refuses files that are not images, and images that are too costly to decode. Every
+refusal is a ValueError. Its text up to the first ": " names the problem without details, so that the shard writer can
+count refusals by problem.
 """
 
 import io
@@ -57,23 +58,23 @@ def to_rgb(data: bytes, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarr
             decoded at the smallest sufficient scale out of 1, 1/2, 3/8, 1/4 and 1/8.
 
     Raises:
-        ValueError: The bytes are no image, or the image is damaged or too large.
+        ValueError: The bytes are not an image, or the image is damaged or too large.
     """
     pixels = jpeg.decode(data, at_least=at_least, max_pixels=MAX_PIXELS, max_scans=MAX_SCANS)
     return np.array(_upright(_open(data)).convert("RGB")) if pixels is None else pixels
 
 
 def convert_image(data: bytes, *, short_side: int | None) -> StoredImage:
-    """Convert an image to the form that a shard stores. Decode the image in any case, to detect damage.
+    """Convert an image to the form that a shard stores. Always decode the image, to detect damage.
 
-    A JPEG, PNG or WebP in gray or RGB keeps its bytes, if it is not reduced. Another JPEG is encoded as JPEG again, and
-    all other images are encoded as PNG.
+    A JPEG, PNG or WebP in gray or RGB keeps its bytes, if it is not reduced. Any other JPEG is encoded as JPEG again,
+    and any other image as PNG.
 
     Args:
         short_side: Reduce a larger image to this short side, in pixels, and store it upright. None keeps the size.
 
     Raises:
-        ValueError: The bytes are no image, or the image is damaged or too large.
+        ValueError: The bytes are not an image, or the image is damaged or too large.
     """
     image = _open(data)
     image_format, full_size = image.format, image.size
@@ -98,7 +99,7 @@ def inspect_image(data: bytes) -> StoredImage:
     """Describe an image that is indexed in place; the result has no data. Decode the image, to detect damage.
 
     Raises:
-        ValueError: The bytes are no image, or the image is damaged or too large.
+        ValueError: The bytes are not an image, or the image is damaged or too large.
     """
     image = _open(data)
     size = _upright(image).size  # must come before `_orientation`, which decodes a PNG and hides damage

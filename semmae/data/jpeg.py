@@ -25,8 +25,8 @@ def decode(
     """Decode a JPEG to RGB at the smallest scale that keeps `at_least` rows and columns; 0 keeps the full size.
 
     Returns:
-        The pixels. None if the caller must use Pillow: the bytes are not a JPEG, or the JPEG is damaged, is in CMYK,
-        may have an orientation, or exceeds a limit.
+        The pixels, or None if the caller must use Pillow. This holds for other formats, and for a JPEG that is damaged,
+        is in CMYK, may have an orientation, or exceeds a limit.
     """
     if not data.startswith(b"\xff\xd8") or not _is_plain(data, max_scans):
         return None

@@ -26,14 +26,14 @@ from semmae.data.crops import FULL_IMAGE, Box, random_resized_crop, required_siz
 from semmae.data.dataset import Reader
 
 LUMA = np.array([0.299, 0.587, 0.114])
-MAX_SHIFT = 0.45  # largest translation of RandAugment, as a share of the side (timm)
+MAX_SHIFT = 0.45  # largest translation of RandAugment, as a fraction of the side (timm)
 
 
 @pydantic_dataclass(frozen=True, config=STRICT)
 class Crop:
     """Parameters of a random resized crop."""
 
-    scale: Range[PositiveUpTo1]  # area, as a share of the image
+    scale: Range[PositiveUpTo1]  # area, as a fraction of the image area
     ratio: Range[PositiveFloat]  # width / height
     flip: UpTo1  # probability of a horizontal flip
 

@@ -101,7 +101,7 @@ def test_state_lists_runs_and_part_maps_and_deletes_unused_ones(inside: Project)
     ("arguments", "message"),
     [
         (("index", "nothing"), "error: data/shards/nothing"),
-        (("show", "parts", "--dataset", "nothing", "--out", "x.png"), "error: data/shards/nothing is no dataset"),
+        (("show", "parts", "--dataset", "nothing", "--out", "x.png"), "error: data/shards/nothing is not a dataset"),
         (("show", "parts", "--dataset", "toy", "--split", "test", "--out", "x.png"), "has no split 'test'"),
         (("show", "parts", "--dataset", "toy", "--colors", "gray", "--out", "x.png"), "'gray'"),
     ],

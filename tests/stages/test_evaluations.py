@@ -218,7 +218,7 @@ def test_part_scores_are_written_with_baselines_and_references(project, monkeypa
     [
         ("knn", ["tyo"], "knn has no dataset 'tyo'; params.yaml has toy, gone"),
         ("linear", [], "linear has no dataset ''"),
-        ("knn", ["gone"], "gone is no dataset"),
+        ("knn", ["gone"], "gone is not a dataset"),
     ],
 )
 def test_an_unknown_dataset_gives_an_error_of_one_line(project, monkeypatch, capsys, name, arguments, sentence):

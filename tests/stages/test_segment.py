@@ -134,7 +134,7 @@ def test_a_stop_while_scoring_keeps_the_checkpoint_of_the_fine_tuned_head(projec
     ("old", "new", "argument", "sentence"),
     [
         ("gone", "gone", "tyo", "segment has no dataset 'tyo'; params.yaml has toy, gone"),
-        ("gone", "gone", "gone", "gone is no dataset"),
+        ("gone", "gone", "gone", "gone is not a dataset"),
         ("crop: null", "crop: 36", "toy", "segment.protocol.crop is 36; it must be a multiple of the encoder's patch"),
         (
             "short_side: 40",

@@ -14,8 +14,8 @@ import numpy as np
 
 from semmae.sharding.creatures.shapes import COATS
 
-MIN_CONTRAST = 0.5  # RGB distance between coats and backdrop, so that animals are visible
-FOCUS = (0.006, 0.02)  # range of the standard deviation of the scenery blur, as a fraction of the side
+MIN_CONTRAST = 0.5  # minimum RGB distance between coats and backdrop, so that animals are visible
+BLUR = (0.006, 0.02)  # range of the standard deviation of the scenery blur, as a fraction of the side
 CONTOUR = 0.55  # darkness of the line around a piece, in [0, 1]
 MAX_THINGS = 4
 
@@ -138,7 +138,7 @@ def paint(canvas: np.ndarray, rows: np.ndarray, paints: list[Paint], rng: np.ran
     textures = [_texture(rng, n) for _ in range(3)]
     image = base + to_mark * np.choose(texture.astype(np.uint8), textures)[..., None]
 
-    image = _blur_scenery(image, is_scenery=texture == 0, sigma=rng.uniform(*FOCUS) * n)
+    image = _blur_scenery(image, is_scenery=texture == 0, sigma=rng.uniform(*BLUR) * n)
 
     inside = np.ones((n, n), np.uint8)  # 0 on the border between two pieces
     inside[:, 1:] &= piece[:, 1:] == piece[:, :-1]

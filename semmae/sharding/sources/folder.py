@@ -141,8 +141,8 @@ class TreeFile(NamedTuple):
 def find_inputs(names: Iterable[str], *, labels: bool, masks: str) -> list[TreeFile]:
     """Find the inputs among the files of a tree.
 
-    Without split folders, all inputs belong to train. With `labels`, the first folder below the split is the class; a
-    file in no class folder is refused if it has the extension of an image, and skipped otherwise.
+    Without split folders, all inputs belong to train. With `labels`, the first folder below the split is the class. A
+    file in no class folder is refused if it has the extension of an image; otherwise it is skipped.
 
     Args:
         masks: Folder of the masks in the tree.
@@ -191,7 +191,7 @@ def _in_splits(files: list[list[str]], depth: int, splits: set[str]) -> list[lis
         if file[depth] not in SPLITS and len(file) > depth + 1 and _is_image(file):
             raise ValueError(
                 f"there are images in {'/'.join(file[:-1])}, outside of the split folders {', '.join(sorted(splits))}. "
-                "Move them into train, val or test. If these are class names, move all classes into a folder train"
+                "Move them into train, val or test. If the split folders are classes, move all into a folder train"
             )
     return [file for file in files if file[depth] in SPLITS and len(file) > depth + 1]
 

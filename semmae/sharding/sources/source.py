@@ -2,8 +2,10 @@
 
 To add a kind of source, write a class with the members of `Source` in a module of this folder. Then add the class to
 `AnySource` in `sources.py`. The class must be a frozen pydantic dataclass. Its fields are the parameters of the source
-in params.yaml; the value of its field `kind` selects the class. A source that reads files can inherit from `FileSource`
-and then only implements `scan`, `class_names` and, if necessary, `read`.
+in params.yaml; the value of its field `kind` selects the class.
+
+A source that reads files can inherit from `FileSource`. It then implements only `scan`, `class_names` and, if necessary,
+`read`.
 """
 
 from collections.abc import Iterable
@@ -95,7 +97,7 @@ class Source(Protocol):
 class FileSource:
     """Base class of a `Source` that reads files. It implements splits, refusals, digests and paths."""
 
-    # the subclass declares these three as fields
+    # the next three are fields of the subclass
     path: str | None
     val_fraction: Fraction
     masks: MaskNames | None
@@ -116,9 +118,9 @@ class FileSource:
         return items
 
     def missing_masks(self, example: str) -> str | None:
-        """Complete the message of the error that no image has a mask.
+        """Return the end of the error message "none of <n> images, ..." about missing masks.
 
-        Return None if `scan` does not look for masks, so that no error is raised.
+        None means that `scan` does not look for masks, so no error is raised.
 
         Args:
             example: Path of an image without a mask, to name in the message.

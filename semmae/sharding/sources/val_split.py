@@ -12,9 +12,9 @@ def split_off_val(items: list[SourceItem], fraction: float, *, seed: int, locati
     """Move a fraction of the images of each class from train to val.
 
     All images of a group move together. An image without a group forms its own group. A group with several classes
-    belongs to its most frequent class. The groups of a class are sorted by a hash of their name and the seed, and the
-    first ones move: as many as bring the moved images closest to `fraction`. Adding an image without a group changes
-    the split of at most one other image.
+    belongs to its most frequent class. The groups of a class are sorted by a hash of their name and the seed.
+    The first groups move, as many as bring the share of moved images closest to `fraction`. Adding an image without a
+    group changes the split of at most one other image.
 
     Args:
         location: Path or name of the source, for errors.

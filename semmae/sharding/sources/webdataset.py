@@ -214,7 +214,7 @@ def _tar_sample(key: str, regular: list[tuple[str, Blob | None]], special: list[
 
 
 def _check_sample(sample: TarSample, *, repeated: bool) -> dict[str, Blob]:
-    """Return the members of a sample by extension; raises ValueError if the sample is refused or has not one image."""
+    """Return the members of a sample by extension; raises ValueError unless it has exactly one image and no problem."""
     if repeated:
         raise ValueError(f"the key comes twice in its shard: {sample.key}")
     if not sample.images:

@@ -143,14 +143,14 @@ class Reader:
 
     def select(self, indices: Integer[np.ndarray, " n"]) -> "Reader":
         """Make a view of the samples at `indices`, in that order."""
-        view = copy.copy(self)  # shares the open files
-        view.samples = self.samples.take(indices)
+        view = copy.copy(self)
+        view.samples, view._files = self.samples.take(indices), self._files  # views share the open files
         return view
 
     def with_shuffle_shards(self, shuffle_shards: int | None) -> "Reader":
         """Make a view whose epochs shuffle this many shards at a time; None shuffles all samples together."""
         view = copy.copy(self)
-        view.shuffle_shards = shuffle_shards
+        view.shuffle_shards, view._files = shuffle_shards, self._files
         return view
 
     def epoch_order(self, *, seed: int, epoch: int) -> Int64[np.ndarray, " k"]:

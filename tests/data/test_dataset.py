@@ -102,6 +102,13 @@ def test_too_many_open_shards_are_refused_until_the_limit_is_raised(toy_dataset,
     assert len([reader.encoded(i) for i in range(len(reader))]) == 40
 
 
+def test_views_share_the_open_shards(toy_dataset, three_files):
+    views = [Reader(toy_dataset, "train")]
+    for _ in range(5):
+        views.append(views[-1].select(np.array([0])).with_shuffle_shards(1))
+        assert views[-1].encoded(0) == views[0].encoded(0)
+
+
 def test_a_missing_dataset_is_refused_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(ValueError, match="dvc repro shards@nowhere"):
         Reader(tmp_path / "nowhere")

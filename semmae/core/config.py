@@ -62,6 +62,8 @@ def load_config(schema: type[T], *path: str, file: Path = PARAMS) -> T:
     section: Any = inherit(params)
     for depth, key in enumerate(path):
         if not isinstance(section, dict) or key not in section:
+            if source := INHERITED.get(path[: depth + 1]):
+                raise ValueError(f"{file}: missing key {'.'.join(source)}; add it")
             parent = f"section {'.'.join(path[:depth])}" if depth else "file"
             known = ", ".join(section) if isinstance(section, dict) and section else "no keys"
             raise ValueError(f"{file}: missing key {'.'.join(path[: depth + 1])}; the {parent} has {known}")
@@ -82,8 +84,9 @@ def inherit(params: dict[str, Any]) -> dict[str, Any]:
     params = copy.deepcopy(params)
     for path, source in INHERITED.items():
         shared, parent = _lookup(params, source), _lookup(params, path[:-1])
-        if isinstance(shared, dict) and isinstance(parent, dict):
-            parent[path[-1]] = with_overrides(shared, parent.get(path[-1], {}))
+        own = _lookup(params, path)
+        if isinstance(shared, dict) and isinstance(parent, dict) and (own is None or isinstance(own, dict)):
+            parent[path[-1]] = with_overrides(shared, own or {})
     return params
 
 
@@ -138,14 +141,28 @@ def _written_key(path: tuple[str | int, ...], params: dict[str, Any]) -> str:
     For an inherited value this is the key in the section that supplies the value. pydantic adds a tag to the path of a
     union's member, and this function drops the tag, because the file has no such key.
     """
+    num_known = 0  # first keys that need no check: those of a section that supplies values
     for section, source in INHERITED.items():
-        depth = len(section)
-        if path[:depth] == section and len(path) > depth and path[depth] not in (_lookup(params, section) or {}):
-            path = (*source, *path[depth:])
-    keys: list[str | int] = []
+        keys = path[len(section) :]
+        if (*section, *keys) == path and _is_inherited(keys, _lookup(params, section), _lookup(params, source)):
+            path, num_known = (*source, *keys), len(source)
+    written: list[str | int] = []
     value: Any = params
-    for part in path[:-1]:
-        if isinstance(part, int) or part in value:
-            keys.append(part)
-            value = value[part]
-    return ".".join(map(str, (*keys, path[-1])))
+    for position, part in enumerate(path[:-1]):
+        if isinstance(part, int) or position < num_known or part in value:
+            written.append(part)
+            value = value[part] if isinstance(part, int) or part in value else {}
+    return ".".join(map(str, (*written, path[-1])))
+
+
+def _is_inherited(keys: tuple[str | int, ...], own: Any, shared: Any) -> bool:
+    """Return whether `with_overrides(shared, own)` takes the value under `keys` from `shared`, or misses it there."""
+    if own is None:
+        return True
+    for depth, key in enumerate(keys):
+        if not isinstance(own, dict):
+            return False
+        if key not in own:
+            return depth == 0 or isinstance(shared, dict)
+        own, shared = own[key], shared.get(key) if isinstance(shared, dict) else None
+    return False

@@ -185,6 +185,9 @@ def test_a_section_inherits_what_it_lacks_and_its_own_values_win(tmp_path: Path)
         ("pretrain.recipe.base_lr", -1.0, "pretrain.recipe.base_lr is -1.0"),
         ("mae_recipe.speed", 1, "unknown key mae_recipe.speed"),
         ("pretrain.recipe.speed", 1, "unknown key pretrain.recipe.speed"),
+        ("mae_recipe.decoder.depth", 0, "mae_recipe.decoder.depth is 0"),
+        ("pretrain.recipe.decoder", {"width": 1}, "unknown key pretrain.recipe.decoder.width"),
+        ("pretrain.recipe", 5, "pretrain.recipe is 5"),
         ("evaluations.linear.toy", {"epoch": 1}, "unknown key evaluations.linear.toy.epoch"),
     ],
 )
@@ -207,3 +210,25 @@ def test_a_missing_key_of_the_recipe_is_named_in_the_shared_section(tmp_path: Pa
     YAML().dump(content, file := tmp_path / "params.yaml")
     with pytest.raises(ValueError, match=r"missing key mae_recipe\.betas; add it"):
         load_config(MAERecipe, "pretrain", "recipe", file=file)
+
+
+@pytest.mark.parametrize("removed", ["mae_recipe", "evaluations.knn"])
+def test_a_missing_section_that_supplies_values_is_named(tmp_path: Path, removed: str):
+    content, (*path, last) = read_yaml(TOY), removed.split(".")
+    section = content
+    for name in path:
+        section = section[name]
+    del section[last]
+    YAML().dump(content, file := tmp_path / "params.yaml")
+    stage = "pretrain" if removed == "mae_recipe" else "knn"
+    schema = getattr(importlib.import_module(f"stages.{stage}"), f"{stage.title()}Config")
+    with pytest.raises(ValueError, match=rf"missing key {re.escape(removed)}\b.*; add it"):
+        load_config(schema, stage, file=file)
+
+
+def test_an_empty_section_inherits_all_values(tmp_path: Path):
+    content = read_yaml(TOY)
+    content["mae_recipe"]["epochs"] = 3
+    content["pretrain"]["recipe"] = None
+    YAML().dump(content, file := tmp_path / "params.yaml")
+    assert load_config(MAERecipe, "pretrain", "recipe", file=file).epochs == 3

@@ -209,14 +209,13 @@ def _check_processor() -> Check:
     """Report the device that `device: auto` selects, and whether it computes bf16 natively."""
     import torch
 
+    from semmae.core.compute import native_precision
+
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         finding = f"{torch.cuda.device_count()} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB each"
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Check("processor", "ok", finding)
-        return Check("processor", "warn", f"{finding}, without bf16", "set precision to fp32")
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    finding = f"CPU, {torch.get_num_threads()} threads; torch {torch.__version__} finds no GPU"
-    if "avx512_bf16" in flags or "amx_bf16" in flags or not flags:
+    else:
+        finding = f"CPU, {torch.get_num_threads()} threads; torch {torch.__version__} finds no GPU"
+    if native_precision("auto") == "bf16":
         return Check("processor", "ok", finding)
-    return Check("processor", "warn", f"{finding}, no bf16 instructions", "set precision to fp32, which is faster here")
+    return Check("processor", "warn", f"{finding}, no bf16 instructions", "set precision to auto or fp32, not bf16")

@@ -1,5 +1,6 @@
 """The schema of `compute` in params.yaml: the device of a stage, its precision, compilation and workers."""
 
+import platform
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -22,8 +23,12 @@ def native_precision(device: Device) -> Precision:
     """
     if device != "cpu" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    is_supported = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
-    return "bf16" if is_supported is not None and is_supported() else "fp32"
+    has_kernels = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
+    if has_kernels is None or not has_kernels():
+        return "fp32"
+    # On x86 the kernels need AVX-512 only, and emulate bfloat16 on most CPUs that have it.
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return "bf16" if not is_x86 or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def _resolve_precision(precision: Any, info: ValidationInfo) -> Any:

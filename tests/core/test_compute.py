@@ -18,9 +18,22 @@ def load(folder: Path, *, precision: str, device: str = "cpu") -> ComputeConfig:
     return load_config(ComputeConfig, "stage", "compute", file=folder / "params.yaml")
 
 
-@pytest.mark.parametrize(("is_supported", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_bf16_only_where_a_cpu_has_bfloat16_instructions(tmp_path, monkeypatch, is_supported, expected):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_supported)
+@pytest.mark.parametrize(
+    ("machine", "has_kernels", "has_instructions", "expected"),
+    [
+        ("x86_64", True, True, "bf16"),
+        ("x86_64", True, False, "fp32"),  # AVX-512 without bfloat16
+        ("x86_64", False, False, "fp32"),
+        ("aarch64", True, False, "bf16"),
+        ("aarch64", False, False, "fp32"),
+    ],
+)
+def test_auto_is_bf16_only_where_a_cpu_has_bfloat16_instructions(
+    tmp_path, monkeypatch, machine, has_kernels, has_instructions, expected
+):
+    monkeypatch.setattr(compute.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_kernels)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
     assert load(tmp_path, precision="auto").precision == expected
 
 

@@ -4,10 +4,10 @@
         [--json out.json]
 
 The shards are synthetic, with a thousand samples of 20,000 bytes each. In each round, one process reads all samples
-once in each order. The system drops the files from memory before each order and after every `--memory` samples, as it
-does if a dataset is larger than the memory. `--folder` is the folder of the shards, on the disk to measure. The table
-gives medians over rounds: samples per second, their ratio to the permutation of all shards in the same round, and the
-bytes read from disk per requested byte. The bytes from disk include read-ahead. Linux only.
+once in each order. The system drops the files from memory before each order and after every `--memory` samples. It does
+the same if a dataset is larger than the memory. `--folder` is the folder of the shards, on the disk to measure. The
+table gives medians over rounds: samples per second, their ratio to the permutation of all shards, and the bytes read
+from disk per requested byte. The ratios are within a round. The bytes from disk include read-ahead. Linux only.
 """
 
 import argparse

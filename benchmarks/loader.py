@@ -6,8 +6,8 @@ The images are JPEGs of drawn animals (quality 90, 4:2:0). Each pipeline applies
 flip. The rows of the table:
 
 - `semmae`: reads samples of shards by offset and returns uint8 crops, which the device normalizes.
-- `semmae + part maps`: also crops a 14 x 14 map. The crop of maps has a row of its own, in CPU time of the process that
-  requests batches, because it is smaller than the noise between two rows.
+- `semmae + part maps`: also crops a 14 x 14 map. The time of this crop is smaller than the noise between two rows. A
+  row of its own therefore gives it, in CPU time of the process that requests batches.
 - `semmae + normalized`: also converts to float, as the other pipelines do.
 - `torchvision PIL`: ImageFolder, PIL and the v1 transforms of torchvision. MAE uses this pipeline.
 - `torchvision v2`: the JPEG decoder of torchvision and its v2 transforms on tensors.

@@ -2,10 +2,10 @@
 
     python -m benchmarks.machine --out speeds [--minutes 10] [--device auto]
 
-Each benchmark runs in its own process, in order of importance: the training step, the loop from shards, the cache of
-part maps, masking, and the loader. With several GPUs, `ddp` runs last. The output is printed and written to
-`<out>/<name>.txt`, and the numbers are written to `<out>/<name>.json`. If a benchmark fails or exceeds the limit, this
-program reports it and runs the others. `benchmarks.prices` computes from the results how long the recipes take.
+Each benchmark runs in its own process, the most important ones first. With several GPUs, `ddp` runs last. The output is
+printed and written to `<out>/<name>.txt`, and the numbers are written to `<out>/<name>.json`. If a benchmark fails or
+exceeds the limit, this program reports it and runs the others. `benchmarks.prices` computes from the results how long
+the recipes take.
 """
 
 import argparse

@@ -4,8 +4,9 @@
 
 The output gives the hours on one device for each recipe whose network is in `benchmarks.step`. The hours are the images
 of all epochs divided by the measured rate of the semantic step at 224 pixels. For other image sizes and other shares of
-decoded patches, the rate is scaled by the FLOPs of forward and backward pass (`torch.utils.flop_counter`, on the meta
-device). `speeds` is a folder with files of `benchmarks.step --json`. The fastest bf16 rate of each network is used.
+decoded patches, the rate is scaled by the FLOPs of forward and backward pass. `torch.utils.flop_counter` counts these
+FLOPs on the meta device. `speeds` is a folder with files of `benchmarks.step --json`. The fastest bf16 rate of each
+network is used.
 """
 
 import argparse

@@ -8,8 +8,9 @@ The images are tensors of 224 pixels on the device. Three quarters of the patche
 forward and backward pass, and updates the weights. Before the timing, the program checks that `semmae` and
 `transformers` give the same loss for the same weights. The rows of the table:
 
-- `semmae`: the step of the pretrain stage; `semmae semantic` uses part maps and a changing curriculum; `semmae half`
-  decodes half of the masked patches (`decode_fraction: 0.5`).
+- `semmae`: the step of the pretrain stage, with random masks.
+- `semmae semantic`: the same with semantic masks from part maps, and a changing curriculum weight.
+- `semmae half`: as `semmae`, but decodes half of the masked patches (`decode_fraction: 0.5`).
 - `transformers`: `ViTMAEForPreTraining` with the same weights, its own masking and its own attention (sdpa).
 - `lightly`: its timm encoder and decoder, combined as in its documentation, if lightly is installed.
 

@@ -1,8 +1,8 @@
 """Copies between host and device that do not block the host.
 
-A copy from unpinned memory, or the read of a scalar from a GPU, blocks the host until all queued kernels have finished;
-the GPU is then idle until the host queues more. A training loop therefore uploads its batches with `to_device` and
-downloads its values with `PendingCopy`, and reads those after it has launched the next step.
+A copy from unpinned memory, or the read of a scalar from a GPU, blocks the host until all queued kernels have finished.
+The GPU is then idle until the host queues more kernels. A training loop therefore uploads its batches with `to_device`
+and downloads its values with `PendingCopy`. It reads the values after it has launched the next step.
 """
 
 import torch

@@ -138,8 +138,8 @@ def _lookup(params: Any, path: tuple[str, ...]) -> Any:
 def _written_key(path: tuple[str | int, ...], params: dict[str, Any]) -> str:
     """Return the key to correct in the file, given the path of an error of pydantic.
 
-    For an inherited value this is the key in the section that supplies the value. pydantic adds a tag to the path of a
-    union's member, and this function drops the tag, because the file has no such key.
+    For an inherited value, this is the key in the section that supplies the value. For a member of a union, pydantic
+    adds a tag to the path. This function drops the tag, because the file has no such key.
     """
     num_known = 0  # first keys that need no check: those of a section that supplies values
     for section, source in INHERITED.items():

@@ -32,7 +32,7 @@ def layer_decayed_adamw(
 ) -> torch.optim.AdamW:
     """Return AdamW whose learning rate decays with each layer below the head, as in BEiT and MAE.
 
-    `lr_scale` of a parameter group is 1 for the head, layer_decay ** (depth + 1 - i) for block i = 1...depth, and
+    `lr_scale` of a parameter group is layer_decay ** (depth + 1 - i) for block i = 1...depth. It is 1 for the head, and
     layer_decay ** (depth + 1) for the layers below the blocks. Vectors, the class token and the position embedding have
     no weight decay.
     """

@@ -16,8 +16,8 @@ def raw_path(path: str) -> Path:
 def state_root() -> Path:
     """Return the folder of checkpoints, the part-map store and locks; create it if it is missing.
 
-    DVC deletes the outputs of a stage before the stage runs, so resumable state lives outside of them: in
-    `$SEMMAE_STATE`, by default in the user's cache folder.
+    DVC deletes the outputs of a stage before the stage runs, so resumable state is not in an output. The folder is
+    `$SEMMAE_STATE`, or by default `semmae` in the user's cache folder.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(os.environ.get("SEMMAE_STATE") or Path(cache) / "semmae").absolute()

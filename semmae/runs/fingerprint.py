@@ -1,7 +1,7 @@
 """The identity of a run. A run resumes from a checkpoint only if the checkpoint has the same identity.
 
-The identity holds the stage, its parameters, the digests of its inputs and the digest of its source code. It leaves out
-everything that does not change the result: the number of worker processes, the time between checkpoints, the code of
+The identity holds the stage, its parameters, the digests of its inputs and the digest of its source code. Four things
+do not change the result, and are left out: the number of worker processes, the time between checkpoints, the code of
 the console output and the version number.
 """
 

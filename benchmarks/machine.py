@@ -4,8 +4,8 @@
 
 Each benchmark runs in its own process, the most important ones first. With several GPUs, `ddp` runs last. The output is
 printed and written to `<out>/<name>.txt`, and the numbers are written to `<out>/<name>.json`. If a benchmark fails or
-exceeds the limit, this program reports it and runs the others. `benchmarks.prices` computes from the results how long
-the recipes take.
+exceeds the limit, this program reports it and runs the others. `benchmarks.recipe_hours` computes from the results how
+long the recipes take.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import prices
+from benchmarks import recipe_hours
 from semmae.cli import recipe as recipe_command
 from semmae.cli.main import app, main
 from semmae.core import optim
@@ -175,9 +175,9 @@ def forward(width: int, depth: int, patch: int, img_size: int, *, mask_ratio: fl
 @pytest.mark.parametrize("name", PRICED)
 @pytest.mark.parametrize("side", [128, 224])
 def test_the_flop_count_of_a_step_equals_its_formula(name: str, side: int):
-    """The count of `benchmarks.prices` equals the formula, without the gradient with respect to pixels."""
+    """The count of `benchmarks.recipe_hours` equals the formula, without the gradient with respect to pixels."""
     section, shape = load_config(PretrainConfig, "pretrain", file=ROOT / f"recipes/{name}.yaml"), PRICED[name]
-    counted = prices.step_flops(section, side, mask_ratio=0.75, decode_fraction=1.0)
+    counted = recipe_hours.step_flops(section, side, mask_ratio=0.75, decode_fraction=1.0)
     assert counted == pytest.approx(3 * forward(*shape, side, mask_ratio=0.75), rel=0.02)
 
 

@@ -1,6 +1,6 @@
 """Compute how many hours pretraining takes with each recipe, from the measured steps of a machine.
 
-    python -m benchmarks.machine --out speeds && python -m benchmarks.prices speeds [--images 1281167]
+    python -m benchmarks.machine --out speeds && python -m benchmarks.recipe_hours speeds [--images 1281167]
 
 The output gives the hours on one device for each recipe whose network is in `benchmarks.step`. The hours are the images
 of all epochs divided by the measured rate of the semantic step at 224 pixels. For other image sizes and other shares of

@@ -1,6 +1,6 @@
 """Measure how fast samples are read from disk, in a permutation of all shards or of a few shards at a time.
 
-    python -m benchmarks.cold [--shards 48] [--windows 8 2] [--memory 12000] [--rounds 3] [--folder DIR]
+    python -m benchmarks.disk_reads [--shards 48] [--windows 8 2] [--memory 12000] [--rounds 3] [--folder DIR]
         [--json out.json]
 
 The shards are synthetic, with a thousand samples of 20,000 bytes each. In each round, one process reads all samples
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="semmae-cold-", dir=args.folder))
+    root = Path(tempfile.mkdtemp(prefix="semmae-disk-reads-", dir=args.folder))
     try:
         reader = write_shards(root, args.shards)
         orders = {ALL_SHARDS: None} | {f"windows of {window} shards": window for window in args.windows}

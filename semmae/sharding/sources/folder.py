@@ -262,7 +262,7 @@ def _tar_files(path: Path) -> dict[str, Blob | str]:
         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
         if not member.isdir():
             name = member.name if _leads_out_of_tar(member.name) else name
-            files[name or "."] = tar.blob(path, member) or tar.SPECIAL
+            files[name or "."] = tar.locate(path, member) or tar.SPECIAL
     names = [name for name in files if not _leads_out_of_tar(name) and not name.startswith(".")]
     top = names[0].split("/")[0] + "/" if names else ""
     if top in ("train/", "val/", "test/", "images/") or not all(name.startswith(top) for name in names):

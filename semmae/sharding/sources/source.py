@@ -4,8 +4,8 @@ To add a kind of source, write a class with the members of `Source` in a module 
 `AnySource` in `sources.py`. The class must be a frozen pydantic dataclass. Its fields are the parameters of the source
 in params.yaml; the value of its field `kind` selects the class.
 
-A source that reads files can inherit from `FileSource`. It then implements only `scan`, `class_names` and, if necessary,
-`read`.
+A source that reads files can inherit from `FileSource`. It then implements only `scan`, `class_names` and, if
+necessary, `read`.
 """
 
 from collections.abc import Iterable

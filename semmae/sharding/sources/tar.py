@@ -36,7 +36,7 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
         raise ValueError(f"{path} cannot be read as a plain, uncompressed tar: {error}") from None
 
 
-def blob(path: Path, member: tarfile.TarInfo) -> Blob | None:
+def locate(path: Path, member: tarfile.TarInfo) -> Blob | None:
     """Locate the bytes of a member. Return None if the member is not a regular file."""
     regular = member.isreg() and not member.issparse()
     return Blob(str(path), member.offset_data, member.size) if regular else None

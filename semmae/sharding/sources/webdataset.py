@@ -192,7 +192,7 @@ def group_members(path: Path) -> Iterator[TarSample]:
         if key is None or member.isdir() or SKIPPED.match(member.name):
             continue
         if member.isreg():
-            regular.append((key, extension.lower(), tar.blob(path, member)))
+            regular.append((key, extension.lower(), tar.locate(path, member)))
         else:
             special[key].append(extension.lower())
     for key, members in groupby(regular, key=lambda member: member[0]):

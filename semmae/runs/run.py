@@ -128,8 +128,9 @@ class Run:
     ) -> Iterator[Step]:
         """Yield the steps of the run, from the last checkpoint on.
 
+        `StepPlan` describes the arguments from `reader` to `workers`.
+
         Args:
-            reader, load, batch_size, epochs, seed, workers: See `StepPlan`.
             state: Objects whose state a checkpoint keeps, by name. `model` must be finite when it is saved.
             retry: If a step is not finite, yield it a second time, with `is_retry`. On a GPU, `steps` may yield the
                 next step before the retry.

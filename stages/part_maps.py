@@ -106,7 +106,7 @@ def label_shards(
 
     Args:
         section: Batch size, precision and number of workers.
-        reader: The data set.
+        reader: The dataset.
         shards: For each shard, the rows of its samples in `reader`.
         encode: The teacher's `encode`.
         learner: The part learner.

@@ -84,7 +84,7 @@ CHANGED = {  # a parameter of every stage, and another value
 
 
 def listed(stage: str, *kinds: str) -> list[str]:
-    """Return the entries of a stage in dvc.yaml under these keys, for the toy data set."""
+    """Return the entries of a stage in dvc.yaml under these keys, for the toy dataset."""
     items = [item for kind in kinds for item in STAGES[stage].get(kind, [])]
     return [re.sub(r"\$\{.*?\}", "toy", next(iter(item)) if isinstance(item, dict) else item) for item in items]
 

@@ -1,7 +1,7 @@
 """A content-addressed store of part maps under the state root.
 
 DVC deletes the output of a stage before the stage runs. The stage `part_maps` therefore writes each file to this store
-and copies the files of its data set to the output. Shards that did not change are never computed again.
+and copies the files of its dataset to the output. Shards that did not change are never computed again.
 
 The address of a file is `<digest>/<sha256 of the shard>.parquet`. The digest covers the teacher, the part learner, the
 parameters, and the source code that affects labels (`label_source_digest`).

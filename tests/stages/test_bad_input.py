@@ -1,4 +1,4 @@
-"""A stage refuses unusable data sets, encoders and checkpoints with one line that names the problem."""
+"""A stage refuses unusable datasets, encoders and checkpoints with one line that names the problem."""
 
 import shutil
 from collections.abc import Callable

@@ -87,7 +87,8 @@ def rewrite(graph: Path) -> None:
         stage["deps"].fa.set_flow_style()
     text = io.StringIO()
     yaml.dump(content, text)
-    graph.write_text(re.sub(r"^( *)deps: \[([^\]]*)\]", _wrap, text.getvalue(), flags=re.MULTILINE))
+    wrapped = re.sub(r"^( *)deps: \[([^\]]*)\]", _wrap, text.getvalue(), flags=re.MULTILINE)
+    graph.write_text(re.sub(r" +$", "", wrapped, flags=re.MULTILINE))
 
 
 def _wrap(deps: re.Match[str]) -> str:

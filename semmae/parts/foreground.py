@@ -50,13 +50,13 @@ class Foreground(nn.Module):
 
     def __init__(self, config: dict[str, Any], *, grid: tuple[int, int], embed_dim: int) -> None:
         super().__init__()
-        self.center_prior_weight: float = config["center_prior"]
+        self.center_prior_weight: float = config["gaussian_center_map"]
         self.diffusion_steps: int = config["diffusion_steps"]
         self.threshold_classes: int = config["threshold_classes"]
         clusterings, clusters = config["clusterings"], config["clusters"]
         self.register_buffer("centroids", torch.zeros(clusterings, clusters, embed_dim))
         self.register_buffer("cluster_scores", torch.ones(clusterings, clusters))
-        self.register_buffer("center_map", center_prior(grid))
+        self.register_buffer("center_map", gaussian_center_map(grid))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("score_std", torch.ones(()))
 
@@ -184,7 +184,7 @@ def patch_positions(grid: tuple[int, int], *, device: torch.device | str = "cpu"
     return torch.cartesian_prod(rows, columns)
 
 
-def center_prior(grid: tuple[int, int]) -> Float[Tensor, " n"]:
+def gaussian_center_map(grid: tuple[int, int]) -> Float[Tensor, " n"]:
     """Return a Gaussian around the center of the image, scaled to mean 1."""
     weights = torch.exp(-patch_positions(grid).square().sum(1) / (2 * CENTER_SIGMA**2))
     return weights / weights.mean()

@@ -153,16 +153,16 @@ class Run:
         ) as progress:
             for step in plan.steps_from(steps_done):
                 if step.ends_epoch:  # the loop may evaluate the model after this step, so retry earlier steps first
-                    yield from self._failed_steps(leave=0)
+                    yield from self._steps_to_retry(leave=0)
                 yield step
                 self._enqueue(step)
                 # On a GPU this reads the values of the previous step, while the GPU computes this one.
-                yield from self._failed_steps(leave=0 if step.ends_epoch else log.delay)
+                yield from self._steps_to_retry(leave=0 if step.ends_epoch else log.delay)
                 progress.advance(log.latest_loss)
                 if step.ends_epoch:
                     self._close_epoch(step.epoch, progress)
                 if log.stop or log.checkpoint_due or (step.ends_epoch and not step.ends_run):
-                    yield from self._failed_steps(leave=0)
+                    yield from self._steps_to_retry(leave=0)
                     self._save(step.number + 1, state)
                 elif step.ends_run:
                     self._check_weights(step.number + 1, state)
@@ -170,7 +170,7 @@ class Run:
                     saved = f"saved under {self.folder}; run the same command again to resume from there"
                     self._stop(f"after step {step.number + 1} of {plan.steps}, {saved}")
 
-    def _failed_steps(self, *, leave: int) -> Iterator[Step]:
+    def _steps_to_retry(self, *, leave: int) -> Iterator[Step]:
         """Read the values of all launched steps except the last `leave`, and yield each step that must be retried."""
         while step := self.step_log.read_completed(leave=leave):
             yield step

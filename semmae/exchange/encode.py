@@ -8,8 +8,8 @@ Columns:
     split, label: Only for a dataset. `label` is null for a sample without a label.
     class_token, patch_mean: Fixed-size lists of float32.
 
-The file metadata has a JSON object `semmae`. It holds the digest of the encoder, its image size and precision, the class
-names, and the skipped files with reasons.
+The file metadata has a JSON object `semmae`. It holds the digest of the encoder, its image size and precision, the
+class names, and the skipped files with reasons.
 """
 
 import json

@@ -50,7 +50,7 @@ class Foreground(nn.Module):
 
     def __init__(self, config: dict[str, Any], *, grid: tuple[int, int], embed_dim: int) -> None:
         super().__init__()
-        self.center_prior_weight: float = config["gaussian_center_map"]
+        self.center_prior_weight: float = config["center_prior"]
         self.diffusion_steps: int = config["diffusion_steps"]
         self.threshold_classes: int = config["threshold_classes"]
         clusterings, clusters = config["clusterings"], config["clusters"]

@@ -51,7 +51,8 @@ def turned(image: Image.Image) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [turned(drawn()), encoded(drawn().convert("CMYK")), encoded(drawn())[:-400], encoded(drawn(1600)), b"\xff\xd8", b"",
-     encoded(drawn(), progressive=True).replace(jpeg.SCAN_MARKER, 100 * jpeg.SCAN_MARKER), decoding.encode_png(np.asarray(drawn())),
+     encoded(drawn(), progressive=True).replace(jpeg.SCAN_MARKER, 100 * jpeg.SCAN_MARKER),
+     decoding.encode_png(np.asarray(drawn())),
      encoded(drawn(), xmp=b'<x tiff:Orientation="6"/>')],
     ids=["turned", "cmyk", "truncated", "too large", "no more than a marker", "nothing", "scans", "png", "xmp"],
 )  # fmt: skip

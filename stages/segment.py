@@ -87,7 +87,8 @@ def main() -> None:
     if missing := [val.mask_names[label] for label in np.flatnonzero(in_val & ~in_train)]:
         raise ValueError(
             f"{SHARDS / name}: the masks of val have classes that the masks of train lack ({', '.join(missing[:5])}), "
-            f"and no head can learn them. Add images of them to train, in the sources of shards.datasets.{name}"
+            "and no head can learn them. Add images with these classes to the train split: change the sources of "
+            f"shards.datasets.{name}"
         )
     verify_shards(SHARDS / name)
     with distributed.world(protocol.compute.device) as world, ExitStack() as runs:

@@ -185,7 +185,7 @@ def choose_base_lr(
     held_out: Integer[np.ndarray, " h"],
     holdout: FeatureSet,
 ) -> ChosenRate:
-    """Choose the first of the rates with the highest accuracy on a hold-out of train.
+    """Choose the rate with the highest accuracy on a hold-out of train; of equal rates, the first.
 
     Args:
         held_out: Positions in train of the samples that are held out.

@@ -1,9 +1,10 @@
 """Metrics of part maps against ground-truth masks.
 
 All metrics come from contingency tables. Rows are labels of the part map. Columns are true labels; column 0 is the
-background. A table of the pixel level counts pixels, each with the label of its patch. A table of the patch level
-counts patches, each with its majority label. Labels are matched to true labels by the tables of train, and scored by
-the tables of val.
+background. A table at the pixel level counts pixels, each with the label of its patch. A table at the patch level
+counts patches; the true label of a patch is the most frequent one among its pixels. `patch_masks.cell_counts` counts
+the pixels per patch and true label. Labels are matched to true labels by the tables of train, and scored by the tables
+of val.
 """
 
 from typing import Literal
@@ -19,7 +20,9 @@ LEVELS: tuple[Level, ...] = ("patch", "pixel")
 
 
 class PartMetrics:
-    """Accumulate the contingency tables of one labeler. Add all images of train before the first image of val.
+    """Accumulate the contingency tables of one part method or baseline.
+
+    Add all images of train before the first image of val.
 
     Args:
         num_labels: Number of labels of the part maps.
@@ -94,9 +97,9 @@ def contingency(
 def foreground_labels(train: Integer[np.ndarray, "l g"]) -> Bool[np.ndarray, " l"]:
     """Choose the set of labels whose union has the highest IoU with the foreground of all of train.
 
-    The function sorts the labels by their share of foreground, and compares all prefixes. The best set is a prefix,
-    because a further label raises an IoU of x if and only if its share is above x / (1 + x). A label that never covers
-    foreground of train is not chosen.
+    The function sorts the labels by the share of their area that is foreground. It then compares all prefixes. The best
+    set is a prefix, because a further label raises an IoU of x if and only if its share is above x / (1 + x). A label
+    that never covers foreground of train is not chosen.
 
     Returns:
         Whether each label is a foreground label.
@@ -163,7 +166,7 @@ def match_labels(train: Integer[np.ndarray, "l g"]) -> Integer[np.ndarray, " g"]
 
 
 def part_miou(val: Integer[np.ndarray, "l g"], matched: Integer[np.ndarray, " g"]) -> float:
-    """Compute the mean IoU of the parts that val shows with their matched labels, without the background.
+    """Compute the mean IoU between each part that occurs in val and its matched label. The background is left out.
 
     A part without a matched label has IoU 0.
     """

@@ -1,8 +1,8 @@
 """Export encoders to timm and transformers.
 
-An export holds the weights under the names of published checkpoints, the configuration, and the preprocessing of the
-evaluations. Each export is verified before its folder appears: the target library loads it, and its outputs must equal
-those of the original in float64.
+An export holds the weights, named as in published checkpoints. It also holds the configuration, and the preprocessing
+that the evaluations use. Each export is verified before its folder appears: the target library loads it, and its
+outputs must equal those of the original in float64.
 """
 
 from pathlib import Path

@@ -103,7 +103,7 @@ class MAE(nn.Module):
         return pred.new_zeros(b, num_patches, v).scatter(1, decode_indices[:, :, None].expand(-1, -1, v), pred)
 
     def _positions(self, num_patches: int) -> Float[Tensor, "1 {num_patches+1} d"]:
-        """Return the decoder's positions on a square grid, resampled by timm's function for the encoder."""
+        """Resample the decoder's positions to a square grid, as timm resamples those of the encoder."""
         side = int(num_patches**0.5)
         return resample_abs_pos_embed(self.positions, [side, side], num_prefix_tokens=1)
 

@@ -136,10 +136,11 @@ def semantic_core(
 ) -> Mask:  # fmt: skip
     """Mask the same share of every part, whole parts, or a mixture of the two (SemMAE, Li et al. 2022).
 
-    Label k has n_k patches and gets a quota q_k of masked patches. `round` rounds half to even:
+    The labels are put in random order. Label k has n_k patches, and s_k patches have labels before k in this order. The
+    quota q_k is the number of masked patches of label k. `round` rounds half to even:
 
-        a_k = round(mask_ratio * n_k)                                the same share of every part
-        b_k = min(n_k, max(0, mask_ratio * n - patches before k))    whole parts, in random order of the labels
+        a_k = round(mask_ratio * n_k)                          the same share of every part
+        b_k = min(n_k, max(0, mask_ratio * n - s_k))           whole parts
         q_k = round((1 - curriculum_weight) * a_k + curriculum_weight * b_k)
 
     A random subset of q_k patches of each label has priority over all other patches. The sum of the quotas may differ
@@ -296,5 +297,5 @@ def split_indices(
 
 
 def _open_interval(noise: Noise) -> Float[Tensor, "b ..."]:
-    """Add half a step of 2 ** -24 to noise in [0, 1), so that its logarithm is finite."""
+    """Add 2 ** -25 to noise in [0, 1), half of its spacing, so that its logarithm is finite."""
     return noise.double() + 2**-25

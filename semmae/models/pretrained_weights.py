@@ -197,7 +197,7 @@ def is_self_distilled(state: dict[str, Tensor]) -> bool:
 def is_sincos(positions: Float[Tensor, "1 t d"]) -> bool:
     """Return whether these are fixed sine-cosine positions.
 
-    Sine and cosine, row and column may be in any order among the channels.
+    The channels may hold the sines and cosines of rows and columns in any order.
     """
     side, width = math.isqrt(positions.shape[1] - 1), positions.shape[2]
     if positions.shape[1] != side**2 + 1 or width % 4:

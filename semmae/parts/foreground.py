@@ -22,7 +22,7 @@ from semmae.core.rng import fold
 
 CENTER_SIGMA = 0.5  # standard deviation of the center prior, where half a side of the image is 1
 SIGMOID_SCALE = 0.5  # scale of the sigmoid over scores, in standard deviations of `content_score`
-OBJECT_ANGLE = 0.9  # radians per standard deviation of the positions; gives both ends of an object different codes
+OBJECT_ANGLE = 0.9  # radians per standard deviation of positions, for `object_code`; top and bottom get different codes
 AFFINITY_TEMPERATURE = 0.1  # of the softmax over cosines between patches
 RESTART_PROBABILITY = 0.1  # weight of the initial score in each diffusion step
 IMAGES_PER_CLUSTERING = 400  # maximum; each clustering draws its own images

@@ -1,8 +1,8 @@
 """The part learner (SemMAE, section 3.1): part maps from the tokens of a frozen teacher, learned without labels.
 
-The learner first separates the background (`foreground`). It then compares one query per part with a key per foreground
-patch: a softmax over cosines gives each patch a share of every part. A decoder (`part_decoder`), which is used in
-training only, reconstructs a target from these maps. The equations follow the paper, which has no public code;
+The learner first separates the background (`foreground`). It then compares one query per part with one key per patch. A
+softmax over the parts turns the cosines of a patch into its shares of the parts. A decoder (`part_decoder`), which is
+used in training only, reconstructs a target from these maps. The equations follow the paper, which has no public code;
 docs/explanation/method.md lists the differences.
 """
 

@@ -1,4 +1,4 @@
-"""A content-addressed store of part maps under the state root.
+"""A content-addressed store of part maps, in a folder outside the outputs of DVC (`paths.state_root`).
 
 DVC deletes the output of a stage before the stage runs. The stage `part_maps` therefore writes each file to this store
 and copies the files of its dataset to the output. Shards that did not change are never computed again.
@@ -75,7 +75,7 @@ def label_source_digest(root: Path) -> str:
 
 
 def store_path(digest: str, shard_sha256: str) -> Path:
-    """Return the path in the store of a shard's part maps; write there with `part_maps.write`."""
+    """Return where the store keeps the part maps of a shard. Write the file with `part_maps.write`."""
     return _root() / digest / f"{shard_sha256}.parquet"
 
 

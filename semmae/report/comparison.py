@@ -64,7 +64,7 @@ def read(path: Path) -> pd.DataFrame:
     """Read the finished runs from a file that `dvc exp show --csv` printed.
 
     Returns:
-        A row per experiment. Without the column `typ`, which marks experiments, a row per finished run.
+        One row per experiment. The column `typ` marks experiments; a file without it gives one row per finished run.
 
     Raises:
         ValueError: The file is not a CSV table, or it has no finished run.
@@ -193,7 +193,7 @@ def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[s
     names = [
         name
         for name in runs
-        # startswith finds the keys of a section that is null in params.yaml, but not in each run.
+        # A section may be null in params.yaml and have keys in some runs; startswith finds these keys.
         if any(name == key or name.startswith(f"{key}.") for key in known)
         and not name.endswith("seed")
         and not name.startswith("part_scores.")

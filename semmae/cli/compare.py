@@ -11,14 +11,15 @@ from semmae.cli.output import console, new_table
 def compare(
     runs: Annotated[Path, typer.Argument(help="A file with the output of `dvc exp show --csv`.")],
     by: Annotated[
-        str, typer.Option(help="Parameters that distinguish the settings, separated by commas.")
+        str,
+        typer.Option(help="Parameters to group runs by, separated by commas; runs with equal values form a setting."),
     ] = "pretrain.masking.strategy",
     scores: Annotated[
         str | None,
         typer.Option(help="Columns to compare, separated by commas; * matches any text without a dot: knn.*.top1"),
     ] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Print the scores of the baselines of the encoder, over all runs.")
+        bool, typer.Option("--baselines", help="Print the scores of the encoder's baselines, averaged over all runs.")
     ] = False,
     parts: Annotated[
         str | None, typer.Option(help="Print the scores of the parts and of their baselines on this dataset.")

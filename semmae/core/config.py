@@ -1,8 +1,8 @@
 """The typed loader of params.yaml.
 
 A stage describes its section as a frozen pydantic dataclass and loads it by `load_config(PretrainConfig, "pretrain")`.
-The dataclass has no defaults, because DVC does not track a default in Python. Types such as `PositiveInt` of pydantic
-or `UpTo1` of this module bound the values of fields. Unknown keys, missing keys and wrong types are errors.
+The dataclass has no defaults, because DVC does not track a default in Python. Types such as pydantic's `PositiveInt`
+or `UpTo1` of this module limit the range of a field. Unknown keys, missing keys and wrong types are errors.
 
 YAML is read as DVC reads it, in version 1.2: `1e-3` is a float, `no` is a string.
 """
@@ -141,7 +141,7 @@ def _written_key(path: tuple[str | int, ...], params: dict[str, Any]) -> str:
     For an inherited value, this is the key in the section that supplies the value. For a member of a union, pydantic
     adds a tag to the path. This function drops the tag, because the file has no such key.
     """
-    num_known = 0  # first keys that need no check: those of a section that supplies values
+    num_known = 0  # leading keys that are known to be in the file, because they come from INHERITED
     for section, source in INHERITED.items():
         keys = path[len(section) :]
         if (*section, *keys) == path and _is_inherited(keys, _lookup(params, section), _lookup(params, source)):
@@ -156,7 +156,7 @@ def _written_key(path: tuple[str | int, ...], params: dict[str, Any]) -> str:
 
 
 def _is_inherited(keys: tuple[str | int, ...], own: Any, shared: Any) -> bool:
-    """Return whether `with_overrides(shared, own)` takes the value under `keys` from `shared`, or misses it there."""
+    """Return whether `own` lacks the value under `keys`, so that `with_overrides(shared, own)` looks in `shared`."""
     if own is None:
         return True
     for depth, key in enumerate(keys):

@@ -21,8 +21,8 @@ def epoch_order(
     """Compute the order of the sample indices in one epoch.
 
     Each sample of weight w appears floor(w) times. Some of the n samples of this weight appear once more, so that
-    together they appear round(w * n) times. A random permutation selects these samples, and the selection moves on
-    along the permutation from epoch to epoch.
+    together they appear round(w * n) times. These come from a fixed random permutation: each epoch takes the next ones,
+    and continues at the beginning after the last one.
 
     Args:
         weights: Average number of times that an epoch visits each sample; None visits each sample once.

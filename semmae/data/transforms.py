@@ -99,7 +99,7 @@ class AugmentedCrop:
 
 @dataclass(frozen=True)
 class FullImage:
-    """The whole image, resized to a square as for part maps, and flipped with probability `flip`."""
+    """The whole image, resized to a square, and flipped with probability `flip`. Part maps see images this way."""
 
     img_size: int
     seed: int
@@ -181,7 +181,7 @@ def apply_color_matrix(images: UInt8[Tensor, "b 3 H W"], matrix: Float[Tensor, "
 
 @cache
 def build_rand_augment(options: RandAugment, img_size: int) -> Callable[[Image.Image], Image.Image]:
-    """Build timm's transform with the settings of `timm.data.create_transform` for bicubic images of this size."""
+    """Build timm's RandAugment as `timm.data.create_transform` does for this size and bicubic interpolation."""
     name = f"rand-m{options.magnitude}-n{options.operations}-mstd{options.magnitude_std:g}-inc1"
     fill_color = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)  # of pixels outside of the moved image
     hparams = {

@@ -42,7 +42,7 @@ def source_files() -> set[Path]:
 
 
 def _can_change_results(module: str) -> bool:
-    """Return whether a module belongs to the project, except the version (`semmae`) and the console output."""
+    """Return whether a module of the project can change results: not the version, nor the console output."""
     return module.startswith(("semmae.", "stages")) and not f"{module}.".startswith("semmae.console.")
 
 

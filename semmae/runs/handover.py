@@ -42,7 +42,7 @@ def adopt_offered(identity: dict[str, Any], folder: Path) -> list[str]:
 
     Returns:
         Digests of the older source versions that computed a part of the run in `folder`, oldest first. The list is
-        empty if the run was not adopted.
+        empty if that run has never adopted checkpoints.
     """
     for offer_file in sorted(folder.parent.glob(f"*/{OFFER_FILE}")):
         offered = offer_file.parent

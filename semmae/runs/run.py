@@ -54,15 +54,15 @@ class Run:
 
     Args:
         stage: Name of the stage, for messages.
-        out: Output of the stage. While the run holds its lock, a second process that writes it fails.
+        out: Output of the stage. The run locks it: a second run with the same output fails at its start.
         params: Parameters of the stage, a dataclass; part of the fingerprint.
         inputs: Digests of the files that the stage reads; part of the fingerprint.
         checkpoint_minutes: Time between two checkpoints within an epoch.
 
     Attributes:
         history: One row per finished epoch: `epoch` (from 1), the means of the recorded values, and the logged values.
-        adopted: `{"adopted": digests}` if older source has computed a part of this run, else `{}`. The stage writes
-            this entry into the JSON of its artifact.
+        adopted: `{"adopted": [...]}` with the digests of the older source versions that computed a part of this run,
+            or `{}`. The stage writes this entry into the JSON of its artifact.
     """
 
     def __init__(
@@ -131,7 +131,8 @@ class Run:
         `StepPlan` describes the arguments from `reader` to `workers`.
 
         Args:
-            state: Objects whose state a checkpoint keeps, by name. `model` must be finite when it is saved.
+            state: Objects whose state a checkpoint keeps, by name. The weights of an entry `model` must be finite
+                whenever a checkpoint is saved.
             retry: If a step is not finite, yield it a second time, with `is_retry`. On a GPU, `steps` may yield the
                 next step before the retry.
             max_skipped_steps: Number of steps that may be skipped because they are not finite. The loop must not update

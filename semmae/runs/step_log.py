@@ -68,7 +68,8 @@ class StepLog:
     """Reads, checks and averages the values of the steps, in their order.
 
     Attributes:
-        delay: Number of launched steps with unread values when the next step is launched: 1 on a GPU, else 0.
+        delay: Number of steps by which reading lags behind. On a GPU, the host reads the values of a step after it has
+            launched the next one (1); on a CPU, at once (0).
         stop: Whether a rank has received a stop signal.
         checkpoint_due: Whether a checkpoint is due on any rank.
         latest_loss: The loss of the last step that was read.
@@ -151,7 +152,7 @@ class StepLog:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint. All ranks resume from this state, so its sums are means over the ranks."""
+        """Return the state for a checkpoint. All ranks resume from it, so each sum is averaged over the ranks."""
         sums = {name: self._mean(total) for name, total in self.sums.items()}
         loss_spikes = self.loss_spikes.state_dict()
         return {"sums": sums, "count": self.count, "skipped": self.skipped, "loss_spikes": loss_spikes}

@@ -48,7 +48,7 @@ class Source(Protocol):
         ...
 
     def list_items(self, *, seed: int) -> list[SourceItem]:
-        """List all inputs, including refused ones, sorted by path.
+        """List all inputs, sorted by path. An input that the source refuses has the reason in `SourceItem.refused`.
 
         Args:
             seed: Seed of the split that `val_fraction` draws.
@@ -84,8 +84,8 @@ class Source(Protocol):
         """Compute a digest of the source that changes if a sample changes.
 
         Args:
-            contents: Items and digests of their bytes, in any order. Iterating it may read all images. A source should
-                not iterate it if its parameters determine its images.
+            contents: Items and digests of their bytes, in any order. Iterating over them may read all images. If the
+                parameters of a source determine its images, compute the digest from the parameters instead.
         """
         ...
 
@@ -118,7 +118,7 @@ class FileSource:
         return items
 
     def missing_masks(self, example: str) -> str | None:
-        """Return the end of the error message "none of <n> images, ..." about missing masks.
+        """Return the text that completes the error "none of <n> images, ", raised if no image has a mask.
 
         None means that `scan` does not look for masks, so no error is raised.
 

@@ -47,7 +47,7 @@ class MemberLabels:
 
     member: Literal["cls", "json"]
     field: str | None  # field of json; null for cls
-    names: list[str] | None  # class names, which label numbers index; null: the label itself is the class name
+    names: list[str] | None  # class names; a label is an index into this list; null: a label is the class name
 
     @model_validator(mode="after")
     def _check_field(self) -> "MemberLabels":
@@ -121,7 +121,7 @@ class WebDataset(FileSource):
 
     def missing_masks(self, example: str) -> str:
         assert self.masks is not None
-        return f"e.g. {example}, has a mask; a mask is a member with the key of its image and .{self.masks.member}"
+        return f"e.g. {example}, has a mask; the mask of the image <key>.* must be the member <key>.{self.masks.member}"
 
     def class_names(self, items: Iterable[SourceItem]) -> list[str]:
         if self.labels and self.labels.names:

@@ -263,7 +263,7 @@ def test_a_key_in_two_shards_is_two_samples(web, tmp_path):
         ({"labels": MemberLabels("cls", None, None)}, "no sample has a member .cls, which `labels` expects"),
         (
             {"masks": MemberMasks("parts", ["a", "b"], "mask.png")},
-            "none of 9 images, e.g. 00000.tar/000000000.jpg, has a mask; a mask is a member with the key of its image",
+            "none of 9 images, e.g. 00000.tar/000000000.jpg, has a mask; the mask of the image <key>.* must be",
         ),
         ({"path": "nowhere"}, "nowhere is not a folder"),
         ({"shards": {"train": "*_stats.json"}}, "00000_stats.json cannot be read as a plain, uncompressed tar"),

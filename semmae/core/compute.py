@@ -26,8 +26,7 @@ def native_precision(device: Device) -> Precision:
     has_kernels = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
     if has_kernels is None or not has_kernels():
         return "fp32"
-    # On x86, the kernels run on every CPU with AVX-512. Most of these have no bfloat16 instructions: the kernels emulate
-    # them.
+    # On x86, the kernels run on every CPU with AVX-512. They emulate bfloat16 instructions, which most of these lack.
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     return "bf16" if not is_x86 or torch.cpu._is_avx512_bf16_supported() else "fp32"
 

@@ -14,10 +14,9 @@ To add a strategy:
 
 - It draws no random numbers. `noise` holds uniform float32 numbers in [0, 1), and the mask of image i depends on row i
   alone. Two ranks that share a batch therefore compute the same masks as one process.
-- Its shapes are static, it loops over neither images nor parts, and it reads no value from the device. `torch.compile`
-  therefore compiles it to one graph.
-- Its sorts are stable, and its sums are exact or in float64. CPU and GPU therefore give the same mask, also under
-  autocast.
+- Its shapes are static. It loops over neither images nor parts and reads no value from the device, so `torch.compile`
+  makes one graph of it.
+- Its sorts are stable, its sums exact or in float64. CPU and GPU therefore give the same mask, with autocast too.
 """
 
 import math

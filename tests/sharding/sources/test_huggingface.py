@@ -150,7 +150,7 @@ def test_a_damaged_file_is_one_sentence(pets):
 
 def test_without_the_library_the_error_names_the_command_to_install_it(pets, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"not installed: pip install 'semmae\[hf\]'"):
+    with pytest.raises(ValueError, match=r"not installed. Run: pip install 'semmae\[hf\]'"):
         source(pets).list_items(seed=0)
 
 

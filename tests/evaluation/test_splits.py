@@ -66,7 +66,9 @@ def test_an_unlabeled_split_is_refused(dataset, tmp_path):
         splits.open_labeled_splits(tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "masks", "message"), [("classes", True, "masks is classes"), (None, False, "has masks")])
+@pytest.mark.parametrize(
+    ("kind", "masks", "message"), [("classes", True, "masks is classes"), (None, False, "has masks")]
+)
 def test_masks_without_objects_are_refused(dataset, tmp_path, kind, masks, message):
     dataset(train=Split([0], [masks], kind), val=Split([0], [masks], kind))
     with pytest.raises(ValueError, match=message):

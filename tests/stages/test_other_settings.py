@@ -25,9 +25,9 @@ from tests.project import Project, call
 def mapped() -> PartMethod:
     """Make the part maps of the project in this folder, read them, and return the part method."""
     call("part_maps")
-    learned, elder = part_learner.load_parts(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")
+    learned, teacher_digest = part_learner.load_parts(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")
     maps = part_maps.join(
-        Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=elder, parts=learned.digest
+        Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=teacher_digest, parts=learned.digest
     )
     assert maps.grid == learned.grid
     found = np.unique(maps.channels["part_map"])
@@ -174,11 +174,11 @@ def test_a_checkpoint_in_the_layout_of_timm_can_be_the_teacher(inside: Project):
     inside.set("teacher.model", "vit_tiny_patch16_224")
     inside.set("teacher.checkpoint", {"path": file.name, "sha256": file_digest(file)})
     call("teacher")
-    elder = teacher.load_teacher(Path("data/teacher"))
-    assert elder.grid(32) == (2, 2)  # too few places for a middle: no foreground
+    frozen_teacher = teacher.load_teacher(Path("data/teacher"))
+    assert frozen_teacher.grid(32) == (2, 2)  # too few places for a middle: no foreground
     inside.set("parts.learned.foreground", None)
     for name, value in published.blocks.state_dict().items():
-        assert torch.equal(elder.network.blocks.state_dict()[name], value)
+        assert torch.equal(frozen_teacher.network.blocks.state_dict()[name], value)
     call("parts")
     assert mapped().config.items() >= {"class_token": True, "embed_dim": 192, "grid": [2, 2]}.items()
 

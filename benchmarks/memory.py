@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 
 from semmae.core.config import read_yaml
 from semmae.models import teacher, vit
-from semmae.parts import part_learner, part_method
+from semmae.parts import kmeans_parts, part_methods
 from semmae.sharding import shard_writer
 from semmae.sharding.sources.sources import Creatures
 
@@ -65,11 +65,11 @@ def prepare(root: Path, images: int) -> None:
         "grid": frozen_teacher.grid(SIZE), "embed_dim": frozen_teacher.embed_dim, "img_size": SIZE,
         "teacher": frozen_teacher.digest,
     }  # fmt: skip
-    clusters = part_method.KMeansParts(
+    clusters = kmeans_parts.KMeansParts(
         {"method": "kmeans", "num_parts": 4, "background": False, "temperature": 0.1, **shape}
     )
     clusters.fit(torch.randn(8, 16, frozen_teacher.embed_dim), seed=0)
-    part_learner.save_parts(root / "data/parts", clusters)
+    part_methods.save_parts(root / "data/parts", clusters)
     YAML().dump(
         {"evaluations": {name: {DATASET: {}} for name in EVALUATIONS}}
         | {name: {"protocol": protocol(name)} for name in EVALUATIONS},

@@ -33,7 +33,7 @@ from semmae.data.loader import load_groups
 from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Tokens, load_teacher
-from semmae.parts import part_learner, part_maps, part_store
+from semmae.parts import part_maps, part_methods, part_store
 from semmae.parts.part_method import PartMethod
 
 OUT, RESULTS, SHARDS = Path("data/part_maps"), Path("results/part_maps"), Path("data/shards")
@@ -58,7 +58,7 @@ def main() -> None:
     section = load_config(PartMapsConfig, "part_maps")
     verify_shards(SHARDS / section.dataset)
     reader, teacher = Reader(SHARDS / section.dataset), load_teacher(TEACHER)
-    learner = part_learner.load_parts(PARTS, teacher=teacher.digest)
+    learner = part_methods.load_parts(PARTS, teacher=teacher.digest)
     device = distributed.choose_device(section.compute.device)
     teacher, learner = teacher.to(device), learner.to(device)
     vit.use_fastest_attention(teacher, device, frozen_grid=learner.config["grid"])

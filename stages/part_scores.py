@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -25,7 +25,8 @@ from semmae.core.config import STRICT, load_config
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.evaluation import baselines, scores, splits, views
+from semmae.data.patch_masks import WholeView
+from semmae.evaluation import baselines, scores, splits
 from semmae.evaluation.center_mask import CenterMask
 from semmae.evaluation.part_baselines import fit_baselines
 from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler, evaluate_labelers
@@ -34,14 +35,14 @@ from semmae.evaluation.part_references import fit_references
 from semmae.evaluation.scores import Scores
 from semmae.models import vit
 from semmae.models.teacher import Teacher, Tokens, load_teacher
-from semmae.parts.part_learner import load_parts
 from semmae.parts.part_method import PartMethod
+from semmae.parts.part_methods import load_parts
 
 SHARDS, TEACHER, PARTS, RESULTS = (
     Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")
 )
 
-Encode = Callable[[UInt8[Tensor, "b 3 H W"]], tuple[Tokens, Float[Tensor, "b a n"]]]
+Encode = Callable[[UInt8[Tensor, "b 3 H W"]], Tokens]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -76,7 +77,7 @@ def main() -> None:
     device = distributed.choose_device(protocol.compute.device)
     teacher, method, untrained = load_networks(protocol, device)
     grid, num_classes = tuple(method.config["grid"]), len(train.mask_names)
-    view = views.WholeView(method.config["img_size"], grid, num_classes=num_classes)
+    view = WholeView(method.config["img_size"], grid, num_classes=num_classes)
     encode, encode_untrained = make_encoder(teacher, protocol, device), make_encoder(untrained, protocol, device)
 
     def label_parts(batch: PartBatch) -> np.ndarray:
@@ -87,7 +88,7 @@ def main() -> None:
         indices, workers = np.arange(len(reader)), protocol.compute.workers
         for batch in batches(reader, indices, view, batch_size=protocol.batch_size, workers=workers):
             images = batch["image"].to(device)
-            yield PartBatch(images, *encode(images), batch["counts"].numpy())
+            yield PartBatch(images, encode(images), batch["counts"].numpy())
 
     train_counts = reduce(np.add, (view.counts(train, index) for index in range(len(train))))
     baseline_labelers: dict[str, PatchLabeler] = {}
@@ -97,7 +98,7 @@ def main() -> None:
         sample = list(load(train.select(indices)))
         baseline_labelers = fit_baselines(
             sample, train_counts, num_labels=method.num_labels, grid=grid,
-            untrained=lambda images: encode_untrained(images)[0], seed=protocol.seed,
+            untrained=encode_untrained, seed=protocol.seed,
         )  # fmt: skip
         references = fit_references(sample, num_classes)
     labelers = {"parts": PatchLabeler(method.num_labels, label_parts)} | baseline_labelers | references
@@ -132,9 +133,9 @@ def load_networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[T
 
 def make_encoder(teacher: Teacher, protocol: PartScoresProtocol, device: torch.device) -> Encode:
     """Return the forward pass of a teacher, in the precision of the protocol."""
-    forward = protocol.compute.compile_function(teacher.encode_with_heads)
+    forward = protocol.compute.compile_function(teacher.encode)
 
-    def encode(images: UInt8[Tensor, "b 3 H W"]) -> tuple[Tokens, Float[Tensor, "b a n"]]:
+    def encode(images: UInt8[Tensor, "b 3 H W"]) -> Tokens:
         with distributed.autocast(device, protocol.compute.precision):
             return forward(images)
 

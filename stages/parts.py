@@ -29,8 +29,10 @@ from semmae.data.loader import batches
 from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Teacher, load_teacher
-from semmae.parts.part_learner import PartLearner, save_parts
-from semmae.parts.part_method import KMeansParts, PartMethod
+from semmae.parts.kmeans_parts import KMeansParts
+from semmae.parts.part_learner import PartLearner
+from semmae.parts.part_method import PartMethod
+from semmae.parts.part_methods import save_parts
 from semmae.runs.fingerprint import artifact_params
 from semmae.runs.history_files import write_history
 from semmae.runs.run import Run

@@ -27,7 +27,7 @@ from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
 from semmae.models import mae
 from semmae.models.teacher import load_teacher
-from semmae.parts import part_learner, part_maps
+from semmae.parts import part_maps, part_methods
 from semmae.report import evaluation_sections, figures, run_sections
 from semmae.report.palettes import make_palette
 
@@ -79,7 +79,7 @@ def gather_run(section: ReportConfig) -> dict[str, Any]:
         )
     run = encoder["params"]
     teacher = load_teacher(TEACHER)
-    method = part_learner.load_parts(PARTS, teacher=teacher.digest)
+    method = part_methods.load_parts(PARTS, teacher=teacher.digest)
     shards = read_json(SHARDS / run["dataset"] / "shards.json")
     split = next(name for name in SPLITS if name in shards["samples"])
     reader = Reader(SHARDS / run["dataset"], split)

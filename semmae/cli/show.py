@@ -23,7 +23,7 @@ def show(
     from semmae.core.config import load_config, read_yaml
     from semmae.data.dataset import Reader
     from semmae.models import mae, teacher
-    from semmae.parts import part_learner, part_maps
+    from semmae.parts import part_maps, part_methods
     from semmae.report import figures, heat_maps
     from stages.pretrain import PretrainConfig
 
@@ -37,7 +37,7 @@ def show(
         image = figures.parts_grid(reader, maps, colors=colors, **selection)
     elif what == "heat":
         frozen_teacher = teacher.load_teacher(TEACHER)
-        method = part_learner.load_parts(PARTS, teacher=frozen_teacher.digest)
+        method = part_methods.load_parts(PARTS, teacher=frozen_teacher.digest)
         image = heat_maps.heat_grid(reader, frozen_teacher, method, colors=colors, **selection)
     elif what == "masks":
         section = load_config(PretrainConfig, "pretrain")

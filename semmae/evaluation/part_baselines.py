@@ -9,12 +9,12 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from semmae.core.rng import fold
+from semmae.data.patch_masks import majority_labels
 from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler
-from semmae.evaluation.patch_masks import majority_labels
 from semmae.models.teacher import Tokens
-from semmae.parts.part_method import KMeansParts
-
-ATTENTION_MASS = 0.6  # share of the attention of a head on the patches that it keeps (DINO, figure 1)
+from semmae.parts.attention_parts import head_labels
+from semmae.parts.grid_parts import grid_labels
+from semmae.parts.kmeans_parts import KMeansParts
 
 
 def fit_baselines(
@@ -58,34 +58,11 @@ def fit_baselines(
         "untrained_kmeans": _fit_token_kmeans(sample, untrained_tokens, grid, num_labels, fold(seed, "untrained")),
         "teacher_kmeans": _fit_token_kmeans(sample, teacher_tokens, grid, num_labels, fold(seed, "teacher")),
         "attention_heads": PatchLabeler(
-            sample[0].heads.shape[1] + 1, lambda batch: head_labels(batch.heads).cpu().numpy()
+            sample[0].tokens.heads.shape[1] + 1, lambda batch: head_labels(batch.tokens.heads).cpu().numpy()
         ),
         "grid": PatchLabeler(int(rectangles.max()) + 1, lambda batch: np.tile(rectangles, (len(batch.images), 1))),
         "position": PatchLabeler(train_counts.shape[1], lambda batch: np.tile(position, (len(batch.images), 1))),
     }
-
-
-def head_labels(attention: Float[Tensor, "b a n"]) -> Integer[Tensor, "b n"]:
-    """Label each patch by the head that attends most to it, among the heads that keep the patch.
-
-    A head keeps the fewest patches that hold at least `ATTENTION_MASS` of its attention.
-
-    Returns:
-        Labels 0 to `a - 1`; `a` for patches that no head keeps.
-    """
-    ranked, indices = attention.sort(dim=2, descending=True)
-    before = ranked.cumsum(2) - ranked
-    is_kept = before < ATTENTION_MASS * attention.sum(2, keepdim=True)
-    kept = torch.zeros_like(attention, dtype=torch.bool).scatter(2, indices, is_kept)
-    return torch.where(kept.any(1), (attention * kept).argmax(1), attention.shape[1])
-
-
-def grid_labels(grid: tuple[int, int], count: int) -> Integer[np.ndarray, " n"]:
-    """Label each patch by its rectangle, in a grid of at most `count` equal rectangles."""
-    rows = int(count**0.5)
-    columns = count // rows
-    i, j = np.mgrid[: grid[0], : grid[1]]
-    return (i * rows // grid[0] * columns + j * columns // grid[1]).ravel()
 
 
 def patch_colors(images: UInt8[Tensor, "b 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "b n 6"]:

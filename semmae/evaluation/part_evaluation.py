@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Integer, UInt8
 from torch import Tensor
 
+from semmae.data.patch_masks import majority_labels
 from semmae.evaluation.center_mask import CenterMask
 from semmae.evaluation.part_metrics import LEVELS, Level, PartMetrics
-from semmae.evaluation.patch_masks import majority_labels
 from semmae.models.teacher import Tokens
 
 
@@ -19,18 +19,16 @@ class PartBatch(NamedTuple):
     Attributes:
         images: Whole images, resized to a square.
         tokens: The teacher's tokens.
-        heads: The attention of the teacher's class token in each head; the weights of a head sum to 1.
         counts: Pixels of each true label in each patch (`cell_counts`).
     """
 
     images: UInt8[Tensor, "b 3 H W"]
     tokens: Tokens
-    heads: Float[Tensor, "b a n"]
     counts: Integer[np.ndarray, "b n g"]
 
     def true_labels(self) -> Integer[np.ndarray, "b n"]:
         """Return the true label of each patch; 255 for patches without a labeled pixel."""
-        return np.stack([majority_labels(image) for image in self.counts])
+        return majority_labels(self.counts)
 
 
 class PatchLabeler(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from semmae.evaluation.patch_masks import majority_labels
+from semmae.data.patch_masks import majority_labels
 
 MIN_USED_SHARE = 0.01  # a label with a smaller share of val counts as unused
 Level = Literal["patch", "pixel"]

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from semmae.data.patch_masks import majority_labels
 from semmae.evaluation import patch_probe
 from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler
-from semmae.evaluation.patch_masks import majority_labels
 
 
 def fit_references(sample: list[PartBatch], num_classes: int) -> dict[str, PatchLabeler]:

@@ -7,14 +7,10 @@ uint8. `RandomViews` is a function `(reader, index, epoch) -> sample` for `Run.s
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Integer
-
 from semmae.core.rng import numpy_generator
-from semmae.data.crops import FULL_IMAGE, Box, channels_first, resample_box
+from semmae.data.crops import Box, channels_first, resample_box
 from semmae.data.dataset import ImageSequence, Reader
 from semmae.data.transforms import Crop, load_crop, random_box
-from semmae.evaluation.patch_masks import cell_counts
 
 CENTER_CROP = 224 / 256  # share of the short side that CenterView keeps
 RANDOM_CROP = Crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)  # linear probe of MAE (He et al. 2022, table 10)
@@ -60,21 +56,3 @@ class RandomViews:
     def __call__(self, reader: Reader, index: int, epoch: int) -> dict[str, Any]:
         views = {f"image{size}": RandomView(size, self.seed, epoch)(reader, index)["image"] for size in self.sizes}
         return {"key": reader.keys[index], "label": reader.labels[index], **views}
-
-
-@dataclass(frozen=True)
-class WholeView:
-    """The whole image, resized without a crop, and the counts of mask labels in each cell of a grid."""
-
-    img_size: int
-    grid: tuple[int, int]
-    num_classes: int
-
-    def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        return {"image": load_crop(reader, index, FULL_IMAGE, self.img_size), "counts": self.counts(reader, index)}
-
-    def counts(self, reader: Reader, index: int) -> Integer[np.ndarray, "n g"]:
-        """Count the pixels of each label (columns) in each cell (rows); the sample must have a mask."""
-        mask = reader.mask(index)
-        assert mask is not None, f"{reader.keys[index]} has no mask; select with open_masked_splits"
-        return cell_counts(mask, grid=self.grid, num_classes=self.num_classes)

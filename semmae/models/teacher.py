@@ -25,6 +25,7 @@ class Tokens(NamedTuple):
     patch: Float[Tensor, "b n d"]
     cls: Float[Tensor, "b d"]
     attention: Float[Tensor, "b n"]  # from the class token in the last block; mean over heads, sums to 1
+    heads: Float[Tensor, "b a n"]  # the same attention of each head; the weights of a head sum to 1
 
 
 class Teacher(nn.Module):
@@ -55,22 +56,17 @@ class Teacher(nn.Module):
             )
         return img_size // self.patch_size, img_size // self.patch_size
 
+    @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Tokens:
         """Encode whole images with pixels from 0 to 255.
 
         If the class token was not trained, `Tokens.cls` is the mean of the patch tokens.
         """
-        return self.encode_with_heads(images)[0]
-
-    @torch.no_grad()
-    def encode_with_heads(self, images: UInt8[Tensor, "b 3 H W"]) -> tuple[Tokens, Float[Tensor, "b a n"]]:
-        """Encode images, and also return the class-token attention of each of the `a` heads, which sums to 1."""
         pixels = vit.normalize(images, tuple(self.config["mean"]), tuple(self.config["std"]))
         out, heads = vit.class_attention(self.network, pixels)
         patch, attention = out[:, self.network.num_prefix_tokens :].float(), heads.mean(1)
         cls = out[:, 0].float() if self.class_token else patch.mean(1)
-        tokens = Tokens(patch, cls, attention / attention.sum(1, keepdim=True))
-        return tokens, heads / heads.sum(2, keepdim=True)
+        return Tokens(patch, cls, attention / attention.sum(1, keepdim=True), heads / heads.sum(2, keepdim=True))
 
 
 def save_teacher(folder: Path, network: vit.Network, config: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class Foreground(nn.Module):
     """Estimate the foreground share of each patch from its token.
 
     The methods take two versions of the same patch tokens. `raw_tokens` are the output of the teacher. `tokens` are
-    prepared by `PartMethod.prepare_tokens` and scaled to unit length.
+    prepared by `TokenPartMethod.prepare_tokens` and scaled to unit length.
 
     Args:
         config: The fields of `ForegroundConfig` in `semmae.training.parts_loop`.

@@ -6,29 +6,28 @@ used in training only, reconstructs a target from these maps. The equations foll
 docs/explanation/method.md lists the differences.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from semmae.core.model_files import load_model, model_digest, save_model
 from semmae.core.rng import fold
 from semmae.models.teacher import Tokens
 from semmae.parts.foreground import CHUNK_SIZE, Foreground, object_code
+from semmae.parts.kmeans_parts import spherical_kmeans
 from semmae.parts.part_decoder import PartDecoder, blur
-from semmae.parts.part_method import KMeansParts, PartMethod, spherical_kmeans
+from semmae.parts.token_part_method import TokenPartMethod
 
 OBJECT_CODE_DIM = 4  # size of `foreground.object_code`
 
 
-class PartLearner(PartMethod):
+class PartLearner(TokenPartMethod):
     """Part queries, and the decoder that trains them.
 
     Args:
-        config: The keys of `PartMethod`, and the fields of `PartLearnerConfig` in `semmae.training.parts_loop`.
+        config: The keys of `TokenPartMethod`, and the fields of `PartLearnerConfig` in `semmae.training.parts_loop`.
             `class_token` is whether the teacher has a trained class token. `target_dim` is the number of target values
             per patch.
     """
@@ -89,7 +88,7 @@ class PartLearner(PartMethod):
         keys = torch.cat([F.normalize(self.embed_patch(prepared).float(), dim=-1), position], dim=-1)
         return F.normalize(keys, dim=-1), foreground
 
-    def assign(self, tokens: Tokens) -> Float[Tensor, "b p n"]:
+    def assign(self, tokens: Tokens, counts: Integer[Tensor, "b n g"] | None = None) -> Float[Tensor, "b p n"]:
         """Divide the foreground share of each patch among the parts. The last label gets the background share."""
         keys, foreground = self.compute_keys(tokens.patch)
         queries = self.queries.expand(len(keys), -1, -1)
@@ -104,30 +103,3 @@ class PartLearner(PartMethod):
         maps = self.assign(tokens)
         spatial = blur(maps.unflatten(2, self.grid), self.config["blur_sigma"])
         return maps, self.decoder(spatial, tokens.cls).flatten(2).transpose(1, 2)
-
-
-PART_METHODS = {"learned": PartLearner, "kmeans": KMeansParts}
-
-
-def save_parts(folder: Path, method: PartMethod) -> None:
-    """Write parts.safetensors and parts.json."""
-    save_model(folder, "parts", method.state_dict(), method.config)
-
-
-def load_parts(folder: Path, *, teacher: str | None = None) -> PartMethod:
-    """Load a part method with frozen weights.
-
-    Args:
-        folder: The folder of `save_parts`.
-        teacher: The expected digest of the teacher; None accepts any.
-
-    Raises:
-        ValueError: The method was learned from another teacher.
-    """
-    state, config = load_model(folder, "parts")
-    if teacher is not None and teacher != config["teacher"]:
-        raise ValueError(f"{folder} was learned from another teacher than the current one; run dvc repro parts")
-    method = PART_METHODS[config["method"]](config)
-    method.load_state_dict(state, strict=True)
-    method.digest = model_digest(folder, "parts")
-    return method.eval().requires_grad_(False)

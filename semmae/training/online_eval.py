@@ -16,8 +16,10 @@ from pydantic.dataclasses import dataclass
 from semmae.core.config import STRICT
 from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
+from semmae.data.decoding import IGNORE
 from semmae.data.loader import batches
-from semmae.evaluation import classification_metrics, features, patch_masks, patch_probe, splits, views
+from semmae.data.patch_masks import WholeView, majority_labels
+from semmae.evaluation import classification_metrics, features, patch_probe, splits
 from semmae.models import vit
 
 NEIGHBORS, TEMPERATURE = 20, 0.07  # DINO's kNN
@@ -127,7 +129,7 @@ class OnlineEvaluator:
         width = tokens.shape[-1]
         probe = patch_probe.fit(tokens.reshape(-1, width), truth.reshape(-1), num_classes=2)
         predicted = probe.predict(val_tokens.reshape(-1, width)).reshape(val_truth.shape)
-        known = val_truth != patch_masks.IGNORE
+        known = val_truth != IGNORE
         intersection = ((predicted == 1) & (val_truth == 1)).sum(1)
         union = (((predicted == 1) | (val_truth == 1)) & known).sum(1)
         has_object = (val_truth == 1).any(1)
@@ -139,14 +141,14 @@ class OnlineEvaluator:
     ) -> tuple[Float[np.ndarray, "b n d"], Integer[np.ndarray, "b n"]]:
         """Return patch tokens, and for each patch 1 for foreground, 0 for background, 255 for unknown."""
         side = self.img_size // encoder.patch_embed.patch_size[0]
-        view = views.WholeView(self.img_size, (side, side), len(reader.mask_names))
+        view = WholeView(self.img_size, (side, side), len(reader.mask_names))
         tokens, truth = [], []
         for batch in batches(reader, np.arange(len(reader)), view, batch_size=BATCH_SIZE, workers=0):
             out = vit.encode_tokens(encoder, vit.normalize(batch["image"].to(self.device)))
             tokens.append(out[:, encoder.num_prefix_tokens :].float().cpu().numpy())
             counts = batch["counts"].numpy()  # pixels per patch and class; class 0 is background
             foreground_counts = np.stack([counts[..., 0], counts[..., 1:].sum(-1)], axis=-1)
-            truth.append(np.stack([patch_masks.majority_labels(image) for image in foreground_counts]))
+            truth.append(majority_labels(foreground_counts))
         return np.concatenate(tokens), np.concatenate(truth)
 
 

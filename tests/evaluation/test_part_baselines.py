@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from semmae.data.patch_masks import cell_counts
 from semmae.evaluation import baselines, part_baselines
 from semmae.evaluation.center_mask import CenterMask
 from semmae.evaluation.part_evaluation import PartBatch, evaluate_labelers
 from semmae.evaluation.part_references import fit_references
-from semmae.evaluation.patch_masks import cell_counts
 from semmae.models import vit
 from semmae.models.teacher import Tokens
 
@@ -31,12 +31,10 @@ def scene(seed: int, images: int = 12) -> PartBatch:
     counts = np.stack([cell_counts(mask, grid=GRID, num_classes=CLASSES) for mask in masks])
     truth = counts.argmax(2)
     patch = torch.from_numpy(np.eye(3)[truth] + 0.02 * rng.normal(size=(*truth.shape, 3))).float()
-    tokens = Tokens(patch, patch.mean(1), torch.full(truth.shape, 1 / 16))
     images = torch.from_numpy(pixels)
     red_and_blue = part_baselines.patch_colors(images, GRID)[..., [0, 2]].transpose(1, 2)
-    return PartBatch(
-        images, tokens, (20 * red_and_blue).softmax(2), counts
-    )  # two heads: the reddest patches, and the bluest
+    heads = (20 * red_and_blue).softmax(2)  # the reddest patches, and the bluest
+    return PartBatch(images, Tokens(patch, patch.mean(1), heads.mean(1), heads), counts)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,8 @@ def found() -> dict:
 
     def noise(images: torch.Tensor) -> Tokens:
         patch = torch.randn(len(images), 16, 3, generator=generator)
-        return Tokens(patch, patch.mean(1), torch.full((len(images), 16), 1 / 16))
+        heads = torch.full((len(images), 2, 16), 1 / 16)
+        return Tokens(patch, patch.mean(1), heads.mean(1), heads)
 
     labelers = part_baselines.fit_baselines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, seed=0)
     labelers |= fit_references(train[:1], CLASSES)
@@ -67,18 +66,6 @@ def test_tokens_that_tell_parts_apart_do(found):
 
 def test_heads_that_attend_to_the_foreground_find_it(found):
     assert found["attention_heads"]["patch"]["fg_iou"] > 0.5
-
-
-def test_a_head_keeps_what_holds_most_of_its_attention():
-    attention = torch.tensor([[[0.5, 0.3, 0.1, 0.1], [0.1, 0.4, 0.35, 0.15]]])
-    labels = part_baselines.head_labels(attention)  # kept: patches 0 and 1 by the first, 1 and 2 by the second
-    assert labels.tolist() == [[0, 1, 1, 2]]
-
-
-def test_a_grid_cuts_the_image_into_equal_rectangles():
-    labels = part_baselines.grid_labels((4, 6), 6).reshape(4, 6)
-    assert labels.tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
-    assert set(part_baselines.grid_labels((12, 12), 20)) == set(range(20))
 
 
 def test_noise_finds_nothing(found):

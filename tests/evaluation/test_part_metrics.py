@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from semmae.evaluation import part_metrics, patch_masks
+from semmae.data import patch_masks
+from semmae.data.patch_masks import IGNORE
+from semmae.evaluation import part_metrics
 from semmae.evaluation.part_metrics import LEVELS, PartMetrics
-from semmae.evaluation.patch_masks import IGNORE
 
 GRID, CLASSES, LABELS = (3, 4), 4, 5
 
@@ -61,37 +62,6 @@ def score(train: list, val: list, *, parts: bool = True) -> dict:
     for labels, truth in val:
         found.update_val(labels, patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES))
     return found.compute()
-
-
-def test_cell_counts_are_the_histograms_of_the_cells():
-    truth = mask(0, 6, 8)
-    found = patch_masks.cell_counts(truth, grid=GRID, num_classes=CLASSES).reshape(*GRID, CLASSES)
-    for row in range(3):
-        for column in range(4):
-            cell = truth[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-            assert found[row, column].tolist() == [(cell == label).sum() for label in range(CLASSES)]
-
-
-@pytest.mark.parametrize(
-    ("pixels", "label"),
-    [
-        ([0, 0, 0, 1], 0),
-        ([3, 3, 1, 0], 3),
-        ([255, 255, 255, 2], 2),
-        ([255, 255, 255, 255], IGNORE),
-        ([0, 0, 1, 1], 0),  # two equals: the lower one
-        ([3, 3, 1, 1], 1),
-        ([0, 0, 0, 1, 1, 2, 2, 255], 1),  # mostly foreground, though no part has as many pixels as the background
-    ],
-)
-def test_a_cell_takes_the_majority_of_its_labeled_pixels(pixels, label):
-    counts = patch_masks.cell_counts(np.array([pixels], np.uint8), grid=(1, 1), num_classes=CLASSES)
-    assert patch_masks.majority_labels(counts).tolist() == [label]
-
-
-def test_a_label_without_a_name_is_refused():
-    with pytest.raises(ValueError, match="label 7"):
-        patch_masks.cell_counts(np.full((4, 4), 7, np.uint8), grid=GRID, num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("level", LEVELS)

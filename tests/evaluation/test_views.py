@@ -1,11 +1,10 @@
-"""Views against resize and center crop, seeded random crops, counts of mask labels."""
+"""Views against resize and center crop, seeded random crops."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from semmae.data.dataset import Reader
-from semmae.evaluation.views import CenterView, RandomView, WholeView
+from semmae.evaluation.views import CenterView, RandomView
 from tests.evaluation.test_features import Pictures
 
 
@@ -31,12 +30,3 @@ def test_random_views_cover_from_8_to_100_percent_of_an_image():
     assert min(spread) < 0.35
     assert max(spread) > 0.75
     assert 0.3 < np.mean([view[0, 0] > view[0, -1] for view in views]) < 0.7  # flipped
-
-
-def test_the_whole_view_does_not_crop_and_counts_mask_labels(toy_dataset):
-    reader = Reader(toy_dataset, "val")
-    sample = WholeView(32, (4, 4), len(reader.mask_names))(reader, 3)
-    assert np.array_equal(sample["image"], reader.image(3).transpose(2, 0, 1))
-    mask = reader.mask(3)
-    expected = [np.bincount(mask[8 * (i // 4) :, 8 * (i % 4) :][:8, :8].ravel(), minlength=9) for i in range(16)]
-    assert np.array_equal(sample["counts"], np.stack(expected))

@@ -63,7 +63,7 @@ def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Pro
         ("parts", "semmae.models.teacher.Teacher.encode", "before its first step"),
         ("attentive toy", "semmae.training.attentive_loop.AttentiveProbe.predict_all", "after its last step"),
         # k-means has no steps and cannot be stopped; the run exits after it.
-        ("parts", "semmae.parts.part_method.KMeansParts.fit", "when its work was done"),
+        ("parts", "semmae.parts.kmeans_parts.KMeansParts.fit", "when its work was done"),
     ],
 )
 def test_long_work_between_steps_is_stopped_too(inside: Project, capsys, command: str, work: str, when: str):

@@ -137,10 +137,12 @@ def test_a_published_file_gives_its_networks_tokens_and_attention(layout, tmp_pa
     expected, prefix = original.forward_features(x), original.num_prefix_tokens
     torch.testing.assert_close(tokens.cls, expected[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tokens.patch, expected[:, prefix:], rtol=1e-4, atol=1e-5)
-    attention = timm_attention(original, x)[:, :, 0, prefix:].mean(1)
+    heads = timm_attention(original, x)[:, :, 0, prefix:]
+    attention = heads.mean(1)
     assert prefix == (5 if "reg" in name or "dinov3" in name else 1)
     assert (attention.sum(1) < 0.99).all()  # without the attention to the class token and registers
     torch.testing.assert_close(tokens.attention, attention / attention.sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokens.heads, heads / heads.sum(2, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 def with_head(state: State) -> State:

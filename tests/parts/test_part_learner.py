@@ -6,7 +6,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from semmae.core import optim
 from semmae.models.teacher import Tokens
-from semmae.parts import part_decoder, part_learner, part_method
+from semmae.parts import kmeans_parts, part_decoder, part_learner, part_methods
 
 GRID, WIDTH = (6, 6), 12
 
@@ -35,7 +35,8 @@ def planted(images: int, seed: int) -> tuple[Tokens, torch.Tensor]:
     quarter = ((rows >= corner[:, 0]).long() * 2 + (columns >= corner[:, 1])).flatten(1)
     truth = torch.rand(images, 4, generator=generator).argsort(1).gather(1, quarter)
     patch = kinds[truth] + 0.03 * torch.randn(images, 36, WIDTH, generator=generator)
-    return Tokens(patch, patch.mean(1), torch.full((images, 36), 1 / 36)), truth
+    heads = torch.full((images, 2, 36), 1 / 36)
+    return Tokens(patch, patch.mean(1), heads.mean(1), heads), truth
 
 
 def test_the_learner_finds_planted_parts():
@@ -59,21 +60,21 @@ def test_the_learner_finds_planted_parts():
 
 def test_kmeans_finds_planted_parts():
     tokens, truth = planted(64, 0)
-    model = part_method.KMeansParts(config("kmeans"))
+    model = kmeans_parts.KMeansParts(config("kmeans"))
     assert model.fit(tokens.patch, seed=0) > 0.8
     assert adjusted_rand_score(truth.flatten(), model.assign(tokens).argmax(1).flatten()) > 0.8
 
 
 @pytest.mark.parametrize(("method", "background"), [("learned", True), ("learned", False), ("kmeans", False)])
 def test_shares_sum_to_one_and_survive_saving(method, background, tmp_path):
-    model = part_learner.PART_METHODS[method](config(method, background=background))
+    model = part_methods.PART_METHODS[method](config(method, background=background))
     tokens, _ = planted(4, 0)
     model.fit_whitening(tokens.patch)
     shares = model.assign(tokens)
     assert shares.shape == (4, model.num_labels, 36)
     torch.testing.assert_close(shares.sum(1), torch.ones(4, 36))
-    part_learner.save_parts(tmp_path, model)
-    again = part_learner.load_parts(tmp_path)
+    part_methods.save_parts(tmp_path, model)
+    again = part_methods.load_parts(tmp_path)
     assert torch.equal(again.assign(tokens), shares)
     assert again.background == (4 if background else None)
     assert again.digest

@@ -17,8 +17,8 @@ from semmae.data.dataset import Reader
 from semmae.evaluation import curve_files, features, linear_heads, scores, subsets
 from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
-from semmae.parts import part_learner as parts_module
-from semmae.parts.part_method import KMeansParts
+from semmae.parts import part_methods
+from semmae.parts.kmeans_parts import KMeansParts
 from stages import attentive, knn, linear, part_scores
 
 CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -58,7 +58,7 @@ def project(tmp_path: Path, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch) 
          "grid": [4, 4], "teacher": teacher.load_teacher(Path("data/teacher")).digest}
     )  # fmt: skip
     learner.centroids.copy_(torch.eye(32)[:3])
-    parts_module.save_parts(Path("data/parts"), learner)
+    part_methods.save_parts(Path("data/parts"), learner)
     return tmp_path
 
 

@@ -17,7 +17,7 @@ from semmae.core.model_files import model_digest
 from semmae.data import epoch_order as order
 from semmae.data.dataset import Reader
 from semmae.models import mae, teacher
-from semmae.parts import part_learner, part_maps
+from semmae.parts import part_maps, part_methods
 from semmae.parts.part_method import PartMethod
 from tests.project import Project, call
 
@@ -25,7 +25,7 @@ from tests.project import Project, call
 def mapped() -> PartMethod:
     """Make the part maps of the project in this folder, read them, and return the part method."""
     call("part_maps")
-    learned, teacher_digest = part_learner.load_parts(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")
+    learned, teacher_digest = part_methods.load_parts(Path("data/parts")), model_digest(Path("data/teacher"), "teacher")
     maps = part_maps.join(
         Path("data/part_maps/toy"), Reader(Path("data/shards/toy")), teacher=teacher_digest, parts=learned.digest
     )

@@ -21,7 +21,7 @@ from semmae.evaluation import curve_files, predictions, scores
 from semmae.evaluation.scores import Scores
 from semmae.models import mae, teacher, vit
 from semmae.models.masking import STRATEGIES
-from semmae.parts import part_learner, part_maps
+from semmae.parts import part_maps, part_methods
 from stages import report
 from tests.report.html_page import HtmlPage
 
@@ -69,10 +69,10 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
         "position_weight": 1.0,
     }
     config |= {"class_token": False, "params": {"method": method}, "teacher": frozen_teacher.digest}
-    learner = part_learner.PART_METHODS[method](config)
+    learner = part_methods.PART_METHODS[method](config)
     torch.nn.init.normal_(learner.position_mean)
-    part_learner.save_parts(Path("data/parts"), learner)
-    learner = part_learner.load_parts(Path("data/parts"))
+    part_methods.save_parts(Path("data/parts"), learner)
+    learner = part_methods.load_parts(Path("data/parts"))
 
     reader = Reader(Path("data/shards") / dataset)
     digests = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}

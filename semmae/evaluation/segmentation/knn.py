@@ -18,8 +18,8 @@ from semmae.data.crops import FULL_IMAGE, crop_part_map
 from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
 from semmae.data.loader import batches
+from semmae.data.patch_masks import cell_counts
 from semmae.evaluation import classification_metrics
-from semmae.evaluation.patch_masks import cell_counts
 from semmae.evaluation.segmentation.heads import TokenMapEncoder, TrainedHead, TrainSplit
 from semmae.evaluation.segmentation.sliding_window import Predictor, SlidingWindowOptions
 from semmae.evaluation.segmentation.transforms import WholeImage

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from semmae.data.dataset import Reader
-from semmae.evaluation.patch_masks import cell_counts
+from semmae.data.patch_masks import cell_counts
 
 POSITION_GRID = (32, 32)  # rows and columns of cells of the position baseline
 

@@ -1,9 +1,33 @@
 """Masks at the resolution of patches: the counts of labels in each patch, and the majority label."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from jaxtyping import Integer, Num, UInt8
 
+from semmae.data.crops import FULL_IMAGE
+from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
+from semmae.data.transforms import load_crop
+
+
+@dataclass(frozen=True)
+class WholeView:
+    """The whole image, resized without a crop, and the counts of mask labels in each cell of a grid."""
+
+    img_size: int
+    grid: tuple[int, int]
+    num_classes: int
+
+    def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
+        return {"image": load_crop(reader, index, FULL_IMAGE, self.img_size), "counts": self.counts(reader, index)}
+
+    def counts(self, reader: Reader, index: int) -> Integer[np.ndarray, "n g"]:
+        """Count the pixels of each label (columns) in each cell (rows); the sample must have a mask."""
+        mask = reader.mask(index)
+        assert mask is not None, f"{reader.keys[index]} has no mask; select with open_masked_splits"
+        return cell_counts(mask, grid=self.grid, num_classes=self.num_classes)
 
 
 def cell_counts(
@@ -36,7 +60,7 @@ def cell_counts(
     return flat.reshape(-1, num_classes)
 
 
-def majority_labels(counts: Num[np.ndarray, "n g"]) -> Integer[np.ndarray, " n"]:
+def majority_labels(counts: Num[np.ndarray, "*n g"]) -> Integer[np.ndarray, "*n"]:
     """Return the true label of each patch in two steps.
 
     A patch is foreground if most of its pixels are foreground. The label of a foreground patch is its largest part.
@@ -48,5 +72,5 @@ def majority_labels(counts: Num[np.ndarray, "n g"]) -> Integer[np.ndarray, " n"]
     Returns:
         One label per patch, `IGNORE` for a patch without labeled pixels.
     """
-    foreground = counts[:, 1:].sum(1) > counts[:, 0]
-    return np.where(counts.any(1), np.where(foreground, 1 + counts[:, 1:].argmax(1), 0), IGNORE)
+    foreground = counts[..., 1:].sum(-1) > counts[..., 0]
+    return np.where(counts.any(-1), np.where(foreground, 1 + counts[..., 1:].argmax(-1), 0), IGNORE)

@@ -30,7 +30,6 @@ from semmae.core.config import STRICT, load_config
 from semmae.core.locks import exclusive_lock
 from semmae.data.dataset import Reader, verify_shards
 from semmae.data.loader import load_groups
-from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Tokens, load_teacher
 from semmae.parts import part_maps, part_methods, part_store
@@ -58,21 +57,22 @@ def main() -> None:
     section = load_config(PartMapsConfig, "part_maps")
     verify_shards(SHARDS / section.dataset)
     reader, teacher = Reader(SHARDS / section.dataset), load_teacher(TEACHER)
-    learner = part_methods.load_parts(PARTS, teacher=teacher.digest)
+    method = part_methods.load_parts(PARTS, teacher=teacher.digest)
+    method.check_dataset(reader)
     device = distributed.choose_device(section.compute.device)
-    teacher, learner = teacher.to(device), learner.to(device)
-    vit.use_fastest_attention(teacher, device, frozen_grid=learner.config["grid"])
+    teacher, method = teacher.to(device), method.to(device)
+    vit.use_fastest_attention(teacher, device, frozen_grid=method.config["grid"])
     encode = section.compute.compile_function(teacher.encode)
     params = {"attention": section.attention, "precision": section.compute.precision}
-    digest = part_store.store_digest(teacher=teacher.digest, parts=learner.digest, params=params)
+    digest = part_store.store_digest(teacher=teacher.digest, parts=method.digest, params=params)
     shards = {shard["file"]: shard["sha256"] for shard in reader.meta["shards"]}
     rows: dict[str, list[int]] = {name: [] for name in shards}
     for row, name in enumerate(reader.shards):
         rows[name].append(row)
     keys = {name: [reader.keys[row] for row in rows[name]] for name in shards}
     origin = {
-        "grid": learner.config["grid"], "num_parts": learner.num_parts, "background": learner.background,
-        "teacher": teacher.digest, "parts": learner.digest,
+        "grid": method.config["grid"], "num_parts": method.num_parts, "background": method.background,
+        "teacher": teacher.digest, "parts": method.digest,
     }  # fmt: skip
 
     def store(name: str, labels: Labels, attention: Attention) -> None:
@@ -85,11 +85,11 @@ def main() -> None:
     with exclusive_lock("output", str((OUT / section.dataset).absolute())):
         missing = [name for name in shards if not part_store.is_stored(digest, shards[name], keys=keys[name])]
         print(f"part_maps: {len(missing)} of {len(shards)} shards to compute, the others are in the store")
-        labeled = label_shards(section, reader, {name: rows[name] for name in missing}, encode, learner, device, store)
+        labeled = label_shards(section, reader, {name: rows[name] for name in missing}, encode, method, device, store)
         for _ in track(labeled, "part_maps", len(missing), console=Console(stderr=True), disable=not missing):
             pass
         part_store.assemble(OUT / section.dataset, digest=digest, shards=shards)
-    maps = part_maps.join(OUT / section.dataset, reader, teacher=teacher.digest, parts=learner.digest)
+    maps = part_maps.join(OUT / section.dataset, reader, teacher=teacher.digest, parts=method.digest)
     write_json(RESULTS / "metrics.json", {"part_maps": part_maps.summarize(maps)})
 
 
@@ -98,7 +98,7 @@ def label_shards(
     reader: Reader,
     shards: dict[str, list[int]],
     encode: Callable[[torch.Tensor], Tokens],
-    learner: PartMethod,
+    method: PartMethod,
     device: torch.device,
     store: Callable[[str, Labels, Attention], None],
 ) -> Iterator[str]:
@@ -109,14 +109,14 @@ def label_shards(
         reader: The dataset.
         shards: For each shard, the rows of its samples in `reader`.
         encode: The teacher's `encode`.
-        learner: The part learner.
-        device: The device of the teacher and of the part learner.
+        method: The part method.
+        device: The device of the teacher and of the part method.
         store: A function that is called with the name, the labels and the attention of each shard.
 
     Yields:
         The name of each shard that was computed.
     """
-    batches = groupby(label_batches(section, reader, shards, encode, learner, device), itemgetter(0))
+    batches = groupby(label_batches(section, reader, shards, encode, method, device), itemgetter(0))
     with ThreadPoolExecutor(1) as writer:
         storing = None
         for name, pieces in batches:
@@ -134,7 +134,7 @@ def label_batches(
     reader: Reader,
     shards: dict[str, list[int]],
     encode: Callable[[torch.Tensor], Tokens],
-    learner: PartMethod,
+    method: PartMethod,
     device: torch.device,
 ) -> Iterator[tuple[str, Labels, Attention]]:
     """Label the samples of `shards` batch by batch; the arguments are those of `label_shards`.
@@ -145,14 +145,14 @@ def label_batches(
     Yields:
         The name of the shard, the labels, and the class token's attention.
     """
-    size, transform = section.batch_size, FullImage(learner.config["img_size"], seed=0, flip=0.0)
+    size, view = section.batch_size, method.view(reader)
     groups = [(name, np.array(rows[i : i + size])) for name, rows in shards.items() for i in range(0, len(rows), size)]
-    loaded = load_groups(reader, [rows for _, rows in groups], transform, workers=section.compute.workers)
+    loaded = load_groups(reader, [rows for _, rows in groups], view, workers=section.compute.workers)
     launched: deque[tuple[str, PendingCopy, PendingCopy]] = deque()
     for (name, _), batch in zip(groups, loaded, strict=True):
         with distributed.autocast(device, section.compute.precision):
             tokens = encode(to_device(device, batch["image"]))
-            labels = learner.assign(tokens).argmax(1).to(torch.uint8)
+            labels = method.assign(tokens, batch.get("counts")).argmax(1).to(torch.uint8)
         launched.append((name, PendingCopy(labels), PendingCopy(tokens.attention)))
         if len(launched) > 1:
             yield _read(*launched.popleft())

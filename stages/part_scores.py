@@ -76,13 +76,14 @@ def main() -> None:
     train, val = splits.open_masked_splits(SHARDS / name)
     device = distributed.choose_device(protocol.compute.device)
     teacher, method, untrained = load_networks(protocol, device)
+    method.check_dataset(train)
     grid, num_classes = tuple(method.config["grid"]), len(train.mask_names)
     view = WholeView(method.config["img_size"], grid, num_classes=num_classes)
     encode, encode_untrained = make_encoder(teacher, protocol, device), make_encoder(untrained, protocol, device)
 
     def label_parts(batch: PartBatch) -> np.ndarray:
         with distributed.autocast(device, protocol.compute.precision):  # as in the stage part_maps
-            return method.assign(batch.tokens).argmax(1).cpu().numpy()
+            return method.assign(batch.tokens, torch.from_numpy(batch.counts)).argmax(1).cpu().numpy()
 
     def load(reader: Reader) -> Iterator[PartBatch]:
         indices, workers = np.arange(len(reader)), protocol.compute.workers

@@ -1,12 +1,13 @@
-"""parts: learn which patches belong to the same part in different images, from the tokens of the teacher.
+"""parts: make the part method, which decides which patches belong to the same part in different images.
 
     python -m stages.parts
 
 Reads  data/shards/<parts.dataset>, data/teacher
-Calls  train_part_learner, or KMeansParts.fit
+Calls  PartLearner.fit and train_part_learner, or KMeansParts.fit; the other methods need no training
 Writes data/parts/: parts.safetensors, parts.json, history.json; results/parts/: metrics.json and the curves
 """
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,10 +30,11 @@ from semmae.data.loader import batches
 from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Teacher, load_teacher
-from semmae.parts.kmeans_parts import KMeansParts
+from semmae.parts.grid_parts import grid_shape
 from semmae.parts.part_learner import PartLearner
-from semmae.parts.part_method import PartMethod
-from semmae.parts.part_methods import save_parts
+from semmae.parts.part_methods import PART_METHODS, save_parts
+from semmae.parts.token_part_method import TokenPartMethod
+from semmae.parts.truth_parts import check_masks
 from semmae.runs.fingerprint import artifact_params
 from semmae.runs.history_files import write_history
 from semmae.runs.run import Run
@@ -54,7 +56,7 @@ class PartsConfig:
 
     dataset: str
     img_size: PositiveInt
-    method: Literal["learned", "kmeans"]
+    method: Literal["learned", "kmeans", "attention", "grid", "truth"]
     num_parts: Annotated[int, Field(ge=1, le=254)]  # part maps are bytes, and the background needs a label
     num_images: Annotated[int, Field(ge=2)]  # number of images for fitting the whitening, the foreground and k-means
     learned: PartLearnerConfig
@@ -65,42 +67,68 @@ class PartsConfig:
 
 
 def main() -> None:
-    """Learn parts by the method in `parts.method`."""
+    """Make the part method in `parts.method`: create it, fit it to a sample of images, and train it if necessary."""
     section = load_config(PartsConfig, "parts")
     shards = SHARDS / section.dataset
     verify_shards(shards)
     reader = Reader(shards, "train").with_shuffle_shards(section.learned.shuffle_shards)
     teacher = load_teacher(TEACHER)
-    grid = teacher.grid(section.img_size)
-    config = {
-        "method": section.method, "num_parts": section.num_parts, "img_size": section.img_size, "grid": grid,
-        "embed_dim": teacher.embed_dim, "teacher": teacher.digest, "params": artifact_params(section),
-    }  # fmt: skip
+    config = method_config(section, teacher)
     inputs, minutes = [file_digest(shards / "shards.json"), teacher.digest], section.checkpoint_minutes
     with (
         distributed.world(section.compute.device) as world,
         Run("parts", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as run,
     ):
         teacher = teacher.to(world.device)
-        vit.use_fastest_attention(teacher, world.device, frozen_grid=grid)
-        tokens = sample_tokens(section, reader, teacher, run)
-        model: PartMethod
-        if section.method == "kmeans":
-            model = KMeansParts(config | asdict(section.kmeans) | {"background": False})
-            metrics = {"cosine": model.fit(tokens, seed=fold(section.seed, "kmeans"))}
-        else:
-            model = build_learner(section, config | run.adopted, teacher, tokens)
+        vit.use_fastest_attention(teacher, world.device, frozen_grid=config["grid"])
+        torch.manual_seed(fold(section.seed, "parts"))
+        method = PART_METHODS[section.method](config | run.adopted)
+        metrics: dict[str, float] = {"num_parts": method.num_parts}
+        if isinstance(method, TokenPartMethod):
+            tokens = sample_tokens(section, reader, teacher, run)
+            metrics |= method.fit(tokens, seed=fold(section.seed, "kmeans"))
+        if isinstance(method, PartLearner):
             train_part_learner(
-                section.learned, model, teacher, reader=reader, img_size=section.img_size, seed=section.seed,
+                section.learned, method, teacher, reader=reader, img_size=section.img_size, seed=section.seed,
                 compute=section.compute, world=world, run=run,
             )  # fmt: skip
-            metrics = {name: value for name, value in run.history[-1].items() if name != "epoch"}
+            metrics |= {name: value for name, value in run.history[-1].items() if name != "epoch"}
         if world.is_main:
             with atomic_write(OUT) as folder:
-                save_parts(folder, model)
+                save_parts(folder, method)
                 write_json(folder / "history.json", run.history)
             write_json(RESULTS / "metrics.json", {"parts": metrics})
             write_history(RESULTS / "live", "parts", run.history)
+
+
+def method_config(section: PartsConfig, teacher: Teacher) -> dict[str, Any]:
+    """Return the config of the part method in `parts.method`.
+
+    Raises:
+        ValueError: The method is `truth`, and an image of the dataset has no mask of foreground or of parts.
+    """
+    grid = teacher.grid(section.img_size)
+    config = {
+        "method": section.method, "num_parts": section.num_parts, "background": False, "img_size": section.img_size,
+        "grid": grid, "embed_dim": teacher.embed_dim, "teacher": teacher.digest, "params": artifact_params(section),
+    }  # fmt: skip
+    match section.method:
+        case "learned":
+            recipe = section.learned
+            target_dim = 3 * teacher.patch_size**2 if recipe.target == "pixels" else teacher.embed_dim
+            own = {"background": recipe.foreground is not None, "class_token": teacher.class_token}
+            return config | asdict(recipe) | own | {"target_dim": target_dim}
+        case "kmeans":
+            return config | asdict(section.kmeans)
+        case "attention":
+            return config | {"num_parts": teacher.num_heads, "background": True}
+        case "grid":
+            return config | {"num_parts": math.prod(grid_shape(grid, section.num_parts))}
+        case "truth":
+            images = Reader(SHARDS / section.dataset)  # all splits, because part maps are made of all
+            check_masks(images)
+            names = images.mask_names
+            return config | {"num_parts": len(names) - 1, "background": True, "mask_names": names}
 
 
 def sample_tokens(section: PartsConfig, reader: Reader, teacher: Teacher, run: Run) -> Float[Tensor, "s n d"]:
@@ -112,22 +140,6 @@ def sample_tokens(section: PartsConfig, reader: Reader, teacher: Teacher, run: R
         patches.append(teacher.encode(batch["image"].to(run.world.device)).patch.cpu())
         run.exit_if_stopped("before its first step", together=True)
     return torch.cat(patches)
-
-
-def build_learner(
-    section: PartsConfig, config: dict[str, Any], teacher: Teacher, tokens: Float[Tensor, "s n d"]
-) -> PartLearner:
-    """Create a part learner and fit its foreground and its initial queries to the tokens of a sample of images."""
-    recipe = section.learned
-    config = config | asdict(recipe) | {
-        "background": recipe.foreground is not None,
-        "class_token": teacher.class_token,
-        "target_dim": 3 * teacher.patch_size**2 if recipe.target == "pixels" else teacher.embed_dim,
-    }  # fmt: skip
-    torch.manual_seed(fold(section.seed, "parts"))
-    learner = PartLearner(config)
-    learner.fit(tokens, seed=fold(section.seed, "kmeans"))
-    return learner
 
 
 if __name__ == "__main__":

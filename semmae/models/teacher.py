@@ -42,6 +42,7 @@ class Teacher(nn.Module):
         self.network, self.config, self.digest = network.eval().requires_grad_(False), config, digest
         self.patch_size: int = network.patch_embed.patch_size[0]
         self.embed_dim: int = network.embed_dim
+        self.num_heads: int = cast(Any, network.blocks[-1]).attn.num_heads
         self.class_token: bool = config["class_token"]
 
     def grid(self, img_size: int) -> tuple[int, int]:

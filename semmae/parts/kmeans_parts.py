@@ -25,11 +25,11 @@ class KMeansParts(TokenPartMethod):
         super().__init__(config)
         self.register_buffer("centroids", torch.zeros(self.num_labels, config["embed_dim"]))
 
-    def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> float:
+    def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> dict[str, float]:
         """Fit the whitening and the centroids to the tokens of a sample of images.
 
         Returns:
-            The mean cosine between a token and its nearest centroid.
+            `cosine`, the mean cosine between a token and its nearest centroid.
 
         Raises:
             ValueError: There are fewer patches than parts.
@@ -37,7 +37,7 @@ class KMeansParts(TokenPartMethod):
         self.fit_whitening(patch)
         unit = F.normalize(self.prepare_tokens(patch), dim=-1).flatten(0, 1)
         self.centroids.copy_(spherical_kmeans(unit, self.num_labels, seed=seed))
-        return float((unit @ self.centroids.T).amax(1).mean())
+        return {"cosine": float((unit @ self.centroids.T).amax(1).mean())}
 
     def assign(self, tokens: Tokens, counts: Integer[Tensor, "b n g"] | None = None) -> Float[Tensor, "b p n"]:
         """Return a softmax over the cosines to the centroids."""

@@ -50,8 +50,11 @@ class PartLearner(TokenPartMethod):
             self.num_labels, config["decoder_width"], config["decoder_depth"], embed_dim, config["target_dim"]
         )
 
-    def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> None:
+    def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> dict[str, float]:
         """Fit whitening and foreground to a sample of images, and initialize the queries by k-means of the keys.
+
+        Returns:
+            `foreground`, the share of patches that are foreground.
 
         Raises:
             ValueError: There is no foreground, or it has fewer patches than there are parts.
@@ -69,6 +72,7 @@ class PartLearner(TokenPartMethod):
                 "lower it, or raise parts.num_images"
             )
         self.queries.data.copy_(spherical_kmeans(keys[foreground > 0.5], self.num_parts, seed=seed))
+        return {"foreground": float((foreground > 0.5).float().mean())}
 
     def compute_keys(self, patch: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n"]]:
         """Compute the key of each patch from its content and its position on the object.

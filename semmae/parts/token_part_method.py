@@ -31,6 +31,10 @@ class TokenPartMethod(PartMethod):
         self.register_buffer("position_mean", torch.zeros(self.grid[0] * self.grid[1], config["embed_dim"]))
         self.register_buffer("whiten", torch.eye(config["embed_dim"]))
 
+    def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> dict[str, float]:
+        """Fit the method to the patch tokens of a sample of training images, and return metrics of the fit."""
+        raise TypeError(f"{type(self).__name__} cannot be fitted")
+
     def prepare_tokens(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Prepare the patch tokens of the teacher.
 

@@ -13,7 +13,6 @@ from PIL import Image
 from semmae.data.crops import crop_image
 from semmae.data.dataset import Reader
 from semmae.data.loader import batches
-from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Teacher
 from semmae.parts.part_method import PartMethod
@@ -27,9 +26,9 @@ def label_probabilities(
 ) -> Float[np.ndarray, "b p n"]:
     """Compute the probability of each label (p; the background is last) at each patch (n) of the whole images."""
     vit.use_fastest_attention(teacher, torch.device("cpu"), frozen_grid=method.config["grid"])
-    view = FullImage(method.config["img_size"], seed=0, flip=0.0)
-    loader = batches(reader, indices, view, batch_size=32, workers=0)
-    return torch.cat([method.assign(teacher.encode(batch["image"])) for batch in loader]).numpy()
+    loader = batches(reader, indices, method.view(reader), batch_size=32, workers=0)
+    encode = teacher.encode
+    return torch.cat([method.assign(encode(batch["image"]), batch.get("counts")) for batch in loader]).numpy()
 
 
 def heat_map(

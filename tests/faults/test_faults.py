@@ -32,7 +32,12 @@ def contents() -> dict[str, str]:
         ("teacher", "teacher.source", "dino", "teacher.source is 'dino'; expected one of"),
         ("teacher", "teacher.mae.recipe.epochs", "ten", "teacher.mae.recipe.epochs is 'ten'"),
         ("teacher", "teacher.img_size", 30, "30"),
-        ("parts", "parts.method", "guess", "parts.method is 'guess'; expected one of 'learned' or 'kmeans'"),
+        (
+            "parts",
+            "parts.method",
+            "guess",
+            "parts.method is 'guess'; expected one of 'learned', 'kmeans', 'attention', 'grid' or 'truth'",
+        ),
         ("parts", "parts.color", 1, "unknown key parts.color"),
         ("part_maps", "part_maps.attention", None, "part_maps.attention is None"),
         ("part_maps", "part_maps.batch_size", 0, "part_maps.batch_size is 0; Input should be greater than 0"),

@@ -40,7 +40,7 @@ def kept_attention(attention: Float[Tensor, "b a n"]) -> Float[Tensor, "b a n"]:
 
     A head keeps the fewest patches that hold at least `ATTENTION_MASS` of its attention.
     """
-    ranked, indices = attention.sort(dim=2, descending=True)
+    ranked, indices = attention.sort(dim=2, descending=True, stable=True)
     before = ranked.cumsum(2) - ranked
     is_kept = before < ATTENTION_MASS * attention.sum(2, keepdim=True)
     return attention * torch.zeros_like(attention, dtype=torch.bool).scatter(2, indices, is_kept)

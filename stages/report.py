@@ -3,9 +3,9 @@
     python -m stages.report
 
 Reads  data/pretrain, data/parts, data/teacher with their histories and parameters; data/part_maps/<pretrain.dataset>;
-       data/shards; results/{teacher,parts,part_maps}/metrics.json; the results of knn, linear, attentive, finetune,
+       data/shards; results/{teacher,parts}/metrics.json; the results of knn, linear, attentive, finetune,
        segment and part_scores on the datasets that params.yaml lists
-Calls  run_sections, evaluation_sections, figures; stages/report.html is the template of the page
+Calls  run_sections, part_sections, evaluation_sections, figures; stages/report.html is the template of the page
 Writes results/report/index.html
 """
 
@@ -28,12 +28,11 @@ from semmae.data.dataset import Reader
 from semmae.models import mae
 from semmae.models.teacher import load_teacher
 from semmae.parts import part_maps, part_methods
-from semmae.report import evaluation_sections, figures, run_sections
+from semmae.report import evaluation_sections, figures, part_sections, run_sections
 from semmae.report.palettes import make_palette
 
 OUT, SHARDS, PART_MAPS = Path("results/report"), Path("data/shards"), Path("data/part_maps")
 TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
-SPLITS = ("val", "test", "train")  # pictures are from the first of these splits in the dataset
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -42,6 +41,7 @@ class ReportConfig:
 
     colors: str
     overlays: PositiveInt
+    views: PositiveInt
     masks: PositiveInt
     reconstructions: PositiveInt
     num_images: PositiveInt
@@ -81,32 +81,30 @@ def gather_run(section: ReportConfig) -> dict[str, Any]:
     teacher = load_teacher(TEACHER)
     method = part_methods.load_parts(PARTS, teacher=teacher.digest)
     shards = read_json(SHARDS / run["dataset"] / "shards.json")
-    split = next(name for name in SPLITS if name in shards["samples"])
-    reader = Reader(SHARDS / run["dataset"], split)
+    reader = Reader(SHARDS / run["dataset"], part_sections.shown_split(run["dataset"]))
     maps = part_maps.join(PART_MAPS / run["dataset"], reader, teacher=teacher.digest, parts=method.digest)
     colors = make_palette(section.colors, method.num_parts)
     model, decoder = mae.load(PRETRAIN)
-
-    def choose(count: int) -> np.ndarray:
-        return figures.choose_images(len(reader), count=count, seed=section.seed)
+    options = {
+        "colors": section.colors, "overlays": section.overlays, "num_images": section.num_images, "seed": section.seed,
+    }  # fmt: skip
 
     return {
         "run": run,
         "teacher": teacher.config,
         "parts": method.config,
         "shards": shards,
-        "split": split,
-        "overlays": [figures.image_and_parts(reader, maps, i, colors=colors) for i in choose(section.overlays)],
-        "part_gallery": run_sections.parts_section(
-            reader, teacher, method, colors, num_images=section.num_images, seed=section.seed
-        ),
+        "part_sections": [
+            part_sections.parts_section(dataset, teacher, method, **options)
+            for dataset in part_sections.shown_datasets(run["dataset"])
+        ],
         "masks": run_sections.masks_section(
             reader, maps, model, run["masking"], colors, count=section.masks, seed=section.seed
         ),
         "reconstructions": figures.reconstruction_rows(
             reader,
             maps,
-            choose(section.reconstructions),
+            figures.choose_images(len(reader), count=section.reconstructions, seed=section.seed),
             model=model,
             masking=run["masking"],
             norm_pix_loss=decoder["norm_pix_loss"],

@@ -43,7 +43,7 @@ def test_everything_runs_without_a_git_identity_and_a_second_time_nothing(finish
     assert {name.partition("@")[0] for name in stages_run(output)} == set(STAGES)
     page = report_page(finished.folder)
     assert page.headings == ["Scores", "Mistakes", "Curves", "Parts", "Masks", "Reconstructions", "Parameters"]
-    assert {"image", "parts in color", "true mask", "typical region", "reconstruction"} <= set(page.images)
+    assert {"image", "plain k-means", "truth", "true mask", "typical region", "reconstruction"} <= set(page.images)
     trained = {"teacher", "parts", "pretrain", "linear", "attentive", "finetune", "segment"}
     assert page.count("polyline") >= len(trained)
     again = finished.dvc("repro")

@@ -1,4 +1,4 @@
-"""`semmae show`: draw parts, heat maps, masks or reconstructions of a few images."""
+"""`semmae show`: draw parts, masks or reconstructions of a few images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,35 +10,48 @@ TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/
 
 
 def show(
-    what: Annotated[Literal["parts", "heat", "masks", "reconstructions"], typer.Argument(help="What to draw.")],
+    what: Annotated[
+        Literal["parts", "regions", "heat", "masks", "reconstructions"], typer.Argument(help="What to draw.")
+    ],
     dataset: Annotated[str, typer.Option(help="A dataset under data/shards.")],
     out: Annotated[Path, typer.Option(help="The image file to write, e.g. grid.png.")],
     split: Annotated[str, typer.Option(help="The split to take images from.")] = "val",
     count: Annotated[int, typer.Option(min=1, help="The number of images.")] = 8,
     seed: Annotated[int, typer.Option(help="The seed that selects images and draws masks.")] = 0,
     colors: Annotated[str, typer.Option(help="The palette of the parts: okabe_ito or tol_bright.")] = "okabe_ito",
+    search: Annotated[int, typer.Option(min=1, help="The number of images to search for typical regions.")] = 256,
 ) -> None:
-    """Draw a grid of images with their parts, a heat map per part, masks or reconstructions."""
+    """Draw a grid of images.
+
+    parts: images beside their parts, plain k-means and true masks. regions: the typical regions of each part. heat: a
+    heat map per part. masks: masks during training. reconstructions: masked images and their reconstructions.
+    """
     from semmae.core.atomic_files import read_json
     from semmae.core.config import load_config, read_yaml
     from semmae.data.dataset import Reader
     from semmae.models import mae, teacher
     from semmae.parts import part_maps, part_methods
-    from semmae.report import figures, heat_maps
+    from semmae.report import figures, heat_maps, part_labels, part_pictures
+    from semmae.report.palettes import make_palette
     from stages.pretrain import PretrainConfig
 
+    make_palette(colors, 1)  # refuses an unknown palette before the long work
     reader = Reader(SHARDS / dataset, split)
     folder = PART_MAPS / dataset
-    needs_maps = what == "parts" or (what != "heat" and folder.exists())
+    needs_maps = what in ("masks", "reconstructions") and folder.exists()
     maps = part_maps.join(folder, reader, teacher=None, parts=None) if needs_maps else None
     selection = {"count": count, "seed": seed}
-    if what == "parts":
-        assert maps is not None
-        image = figures.parts_grid(reader, maps, colors=colors, **selection)
-    elif what == "heat":
+    if what in ("parts", "regions", "heat"):
         frozen_teacher = teacher.load_teacher(TEACHER)
         method = part_methods.load_parts(PARTS, teacher=frozen_teacher.digest)
-        image = heat_maps.heat_grid(reader, frozen_teacher, method, colors=colors, **selection)
+        if what == "heat":
+            image = heat_maps.heat_grid(reader, frozen_teacher, method, colors=colors, **selection)
+        else:
+            labeled = part_labels.label_images(reader, frozen_teacher, method, count=max(count, search), seed=seed)
+            if what == "parts":
+                image = part_pictures.parts_grid(labeled, count=count, colors=colors)
+            else:
+                image = part_pictures.regions_grid(labeled, colors=colors)
     elif what == "masks":
         section = load_config(PretrainConfig, "pretrain")
         size = {"img_size": section.img_size, "patch_size": section.encoder.patch_size}

@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from semmae.core.config import load_config
 from semmae.data import decoding
-from semmae.data.crops import crop_image, crop_part_map
 from semmae.data.dataset import Reader
 from semmae.evaluation import curve_files, scores
 from semmae.report import charts, confusions, overlays, score_tables
@@ -134,7 +133,7 @@ def summarize_mistakes(predictions: Path, dataset: Path) -> dict[str, Any]:
     positions = {key: index for index, key in enumerate(reader.keys)} if reader else {}
 
     def load_picture(key: str) -> np.ndarray | None:
-        return crop_square(reader.image(positions[key])) if reader and key in positions else None
+        return overlays.crop_square(reader.image(positions[key]), TILE) if reader and key in positions else None
 
     mistakes = [
         {**row, "picture": load_picture(str(row["key"]))}
@@ -176,23 +175,10 @@ def segmentation_examples(
             image, true_mask = reader.image(index), reader.mask(index)
             assert true_mask is not None
             masks = (true_mask, *(decoding.decode_mask(file.read_bytes()) for file in files))
-            # The subtraction wraps the background (0) around to 255, which has no color.
-            rows.append(
-                [crop_square(image), *(color_mask(image, mask - num_background, class_colors) for mask in masks)]
-            )
+            colored = [  # the subtraction wraps the background (0) around to 255, which has no color
+                overlays.color_square(image, mask - num_background, TILE, colors=class_colors) for mask in masks
+            ]
+            rows.append([overlays.crop_square(image, TILE), *colored])
             shown_labels.update(*(np.unique(mask).tolist() for mask in masks))
     legend = zip(reader.mask_names, [list(GRAY)] * num_background + class_colors.tolist(), strict=True)
     return rows, [entry for label, entry in enumerate(legend) if label in shown_labels]
-
-
-def crop_square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:
-    """Return the center square of an image."""
-    return crop_image(image, overlays.center_square(*image.shape[:2]), TILE)
-
-
-def color_mask(
-    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colors: UInt8[np.ndarray, "p 3"]
-) -> UInt8[np.ndarray, "t t 3"]:
-    """Return the center square of an image, colored by its mask; pixels with label 255 (ignore) become pale."""
-    labels = crop_part_map(mask, overlays.center_square(*image.shape[:2]), (TILE, TILE))
-    return overlays.color_labels(crop_square(image), labels, colors=colors)

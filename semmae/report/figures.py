@@ -1,16 +1,16 @@
-"""Draw parts, masks and reconstructions: as arrays for the report, as one image for `semmae show`.
+"""Draw masks and reconstructions: as arrays for the report, as one image for `semmae show`.
 
 Each picture shows the center square of an image, so that all pictures have the same size without distortion.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from semmae.core.rng import numpy_generator, torch_generator
@@ -19,8 +19,9 @@ from semmae.data.dataset import Reader
 from semmae.models import mae, vit
 from semmae.models.masking import STRATEGIES, curriculum_weight
 from semmae.parts.part_maps import PartMaps
-from semmae.report.overlays import center_square, color_labels, hide_masked, part_tints
+from semmae.report.overlays import center_square, hide_masked, part_tints
 from semmae.report.palettes import make_palette
+from semmae.report.picture_grid import arrange_grid
 
 TILE = 288  # side of a picture in pixels
 FRAME_PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the training run at which masks are shown
@@ -130,26 +131,6 @@ def reconstruct_images(
     return _to_pixels(mae.reconstruct(pred, normalized, mask, patch_size=model.patch_size, norm_pix_loss=norm_pix_loss))
 
 
-def parts_grid(reader: Reader, maps: PartMaps, *, count: int, seed: int, colors: str) -> Image.Image:
-    """Draw images next to their parts, two pairs per row, above a legend."""
-    part_colors = make_palette(colors, maps.metadata["num_parts"])
-    indices = choose_images(len(reader), count=count, seed=seed)
-    tiles = [tile for i in indices for tile in image_and_parts(reader, maps, i, colors=part_colors)]
-    rows = [tiles[i : i + 4] for i in range(0, len(tiles), 4)]
-    return arrange_grid(rows, ["image", "parts"] * min(2, len(indices)), legend=part_colors)
-
-
-def image_and_parts(
-    reader: Reader, maps: PartMaps, index: SupportsIndex, *, colors: UInt8[np.ndarray, "p 3"]
-) -> tuple[UInt8[np.ndarray, "t t 3"], UInt8[np.ndarray, "t t 3"]]:
-    """Return the center square of an image, as it is and colored by its parts."""
-    image = reader.image(index)
-    box = center_square(*image.shape[:2])
-    picture = crop_image(image, box, TILE)
-    labels = crop_part_map(maps.channels["part_map"][index].reshape(maps.grid), box, (TILE, TILE))
-    return picture, color_labels(picture, labels, colors=colors)
-
-
 def masks_grid(
     reader: Reader,
     maps: PartMaps | None,
@@ -233,32 +214,3 @@ def _to_pixels(normalized: Float[Tensor, "b 3 s s"]) -> UInt8[np.ndarray, "b s s
 
 def _enlarge(picture: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "t t 3"]:
     return np.array(Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.BICUBIC))
-
-
-def arrange_grid(
-    rows: list[list[np.ndarray]], titles: list[str], *, legend: UInt8[np.ndarray, "p 3"] | None = None
-) -> Image.Image:
-    """Arrange rows of pictures on a white background, below the titles of the columns.
-
-    Args:
-        rows: Pictures of TILE by TILE pixels, RGB or RGBA.
-        titles: The title of each column.
-        legend: The color of each part, drawn below the pictures with the numbers of the parts.
-    """
-    gap, header = 12, 36
-    footer = header if legend is not None else 0
-    size = (gap + len(titles) * (TILE + gap), header + len(rows) * (TILE + gap) + footer)
-    grid, font = Image.new("RGB", size, "white"), ImageFont.load_default(18)
-    draw = ImageDraw.Draw(grid)
-    for column, title in enumerate(titles):
-        draw.text((gap + column * (TILE + gap), 8), title, fill="#333333", font=font)
-    for r, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            tile = Image.fromarray(picture)
-            corner = (gap + column * (TILE + gap), header + r * (TILE + gap))
-            grid.paste(tile, corner, tile if tile.mode == "RGBA" else None)
-    for part, color in enumerate(() if legend is None else legend.tolist()):
-        x, y = gap + part * 64, size[1] - header
-        draw.rounded_rectangle((x, y + 4, x + 22, y + 26), radius=4, fill=tuple(color))
-        draw.text((x + 30, y + 4), str(part), fill="#333333", font=font)
-    return grid

@@ -20,6 +20,19 @@ def center_square(height: int, width: int) -> Box:
     return Box((1 - box_height) / 2, (1 - box_width) / 2, box_height, box_width, flip=False)
 
 
+def crop_square(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Return the center square of an image."""
+    return crop_image(image, center_square(*image.shape[:2]), size)
+
+
+def color_square(
+    image: UInt8[np.ndarray, "H W 3"], labels: UInt8[np.ndarray, "h w"], size: int, *, colors: UInt8[np.ndarray, "p 3"]
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Return the center square of an image, colored by its part map or mask as in `color_labels`."""
+    square = crop_part_map(labels, center_square(*image.shape[:2]), (size, size))
+    return color_labels(crop_square(image, size), square, colors=colors)
+
+
 def color_labels(
     picture: UInt8[np.ndarray, "t t 3"], labels: UInt8[np.ndarray, "t t"], *, colors: UInt8[np.ndarray, "p 3"]
 ) -> UInt8[np.ndarray, "t t 3"]:
@@ -95,7 +108,7 @@ def crop_region(
     inside = crop_part_map((regions == largest).astype(np.uint8), box, (size, size))
     pixels = crop_image(image, box, size)
     luma = (pixels @ LUMA).round().astype(np.uint8)
-    outside = np.dstack([luma, luma, luma, np.full_like(luma, 90)])
+    outside = np.dstack([luma, luma, luma, np.full_like(luma, 110)])
     out = np.where(inside[:, :, None] > 0, np.dstack([pixels, np.full_like(luma, 255)]), outside)
     out[_borders(inside, width=max(2, size // 42))] = (*color, 255)
     return out
@@ -110,11 +123,11 @@ def _borders(labels: UInt8[np.ndarray, "t t"], *, width: int = 2) -> Bool[np.nda
 def _square_around(image_size: tuple[int, int], grid: tuple[int, int], rectangle: tuple[int, int, int, int]) -> Box:
     """Return a square in the image around a rectangle of patches (top, left, height, width).
 
-    The square has a margin of one patch. Its side is at least a third of the short side of the image.
+    The square has a margin of one patch. Its side is at least half the short side of the image.
     """
     patch = np.array(image_size) / grid
     corner, extent = np.array(rectangle[:2]) * patch, np.array(rectangle[2:]) * patch
-    side = min(max(extent.max() + 2 * patch.max(), min(image_size) / 3), min(image_size))
+    side = min(max(extent.max() + 2 * patch.max(), min(image_size) / 2), min(image_size))
     start = (corner + extent / 2 - side / 2).clip(0, np.array(image_size) - side)
     (top, left), (height, width) = start / image_size, side / np.array(image_size)
     return Box(float(top), float(left), float(height), float(width), flip=False)

@@ -1,4 +1,4 @@
-"""The sections of the report that show a run: its training curves, parts, masks, reconstructions and parameters."""
+"""The sections of the report that show a run: its training curves, masks and parameters."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +9,11 @@ from jaxtyping import UInt8
 
 from semmae.core.atomic_files import read_json
 from semmae.core.config import load_config
-from semmae.core.rng import numpy_generator
 from semmae.data.dataset import Reader
 from semmae.models.mae import MAE
-from semmae.models.teacher import Teacher
 from semmae.parts.part_maps import PartMaps
-from semmae.parts.part_method import PartMethod
-from semmae.report import charts, figures, heat_maps, overlays, score_tables
+from semmae.report import charts, figures, score_tables
 from semmae.report.evaluation_sections import EVALUATIONS, evaluated_datasets
-from semmae.report.palettes import GRAY
 
 RESULTS = Path("results")
 TRAINED = {"teacher": Path("data/teacher"), "parts": Path("data/parts"), "pretrain": Path("data/pretrain")}
@@ -28,7 +24,6 @@ COLUMN_TITLES = {
     "readout_iou": "supervised read-out, foreground IoU",
 }
 FRACTIONS = ("knn_top1", "readout_iou")  # columns that are printed in percent
-REGION_SIZE, NUM_REGIONS = 168, 9  # side of a region in pixels; regions per part
 
 
 def training_curves() -> Iterator[dict[str, Any]]:
@@ -47,47 +42,6 @@ def training_curves() -> Iterator[dict[str, Any]]:
 def column_title(column: str) -> str:
     """Return the title of a column of a history."""
     return COLUMN_TITLES.get(column, column.replace("_", " "))
-
-
-def parts_section(
-    reader: Reader,
-    teacher: Teacher,
-    method: PartMethod,
-    colors: UInt8[np.ndarray, "p 3"],
-    *,
-    num_images: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Return the frequency and the most typical regions of each label; the background is last.
-
-    Args:
-        reader: The images.
-        teacher: The teacher of the part method.
-        method: Assigns parts to patches.
-        colors: The RGB color of each part.
-        num_images: The number of images in which typical regions are searched.
-        seed: Selects these images.
-    """
-    indices = numpy_generator(seed, "gallery").permutation(len(reader))[:num_images]
-    probabilities = heat_maps.label_probabilities(reader, indices, teacher, method)
-    labels = probabilities.argmax(1).reshape(-1, *method.config["grid"])
-    typical = overlays.most_typical(probabilities, count=NUM_REGIONS)
-    frequencies = read_json(RESULTS / "part_maps/metrics.json")["part_maps"]["parts"]
-    label_colors = np.vstack([colors, GRAY]).astype(np.uint8)  # the background is the label after the parts
-    return [
-        {
-            "name": name if label == method.background else f"part {name}",
-            "color": label_colors[label].tolist(),
-            "frequency": frequency,
-            "regions": [
-                overlays.crop_region(
-                    reader.image(indices[i]), labels[i] == label, size=REGION_SIZE, color=label_colors[label]
-                )
-                for i in typical[label]
-            ],
-        }
-        for label, (name, frequency) in enumerate(frequencies.items())
-    ]
 
 
 def masks_section(

@@ -62,7 +62,7 @@ def test_mistakes_have_pictures_and_are_ordered_by_confidence(tmp_path, toy_data
     assert 'class="confusion"' in found["matrix"]
     unknown, known = found["mistakes"]
     assert (unknown["key"], unknown["picture"]) == ("gone", None)
-    assert np.array_equal(known["picture"], evaluation_sections.crop_square(reader.image(3)))
+    assert np.array_equal(known["picture"], overlays.crop_square(reader.image(3), evaluation_sections.TILE))
     without = evaluation_sections.summarize_mistakes(tmp_path / "toy.tsv", tmp_path)
     assert [row["picture"] for row in without["mistakes"]] == [None, None]
 
@@ -81,7 +81,7 @@ def test_a_segmented_image_has_its_true_and_predicted_masks(tmp_path, toy_datase
     rows, _ = evaluation_sections.segmentation_examples(folder, toy_dataset, HEADS, **options)
     assert [len(row) for row in rows] == [4, 4]
     for index, (image, truth, linear, knn) in zip(indices, rows, strict=True):
-        assert np.array_equal(image, evaluation_sections.crop_square(reader.image(index)))
+        assert np.array_equal(image, overlays.crop_square(reader.image(index), evaluation_sections.TILE))
         assert np.array_equal(truth, linear)
         assert not np.array_equal(truth, knn)
     assert len(evaluation_sections.segmentation_examples(folder, toy_dataset, ["linear"], **options)[0][0]) == 3
@@ -112,8 +112,8 @@ def test_the_legend_lists_the_shown_classes_and_a_background_has_no_color(
 def test_a_picture_is_the_center_square_and_ignored_pixels_are_paler():
     image, mask = np.zeros((20, 60, 3), np.uint8), np.full((20, 60), decoding.IGNORE, np.uint8)
     image[:, 19:41], mask[:, :30] = (0, 200, 0), 0
-    assert (evaluation_sections.crop_square(image)[:, 10:-10] == (0, 200, 0)).all()  # its border is interpolated
-    shown = evaluation_sections.color_mask(image, mask, np.array([[0, 0, 255]], np.uint8))
+    assert (overlays.crop_square(image, 168)[:, 10:-10] == (0, 200, 0)).all()  # its border is interpolated
+    shown = overlays.color_square(image, mask, 168, colors=np.array([[0, 0, 255]], np.uint8))
     colored, ignored = shown[80, 40], shown[80, -40]
     assert colored.argmax() == 2
     assert ignored.argmax() == 1

@@ -145,12 +145,11 @@ def test_a_region_shows_the_largest_connected_piece_in_color():
 def test_grids_are_images(reader, maps, model):
     size = {"count": 2, "seed": 0}
     grids = [
-        figures.parts_grid(reader, maps, colors="okabe_ito", **size),
         figures.masks_grid(reader, maps, masking=MASKING, img_size=32, patch_size=8, colors="okabe_ito", **size),
         figures.reconstructions_grid(reader, maps, model=model, masking=MASKING, norm_pix_loss=True, **size),
     ]
     assert all(isinstance(grid, Image.Image) and grid.mode == "RGB" for grid in grids)
-    assert grids[1].width > 6 * figures.TILE
+    assert grids[0].width > 6 * figures.TILE
     assert len(figures.choose_images(3, count=10, seed=0)) == 3
 
 

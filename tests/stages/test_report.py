@@ -27,7 +27,9 @@ from tests.report.html_page import HtmlPage
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 DECODER = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-SECTION = {"colors": "okabe_ito", "overlays": 3, "masks": 2, "reconstructions": 2, "num_images": 8, "seed": 0}
+SECTION = {
+    "colors": "okabe_ito", "overlays": 3, "views": 2, "masks": 2, "reconstructions": 2, "num_images": 8, "seed": 0,
+}  # fmt: skip
 HISTORY = [{"epoch": 1, "loss": 2.0, "lr": 0.1, "knn_top1": 0.25}, {"epoch": 2, "loss": 1.0, "lr": 0.05}]
 EVALUATIONS = ("knn", "linear", "attentive", "finetune", "segment", "part_scores")
 KNN = Scores({"top1": 0.5, "top5": 0.9, "per_class": 0.48, "top1_se": 0.03}, {"untrained": {"top1": 0.4}})
@@ -148,10 +150,11 @@ def test_every_strategy_has_a_page_that_needs_nothing_else(folder, strategy):
     page = HtmlPage(text)
     sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
     images = Counter(page.images)
-    assert images["parts in color"] == SECTION["overlays"] + 1  # one in the header
+    assert images["parts in color"] == 1  # in the header
+    assert images["parts"] == images["plain k-means"] == images["truth"] == SECTION["overlays"]
     assert sum(images[f"masked, frame {frame}"] for frame in range(1, 6)) == 5 * SECTION["masks"]
     assert images["reconstruction"] == SECTION["reconstructions"] + 1
-    assert 0 < images["typical region"] <= 9 * 4  # of three parts and the background
+    assert 0 < images["typical region"] <= SECTION["num_images"] * 4  # of three parts and the background
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert all(attrs["href"].startswith("#") for _, attrs in page.tags if "href" in attrs)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}

@@ -3,7 +3,7 @@
     python -m stages.parts
 
 Reads  data/shards/<parts.dataset>, data/teacher
-Calls  PartLearner.fit and train_part_learner, or KMeansParts.fit; the other methods need no training
+Calls  PartLearner.fit and train_part_learner, train_paper_learner, or KMeansParts.fit; others need no training
 Writes data/parts/: parts.safetensors, parts.json, history.json; results/parts/: metrics.json and the curves
 """
 
@@ -31,6 +31,7 @@ from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Teacher, load_teacher
 from semmae.parts.grid_parts import grid_shape
+from semmae.parts.paper_learner import PaperPartLearner
 from semmae.parts.part_learner import PartLearner
 from semmae.parts.part_methods import PART_METHODS, save_parts
 from semmae.parts.token_part_method import TokenPartMethod
@@ -38,6 +39,7 @@ from semmae.parts.truth_parts import check_masks
 from semmae.runs.fingerprint import artifact_params
 from semmae.runs.history_files import write_history
 from semmae.runs.run import Run
+from semmae.training.paper_parts_loop import PaperLearnerConfig, train_paper_learner
 from semmae.training.parts_loop import PartLearnerConfig, train_part_learner
 
 OUT, RESULTS, SHARDS, TEACHER = Path("data/parts"), Path("results/parts"), Path("data/shards"), Path("data/teacher")
@@ -56,10 +58,11 @@ class PartsConfig:
 
     dataset: str
     img_size: PositiveInt
-    method: Literal["learned", "kmeans", "attention", "grid", "truth"]
+    method: Literal["learned", "paper", "kmeans", "attention", "grid", "truth"]
     num_parts: Annotated[int, Field(ge=1, le=254)]  # part maps are bytes, and the background needs a label
     num_images: Annotated[int, Field(ge=2)]  # number of images for fitting the whitening, the foreground and k-means
     learned: PartLearnerConfig
+    paper: PaperLearnerConfig
     kmeans: KMeansConfig
     seed: int
     checkpoint_minutes: NonNegativeFloat
@@ -71,7 +74,8 @@ def main() -> None:
     section = load_config(PartsConfig, "parts")
     shards = SHARDS / section.dataset
     verify_shards(shards)
-    reader = Reader(shards, "train").with_shuffle_shards(section.learned.shuffle_shards)
+    recipe = section.paper if section.method == "paper" else section.learned
+    reader = Reader(shards, "train").with_shuffle_shards(recipe.shuffle_shards)
     teacher = load_teacher(TEACHER)
     config = method_config(section, teacher)
     inputs, minutes = [file_digest(shards / "shards.json"), teacher.digest], section.checkpoint_minutes
@@ -87,11 +91,15 @@ def main() -> None:
         if isinstance(method, TokenPartMethod):
             tokens = sample_tokens(section, reader, teacher, run)
             metrics |= method.fit(tokens, seed=fold(section.seed, "kmeans"))
-        if isinstance(method, PartLearner):
-            train_part_learner(
-                section.learned, method, teacher, reader=reader, img_size=section.img_size, seed=section.seed,
-                compute=section.compute, world=world, run=run,
-            )  # fmt: skip
+        if isinstance(method, PartLearner | PaperPartLearner):
+            options: dict[str, Any] = {
+                "reader": reader, "img_size": section.img_size, "seed": section.seed, "compute": section.compute,
+                "world": world, "run": run,
+            }  # fmt: skip
+            if isinstance(method, PartLearner):
+                train_part_learner(section.learned, method, teacher, **options)
+            else:
+                train_paper_learner(section.paper, method, teacher, **options)
             metrics |= {name: value for name, value in run.history[-1].items() if name != "epoch"}
         if world.is_main:
             with atomic_write(OUT) as folder:
@@ -118,6 +126,9 @@ def method_config(section: PartsConfig, teacher: Teacher) -> dict[str, Any]:
             target_dim = 3 * teacher.patch_size**2 if recipe.target == "pixels" else teacher.embed_dim
             own = {"background": recipe.foreground is not None, "class_token": teacher.class_token}
             return config | asdict(recipe) | own | {"target_dim": target_dim}
+        case "paper":
+            config |= {"background": True, "num_heads": teacher.num_heads, "patch_size": teacher.patch_size}
+            return config | asdict(section.paper)
         case "kmeans":
             return config | asdict(section.kmeans)
         case "attention":

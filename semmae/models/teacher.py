@@ -26,6 +26,8 @@ class Tokens(NamedTuple):
     cls: Float[Tensor, "b d"]
     attention: Float[Tensor, "b n"]  # from the class token in the last block; mean over heads, sums to 1
     heads: Float[Tensor, "b a n"]  # the same attention of each head; the weights of a head sum to 1
+    query: Float[Tensor, "b d"]  # of the token `cls` in the last block, scaled; its heads side by side
+    keys: Float[Tensor, "b n d"]  # of the patches in the last block; query . keys, within a head, is its logit
 
 
 class Teacher(nn.Module):
@@ -64,10 +66,16 @@ class Teacher(nn.Module):
         If the class token was not trained, `Tokens.cls` is the mean of the patch tokens.
         """
         pixels = vit.normalize(images, tuple(self.config["mean"]), tuple(self.config["std"]))
-        out, heads = vit.class_attention(self.network, pixels)
-        patch, attention = out[:, self.network.num_prefix_tokens :].float(), heads.mean(1)
+        out, queries, keys = vit.last_attention(self.network, pixels)
+        prefix = self.network.num_prefix_tokens
+        patch, heads = out[:, prefix:].float(), vit.class_weights(queries, keys)[:, :, prefix:]
         cls = out[:, 0].float() if self.class_token else patch.mean(1)
-        return Tokens(patch, cls, attention / attention.sum(1, keepdim=True), heads / heads.sum(2, keepdim=True))
+        query = queries[:, :, 0] if self.class_token else queries[:, :, prefix:].mean(2)
+        attention = heads.mean(1)
+        return Tokens(
+            patch, cls, attention / attention.sum(1, keepdim=True), heads / heads.sum(2, keepdim=True),
+            query.flatten(1).float(), keys[:, :, prefix:].transpose(1, 2).flatten(2).float(),
+        )  # fmt: skip
 
 
 def save_teacher(folder: Path, network: vit.Network, config: dict[str, Any]) -> None:

@@ -119,6 +119,17 @@ def class_attention(
         The tokens of `encode_tokens`, and one weight for each of the `a` heads and `n` patches. A head's weights sum
         to less than 1, because the class token also attends to itself and to registers.
     """
+    tokens, queries, keys = last_attention(network, images)
+    return tokens, class_weights(queries, keys)[:, :, network.num_prefix_tokens :]
+
+
+def last_attention(
+    network: Network, images: Float[Tensor, "b 3 H W"]
+) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b a t e"], Float[Tensor, "b a t e"]]:
+    """Return the output tokens, and the queries and keys of the last block for its `a` heads of width `e`.
+
+    The queries include the scale of the attention. So a softmax over their products with the keys is the attention.
+    """
     last_block, block_input = cast(Any, network.blocks[-1]), dict[str, Any]()
 
     def keep_input(_: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
@@ -127,8 +138,12 @@ def class_attention(
     with last_block.register_forward_pre_hook(keep_input, with_kwargs=True):
         tokens = encode_tokens(network, images)
     q, k = _queries_and_keys(last_block.attn, last_block.norm1(block_input["x"]), block_input["rope"])
-    weights = (q[:, :, :1] * last_block.attn.scale @ k.transpose(-2, -1)).softmax(-1)  # (b, heads, 1, t)
-    return tokens, weights[:, :, 0, network.num_prefix_tokens :].float()
+    return tokens, q * last_block.attn.scale, k
+
+
+def class_weights(queries: Float[Tensor, "b a t e"], keys: Float[Tensor, "b a t e"]) -> Float[Tensor, "b a t"]:
+    """Return the attention from the class token, the first token, to all tokens; the results are those of `last_attention`."""
+    return (queries[:, :, :1] @ keys.transpose(-2, -1)).softmax(-1)[:, :, 0].float()
 
 
 def _queries_and_keys(attn: Any, x: Float[Tensor, "b t d"], rope: Tensor | None) -> tuple[Tensor, Tensor]:

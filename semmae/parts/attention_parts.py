@@ -18,11 +18,20 @@ class AttentionParts(PartMethod):
     """
 
     def assign(self, tokens: Tokens, counts: Integer[Tensor, "b n g"] | None = None) -> Float[Tensor, "b p n"]:
-        """Divide each patch among the heads that keep it, in proportion to their attention; see `head_labels`."""
-        kept = kept_attention(tokens.heads)
-        total = kept.sum(1, keepdim=True)
-        shares = torch.where(total > 0, kept / total, 0.0)
-        return torch.cat([shares, (total == 0).to(shares)], dim=1)
+        """Return the shares of the heads; see `kept_shares`."""
+        return kept_shares(tokens.heads)
+
+
+def kept_shares(attention: Float[Tensor, "b a n"]) -> Float[Tensor, "b a+1 n"]:
+    """Divide each patch among the maps that keep it, in proportion to their attention; see `kept_attention`.
+
+    Returns:
+        The shares of the `a` maps, and last the background: 1 for patches that no map keeps, else 0.
+    """
+    kept = kept_attention(attention)
+    total = kept.sum(1, keepdim=True)
+    shares = torch.where(total > 0, kept / total, 0.0)
+    return torch.cat([shares, (total == 0).to(shares)], dim=1)
 
 
 def head_labels(attention: Float[Tensor, "b a n"]) -> Integer[Tensor, "b n"]:

@@ -6,12 +6,14 @@ from semmae.core.model_files import load_model, model_digest, save_model
 from semmae.parts.attention_parts import AttentionParts
 from semmae.parts.grid_parts import GridParts
 from semmae.parts.kmeans_parts import KMeansParts
+from semmae.parts.paper_learner import PaperPartLearner
 from semmae.parts.part_learner import PartLearner
 from semmae.parts.part_method import PartMethod
 from semmae.parts.truth_parts import TruthParts
 
 PART_METHODS: dict[str, type[PartMethod]] = {
     "learned": PartLearner,
+    "paper": PaperPartLearner,
     "kmeans": KMeansParts,
     "attention": AttentionParts,
     "grid": GridParts,

@@ -34,6 +34,8 @@ LABEL_MODULES = (  # all modules whose code affects the labels or the files that
     "semmae.parts.foreground",
     "semmae.parts.grid_parts",
     "semmae.parts.kmeans_parts",
+    "semmae.parts.paper_learner",
+    "semmae.parts.part_decoder",
     "semmae.parts.part_learner",
     "semmae.parts.part_maps",
     "semmae.parts.part_method",

@@ -34,7 +34,7 @@ def scene(seed: int, images: int = 12) -> PartBatch:
     images = torch.from_numpy(pixels)
     red_and_blue = part_baselines.patch_colors(images, GRID)[..., [0, 2]].transpose(1, 2)
     heads = (20 * red_and_blue).softmax(2)  # the reddest patches, and the bluest
-    return PartBatch(images, Tokens(patch, patch.mean(1), heads.mean(1), heads), counts)
+    return PartBatch(images, Tokens(patch, patch.mean(1), heads.mean(1), heads, patch.mean(1), patch), counts)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def found() -> dict:
     def noise(images: torch.Tensor) -> Tokens:
         patch = torch.randn(len(images), 16, 3, generator=generator)
         heads = torch.full((len(images), 2, 16), 1 / 16)
-        return Tokens(patch, patch.mean(1), heads.mean(1), heads)
+        return Tokens(patch, patch.mean(1), heads.mean(1), heads, patch.mean(1), patch)
 
     labelers = part_baselines.fit_baselines(train[:1], counts, num_labels=3, grid=GRID, untrained=noise, seed=0)
     labelers |= fit_references(train[:1], CLASSES)

@@ -36,7 +36,7 @@ def contents() -> dict[str, str]:
             "parts",
             "parts.method",
             "guess",
-            "parts.method is 'guess'; expected one of 'learned', 'kmeans', 'attention', 'grid' or 'truth'",
+            "parts.method is 'guess'; expected one of 'learned', 'paper', 'kmeans', 'attention', 'grid' or 'truth'",
         ),
         ("parts", "parts.color", 1, "unknown key parts.color"),
         ("part_maps", "part_maps.attention", None, "part_maps.attention is None"),

@@ -126,7 +126,8 @@ def test_the_learner_keeps_background_in_one_label_and_separates_parts_by_positi
     patch, _ = planted(200, 0)
     model.fit(patch, seed=0)
     patch, truth = planted(50, 1)
-    found = model.assign(Tokens(patch, patch.mean(1), patch[..., 0], patch[:, None, :, 0])).argmax(1)
+    tokens = Tokens(patch, patch.mean(1), patch[..., 0], patch[:, None, :, 0], patch.mean(1), patch)
+    found = model.assign(tokens).argmax(1)
     assert (found[truth == 0] == model.background).float().mean() > 0.95
     inside = truth > 0
     assert adjusted_rand_score(np.asarray(truth[inside]), np.asarray(found[inside])) > 0.8

@@ -36,7 +36,7 @@ def planted(images: int, seed: int) -> tuple[Tokens, torch.Tensor]:
     truth = torch.rand(images, 4, generator=generator).argsort(1).gather(1, quarter)
     patch = kinds[truth] + 0.03 * torch.randn(images, 36, WIDTH, generator=generator)
     heads = torch.full((images, 2, 36), 1 / 36)
-    return Tokens(patch, patch.mean(1), heads.mean(1), heads), truth
+    return Tokens(patch, patch.mean(1), heads.mean(1), heads, patch.mean(1), patch), truth
 
 
 def test_the_learner_finds_planted_parts():

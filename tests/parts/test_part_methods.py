@@ -23,7 +23,7 @@ def config(method: str, **changes) -> dict:
 def tokens_of(heads: torch.Tensor) -> Tokens:
     """Return tokens of images with this attention."""
     patch = torch.randn(len(heads), heads.shape[2], 8, generator=torch.Generator().manual_seed(0))
-    return Tokens(patch, patch.mean(1), heads.mean(1), heads)
+    return Tokens(patch, patch.mean(1), heads.mean(1), heads, patch.mean(1), patch)
 
 
 def truth_config(reader: Reader) -> dict:

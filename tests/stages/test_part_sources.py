@@ -25,6 +25,7 @@ def read_maps(method_digest: str) -> part_maps.PartMaps:
 @pytest.mark.parametrize(
     ("name", "config"),
     [
+        ("paper", {"num_parts": 3, "background": True, "num_heads": 2, "patch_size": 8}),
         ("kmeans", {"num_parts": 3, "background": False, "temperature": 0.1}),
         ("attention", {"num_parts": 2, "background": True}),  # the teacher has two heads
         ("grid", {"num_parts": 3, "background": False}),

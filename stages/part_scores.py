@@ -4,13 +4,14 @@
 
 Reads  data/teacher, data/parts, data/shards/<dataset>: the samples with masks; labels are matched to true labels on
        train, and scored on val
-Calls  fit_baselines, fit_references, evaluate_labelers
+Calls  fit_baselines, fit_references, evaluate_labelers, measure_stability
 Writes results/part_scores/<dataset>.json: per level the scores of the parts, of baselines and of references
 """
 
 from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,9 +30,10 @@ from semmae.data.patch_masks import WholeView
 from semmae.evaluation import baselines, scores, splits
 from semmae.evaluation.center_mask import CenterMask
 from semmae.evaluation.part_baselines import fit_baselines
-from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler, evaluate_labelers
+from semmae.evaluation.part_evaluation import LevelMetrics, PartBatch, PatchLabeler, average, evaluate_labelers
 from semmae.evaluation.part_metrics import LEVELS
 from semmae.evaluation.part_references import fit_references
+from semmae.evaluation.part_stability import NUM_IMAGES, measure_stability
 from semmae.evaluation.scores import Scores
 from semmae.models import vit
 from semmae.models.teacher import Teacher, Tokens, load_teacher
@@ -42,7 +44,10 @@ SHARDS, TEACHER, PARTS, RESULTS = (
     Path(p) for p in ("data/shards", "data/teacher", "data/parts", "results/part_scores")
 )
 
+STABILITY_METHODS = ("parts", "centered_kmeans")  # the parts, and their closest baseline
+
 Encode = Callable[[UInt8[Tensor, "b 3 H W"]], Tokens]
+Section = Literal["baselines", "references"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -50,8 +55,9 @@ class PartScoresProtocol:
     """Settings that are the same for all datasets."""
 
     num_images: PositiveInt  # number of images of train for fitting the baselines and references
-    baselines: bool  # whether to score baselines and references too, which doubles the run time
+    baselines: bool  # whether to score baselines and references too, which triples the run time
     seed: int  # seed of the choice of these images, of the clusterings and of the untrained teacher
+    seeds: PositiveInt  # number of clusterings of each baseline that clusters; scores are their mean
     batch_size: PositiveInt
     compute: ComputeConfig
 
@@ -79,45 +85,66 @@ def main() -> None:
     method.check_dataset(train)
     grid, num_classes = tuple(method.config["grid"]), len(train.mask_names)
     view = WholeView(method.config["img_size"], grid, num_classes=num_classes)
-    encode, encode_untrained = make_encoder(teacher, protocol, device), make_encoder(untrained, protocol, device)
+    source = BatchSource(protocol, view, device, encode=make_encoder(teacher, protocol, device))
 
     def label_parts(batch: PartBatch) -> np.ndarray:
         with distributed.autocast(device, protocol.compute.precision):  # as in the stage part_maps
             return method.assign(batch.tokens, torch.from_numpy(batch.counts)).argmax(1).cpu().numpy()
 
-    def load(reader: Reader) -> Iterator[PartBatch]:
-        indices, workers = np.arange(len(reader)), protocol.compute.workers
-        for batch in batches(reader, indices, view, batch_size=protocol.batch_size, workers=workers):
-            images = batch["image"].to(device)
-            yield PartBatch(images, encode(images), batch["counts"].numpy())
-
     train_counts = reduce(np.add, (view.counts(train, index) for index in range(len(train))))
-    baseline_labelers: dict[str, PatchLabeler] = {}
-    references: dict[str, PatchLabeler] = {}
+    center_mask = CenterMask(train_counts)
+    fitted: dict[Section, dict[str, list[PatchLabeler]]] = {"baselines": {}, "references": {}}
     if protocol.baselines:
+        source.encode_untrained = make_encoder(untrained, protocol, device)
         indices = numpy_generator(protocol.seed, "sample").permutation(len(train))[: protocol.num_images]
-        sample = list(load(train.select(indices)))
-        baseline_labelers = fit_baselines(
-            sample, train_counts, num_labels=method.num_labels, grid=grid,
-            untrained=encode_untrained, seed=protocol.seed,
-        )  # fmt: skip
-        references = fit_references(sample, num_classes)
-    labelers = {"parts": PatchLabeler(method.num_labels, label_parts)} | baseline_labelers | references
-    has_parts = train.mask_kind == "parts"
-    metrics = evaluate_labelers(labelers, CenterMask(train_counts), load(train), load(val), parts=has_parts)
-    results: dict[str, Scores] = {
-        level: Scores(
-            metrics["parts"][level],
-            baselines={key: metrics[key][level] for key in (*baseline_labelers, "center_mask")},
-            references={key: metrics[key][level] for key in references if level in metrics[key]},
+        sample = list(source.load(train.select(indices)))
+        fitted["baselines"] = fit_baselines(
+            sample, train_counts, num_labels=method.num_labels, grid=grid, seed=protocol.seed, seeds=protocol.seeds
         )
-        for level in LEVELS
-    }
-    scores.write(RESULTS / f"{name}.json", results)
-    pixel = results["pixel"]
-    methods = {"parts": pixel.encoder, **pixel.baselines, **pixel.references}
-    ious = ", ".join(f"{key} {values['fg_iou']:.3f}" for key, values in methods.items())
-    print(f"{name}: foreground IoU per pixel: {ious}")
+        fitted["references"] = {key: [labeler] for key, labeler in fit_references(sample, num_classes).items()}
+    parts = PatchLabeler(method.num_labels, label_parts, background=method.background)
+    evaluated = evaluate_labelers(
+        {"parts": [parts]} | fitted["baselines"] | fitted["references"], center_mask, source.load(train),
+        source.load(val), num_classes=num_classes, grid=grid, parts=train.mask_kind == "parts",
+    )  # fmt: skip
+    averages = {key: average([labeler.compute() for labeler in clusterings]) for key, clusterings in evaluated.items()}
+    if method.config["method"] != "truth":  # an image that is moved has no true labels
+        compared = {key: evaluated[key][0] for key in STABILITY_METHODS if key in evaluated}
+        for key, stability in measure_stability(compared, source.load_few(val), source.with_images, grid=grid).items():
+            averages[key][0]["patch"].update(stability)
+    write_scores(name, averages, center_mask, fitted)
+
+
+class BatchSource:
+    """Load batches of whole images, and encode them.
+
+    Args:
+        protocol: Batch size, precision and number of workers.
+        view: Loads an image and the counts of its mask.
+        device: The device of the teacher.
+        encode: The teacher's `encode`.
+    """
+
+    def __init__(self, protocol: PartScoresProtocol, view: WholeView, device: torch.device, *, encode: Encode) -> None:
+        self.protocol, self.view, self.device, self.encode = protocol, view, device, encode
+        self.encode_untrained: Encode | None = None
+
+    def load(self, reader: Reader, *, untrained: bool = True) -> Iterator[PartBatch]:
+        """Yield the batches of a dataset; with `untrained`, also encode them by `encode_untrained` if it is set."""
+        indices, workers = np.arange(len(reader)), self.protocol.compute.workers
+        for batch in batches(reader, indices, self.view, batch_size=self.protocol.batch_size, workers=workers):
+            images = batch["image"].to(self.device)
+            patch = self.encode_untrained(images).patch if untrained and self.encode_untrained else None
+            yield PartBatch(images, self.encode(images), batch["counts"].numpy(), patch)
+
+    def load_few(self, reader: Reader) -> Iterator[PartBatch]:
+        """Yield batches of at most `NUM_IMAGES` images, which are spread evenly over a dataset."""
+        indices = np.linspace(0, len(reader), min(len(reader), NUM_IMAGES), endpoint=False).astype(int)
+        yield from self.load(reader.select(indices), untrained=False)
+
+    def with_images(self, batch: PartBatch, images: UInt8[Tensor, "b 3 s s"]) -> PartBatch:
+        """Return a batch with other images and their tokens."""
+        return batch._replace(images=images, tokens=self.encode(images))
 
 
 def load_networks(protocol: PartScoresProtocol, device: torch.device) -> tuple[Teacher, PartMethod, Teacher]:
@@ -141,6 +168,37 @@ def make_encoder(teacher: Teacher, protocol: PartScoresProtocol, device: torch.d
             return forward(images)
 
     return encode
+
+
+def write_scores(
+    dataset: str,
+    averages: dict[str, tuple[LevelMetrics, LevelMetrics]],
+    center_mask: CenterMask,
+    fitted: dict[Section, dict[str, list[PatchLabeler]]],
+) -> None:
+    """Write the scores of a dataset, and print the foreground IoU of each method.
+
+    Args:
+        dataset: The name of the dataset.
+        averages: The means and the deviations of `average` by method; the parts are `parts`.
+        center_mask: The center mask, after its last image.
+        fitted: The methods of each section.
+    """
+    results: dict[str, Scores] = {}
+    for level in LEVELS:
+        means = {key: metrics[level] for key, (metrics, _) in averages.items()}
+        spreads = {key: metrics[level] for key, (_, metrics) in averages.items() if metrics[level]}
+        results[level] = Scores(
+            means["parts"],
+            baselines={key: means[key] for key in fitted["baselines"]} | {"center_mask": center_mask.compute()[level]},
+            deviations=spreads,
+            references={key: means[key] for key in fitted["references"]},
+        )
+    scores.write(RESULTS / f"{dataset}.json", results)
+    pixel = results["pixel"]
+    methods = {"parts": pixel.encoder, **pixel.baselines, **pixel.references}
+    ious = ", ".join(f"{key} {values['fg_iou']:.3f}" for key, values in methods.items())
+    print(f"{dataset}: foreground IoU per pixel: {ious}")
 
 
 if __name__ == "__main__":

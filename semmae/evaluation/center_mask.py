@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Integer
 
-from semmae.evaluation.part_metrics import LEVELS, Level, contingency, foreground_iou
+from semmae.evaluation.part_metrics import LEVELS, Level, level_counts
 
 THRESHOLDS = np.arange(1, 20) / 20
 
@@ -37,7 +37,7 @@ class CenterMask:
     def _update(self, ious: dict[Level, list[list[float]]], counts: Integer[np.ndarray, "n g"]) -> None:
         """Add the IoU of each threshold's mask, unless the image shows no foreground."""
         for level in LEVELS:
-            tables = [contingency(mask, counts, num_labels=2, level=level) for mask in self.masks]
-            per_threshold = [foreground_iou(table, np.array([False, True])) for table in tables]
-            if None not in per_threshold:
-                ious[level].append([iou for iou in per_threshold if iou is not None])
+            background, *parts = level_counts(counts, level).T
+            foreground = np.sum(parts, axis=0)
+            if foreground.any():
+                ious[level].append((self.masks @ foreground / (foreground.sum() + self.masks @ background)).tolist())

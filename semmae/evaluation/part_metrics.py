@@ -29,13 +29,20 @@ class PartMetrics:
         num_classes: Number of true labels, background included.
         parts: Whether the masks label parts. If they only label the foreground, `compute` leaves out the metrics of
             parts.
+        foreground: Whether each label is a foreground label; None: chosen on train by `foreground_labels`.
     """
 
-    def __init__(self, num_labels: int, num_classes: int, *, parts: bool) -> None:
-        self.num_labels, self.parts = num_labels, parts
+    def __init__(
+        self, num_labels: int, num_classes: int, *, parts: bool, foreground: Bool[np.ndarray, " l"] | None = None
+    ) -> None:
+        self.num_labels, self.parts, self.given_foreground = num_labels, parts, foreground
         self.train = {level: np.zeros((num_labels, num_classes), np.int64) for level in LEVELS}
         self.val = {level: np.zeros((num_labels, num_classes), np.int64) for level in LEVELS}
         self.ious: dict[str, list[float]] = {level: [] for level in LEVELS}
+
+    def foreground(self, level: Level) -> Bool[np.ndarray, " l"]:
+        """Return whether each label is a foreground label, after the last image of train."""
+        return foreground_labels(self.train[level]) if self.given_foreground is None else self.given_foreground
 
     def update_train(self, labels: Integer[np.ndarray, " n"], counts: Integer[np.ndarray, "n g"]) -> None:
         """Add an image of train: its part map and its `cell_counts`."""
@@ -46,7 +53,7 @@ class PartMetrics:
         """Add an image of val: its part map and its `cell_counts`."""
         for level in LEVELS:
             table = contingency(labels, counts, num_labels=self.num_labels, level=level)
-            iou = foreground_iou(table, foreground_labels(self.train[level]))
+            iou = foreground_iou(table, self.foreground(level))
             self.val[level] += table
             self.ious[level] += [] if iou is None else [iou]
 
@@ -72,7 +79,7 @@ class PartMetrics:
 
     def _compute_level(self, level: Level) -> dict[str, float]:
         train, val = self.train[level], self.val[level]
-        merged = merge_background(val, foreground_labels(train))
+        merged = merge_background(val, self.foreground(level))
         metrics = {
             "fg_iou": float(np.mean(self.ious[level])), "nmi_all": nmi(merged), "ari_all": ari(merged),
             "used": used_share(val), "background_share": background_share(val),
@@ -89,9 +96,15 @@ def contingency(
     labels: Integer[np.ndarray, " n"], counts: Integer[np.ndarray, "n g"], *, num_labels: int, level: Level
 ) -> Integer[np.ndarray, "l g"]:
     """Compute the contingency table of one image from its part map and its `cell_counts`."""
-    if level == "patch":
-        counts = majority_labels(counts)[:, None] == np.arange(counts.shape[1])
-    return np.equal.outer(np.arange(num_labels), labels).astype(np.int64) @ counts
+    is_label = np.equal.outer(np.arange(num_labels), labels).astype(float)  # BLAS multiplies no integers
+    return (is_label @ level_counts(counts, level)).astype(np.int64)
+
+
+def level_counts(counts: Integer[np.ndarray, "*n g"], level: Level) -> Integer[np.ndarray, "*n g"]:
+    """Return the pixels of each patch and true label; at the level `patch`, 1 for the true label of the patch."""
+    if level == "pixel":
+        return counts
+    return (majority_labels(counts)[..., None] == np.arange(counts.shape[-1])).astype(np.int64)
 
 
 def foreground_labels(train: Integer[np.ndarray, "l g"]) -> Bool[np.ndarray, " l"]:

@@ -17,13 +17,14 @@ def fit_references(sample: list[PartBatch], num_classes: int) -> dict[str, Patch
     Returns:
         - `readout`: a supervised linear probe of the teacher's tokens, an upper bound for methods that use them.
         - `silhouette`: the true foreground as a single part.
-        - `perfect`: the true label of each patch, an upper bound for part maps on this grid. Its score per patch is 1
-          by definition, so only its score per pixel is reported.
+        - `perfect`: the true label of each patch, an upper bound for part maps on this grid. Its agreement with the
+          true labels per patch is 1 by definition, so it is only reported per pixel. Its `place` tells how far true
+          parts follow the position on the object.
     """
     return {
         "readout": _fit_readout(sample, num_classes),
-        "silhouette": PatchLabeler(2, lambda batch: (batch.true_labels() > 0).astype(int)),
-        "perfect": PatchLabeler(num_classes, PartBatch.true_labels, levels=("pixel",)),
+        "silhouette": PatchLabeler(2, lambda batch: (batch.true_labels() > 0).astype(int), background=0),
+        "perfect": PatchLabeler(num_classes, PartBatch.true_labels, background=0, role="truth"),
     }
 
 
@@ -38,4 +39,4 @@ def _fit_readout(sample: list[PartBatch], num_classes: int) -> PatchLabeler:
         probabilities[:, probe.classes_] = probe.predict_proba(patches)
         return majority_labels(probabilities).reshape(len(batch.images), -1)
 
-    return PatchLabeler(num_classes, label)
+    return PatchLabeler(num_classes, label, background=0)

@@ -23,6 +23,7 @@ class Scores:
         encoder: Metrics of the encoder, and the settings that were chosen for it. The stage `part_scores` stores the
             metrics of the part maps here.
         baselines: Metrics of each baseline by its name, e.g. "teacher".
+        deviations: Standard deviation of the metrics of those baselines that are means over several clusterings.
         references: Metrics of each upper bound by its name, e.g. a supervised read-out.
         low_shot: Metrics of the encoder with few labels, by `Shots.name`, e.g. "5_per_class".
         class_iou: IoU of each class by its name; None for a class that the masks of val lack.
@@ -30,6 +31,7 @@ class Scores:
 
     encoder: Metrics
     baselines: Mapping[str, Metrics] = field(default_factory=dict)
+    deviations: Mapping[str, Metrics] = field(default_factory=dict)
     references: Mapping[str, Metrics] = field(default_factory=dict)
     low_shot: Mapping[str, Metrics] = field(default_factory=dict)
     class_iou: Mapping[str, float | None] = field(default_factory=dict)

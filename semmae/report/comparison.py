@@ -242,6 +242,8 @@ def _format_param(value: object) -> str:
 def _format_cell(runs: pd.DataFrame, name: str | None) -> str:
     """Format the mean of a column, or only the value if all runs have the same; "-" if there is none."""
     values = runs[name].dropna() if name else pd.Series(dtype=float)
+    if name and name.endswith(".labels") and values.nunique() == 1:
+        return f"{values.iloc[0]:.0f}"
     return f"{values.iloc[0]:.3f}" if values.nunique() == 1 else _format_mean(values)
 
 

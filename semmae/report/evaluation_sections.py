@@ -71,9 +71,11 @@ def segmentation_section(colors: str) -> Iterator[dict[str, Any]]:
 
 
 def part_scores_section() -> Iterator[dict[str, Any]]:
-    """Yield the part scores of each dataset as a table per level."""
+    """Yield the part scores of each dataset as a table per level, and a sentence about `place`."""
     for dataset, path in evaluated_datasets("part_scores"):
-        yield {"dataset": dataset, "tables": score_tables.part_tables(scores.read_groups(path))}
+        result = scores.read_groups(path)
+        tables, sentence = score_tables.part_tables(result), score_tables.place_sentence(result)
+        yield {"dataset": dataset, "tables": tables, "place": sentence}
 
 
 def mistakes_section() -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from semmae.evaluation.object_position import describe_place
 from semmae.evaluation.scores import Metrics, Scores
 
 DISPLAY_NAMES = {
@@ -15,7 +16,12 @@ DISPLAY_NAMES = {
     "color_kmeans": "k-means of patch colors",
     "untrained_kmeans": "k-means of an untrained ViT’s tokens",
     "teacher_kmeans": "k-means of the teacher’s tokens",
+    "centered_kmeans": "k-means of the teacher’s tokens minus their mean",
+    "foreground_kmeans": "k-means in the foreground that attention finds",
     "attention_heads": "the teacher’s attention heads",
+    "attention_best_head": "foreground: the teacher’s best head",
+    "pca_foreground": "foreground: first principal component",
+    "normalized_cut": "foreground: normalized cut",
     "readout": "supervised linear read-out of the teacher",
     "silhouette": "true foreground as one part",
     "perfect": "true parts, one label per patch",
@@ -24,6 +30,7 @@ DISPLAY_NAMES = {
 HEADS = {"linear": "linear head, frozen", "knn": "nearest patches, frozen", "upernet": "UPerNet, fine-tuned"}
 HEAD_INDEPENDENT = ("most_frequent", "position")  # baselines that are the same for every head
 PART_METRICS = {
+    "labels": "labels",
     "fg_iou": "foreground IoU",
     "miou": "part mIoU",
     "nmi_fg": "NMI, foreground",
@@ -33,6 +40,10 @@ PART_METRICS = {
     "consistency": "consistency",
     "used": "labels in use",
     "background_share": "background in one label",
+    "place": "explained by position",
+    "stable_shift": "kept when shifted",
+    "stable_flip": "kept when flipped",
+    "stable_zoom": "kept when zoomed",
 }
 REFERENCES = "references that use the true masks"
 LEVELS = {"patch": "per patch", "pixel": "per pixel"}
@@ -80,12 +91,12 @@ class PartTable(NamedTuple):
     Attributes:
         title: The level.
         columns: The names of the metrics.
-        groups: Pairs of a title ("" for the parts) and rows (name, values). A missing value is None.
+        groups: Pairs of a title ("" for the parts) and rows (name, cells). The cell of a missing value is "–".
     """
 
     title: str
     columns: list[str]
-    groups: list[tuple[str, list[tuple[str, list[float | None]]]]]
+    groups: list[tuple[str, list[tuple[str, list[str]]]]]
 
 
 def display_name(baseline: str) -> str:
@@ -163,20 +174,43 @@ def class_iou_rows(scores: Mapping[str, Scores]) -> list[tuple[str, list[float |
 
 def part_tables(scores: Mapping[str, Scores]) -> list[PartTable]:
     """Return a table for each level of part scores: the parts, baselines and references."""
-    tables = []
-    for level, title in LEVELS.items():
-        metrics = [metric for metric in PART_METRICS if metric in scores[level].encoder]
-        groups = {"": {"parts": scores[level].encoder}} | {
-            group: {display_name(name): values for name, values in members.items()}
-            for group, members in (("baselines", scores[level].baselines), (REFERENCES, scores[level].references))
-            if members
-        }
-        rows = [
-            (group, [(name, [values.get(metric) for metric in metrics]) for name, values in members.items()])
-            for group, members in groups.items()
+    return [_part_table(title, scores[level]) for level, title in LEVELS.items()]
+
+
+def _part_table(title: str, scores: Scores) -> PartTable:
+    metrics = [metric for metric in PART_METRICS if metric in scores.encoder]
+
+    def format_rows(methods: Mapping[str, Metrics]) -> list[tuple[str, list[str]]]:
+        return [
+            (
+                display_name(name),
+                [_format_score(m.get(key), scores.deviations.get(name, {}).get(key)) for key in metrics],
+            )
+            for name, m in methods.items()
         ]
-        tables.append(PartTable(title, [PART_METRICS[metric] for metric in metrics], rows))
-    return tables
+
+    groups = [("", {"parts": scores.encoder}), ("baselines", scores.baselines), (REFERENCES, scores.references)]
+    rows = [(group, format_rows(methods)) for group, methods in groups if methods]
+    return PartTable(title, [PART_METRICS[metric] for metric in metrics], rows)
+
+
+def _format_score(value: float | None, deviation: float | None) -> str:
+    """Format a score with its deviation, if it has one; a number of labels has no digits."""
+    if value is None:
+        return "–"
+    text = str(value) if isinstance(value, int) else f"{round(value, 3) + 0:.3f}".replace("-", "−")
+    return text if deviation is None else f"{text} ± {deviation:.3f}"
+
+
+def place_sentence(scores: Mapping[str, Scores]) -> str:
+    """Tell how far the position on the object explains the parts; "" for scores without `place`.
+
+    Args:
+        scores: The part scores by level.
+    """
+    parts = scores["patch"].encoder.get("place")
+    true_parts = scores["patch"].references.get("perfect", {}).get("place")
+    return "" if parts is None else describe_place(parts, true_parts)
 
 
 def flatten_params(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

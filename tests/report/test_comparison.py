@@ -104,13 +104,15 @@ def test_a_star_matches_one_name(csv: Path):
 
 def test_part_scores_have_a_row_per_method(tmp_path: Path):
     columns = ["patch.baselines.grid.fg_iou", "patch.fg_iou", "patch.used", "patch.fg_iou", "pixel.fg_iou"]
-    names = [f"part_scores.{name}.{column}" for name, column in zip("aaaba", columns, strict=True)]
-    (tmp_path / "runs.csv").write_text(f"Experiment,{','.join(names)}\n,0.5,0.6,1,0.1,0.2\n,0.5,0.8,1,0.1,0.2\n")
+    columns += ["patch.labels", "patch.deviations.grid.fg_iou"]  # the latter is no score of a run
+    names = [f"part_scores.{name}.{column}" for name, column in zip("aaabaaa", columns, strict=True)]
+    rows = [f",0.5,{iou},1,0.1,0.2,9,0.01" for iou in (0.6, 0.8)]
+    (tmp_path / "runs.csv").write_text("\n".join([f"Experiment,{','.join(names)}", *rows, ""]))
     runs = comparison.read(tmp_path / "runs.csv")
     table = comparison.parts(runs, "a", level="patch")
-    assert list(table.columns) == ["method", "fg_iou", "used"]
+    assert list(table.columns) == ["method", "fg_iou", "used", "labels"]
     assert table.to_numpy().tolist() == [
-        ["parts", "0.700 ± 0.141 (2)", "1.000"], ["grid", "0.500", "-"],
+        ["parts", "0.700 ± 0.141 (2)", "1.000", "9"], ["grid", "0.500", "-", "-"],
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no part scores of 'c' per patch; expected one of: a, b"):
         comparison.parts(runs, "c", level="patch")

@@ -175,16 +175,29 @@ def test_a_chart_goes_through_its_points_and_escapes_its_title():
 
 
 def test_part_tables_show_every_baseline_and_reference():
-    metrics = {"fg_iou": 0.4, "miou": 0.2}
-    patch = Scores(metrics, {"center_mask": {"fg_iou": 0.1}, "mine": metrics})
-    pixel = Scores(metrics, {}, {"perfect": {"fg_iou": 0.9}})
+    metrics = {"fg_iou": 0.4, "miou": 0.2, "labels": 8}
+    spread = {"mine": {"fg_iou": 0.0123}}
+    patch = Scores(metrics, {"center_mask": {"fg_iou": 0.1}, "mine": metrics}, deviations=spread)
+    pixel = Scores(metrics | {"ari_fg": -0.02}, {}, references={"perfect": {"fg_iou": 0.9}})
     patch, pixel = score_tables.part_tables({"patch": patch, "pixel": pixel})
-    assert patch.columns == ["foreground IoU", "part mIoU"]
+    assert patch.columns == ["labels", "foreground IoU", "part mIoU"]
     assert patch.groups == [
-        ("", [("parts", [0.4, 0.2])]),
-        ("baselines", [("one mask for all images", [0.1, None]), ("mine", [0.4, 0.2])]),
+        ("", [("parts", ["8", "0.400", "0.200"])]),
+        (
+            "baselines",
+            [("one mask for all images", ["–", "0.100", "–"]), ("mine", ["8", "0.400 ± 0.012", "0.200"])],
+        ),
     ]
     assert [group for group, _ in pixel.groups] == ["", score_tables.REFERENCES]
+    assert pixel.groups[0][1] == [("parts", ["8", "0.400", "0.200", "−0.020"])]
+
+
+def test_a_sentence_tells_how_far_the_position_explains_the_parts():
+    with_truth = {"patch": Scores({"place": 0.809}, references={"perfect": {"place": 0.336}})}
+    sentence = "Position on the object explains 81 % of the labels"
+    assert score_tables.place_sentence(with_truth) == f"{sentence} (true parts: 34 %)."
+    assert score_tables.place_sentence({"patch": Scores({"place": 0.809})}) == f"{sentence}."
+    assert score_tables.place_sentence({"patch": Scores({"fg_iou": 0.5})}) == ""
 
 
 def test_accuracy_bars_show_every_baseline():

@@ -38,7 +38,7 @@ attentive:
     batch_size: 8, shuffle_shards: null, betas: [0.9, 0.95], baselines: true, seed: 0, checkpoint_minutes: 5,
     compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
 part_scores:
-  protocol: {num_images: 20, baselines: true, seed: 0, batch_size: 16,
+  protocol: {num_images: 20, baselines: true, seed: 0, seeds: 2, batch_size: 16,
     compute: {device: cpu, precision: fp32, compile: false, workers: 0}}
 """
 
@@ -190,15 +190,24 @@ def test_part_scores_are_written_with_baselines_and_references(project, monkeypa
     start(monkeypatch, "part_scores", "toy")
     result = written_part_scores()
     patch, pixel = result["patch"], result["pixel"]
-    names = {"fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou", "consistency", "used", "background_share"}
-    baselines = {"color_kmeans", "untrained_kmeans", "teacher_kmeans", "attention_heads", "grid", "position"}
-    assert set(patch.baselines) == set(pixel.baselines) == baselines | {"center_mask"}
-    assert set(patch.references) == {"readout", "silhouette"}
-    assert set(pixel.references) == {"readout", "silhouette", "perfect"}
-    for level in (patch, pixel):
-        assert set(level.encoder) == names
-        assert all(set(level.baselines[name]) == names for name in baselines)
-        assert all(set(level.references[name]) == names for name in ("readout", "silhouette"))
+    names = {"labels", "fg_iou", "nmi_all", "ari_all", "nmi_fg", "ari_fg", "miou", "consistency", "used"}
+    names |= {"background_share"}
+    stability = {"stable_shift", "stable_flip", "stable_zoom"}
+    clusterings = {"color_kmeans", "untrained_kmeans", "teacher_kmeans", "centered_kmeans", "foreground_kmeans"}
+    baselines = clusterings | {"attention_heads", "grid", "position"}
+    foreground = {"attention_best_head", "pca_foreground", "normalized_cut"}
+    assert set(patch.baselines) == set(pixel.baselines) == baselines | foreground | {"center_mask"}
+    assert set(patch.references) == set(pixel.references) == {"readout", "silhouette", "perfect"}
+    for level, more in ((patch, {"place"}), (pixel, set())):
+        extra = stability if more else set()
+        assert set(level.encoder) == names | more | extra
+        assert set(level.baselines["centered_kmeans"]) == names | more | extra
+        assert all(set(level.baselines[name]) == names | more for name in baselines - {"centered_kmeans"})
+        assert all(set(level.baselines[name]) == {"labels", "fg_iou"} for name in foreground)
+        assert all(set(level.references[name]) == names | more for name in ("readout", "silhouette"))
+        assert set(level.deviations) == clusterings
+        assert all(set(level.deviations[name]) == (names | more) - {"labels"} for name in clusterings)
+    assert set(patch.references["perfect"]) == {"labels", "place"}
     assert np.isclose(patch.references["silhouette"]["fg_iou"], 1)
     assert pixel.references["perfect"]["fg_iou"] == pixel.references["silhouette"]["fg_iou"] < 1
     start(monkeypatch, "part_scores", "toy")

@@ -171,13 +171,14 @@ def test_only_datasets_of_params_yaml_are_shown(folder):
     leave_run("random")
     for name in ("toy", "gone"):
         scores.write(Path(f"results/knn/{name}.json"), KNN)
-    patch = Scores({"fg_iou": 0.512}, {"center_mask": {"fg_iou": 0.25}})
+    patch = Scores({"fg_iou": 0.512, "place": 0.81}, {"center_mask": {"fg_iou": 0.25}})
     pixel = Scores({"fg_iou": 0.498}, {"center_mask": {"fg_iou": 0.24}})
     scores.write(Path("results/part_scores/toy.json"), {"patch": patch, "pixel": pixel})
     write_params(knn=["toy"], linear=["not yet"], part_scores=["toy"])
     words = HtmlPage(write_page()).text
     assert all(
-        text in words for text in ("kNN on toy", "50.0", "± 3.0", "untrained encoder", "0.512", "0.498", "0.250")
+        text in words
+        for text in ("kNN on toy", "50.0", "± 3.0", "untrained encoder", "0.512", "0.498", "0.250", "explains 81 %")
     )
     assert "gone" not in words
     assert "not yet" not in words

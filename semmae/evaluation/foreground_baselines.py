@@ -1,7 +1,7 @@
 """Baselines that find the foreground and no parts: attention, a principal component, and the normalized cut.
 
-What they have to choose, a head or a threshold, they choose by the true foreground of a sample of train, as the center
-mask does. Label 1 is the foreground.
+What they have to choose, such as a head or a threshold, they choose by the true foreground of a sample of train, as the
+center mask does. Label 1 is the foreground.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler
 from semmae.parts.foreground_cues import first_component, normalized_cut
 
 ATTENTION_THRESHOLDS = (0.5, 1.0, 1.5, 2.0, 3.0)  # times the mean attention of a patch
-CUT_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.5)  # of the cosine between two patches; TokenCut: 0.2 for the keys of DINO
-NUM_CUT_IMAGES = 32  # images on which the threshold of the cut is chosen, because a cut takes many milliseconds
+CUT_SOURCES = ("keys", "patch")  # fields of `Tokens`; TokenCut: the keys
+CUT_THRESHOLDS = (0.0, 0.1, 0.2, 0.4)  # of the cosine between two patches; TokenCut: 0.2 for the keys of DINO
+NUM_CUT_IMAGES = 24  # images on which these are chosen, because a cut takes many milliseconds
 
 
 def fit_foreground_baselines(sample: list[PartBatch], grid: tuple[int, int]) -> dict[str, PatchLabeler]:
@@ -32,8 +33,8 @@ def fit_foreground_baselines(sample: list[PartBatch], grid: tuple[int, int]) -> 
         - `attention_best_head`: the patches to which one head of the class token attends more than a threshold; the
           head and the threshold that have the highest mean IoU with the true foreground.
         - `pca_foreground`: the sign of the first principal component of the tokens (`first_component`).
-        - `normalized_cut`: TokenCut (`normalized_cut`) of the tokens, as they are or minus their mean, with the
-          threshold that has the highest mean IoU with the true foreground.
+        - `normalized_cut`: TokenCut (`normalized_cut`) of the teacher's keys or tokens, as they are or minus their
+          mean, with a threshold; the choice that has the highest mean IoU with the true foreground.
     """
     component = first_component(torch.cat([batch.tokens.patch for batch in sample]), grid=grid)
     return {
@@ -53,13 +54,21 @@ def _fit_best_head(sample: list[PartBatch]) -> PatchLabeler:
 
 
 def _fit_normalized_cut(sample: list[PartBatch]) -> PatchLabeler:
-    tokens = torch.cat([batch.tokens.patch for batch in sample])
-    few = np.linspace(0, len(tokens), min(NUM_CUT_IMAGES, len(tokens)), endpoint=False).astype(int)
-    chosen, true, mean = tokens[few], _true_labels(sample)[few], tokens.mean((0, 1))
-    options = list(product((torch.zeros_like(mean), mean), CUT_THRESHOLDS))
-    ious = [mean_iou(normalized_cut(chosen - center, threshold=limit) > 0, true) for center, limit in options]
-    center, limit = options[int(np.argmax(ious))]
-    return _labeler(lambda batch: normalized_cut(batch.tokens.patch - center, threshold=limit))
+    means: dict[str, Tensor] = {}
+    chosen: dict[str, Tensor] = {}
+    true = _true_labels(sample)
+    few = np.linspace(0, len(true), min(NUM_CUT_IMAGES, len(true)), endpoint=False).astype(int)
+    for source in CUT_SOURCES:
+        tokens = torch.cat([getattr(batch.tokens, source) for batch in sample])
+        means[source], chosen[source] = tokens.mean((0, 1)), tokens[few]
+
+    def cut(tokens: Float[Tensor, "b n d"], source: str, centered: bool, threshold: float) -> Float[Tensor, "b n"]:
+        return normalized_cut(tokens - means[source] if centered else tokens, threshold=threshold)
+
+    options = list(product(CUT_SOURCES, (False, True), CUT_THRESHOLDS))
+    ious = [mean_iou(cut(chosen[option[0]], *option) > 0, true[few]) for option in options]
+    best = options[int(np.argmax(ious))]
+    return _labeler(lambda batch: cut(getattr(batch.tokens, best[0]), *best))
 
 
 def _true_labels(sample: list[PartBatch]) -> Integer[Tensor, "s n"]:

@@ -55,7 +55,7 @@ def object_cells(foreground: Bool[np.ndarray, " n"], grid: tuple[int, int]) -> I
     standard deviation, at least one patch, in each direction. Left and right count as the same. The object must have a
     patch.
     """
-    positions = np.stack(np.mgrid[: grid[0], : grid[1]], axis=-1).reshape(-1, 2).astype(float)
+    positions = np.argwhere(np.ones(grid)).astype(float)  # row and column of each patch
     center, extent = positions[foreground].mean(0), positions[foreground].std(0)
     height, offset = ((positions - center) / np.maximum(extent, 1)).T / REACH
     row = np.floor((height + 1) / 2 * HEIGHTS).astype(int).clip(0, HEIGHTS - 1)

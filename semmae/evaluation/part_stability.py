@@ -115,7 +115,7 @@ def corresponding_patches(
         The index of the patch in the view, and whether the content of both patches is inside both pictures.
     """
     size, half = img_size / np.array(grid), img_size / 2
-    centers = (np.stack(np.mgrid[: grid[0], : grid[1]], axis=-1).reshape(-1, 2) + 0.5) * size - half
+    centers = (np.argwhere(np.ones(grid)) + 0.5) * size - half
     moved = transform.move(centers)
     cells = np.floor((moved + half) / size + TOLERANCE).astype(int).clip(0, np.array(grid) - 1)
     back = transform.move_back((cells + 0.5) * size - half)

@@ -50,7 +50,8 @@ class ShiftedTokens(Teacher):
     def encode(self, images: torch.Tensor) -> Tokens:
         signs = torch.where(images[:, 0, ::8, ::8].flatten(1) > 127, 1.0, -1.0)
         patch = torch.stack([100 + signs, torch.full_like(signs, 50.0)], dim=2)
-        return Tokens(patch, patch.mean(1), torch.full_like(signs, 1 / 16), torch.full_like(signs, 1 / 16)[:, None])
+        attention, mean = torch.full_like(signs, 1 / 16), patch.mean(1)
+        return Tokens(patch, mean, attention, attention[:, None], mean, patch)
 
 
 def test_clusters_are_relative_to_the_mean_token(reader, monkeypatch):

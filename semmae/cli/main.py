@@ -17,6 +17,7 @@ from semmae.cli.export import export
 from semmae.cli.flow import flow
 from semmae.cli.import_encoder import import_encoder
 from semmae.cli.index import index
+from semmae.cli.part_benchmark import part_benchmark
 from semmae.cli.promote import promote
 from semmae.cli.recipe import recipe
 from semmae.cli.show import show
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (show, index, export, encode, recipe, compare, flow, doctor, promote):
+for command in (show, index, export, encode, recipe, compare, flow, doctor, promote, part_benchmark):
     app.command()(command)
 app.command("import")(import_encoder)
 app.add_typer(state_app, name="state")

@@ -23,7 +23,7 @@ from torch import Tensor
 from semmae.core.config import STRICT, PositiveUpTo1, Range, UpTo1
 from semmae.core.rng import numpy_generator, seeded
 from semmae.data.crops import FULL_IMAGE, Box, random_resized_crop, required_size, resize_box, snap_to_pixels
-from semmae.data.dataset import Reader
+from semmae.data.dataset import ImageSequence, Reader
 
 LUMA = np.array([0.299, 0.587, 0.114])
 MAX_SHIFT = 0.45  # largest translation of RandAugment, as a fraction of the side (timm)
@@ -105,10 +105,10 @@ class FullImage:
     seed: int
     flip: float
 
-    def __call__(self, reader: Reader, index: int, epoch: int = 0) -> dict[str, Any]:
-        key = reader.keys[index]
+    def __call__(self, images: ImageSequence, index: int, epoch: int = 0) -> dict[str, Any]:
+        key = images.keys[index]
         flip = self.flip > 0 and numpy_generator(self.seed, "flip", epoch, key).uniform() < self.flip
-        image = load_crop(reader, index, FULL_IMAGE._replace(flip=flip), self.img_size)
+        image = load_crop(images, index, FULL_IMAGE._replace(flip=flip), self.img_size)
         return {"key": key, "image": image}
 
 
@@ -143,9 +143,9 @@ def random_box(rng: np.random.Generator, size: tuple[int, int], crop: Crop) -> B
     return snap_to_pixels(random_resized_crop(rng, aspect=size[1] / size[0], **vars(crop)), size)
 
 
-def load_crop(reader: Reader, index: int, box: Box, size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
+def load_crop(images: ImageSequence, index: int, box: Box, size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
     """Load a box of an image, resized to a square. The image is decoded at the smallest sufficient size."""
-    image = reader.image(index, at_least=required_size([(box, (size, size))]))
+    image = images.image(index, at_least=required_size([(box, (size, size))]))
     return resize_box(image, box, (size, size))
 
 

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +29,13 @@ from torch import Tensor
 from semmae.console.tracking import tracked
 from semmae.core import distributed
 from semmae.core.atomic_files import atomic_write
-from semmae.data import decoding
 from semmae.data.dataset import ImageSequence, Reader
 from semmae.data.loader import batches
 from semmae.evaluation.views import CenterView
 from semmae.models import vit
 from semmae.models.frozen_encoder import FrozenEncoder
-from semmae.sharding.sources.source_item import EXTENSIONS, Blob
+from semmae.sharding.image_files import ImageFiles
+from semmae.sharding.sources.source_item import EXTENSIONS
 
 ROW_GROUP = 2048  # images; 13 MB of features at width 768
 
@@ -57,7 +57,7 @@ class EncodeOptions:
     precision: distributed.Precision
 
 
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """The image files in a folder and its subfolders, sorted by path; an `ImageSequence`.
 
     Follows links. Skips hidden files and folders.
@@ -67,22 +67,9 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.keys = sorted(_image_files(root))
+        super().__init__(root, sorted(_image_files(root)))
         if not self.keys:
             raise ValueError(f"{root} holds no images; expected files with the extensions {', '.join(EXTENSIONS)}")
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def image(self, index: SupportsIndex, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "h w 3"]:
-        """Decode an image, upright, in RGB; see `ImageSequence.image`.
-
-        Raises:
-            ValueError, OSError: The file cannot be read or decoded.
-        """
-        path = self.root / self.keys[index]
-        return decoding.to_rgb(Blob(str(path), 0, path.stat().st_size).read(), at_least=at_least)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.core.digests import file_digest
 from semmae.core.rng import fold, numpy_generator
-from semmae.data.dataset import Reader, verify_shards
+from semmae.data.dataset import Reader, TrainingImages, verify_shards
 from semmae.data.loader import batches
 from semmae.data.transforms import FullImage
 from semmae.models import vit
@@ -33,6 +33,7 @@ from semmae.models.teacher import Teacher, load_teacher
 from semmae.parts.grid_parts import grid_shape
 from semmae.parts.paper_learner import PaperPartLearner
 from semmae.parts.part_learner import PartLearner
+from semmae.parts.part_method import PartMethod
 from semmae.parts.part_methods import PART_METHODS, save_parts
 from semmae.parts.token_part_method import TokenPartMethod
 from semmae.parts.truth_parts import check_masks
@@ -70,7 +71,7 @@ class PartsConfig:
 
 
 def main() -> None:
-    """Make the part method in `parts.method`: create it, fit it to a sample of images, and train it if necessary."""
+    """Make the part method in `parts.method`, and write it with its metrics."""
     section = load_config(PartsConfig, "parts")
     shards = SHARDS / section.dataset
     verify_shards(shards)
@@ -83,30 +84,50 @@ def main() -> None:
         distributed.world(section.compute.device) as world,
         Run("parts", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as run,
     ):
-        teacher = teacher.to(world.device)
-        vit.use_fastest_attention(teacher, world.device, frozen_grid=config["grid"])
-        torch.manual_seed(fold(section.seed, "parts"))
-        method = PART_METHODS[section.method](config | run.adopted)
-        metrics: dict[str, float] = {"num_parts": method.num_parts}
-        if isinstance(method, TokenPartMethod):
-            tokens = sample_tokens(section, reader, teacher, run)
-            metrics |= method.fit(tokens, seed=fold(section.seed, "kmeans"))
-        if isinstance(method, PartLearner | PaperPartLearner):
-            options: dict[str, Any] = {
-                "reader": reader, "img_size": section.img_size, "seed": section.seed, "compute": section.compute,
-                "world": world, "run": run,
-            }  # fmt: skip
-            if isinstance(method, PartLearner):
-                train_part_learner(section.learned, method, teacher, **options)
-            else:
-                train_paper_learner(section.paper, method, teacher, **options)
-            metrics |= {name: value for name, value in run.history[-1].items() if name != "epoch"}
+        method, metrics = fit_parts(section, config, reader, teacher, run)
         if world.is_main:
             with atomic_write(OUT) as folder:
                 save_parts(folder, method)
                 write_json(folder / "history.json", run.history)
             write_json(RESULTS / "metrics.json", {"parts": metrics})
             write_history(RESULTS / "live", "parts", run.history)
+
+
+def fit_parts(
+    section: PartsConfig, config: dict[str, Any], images: TrainingImages, teacher: Teacher, run: Run
+) -> tuple[PartMethod, dict[str, float]]:
+    """Create the part method in `parts.method`, fit it to a sample of images, and train it if necessary.
+
+    Args:
+        section: The parameters.
+        config: The config of the method, from `method_config`.
+        images: The training images.
+        teacher: The teacher; it is moved to the device of the run.
+        run: The run that keeps the checkpoints of the training.
+
+    Returns:
+        The method, and its metrics.
+    """
+    device = run.world.device
+    teacher.to(device)
+    vit.use_fastest_attention(teacher, device, frozen_grid=config["grid"])
+    torch.manual_seed(fold(section.seed, "parts"))
+    method = PART_METHODS[section.method](config | run.adopted)
+    metrics: dict[str, float] = {"num_parts": method.num_parts}
+    if isinstance(method, TokenPartMethod):
+        tokens = sample_tokens(section, images, teacher, run)
+        metrics |= method.fit(tokens, seed=fold(section.seed, "kmeans"))
+    if isinstance(method, PartLearner | PaperPartLearner):
+        options: dict[str, Any] = {
+            "images": images, "img_size": section.img_size, "seed": section.seed, "compute": section.compute,
+            "world": run.world, "run": run,
+        }  # fmt: skip
+        if isinstance(method, PartLearner):
+            train_part_learner(section.learned, method, teacher, **options)
+        else:
+            train_paper_learner(section.paper, method, teacher, **options)
+        metrics |= {name: value for name, value in run.history[-1].items() if name != "epoch"}
+    return method, metrics
 
 
 def method_config(section: PartsConfig, teacher: Teacher) -> dict[str, Any]:
@@ -142,12 +163,12 @@ def method_config(section: PartsConfig, teacher: Teacher) -> dict[str, Any]:
             return config | {"num_parts": len(names) - 1, "background": True, "mask_names": names}
 
 
-def sample_tokens(section: PartsConfig, reader: Reader, teacher: Teacher, run: Run) -> Float[Tensor, "s n d"]:
+def sample_tokens(section: PartsConfig, images: TrainingImages, teacher: Teacher, run: Run) -> Float[Tensor, "s n d"]:
     """Return the patch tokens of `num_images` random training images, on the CPU."""
-    indices = numpy_generator(section.seed, "sample").permutation(len(reader))[: section.num_images]
+    indices = numpy_generator(section.seed, "sample").permutation(len(images))[: section.num_images]
     transform = FullImage(section.img_size, section.seed, flip=0.0)
     patches = []
-    for batch in batches(reader, np.sort(indices), transform, batch_size=64, workers=section.compute.workers):
+    for batch in batches(images, np.sort(indices), transform, batch_size=64, workers=section.compute.workers):
         patches.append(teacher.encode(batch["image"].to(run.world.device)).patch.cpu())
         run.exit_if_stopped("before its first step", together=True)
     return torch.cat(patches)

@@ -7,8 +7,6 @@ import typer
 
 if TYPE_CHECKING:
     from semmae.evaluation.part_benchmarks.benchmark import PartBenchmark
-    from semmae.evaluation.part_benchmarks.scoring import PartLabeling
-    from semmae.sharding.image_files import ImageFiles
     from stages.parts import PartsConfig
 
 TEACHER, RESULTS = Path("data/teacher"), Path("results/part_benchmarks")
@@ -21,31 +19,29 @@ def part_benchmark(
     num_parts: Annotated[int, typer.Option(min=1, max=254, help="Number of parts, without the background.")],
     split: Annotated[Literal["ood", "seg"], typer.Option(help="The release of PartImageNet.")] = "ood",
 ) -> None:
-    """Fit parts on the training images of a benchmark, and score them on its test images."""
+    """Fit parts on the training images of a benchmark, and score them on its test images.
+
+    The teacher is that in data/teacher, and the part method that of the section parts in params.yaml.
+    """
     from dataclasses import replace
 
-    from semmae.core.atomic_files import write_json
     from semmae.core.config import load_config
-    from semmae.evaluation.part_benchmarks.benchmark import KeypointBenchmark
-    from semmae.evaluation.part_benchmarks.scoring import score_keypoints, score_polygons
     from stages.parts import PartsConfig
 
     section = replace(load_config(PartsConfig, "parts"), num_parts=num_parts)
+    if section.method == "truth":
+        raise ValueError(
+            "parts.method is truth, which a benchmark cannot use; expected learned, kmeans, attention or grid. "
+            "Change parts.method in params.yaml"
+        )
     data = _read(benchmark, path, split)
     out = RESULTS / f"{data.name}_{num_parts}.json"
     typer.echo(
-        f"{data.name}: {len(data.train)} images to fit parts on, {len(data.test.images)} images to score; {out} is "
-        "written at the end, and a run that is stopped starts again from the beginning",
+        f"{data.name}: {len(data.train)} images to fit parts on, {len(data.test.images)} images to score. A run that "
+        "is stopped resumes from the last checkpoint of the part method, if there is one, and repeats the rest",
         err=True,
     )
-    labeling, teacher = _fit(section, data.train)
-    is_keypoints = isinstance(data, KeypointBenchmark)
-    scores = score_keypoints(data, labeling) if is_keypoints else score_polygons(data, labeling)
-    settings = {
-        "method": section.method, "num_parts": num_parts, "img_size": section.img_size, "teacher": teacher,
-        "train_images": len(data.train), "test_images": len(data.test.images),
-    }  # fmt: skip
-    write_json(out, {"part_benchmarks": {out.stem: scores | settings}})
+    scores = _fit_and_score(section, data, out)
     typer.echo(f"{out}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
 
@@ -59,44 +55,38 @@ def _read(benchmark: str, path: Path, split: Literal["ood", "seg"]) -> "PartBenc
     return read_cub(path) if benchmark == "cub" else read_celeba(path)
 
 
-def _fit(section: "PartsConfig", images: "ImageFiles") -> tuple["PartLabeling", str]:
-    """Fit the part method of `parts.method`, and return how to label images with it, and the digest of the teacher."""
-    from dataclasses import asdict
-
+def _fit_and_score(section: "PartsConfig", data: "PartBenchmark", out: Path) -> dict[str, float]:
+    """Fit the part method on the training images, score it on the test images, and write the scores to `out`."""
     import torch
 
     from semmae.core import distributed
     from semmae.core.async_copy import to_device
-    from semmae.core.rng import fold, numpy_generator
-    from semmae.data.loader import batches
-    from semmae.data.transforms import FullImage
-    from semmae.evaluation.part_benchmarks.scoring import PartLabeling
-    from semmae.models import vit
+    from semmae.core.atomic_files import write_json
+    from semmae.core.digests import json_digest
+    from semmae.evaluation.part_benchmarks.scoring import PartLabeling, score
     from semmae.models.teacher import load_teacher
-    from semmae.parts.part_method import KMeansParts
+    from semmae.runs.run import Run
+    from stages.parts import fit_parts, method_config
 
-    teacher, device = load_teacher(TEACHER), distributed.choose_device(section.compute.device)
-    grid = teacher.grid(section.img_size)
-    vit.use_fastest_attention(teacher, device, frozen_grid=grid)
-    teacher = teacher.to(device)
-    indices = numpy_generator(section.seed, "sample").permutation(len(images))[: section.num_images]
-    view, patches = FullImage(section.img_size, section.seed, flip=0.0), []
-    for batch in batches(images, indices, view, batch_size=BATCH_SIZE, workers=section.compute.workers):
-        patches.append(teacher.encode(to_device(device, batch["image"])).patch.cpu())
-    config = {
-        "method": "kmeans", "num_parts": section.num_parts, "img_size": section.img_size, "grid": grid,
-        "embed_dim": teacher.embed_dim, "background": False,
-    } | asdict(section.kmeans)  # fmt: skip
-    method = KMeansParts(config)
-    method.fit(torch.cat(patches), seed=fold(section.seed, "kmeans"))
-    method = method.to(device).eval()
+    teacher, compute = load_teacher(TEACHER), section.compute
+    inputs = [json_digest([str(data.train.root.resolve()), data.train.keys]), teacher.digest]
+    with (
+        distributed.world(compute.device) as world,
+        Run("part-benchmark", world, out=out, params=section, inputs=inputs,
+            checkpoint_minutes=section.checkpoint_minutes) as run,
+    ):  # fmt: skip
+        method, _ = fit_parts(section, method_config(section, teacher), data.train, teacher, run)
+        method.to(world.device).eval()
 
-    def assign(batch: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), distributed.autocast(device, section.compute.precision):
-            return method.assign(teacher.encode(to_device(device, batch)))
+        def assign(images: torch.Tensor) -> torch.Tensor:
+            run.exit_if_stopped("while it labeled images")
+            with torch.no_grad(), distributed.autocast(world.device, compute.precision):
+                return method.assign(teacher.encode(to_device(world.device, images)))
 
-    labeling = PartLabeling(
-        assign, section.img_size, grid, num_parts=method.num_parts, num_labels=method.num_labels,
-        batch_size=BATCH_SIZE, workers=section.compute.workers,
-    )  # fmt: skip
-    return labeling, teacher.digest
+        scores = score(data, PartLabeling(assign, method, batch_size=BATCH_SIZE, workers=compute.workers))
+        settings = {
+            "method": section.method, "num_parts": method.num_parts, "img_size": section.img_size,
+            "teacher": teacher.digest, "train_images": len(data.train), "test_images": len(data.test.images),
+        }  # fmt: skip
+        write_json(out, {"part_benchmarks": {out.stem: scores | settings}})
+    return scores

@@ -38,6 +38,19 @@ class ImageSequence(Protocol):
         ...
 
 
+class TrainingImages(ImageSequence, Protocol):
+    """Images that a run visits in epochs: the samples of a dataset (`Reader`), or image files (`ImageFiles`)."""
+
+    @property
+    def weights(self) -> Float64[np.ndarray, " n"] | None:
+        """Average number of times that an epoch visits each image; None: once."""
+        ...
+
+    def epoch_order(self, *, seed: int, epoch: int) -> Int64[np.ndarray, " k"]:
+        """Compute the order of the image indices in a training epoch."""
+        ...
+
+
 class Reader:
     """The samples of one split of a dataset, read from its shards by offset.
 

@@ -3,7 +3,7 @@
 A training loop stays visible and takes its steps from a `Run`:
 
     with Run("pretrain", world, out=..., params=..., inputs=..., checkpoint_minutes=...) as run:
-        for step in run.steps(reader, load, ...):
+        for step in run.steps(images, load, ...):
             loss = ...
             loss.backward()
             optimizer.step()
@@ -32,7 +32,7 @@ from semmae.core.atomic_files import write_json
 from semmae.core.digests import json_digest
 from semmae.core.locks import exclusive_lock
 from semmae.core.paths import state_root
-from semmae.data.dataset import Reader
+from semmae.data.dataset import TrainingImages
 from semmae.runs import handover
 from semmae.runs.fingerprint import run_identity
 from semmae.runs.step_log import StepLog
@@ -115,7 +115,7 @@ class Run:
 
     def steps(
         self,
-        reader: Reader,
+        images: TrainingImages,
         load: LoadSample,
         *,
         batch_size: int,
@@ -128,7 +128,7 @@ class Run:
     ) -> Iterator[Step]:
         """Yield the steps of the run, from the last checkpoint on.
 
-        `StepPlan` describes the arguments from `reader` to `workers`.
+        `StepPlan` describes the arguments from `images` to `workers`.
 
         Args:
             state: Objects whose state a checkpoint keeps, by name. The weights of an entry `model` must be finite
@@ -144,7 +144,7 @@ class Run:
             SystemExit: A stop signal was received. The run has saved a checkpoint.
         """
         plan = StepPlan(
-            self.stage, self.world, reader, load, batch_size=batch_size, epochs=epochs, seed=seed, workers=workers
+            self.stage, self.world, images, load, batch_size=batch_size, epochs=epochs, seed=seed, workers=workers
         )
         steps_done, log = self._restore(state), self.step_log
         log.retry, log.max_skipped_steps = retry, max_skipped_steps

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from semmae.core.distributed import World
-from semmae.data.dataset import Reader
+from semmae.data.dataset import TrainingImages
 from semmae.data.epoch_order import epoch_size
 from semmae.data.loader import batches
 
-LoadSample = Callable[[Reader, int, int], dict[str, Any]]  # (reader, sample index, epoch) -> sample
+LoadSample = Callable[[Any, int, int], dict[str, Any]]  # (images, image index, epoch) -> sample
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class StepPlan:
         self,
         stage: str,
         world: World,
-        reader: Reader,
+        images: TrainingImages,
         load: LoadSample,
         *,
         batch_size: int,
@@ -76,14 +76,14 @@ class StepPlan:
         seed: int,
         workers: int,
     ) -> None:
-        size = epoch_size(len(reader), reader.weights)
+        size = epoch_size(len(images), images.weights)
         if size < batch_size:
             raise ValueError(f"{stage}: batch_size is {batch_size}, but an epoch has {size} samples")
         if batch_size % world.size:
             raise ValueError(f"{stage}: batch_size is {batch_size}; {world.size} processes cannot share it evenly")
         self.per_epoch = size // batch_size
         self.steps = epochs * self.per_epoch
-        self._world, self._reader, self._load = world, reader, load
+        self._world, self._images, self._load = world, images, load
         self._batch_size, self._seed, self._workers = batch_size, seed, workers
 
     def steps_from(self, number: int) -> Iterator[Step]:
@@ -91,10 +91,10 @@ class StepPlan:
         size = self._batch_size // self._world.size  # of this rank's share of a batch
         while number < self.steps:
             epoch, first_step = divmod(number, self.per_epoch)
-            order = self._reader.epoch_order(seed=self._seed, epoch=epoch)[: self.per_epoch * self._batch_size]
+            order = self._images.epoch_order(seed=self._seed, epoch=epoch)[: self.per_epoch * self._batch_size]
             indices = order.reshape(self.per_epoch, self._world.size, size)[first_step:, self._world.rank].reshape(-1)
             load = _LoadAtEpoch(self._load, epoch)
-            for batch in batches(self._reader, indices, load, batch_size=size, workers=self._workers):
+            for batch in batches(self._images, indices, load, batch_size=size, workers=self._workers):
                 ends_epoch = (number + 1) % self.per_epoch == 0
                 yield Step(number, self.steps, self.per_epoch, epoch, batch, ends_epoch)
                 number += 1
@@ -107,5 +107,5 @@ class _LoadAtEpoch:
     load: LoadSample
     epoch: int
 
-    def __call__(self, reader: Reader, index: int) -> dict[str, Any]:
-        return self.load(reader, index, self.epoch)
+    def __call__(self, images: TrainingImages, index: int) -> dict[str, Any]:
+        return self.load(images, index, self.epoch)

@@ -6,7 +6,7 @@ from pydantic.dataclasses import dataclass
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, UpTo1
-from semmae.data.dataset import Reader
+from semmae.data.dataset import TrainingImages
 from semmae.data.transforms import FullImage
 from semmae.models.teacher import Teacher
 from semmae.models.vit import normalize
@@ -36,7 +36,7 @@ def train_paper_learner(
     model: PaperPartLearner,
     teacher: Teacher,
     *,
-    reader: Reader,
+    images: TrainingImages,
     img_size: int,
     seed: int,
     compute: ComputeConfig,
@@ -49,7 +49,7 @@ def train_paper_learner(
         recipe: Loss weight and schedule.
         model: The part learner.
         teacher: The frozen teacher, on the device.
-        reader: The training images.
+        images: The training images.
         img_size: Side of the images for the teacher, in pixels.
         seed: Seed of the order of samples and of the flips.
         compute: Precision of the teacher, compilation and workers.
@@ -64,14 +64,14 @@ def train_paper_learner(
     peak_lr = recipe.base_lr * recipe.batch_size / 256
 
     for step in run.steps(
-        reader, FullImage(img_size, seed, recipe.flip), batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed,
+        images, FullImage(img_size, seed, recipe.flip), batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed,
         workers=compute.workers, state={"model": model, "optimizer": optimizer},
     ):  # fmt: skip
-        images = async_copy.to_device(world.device, step.batch["image"])
+        pixels = async_copy.to_device(world.device, step.batch["image"])
         with distributed.autocast(world.device, compute.precision):
-            tokens = encode(images)
+            tokens = encode(pixels)
         maps, output = parallel(tokens)
-        reconstruction = (output - normalize(images)).square().mean()
+        reconstruction = (output - normalize(pixels)).square().mean()
         diversity = diversity_loss(maps)
         loss = reconstruction + recipe.diversity * diversity
         warmup = recipe.warmup_epochs * step.per_epoch

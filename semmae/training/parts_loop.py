@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 from semmae.core import async_copy, distributed, optim
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, PositiveBelow1, UpTo1
-from semmae.data.dataset import Reader
+from semmae.data.dataset import TrainingImages
 from semmae.data.transforms import FullImage
 from semmae.models.teacher import Teacher
 from semmae.parts.part_decoder import balance_loss, diversity_loss, pixel_targets
@@ -55,7 +55,7 @@ def train_part_learner(
     model: PartLearner,
     teacher: Teacher,
     *,
-    reader: Reader,
+    images: TrainingImages,
     img_size: int,
     seed: int,
     compute: ComputeConfig,
@@ -68,7 +68,7 @@ def train_part_learner(
         recipe: Loss weights and schedule.
         model: The part learner, after `fit`.
         teacher: The frozen teacher, on the device.
-        reader: The training images.
+        images: The training images.
         img_size: Side of the images for the teacher, in pixels.
         seed: Seed of the order of samples and of the flips.
         compute: Precision of the teacher, compilation and workers.
@@ -84,14 +84,14 @@ def train_part_learner(
     transform = FullImage(img_size, seed, recipe.flip)
 
     for step in run.steps(
-        reader, transform, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed,
+        images, transform, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed,
         workers=compute.workers, state={"model": model, "optimizer": optimizer},
     ):  # fmt: skip
-        images = async_copy.to_device(world.device, step.batch["image"])
+        pixels = async_copy.to_device(world.device, step.batch["image"])
         with distributed.autocast(world.device, compute.precision):
-            tokens = encode(images)
+            tokens = encode(pixels)
         if recipe.target == "pixels":
-            target = pixel_targets(images, teacher.patch_size)
+            target = pixel_targets(pixels, teacher.patch_size)
         else:
             target = model.prepare_tokens(tokens.patch)
         maps, output = parallel(tokens)

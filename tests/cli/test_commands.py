@@ -38,6 +38,7 @@ def test_help_lists_every_command():
         "flow",
         "doctor",
         "promote",
+        "part-benchmark",
     )
     for command in commands:
         assert re.search(rf"^. {command} ", text, re.MULTILINE), command

@@ -2,17 +2,28 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from semmae.cli.main import app
 from semmae.core.atomic_files import read_json
+from semmae.core.config import with_overrides
 from semmae.models import vit
 from semmae.models.teacher import save_teacher
 from tests import benchmark_trees as trees
 from tests.project import ROOT
+
+
+def set_parts(**changes: Any) -> None:
+    """Change the section parts of params.yaml."""
+    yaml, file = YAML(typ="safe"), Path("params.yaml")
+    params = yaml.load(file)
+    params["parts"] = with_overrides(params["parts"], changes)
+    yaml.dump(params, file)
 
 
 @pytest.fixture
@@ -23,6 +34,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     config = sizes | {"mean": list(vit.MEAN), "std": list(vit.STD), "class_token": False}
+    set_parts(method="kmeans")
     save_teacher(tmp_path / "data/teacher", vit.build(config), config)
     return tmp_path
 
@@ -46,7 +58,7 @@ def test_scores_are_written_and_printed(project, name, write, stem, scores):
     output = run(name, "raw", "--num-parts", "2")
     result = read_json(Path(f"results/part_benchmarks/{stem}.json"))["part_benchmarks"][stem]
     assert all(f"{score} {result[score]:.3f}" in output for score in scores)
-    assert "a run that is stopped starts again from the beginning" in output
+    assert "A run that is stopped resumes from the last checkpoint" in output
     assert result["num_parts"] == 2
     assert (result["train_images"], result["test_images"]) == {"cub": (3, 3)}.get(name, (2, 2))
     assert run(name, "raw", "--num-parts", "2") == output  # the same scores
@@ -56,3 +68,18 @@ def test_the_seg_release_of_part_imagenet_has_its_own_file(project):
     trees.write_part_imagenet_seg(project / "raw")
     run("part_imagenet", "raw", "--num-parts", "2", "--split", "seg")
     assert Path("results/part_benchmarks/part_imagenet_seg_2.json").exists()
+
+
+def test_a_part_learner_is_trained_on_the_images(project):
+    trees.write_cub(project / "raw")
+    set_parts(method="learned", learned={"batch_size": 2})
+    output = run("cub", "raw", "--num-parts", "4")
+    assert "epoch 2/2  loss" in output
+    result = read_json(Path("results/part_benchmarks/cub_4.json"))["part_benchmarks"]["cub_4"]
+    assert (result["method"], result["num_parts"]) == ("learned", 4)
+
+
+def test_the_method_truth_is_refused(project):
+    set_parts(method="truth")
+    with pytest.raises(ValueError, match="truth, which a benchmark cannot use"):
+        run("cub", "raw", "--num-parts", "4")

@@ -14,7 +14,8 @@ from torch import Tensor
 from semmae.evaluation.part_benchmarks.celeba import read_celeba
 from semmae.evaluation.part_benchmarks.cub import read_cub
 from semmae.evaluation.part_benchmarks.part_imagenet import read_part_imagenet
-from semmae.evaluation.part_benchmarks.scoring import PartLabeling, score_keypoints, score_polygons
+from semmae.evaluation.part_benchmarks.scoring import PartLabeling, score
+from semmae.parts.part_method import PartMethod
 from tests import benchmark_trees as trees
 
 SIDE, GRID = 32, (8, 8)
@@ -29,8 +30,9 @@ def by_color(images: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(labels, SIDE // GRID[0]).flatten(2)
 
 
-def labeling(assign: Callable[[Tensor], Tensor] = by_color, num_parts: int = 3) -> PartLabeling:
-    return PartLabeling(assign, SIDE, GRID, num_parts, num_parts + 1, batch_size=2, workers=0)
+def labeling(assign: Callable[[Tensor], Tensor] = by_color) -> PartLabeling:
+    method = PartMethod({"grid": GRID, "img_size": SIDE, "num_parts": 3, "background": True})
+    return PartLabeling(assign, method, batch_size=2, workers=0)
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_cub_is_read_as_published(cub):
 
 
 def test_labels_that_follow_the_keypoints_of_cub_are_perfect(cub):
-    scores = score_keypoints(read_cub(cub), labeling())
+    scores = score(read_cub(cub), labeling())
     assert scores == pytest.approx({"nmi": 1, "ari": 1, "keypoint_error": 0}, abs=1e-9)
 
 
@@ -75,7 +77,7 @@ def test_scores_of_cub_equal_scikit_learn_on_all_visible_keypoints(cub):
         ]
         predicted.append(np.argmax(shares))
         true.append(keypoint)
-    scores = score_keypoints(benchmark, labeling(lambda images: maps.expand(len(images), 4, 64)))
+    scores = score(benchmark, labeling(lambda images: maps.expand(len(images), 4, 64)))
     assert scores["nmi"] == pytest.approx(normalized_mutual_info_score(true, predicted))
     assert scores["ari"] == pytest.approx(adjusted_rand_score(true, predicted))
     # parts that do not move predict the mean keypoint, and these keypoints have fixed places in the box
@@ -122,7 +124,7 @@ def test_aligned_faces_of_celeba_are_all_used(tmp_path):
 
 def test_scores_of_celeba_equal_scikit_learn_and_errors_are_relative_to_the_eyes(celeba):
     benchmark = read_celeba(celeba)
-    scores = score_keypoints(benchmark, labeling())
+    scores = score(benchmark, labeling())
     true, predicted = [0, 1, 2, 3, 4] * 2, [0, 1, 2, 2, 2] * 2  # one part covers nose and mouth
     assert scores["nmi"] == pytest.approx(normalized_mutual_info_score(true, predicted))
     assert scores["ari"] == pytest.approx(adjusted_rand_score(true, predicted))
@@ -163,7 +165,7 @@ def test_part_imagenet_seg_trains_on_train_and_val(tmp_path):
 
 def test_labels_that_equal_the_parts_of_part_imagenet_are_perfect(tmp_path):
     trees.write_part_imagenet_ood(tmp_path)
-    scores = score_polygons(read_part_imagenet(tmp_path, "ood"), labeling())
+    scores = score(read_part_imagenet(tmp_path, "ood"), labeling())
     assert scores == pytest.approx({"nmi": 1, "ari": 1, "nmi_object": 1, "ari_object": 1})
 
 
@@ -171,7 +173,7 @@ def test_scores_of_part_imagenet_equal_scikit_learn_on_all_pixels(tmp_path):
     trees.write_part_imagenet_ood(tmp_path)
     benchmark = read_part_imagenet(tmp_path, "ood")
     cells = torch.nn.functional.one_hot(torch.randint(4, (64,), generator=torch.Generator().manual_seed(0)), 4)
-    scores = score_polygons(benchmark, labeling(lambda images: cells.float().T.expand(len(images), 4, 64)))
+    scores = score(benchmark, labeling(lambda images: cells.float().T.expand(len(images), 4, 64)))
     maps = torch.nn.functional.interpolate(cells.float().T.reshape(1, 4, 8, 8), (SIDE, SIDE), mode="bilinear")
     predicted = maps[0].argmax(0).numpy().ravel()
     true = benchmark.test.mask(0, SIDE).ravel()

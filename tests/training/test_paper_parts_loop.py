@@ -35,7 +35,7 @@ def trained(shards: Path) -> tuple[PaperPartLearner, list[dict[str, float]]]:
     )  # fmt: skip
     with Run("parts", ALONE, out=shards, params=RECIPE, inputs=[], checkpoint_minutes=60) as run:
         train_paper_learner(
-            RECIPE, model, teacher, reader=Reader(shards, "train"), img_size=32, seed=0, compute=COMPUTE, world=ALONE,
+            RECIPE, model, teacher, images=Reader(shards, "train"), img_size=32, seed=0, compute=COMPUTE, world=ALONE,
             run=run,
         )  # fmt: skip
     return model, run.history

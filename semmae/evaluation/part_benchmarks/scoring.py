@@ -13,7 +13,12 @@ from semmae.console.tracking import tracked
 from semmae.data.crops import FULL_IMAGE
 from semmae.data.loader import batches
 from semmae.data.transforms import load_crop
-from semmae.evaluation.part_benchmarks.benchmark import KeypointBenchmark, KeypointImages, PolygonBenchmark
+from semmae.evaluation.part_benchmarks.benchmark import (
+    KeypointBenchmark,
+    KeypointImages,
+    PartBenchmark,
+    PolygonBenchmark,
+)
 from semmae.evaluation.part_benchmarks.keypoint_scores import (
     KeypointRows,
     in_boxes,
@@ -22,28 +27,23 @@ from semmae.evaluation.part_benchmarks.keypoint_scores import (
     part_centers,
 )
 from semmae.evaluation.part_metrics import ari, nmi
+from semmae.parts.part_method import PartMethod
 from semmae.sharding.image_files import ImageFiles
 
 
 @dataclass(frozen=True)
 class PartLabeling:
-    """A part method and how to apply it to images.
+    """How images are labeled.
 
     Attributes:
         assign: Returns the share of every label in each patch, for images that are resized to a square.
-        img_size: Side of these squares, in pixels.
-        grid: Rows and columns of patches.
-        num_parts: Number of labels without the background. The parts are the labels 0 to `num_parts - 1`.
-        num_labels: Number of labels.
+        method: The part method, for the size of these squares, the grid of patches and the number of labels.
         batch_size: Images per call of `assign`.
         workers: Processes that load images; 0: this process.
     """
 
     assign: Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b p n"]]
-    img_size: int
-    grid: tuple[int, int]
-    num_parts: int
-    num_labels: int
+    method: PartMethod
     batch_size: int
     workers: int
 
@@ -51,9 +51,9 @@ class PartLabeling:
         """Yield the index, the height and width, and the shares of all labels for each image, and show the progress."""
 
         def load() -> Iterator[tuple[int, tuple[int, int], Tensor]]:
-            view, indices = _SquareView(self.img_size), np.arange(len(images))
+            view, indices = _SquareView(self.method.config["img_size"]), np.arange(len(images))
             for batch in batches(images, indices, view, batch_size=self.batch_size, workers=self.workers):
-                maps = self.assign(batch["image"]).float().unflatten(2, self.grid)
+                maps = self.assign(batch["image"]).float().unflatten(2, self.method.grid)
                 yield from zip(batch["index"].tolist(), map(tuple, batch["size"].tolist()), maps, strict=True)
 
         return tracked(load(), len(images), name)
@@ -70,6 +70,13 @@ class _SquareView:
         return {"image": image, "index": np.array(index), "size": np.array(images.size(index))}
 
 
+def score(benchmark: PartBenchmark, labeling: PartLabeling) -> dict[str, float]:
+    """Compute the scores of a benchmark with keypoints or polygons."""
+    if isinstance(benchmark, KeypointBenchmark):
+        return score_keypoints(benchmark, labeling)
+    return score_polygons(benchmark, labeling)
+
+
 def score_keypoints(benchmark: KeypointBenchmark, labeling: PartLabeling) -> dict[str, float]:
     """Score parts on keypoints.
 
@@ -78,7 +85,7 @@ def score_keypoints(benchmark: KeypointBenchmark, labeling: PartLabeling) -> dic
           images (Choudhury et al. 2021). Labels of the background count as one more label.
         - `keypoint_error`: See `keypoint_error`.
     """
-    table = np.zeros((labeling.num_labels, benchmark.test.points.shape[1]), np.int64)
+    table = np.zeros((labeling.method.num_labels, benchmark.test.points.shape[1]), np.int64)
     fit = _keypoint_rows(benchmark.fit, labeling, "labeling images for the regression", table=None)
     test = _keypoint_rows(benchmark.test, labeling, "labeling test images", table=table)
     return {"nmi": nmi(table), "ari": ari(table), "keypoint_error": keypoint_error(fit, test)}
@@ -89,10 +96,10 @@ def _keypoint_rows(
 ) -> KeypointRows:
     """Compute the rows of the regression; count the labels at the visible keypoints in `table`, unless it is None."""
     count = len(keypoints.images)
-    sizes, centers = np.zeros((count, 1, 2)), np.zeros((count, labeling.num_parts, 2))
+    sizes, centers = np.zeros((count, 1, 2)), np.zeros((count, labeling.method.num_parts, 2))
     for index, (height, width), maps in labeling.maps(keypoints.images, name):
         sizes[index] = width, height
-        centers[index] = part_centers(maps.argmax(0).cpu().numpy(), labeling.num_parts)
+        centers[index] = part_centers(maps.argmax(0).cpu().numpy(), labeling.method.num_parts)
         if table is not None:
             visible = np.flatnonzero(keypoints.visible[index])
             labels = labels_at(maps, keypoints.points[index, visible] / sizes[index])
@@ -116,8 +123,8 @@ def score_polygons(benchmark: PolygonBenchmark, labeling: PartLabeling) -> dict[
           images, as PDiscoFormer computes them.
         - `nmi_object`, `ari_object`: The same over the pixels inside the objects.
     """
-    table = np.zeros((labeling.num_labels, benchmark.test.num_classes), np.int64)
-    side = labeling.img_size
+    table = np.zeros((labeling.method.num_labels, benchmark.test.num_classes), np.int64)
+    side = labeling.method.config["img_size"]
     for index, _, maps in labeling.maps(benchmark.test.images, "labeling test images"):
         labels = F.interpolate(maps[None], (side, side), mode="bilinear", align_corners=False)[0].argmax(0)
         pairs = labels.cpu().numpy() * benchmark.test.num_classes + benchmark.test.mask(index, side)

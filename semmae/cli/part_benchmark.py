@@ -31,8 +31,8 @@ def part_benchmark(
     section = replace(load_config(PartsConfig, "parts"), num_parts=num_parts)
     if section.method == "truth":
         raise ValueError(
-            "parts.method is truth, which a benchmark cannot use; expected learned, kmeans, attention or grid. "
-            "Change parts.method in params.yaml"
+            "parts.method is truth, which a benchmark cannot use; expected learned, paper, kmeans, attention or "
+            "grid. Change parts.method in params.yaml"
         )
     data = _read(benchmark, path, split)
     out = RESULTS / f"{data.name}_{num_parts}.json"

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from semmae.data.crops import Box, crop_image, crop_part_map
+from semmae.data.crops import FULL_IMAGE, Box, crop_image, crop_part_map, resize_box
 
 LUMA = np.array([0.299, 0.587, 0.114])
 MASKED = (128, 128, 128, 46)  # RGBA of a masked patch without a part
@@ -33,9 +33,28 @@ def color_square(
     return color_labels(crop_square(image, size), square, colors=colors)
 
 
+def whole_square(
+    image: UInt8[np.ndarray, "H W 3"],
+    size: int,
+    *,
+    labels: UInt8[np.ndarray, "h w"] | None = None,
+    colors: UInt8[np.ndarray, "p 3"] | None = None,
+) -> UInt8[np.ndarray, "{size} {size} 4"]:
+    """Fit a whole image into a square with transparent margins; with `labels`, color it as in `color_labels`."""
+    scale = size / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    picture = resize_box(image, FULL_IMAGE, (height, width)).transpose(1, 2, 0)
+    if labels is not None and colors is not None:
+        picture = color_labels(picture, crop_part_map(labels, FULL_IMAGE, (height, width)), colors=colors)
+    out = np.zeros((size, size, 4), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    out[top : top + height, left : left + width] = np.dstack([picture, np.full((height, width), 255, np.uint8)])
+    return out
+
+
 def color_labels(
-    picture: UInt8[np.ndarray, "t t 3"], labels: UInt8[np.ndarray, "t t"], *, colors: UInt8[np.ndarray, "p 3"]
-) -> UInt8[np.ndarray, "t t 3"]:
+    picture: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], *, colors: UInt8[np.ndarray, "p 3"]
+) -> UInt8[np.ndarray, "h w 3"]:
     """Color a picture by its labels, with thin white lines between them.
 
     Args:
@@ -114,7 +133,7 @@ def crop_region(
     return out
 
 
-def _borders(labels: UInt8[np.ndarray, "t t"], *, width: int = 2) -> Bool[np.ndarray, "t t"]:
+def _borders(labels: UInt8[np.ndarray, "h w"], *, width: int = 2) -> Bool[np.ndarray, "h w"]:
     """Return a mask of the lines between different labels, `width` pixels wide."""
     kernel = np.ones((width, width), np.uint8)
     return cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)

@@ -54,8 +54,8 @@ def comparison_columns(labeled: LabeledImages) -> list[str]:
     return ["image", "parts", "plain k-means"] + ["truth"] * (labeled.counts is not None)
 
 
-def comparison_rows(labeled: LabeledImages, *, count: int, colors: str) -> list[list[UInt8[np.ndarray, "t t 3"]]]:
-    """Draw a row per image: its center square, its parts, plain k-means of the teacher's tokens, and its true mask.
+def comparison_rows(labeled: LabeledImages, *, count: int, colors: str) -> list[list[UInt8[np.ndarray, "t t 4"]]]:
+    """Draw a row per image: the whole image, its parts, plain k-means of the teacher's tokens, and its true mask.
 
     Args:
         labeled: The images; the first `count` are drawn.
@@ -68,13 +68,15 @@ def comparison_rows(labeled: LabeledImages, *, count: int, colors: str) -> list[
         image = labeled.reader.image(index)
         maps = (labeled.labels[index], of_cluster[labeled.clusters[index]])
         drawn = [
-            overlays.color_square(image, map_.reshape(labeled.method.grid).astype(np.uint8), TILE, colors=part_colors)
+            overlays.whole_square(
+                image, TILE, labels=map_.reshape(labeled.method.grid).astype(np.uint8), colors=part_colors
+            )
             for map_ in maps
         ]
         if labeled.counts is not None:
-            of_true, mask = labeled.color_of_true_label, labeled.reader.mask(index)
-            drawn.append(overlays.color_square(image, of_true[mask], TILE, colors=true_colors(labeled, colors)))
-        rows.append([overlays.crop_square(image, TILE), *drawn])
+            true = labeled.color_of_true_label[labeled.reader.mask(index)]
+            drawn.append(overlays.whole_square(image, TILE, labels=true, colors=true_colors(labeled, colors)))
+        rows.append([overlays.whole_square(image, TILE), *drawn])
     return rows
 
 

@@ -106,11 +106,10 @@ def test_true_labels_have_the_colors_of_their_parts_and_the_background_has_none(
 def test_a_truth_picture_is_colored_where_its_mask_is(reader, labels):
     labeled = label(reader, labels, make_method())
     (image, _, _, truth), *_ = part_pictures.comparison_rows(labeled, count=1, colors=COLORS)
-    assert image.shape == truth.shape == (288, 288, 3)
-    mask = reader.mask(0)
-    everywhere = overlays.color_square(
-        reader.image(0), np.where(mask > 0, 0, UNCOLORED).astype(np.uint8), 288, colors=make_palette(COLORS, 1)
-    )
+    assert image.shape == truth.shape == (288, 288, 4)
+    image, truth = image[..., :3], truth[..., :3]
+    visible = np.where(reader.mask(0) > 0, 0, UNCOLORED).astype(np.uint8)
+    everywhere = overlays.whole_square(reader.image(0), 288, labels=visible, colors=make_palette(COLORS, 1))[..., :3]
     pale = 0.5 * image + 0.2 * (image @ overlays.LUMA)[..., None] + 0.3 * 255
     is_background = np.abs(everywhere - pale).max(2) < 1
     assert np.abs(truth[is_background] - pale[is_background]).max() < 1
@@ -145,7 +144,7 @@ def test_a_part_has_its_shares_and_the_true_labels_under_it(reader, labels):
 def test_a_method_without_background_colors_every_patch(reader, labels):
     labeled = label(reader, labels, make_method(4, background=False))
     assert [part.name for part in part_pictures.part_meanings(labeled, colors=COLORS)][-1] == "part 3"
-    image, parts, *_ = part_pictures.comparison_rows(labeled, count=1, colors=COLORS)[0]
+    image, parts, *_ = (row[..., :3] for row in part_pictures.comparison_rows(labeled, count=1, colors=COLORS)[0])
     pale = 0.5 * image + 0.2 * (image @ overlays.LUMA)[..., None] + 0.3 * 255
     assert (np.abs(parts - pale).max(2) > 1).mean() > 0.9
 
@@ -167,3 +166,16 @@ def test_a_grid_has_room_for_titles_captions_and_wrapped_legends():
     assert len(swatches) == 5  # one line each
     assert (pixels[:, -12:] == 255).all()  # no text leaves the grid
     assert (np.array(bare) == 0).all(2).sum() == (pixels == 0).all(2).sum()  # no text covers a picture
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (30, 30)])
+def test_a_whole_image_is_centered_in_its_square(size):
+    image, labels = np.full((*size, 3), 90, np.uint8), np.array([[0, 1]], np.uint8)  # 1 is the background
+    out = overlays.whole_square(image, 80, labels=labels, colors=np.array([[255, 0, 0]], np.uint8))
+    height, width = (80 * side // max(size) for side in size)
+    inside = np.zeros((80, 80), bool)
+    inside[(80 - height) // 2 :, (80 - width) // 2 :][:height, :width] = True
+    assert np.array_equal(out[..., 3] == 255, inside)
+    red = (out[..., 0] > out[..., 1].astype(int) + 50) & inside
+    assert red.sum() == pytest.approx(inside.sum() / 2, abs=2 * height)
+    assert not red[:, 41:].any()

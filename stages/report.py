@@ -86,7 +86,8 @@ def gather_run(section: ReportConfig) -> dict[str, Any]:
     colors = make_palette(section.colors, method.num_parts)
     model, decoder = mae.load(PRETRAIN)
     options = {
-        "colors": section.colors, "overlays": section.overlays, "num_images": section.num_images, "seed": section.seed,
+        "colors": section.colors, "overlays": section.overlays, "views": section.views,
+        "num_images": section.num_images, "seed": section.seed,
     }  # fmt: skip
 
     return {

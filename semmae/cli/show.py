@@ -11,7 +11,7 @@ TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/
 
 def show(
     what: Annotated[
-        Literal["parts", "regions", "heat", "masks", "reconstructions"], typer.Argument(help="What to draw.")
+        Literal["parts", "regions", "views", "heat", "masks", "reconstructions"], typer.Argument(help="What to draw.")
     ],
     dataset: Annotated[str, typer.Option(help="A dataset under data/shards.")],
     out: Annotated[Path, typer.Option(help="The image file to write, e.g. grid.png.")],
@@ -23,15 +23,16 @@ def show(
 ) -> None:
     """Draw a grid of images.
 
-    parts: images beside their parts, plain k-means and true masks. regions: the typical regions of each part. heat: a
-    heat map per part. masks: masks during training. reconstructions: masked images and their reconstructions.
+    parts: images beside their parts, plain k-means and true masks. regions: the typical regions of each part.
+    views: the parts of shifted, flipped and zoomed images. heat: a heat map per part. masks: masks during training.
+    reconstructions: masked images and their reconstructions.
     """
     from semmae.core.atomic_files import read_json
     from semmae.core.config import load_config, read_yaml
     from semmae.data.dataset import Reader
     from semmae.models import mae, teacher
     from semmae.parts import part_maps, part_methods
-    from semmae.report import figures, heat_maps, part_labels, part_pictures
+    from semmae.report import figures, heat_maps, part_labels, part_pictures, part_views
     from semmae.report.palettes import make_palette
     from stages.pretrain import PretrainConfig
 
@@ -41,7 +42,7 @@ def show(
     needs_maps = what in ("masks", "reconstructions") and folder.exists()
     maps = part_maps.join(folder, reader, teacher=None, parts=None) if needs_maps else None
     selection = {"count": count, "seed": seed}
-    if what in ("parts", "regions", "heat"):
+    if what in ("parts", "regions", "views", "heat"):
         frozen_teacher = teacher.load_teacher(TEACHER)
         method = part_methods.load_parts(PARTS, teacher=frozen_teacher.digest)
         if what == "heat":
@@ -50,6 +51,8 @@ def show(
             labeled = part_labels.label_images(reader, frozen_teacher, method, count=max(count, search), seed=seed)
             if what == "parts":
                 image = part_pictures.parts_grid(labeled, count=count, colors=colors)
+            elif what == "views":
+                image = part_views.views_grid(labeled, frozen_teacher, count=count, colors=colors)
             else:
                 image = part_pictures.regions_grid(labeled, colors=colors)
     elif what == "masks":

@@ -15,13 +15,12 @@ from semmae.data.loader import batches
 from semmae.data.patch_masks import cell_counts
 from semmae.data.transforms import FullImage
 from semmae.evaluation.part_metrics import contingency, match_labels
+from semmae.evaluation.patch_clusterings import MAX_PATCHES, TokenClusters, fit_token_clusters
 from semmae.models import vit
 from semmae.models.teacher import Teacher, Tokens
-from semmae.parts.kmeans_parts import spherical_kmeans
 from semmae.parts.part_method import PartMethod
 from semmae.report.figures import choose_images
 
-MAX_PATCHES = 20_000  # patches of train to which k-means is fitted
 UNCOLORED = 255  # a label that no palette colors
 
 
@@ -98,11 +97,11 @@ def label_images(reader: Reader, teacher: Teacher, method: PartMethod, *, count:
     if reader.has_mask.any():
         reader = reader.select(np.flatnonzero(reader.has_mask))
     reader = reader.select(choose_images(len(reader), count=count, seed=seed))
-    mean, centroids = fit_clusters(train, teacher, method, seed=seed)
+    fitted = fit_clusters(train, teacher, method, seed=seed)
     probabilities, clusters = [], []
     for tokens, shares in assign_images(reader, teacher, method):
         probabilities.append(shares)
-        clusters.append(((tokens.patch - mean) @ centroids.T).argmax(2))
+        clusters.append(fitted.assign(tokens.patch))
     counts = None
     if reader.has_mask.any():
         size = {"grid": method.grid, "num_classes": len(reader.mask_names)}
@@ -127,21 +126,16 @@ def label_probabilities(reader: Reader, teacher: Teacher, method: PartMethod) ->
     return torch.cat([shares for _, shares in assign_images(reader, teacher, method)]).numpy()
 
 
-def fit_clusters(
-    train: Reader, teacher: Teacher, method: PartMethod, *, seed: int
-) -> tuple[Float[torch.Tensor, " d"], Float[torch.Tensor, "p d"]]:
+def fit_clusters(train: Reader, teacher: Teacher, method: PartMethod, *, seed: int) -> TokenClusters:
     """Fit spherical k-means to the teacher's tokens of random images, minus their mean.
 
-    Returns:
-        The mean token, and the centroids of as many clusters as the part method has labels.
+    There are as many clusters as labels of the part method.
     """
     num_images = -(-MAX_PATCHES // (method.grid[0] * method.grid[1]))
     sample = train.select(numpy_generator(seed, "clusters").permutation(len(train))[:num_images])
     encoded = _encode_images(sample, teacher, method, FullImage(method.config["img_size"], seed=0, flip=0.0))
-    patch = torch.cat([tokens.patch.flatten(0, 1) for _, tokens in encoded])[:MAX_PATCHES]
-    mean = patch.mean(0)
-    unit = torch.nn.functional.normalize(patch - mean, dim=1)
-    return mean, spherical_kmeans(unit, method.num_labels, seed=fold(seed, "clusters"))
+    tokens = torch.cat([tokens.patch for _, tokens in encoded])
+    return fit_token_clusters(tokens, method.num_labels, centered=True, seed=fold(seed, "clusters"))
 
 
 def _encode_images(

@@ -7,7 +7,7 @@ from semmae.core.atomic_files import read_json
 from semmae.data.dataset import Reader
 from semmae.models.teacher import Teacher
 from semmae.parts.part_method import PartMethod
-from semmae.report import part_pictures
+from semmae.report import part_pictures, part_views
 from semmae.report.evaluation_sections import evaluated_datasets
 from semmae.report.part_labels import label_images
 
@@ -28,7 +28,15 @@ def shown_split(dataset: str) -> str:
 
 
 def parts_section(
-    dataset: str, teacher: Teacher, method: PartMethod, *, colors: str, overlays: int, num_images: int, seed: int
+    dataset: str,
+    teacher: Teacher,
+    method: PartMethod,
+    *,
+    colors: str,
+    overlays: int,
+    views: int,
+    num_images: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the pictures of the parts of one dataset.
 
@@ -38,6 +46,7 @@ def parts_section(
         method: Assigns parts to patches.
         colors: The name of a palette.
         overlays: The number of images that are shown with their parts.
+        views: The number of images that are also shown shifted, flipped and zoomed.
         num_images: The number of images in which typical regions are searched, and of which shares are computed.
         seed: Selects the images, and starts k-means.
 
@@ -46,10 +55,11 @@ def parts_section(
         columns, rows: Titles and pictures; see `part_pictures.comparison_rows`.
         true_legend: See `part_pictures.true_legend`.
         meanings: See `part_pictures.part_meanings`.
+        view_titles, view_rows: Titles and pictures; see `part_views.view_rows`.
     """
     split = shown_split(dataset)
     reader = Reader(SHARDS / dataset, split)
-    labeled = label_images(reader, teacher, method, count=max(overlays, num_images), seed=seed)
+    labeled = label_images(reader, teacher, method, count=max(overlays, views, num_images), seed=seed)
     return {
         "dataset": dataset,
         "split": split,
@@ -58,4 +68,6 @@ def parts_section(
         "rows": part_pictures.comparison_rows(labeled, count=overlays, colors=colors),
         "true_legend": part_pictures.true_legend(labeled, colors),
         "meanings": part_pictures.part_meanings(labeled, colors=colors),
+        "view_titles": part_views.TITLES,
+        "view_rows": part_views.view_rows(labeled, teacher, count=views, colors=colors),
     }

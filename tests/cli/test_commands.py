@@ -49,7 +49,7 @@ def test_help_loads_no_heavy_package(toy: Project):
     assert toy.run(sys.executable, "-c", program) == "set()\n"
 
 
-@pytest.mark.parametrize("what", ["parts", "regions", "heat", "masks", "reconstructions"])
+@pytest.mark.parametrize("what", ["parts", "regions", "views", "heat", "masks", "reconstructions"])
 def test_show_draws_a_grid(inside: Project, what: str):
     output = semmae("show", what, "--dataset", "toy", "--out", "grid.png", "--count", "3")
     image = Image.open("grid.png")

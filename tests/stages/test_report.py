@@ -154,6 +154,7 @@ def test_every_strategy_has_a_page_that_needs_nothing_else(folder, strategy):
     assert images["parts"] == images["plain k-means"] == images["truth"] == SECTION["overlays"]
     assert sum(images[f"masked, frame {frame}"] for frame in range(1, 6)) == 5 * SECTION["masks"]
     assert images["reconstruction"] == SECTION["reconstructions"] + 1
+    assert all(images[f"{title} with parts"] == SECTION["views"] for title in ("image", "shifted", "flipped", "zoomed"))
     assert 0 < images["typical region"] <= SECTION["num_images"] * 4  # of three parts and the background
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert all(attrs["href"].startswith("#") for _, attrs in page.tags if "href" in attrs)
@@ -250,7 +251,7 @@ def test_the_same_run_gives_the_same_page(folder):
     assert write_page() == write_page()
 
 
-@pytest.mark.parametrize("key", ["overlays", "masks"])
+@pytest.mark.parametrize("key", ["overlays", "views", "masks"])
 def test_params_are_checked(folder, key):
     leave_run("random")
     YAML().dump({"report": SECTION | {key: 0}}, Path("params.yaml"))

@@ -1,9 +1,14 @@
 """`semmae show`: draw parts, masks or reconstructions of a few images."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from semmae.data.dataset import Reader
 
 SHARDS, PART_MAPS = Path("data/shards"), Path("data/part_maps")
 TEACHER, PARTS, PRETRAIN = Path("data/teacher"), Path("data/parts"), Path("data/pretrain")
@@ -30,9 +35,9 @@ def show(
     from semmae.core.atomic_files import read_json
     from semmae.core.config import load_config, read_yaml
     from semmae.data.dataset import Reader
-    from semmae.models import mae, teacher
-    from semmae.parts import part_maps, part_methods
-    from semmae.report import figures, heat_maps, part_labels, part_pictures, part_views
+    from semmae.models import mae
+    from semmae.parts import part_maps
+    from semmae.report import figures
     from semmae.report.palettes import make_palette
     from stages.pretrain import PretrainConfig
 
@@ -43,18 +48,7 @@ def show(
     maps = part_maps.join(folder, reader, teacher=None, parts=None) if needs_maps else None
     selection = {"count": count, "seed": seed}
     if what in ("parts", "regions", "views", "heat"):
-        frozen_teacher = teacher.load_teacher(TEACHER)
-        method = part_methods.load_parts(PARTS, teacher=frozen_teacher.digest)
-        if what == "heat":
-            image = heat_maps.heat_grid(reader, frozen_teacher, method, colors=colors, **selection)
-        else:
-            labeled = part_labels.label_images(reader, frozen_teacher, method, count=max(count, search), seed=seed)
-            if what == "parts":
-                image = part_pictures.parts_grid(labeled, count=count, colors=colors)
-            elif what == "views":
-                image = part_views.views_grid(labeled, frozen_teacher, count=count, colors=colors)
-            else:
-                image = part_pictures.regions_grid(labeled, colors=colors)
+        image = draw_parts(what, reader, colors=colors, search=search, **selection)
     elif what == "masks":
         section = load_config(PretrainConfig, "pretrain")
         size = {"img_size": section.img_size, "patch_size": section.encoder.patch_size}
@@ -69,3 +63,25 @@ def show(
         )
     image.save(out)
     typer.echo(f"{out}: {what} of {dataset}, {image.width} x {image.height} pixels")
+
+
+def draw_parts(what: str, reader: "Reader", *, count: int, search: int, seed: int, colors: str) -> "Image.Image":
+    """Draw parts, regions, views or heat maps, with the teacher and the part method of the project."""
+    from semmae.models.teacher import load_teacher
+    from semmae.parts.part_methods import load_parts
+    from semmae.report import heat_maps, part_pictures, part_views
+    from semmae.report.part_labels import label_images
+
+    teacher = load_teacher(TEACHER)
+    method = load_parts(PARTS, teacher=teacher.digest)
+    if what == "heat":
+        return heat_maps.heat_grid(reader, teacher, method, count=count, seed=seed, colors=colors)
+    num_images = count if what == "views" else max(count, search)
+    labeled = label_images(reader, teacher, method, count=num_images, seed=seed)
+    if what == "regions":
+        return part_pictures.regions_grid(labeled, colors=colors)
+    if what == "views":
+        return part_views.views_grid(labeled, teacher, count=count, colors=colors)
+    if sentence := labeled.describe_place():
+        typer.echo(sentence)
+    return part_pictures.parts_grid(labeled, count=count, colors=colors)

@@ -11,10 +11,12 @@ from jaxtyping import Float, Integer, UInt8
 
 from semmae.core.rng import fold, numpy_generator
 from semmae.data.dataset import Reader
+from semmae.data.decoding import IGNORE
 from semmae.data.loader import batches
-from semmae.data.patch_masks import cell_counts
+from semmae.data.patch_masks import cell_counts, majority_labels
 from semmae.data.transforms import FullImage
-from semmae.evaluation.part_metrics import contingency, match_labels
+from semmae.evaluation.object_position import describe_place, place_of_maps
+from semmae.evaluation.part_metrics import contingency, foreground_labels, match_labels
 from semmae.evaluation.patch_clusterings import MAX_PATCHES, TokenClusters, fit_token_clusters
 from semmae.models import vit
 from semmae.models.teacher import Teacher, Tokens
@@ -61,6 +63,20 @@ class LabeledImages:
             for labels, counts in zip(self.labels, self.counts, strict=True)
         )
         return sum(tables, np.zeros((self.method.num_labels, self.counts.shape[2]), np.int64))
+
+    def describe_place(self) -> str:
+        """Tell how far the position on the object explains the labels; "" if the foreground is unknown."""
+        if self.counts is None or not self.num_background:
+            if self.method.background is None:
+                return ""
+            foreground, true_place = self.labels != self.method.background, None
+        else:
+            foreground, true_place = foreground_labels(self.true_table)[self.labels], None
+            if self.reader.mask_kind == "parts":
+                true = majority_labels(self.counts)
+                is_part = (true > 0) & (true != IGNORE)
+                true_place = place_of_maps(np.where(is_part, true, 0), is_part, self.method.grid)
+        return describe_place(place_of_maps(self.labels, foreground, self.method.grid), true_place)
 
     @cached_property
     def color_of_cluster(self) -> UInt8[np.ndarray, " p"]:

@@ -52,6 +52,7 @@ def parts_section(
 
     Returns:
         dataset, split, num_images: The names and the number of the images that were labeled.
+        place: See `LabeledImages.describe_place`.
         columns, rows: Titles and pictures; see `part_pictures.comparison_rows`.
         true_legend: See `part_pictures.true_legend`.
         meanings: See `part_pictures.part_meanings`.
@@ -64,6 +65,7 @@ def parts_section(
         "dataset": dataset,
         "split": split,
         "num_images": len(labeled.reader),
+        "place": labeled.describe_place(),
         "columns": part_pictures.comparison_columns(labeled),
         "rows": part_pictures.comparison_rows(labeled, count=overlays, colors=colors),
         "true_legend": part_pictures.true_legend(labeled, colors),

@@ -54,6 +54,7 @@ def test_show_draws_a_grid(inside: Project, what: str):
     output = semmae("show", what, "--dataset", "toy", "--out", "grid.png", "--count", "3")
     image = Image.open("grid.png")
     assert f"grid.png: {what} of toy, {image.width} x {image.height} pixels" in output
+    assert ("Position on the object explains" in output) == (what == "parts")
     assert len(set(image.convert("L").get_flattened_data())) > 16  # the picture is not empty
 
 

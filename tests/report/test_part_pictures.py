@@ -1,11 +1,13 @@
 """Pictures of parts: equal labels have equal colors, captions hold the right shares, grids have room for their text."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from semmae.data.dataset import Reader
-from semmae.data.patch_masks import cell_counts
+from semmae.data.patch_masks import cell_counts, majority_labels
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts.part_method import PartMethod
 from semmae.report import overlays, part_labels, part_pictures, picture_grid
@@ -114,6 +116,20 @@ def test_a_truth_picture_is_colored_where_its_mask_is(reader, labels):
     is_background = np.abs(everywhere - pale).max(2) < 1
     assert np.abs(truth[is_background] - pale[is_background]).max() < 1
     assert 0 < is_background.mean() < 1
+
+
+def test_part_maps_that_are_the_true_parts_depend_on_the_position_as_they_do(reader):
+    counts = label(reader, np.zeros((4, 16), int), make_method()).counts
+    labels = (majority_labels(counts) - 1) % counts.shape[2]  # the background is last
+    labeled = label(reader, labels, make_method(counts.shape[2] - 1))
+    sentence = r"Position on the object explains (\d+) % of the labels \(true parts: (\d+) %\)\."
+    share = re.fullmatch(sentence, labeled.describe_place())
+    assert share is not None
+    assert share[1] == share[2]
+    bare = LabeledImages(reader, labeled.method, labeled.probabilities, labeled.clusters, None)
+    assert bare.describe_place() == f"Position on the object explains {share[1]} % of the labels."
+    without = label(reader, np.zeros((4, 16), int), make_method(4, background=False))
+    assert LabeledImages(reader, without.method, without.probabilities, without.clusters, None).describe_place() == ""
 
 
 def test_images_without_masks_have_no_truth(reader, labels, monkeypatch):

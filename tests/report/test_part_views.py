@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from einops import reduce
-from semmae.evaluation.part_stability import ViewTransform
 
 from semmae.data.dataset import Reader
+from semmae.evaluation.part_stability import ViewTransform
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts.grid_parts import GridParts
 from semmae.parts.part_method import PartMethod

@@ -26,8 +26,8 @@ class MeanColors(Teacher):
 
     def encode(self, images: torch.Tensor) -> Tokens:
         patch = reduce(images.float(), "b c (h p) (w q) -> b (h w) c", "mean", h=GRID[0], w=GRID[1])
-        attention = torch.full(patch.shape[:2], 1 / 16)
-        return Tokens(patch, patch.mean(1), attention, attention[:, None])
+        attention, mean = torch.full(patch.shape[:2], 1 / 16), patch.mean(1)
+        return Tokens(patch, mean, attention, attention[:, None], mean, patch)
 
 
 class BrightnessParts(PartMethod):

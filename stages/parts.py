@@ -31,11 +31,11 @@ from semmae.data.transforms import FullImage
 from semmae.models import vit
 from semmae.models.teacher import Teacher, load_teacher
 from semmae.parts.grid_parts import grid_shape
+from semmae.parts.kmeans_parts import KMeansParts
 from semmae.parts.paper_learner import PaperPartLearner
 from semmae.parts.part_learner import PartLearner
 from semmae.parts.part_method import PartMethod
 from semmae.parts.part_methods import PART_METHODS, save_parts
-from semmae.parts.token_part_method import TokenPartMethod
 from semmae.parts.truth_parts import check_masks
 from semmae.runs.fingerprint import artifact_params
 from semmae.runs.history_files import write_history
@@ -61,7 +61,7 @@ class PartsConfig:
     img_size: PositiveInt
     method: Literal["learned", "paper", "kmeans", "attention", "grid", "truth"]
     num_parts: Annotated[int, Field(ge=1, le=254)]  # part maps are bytes, and the background needs a label
-    num_images: Annotated[int, Field(ge=2)]  # number of images for fitting the whitening, the foreground and k-means
+    num_images: Annotated[int, Field(ge=2)]  # number of images that the methods learned and kmeans are fitted to
     learned: PartLearnerConfig
     paper: PaperLearnerConfig
     kmeans: KMeansConfig
@@ -75,8 +75,7 @@ def main() -> None:
     section = load_config(PartsConfig, "parts")
     shards = SHARDS / section.dataset
     verify_shards(shards)
-    recipe = section.paper if section.method == "paper" else section.learned
-    reader = Reader(shards, "train").with_shuffle_shards(recipe.shuffle_shards)
+    reader = Reader(shards, "train").with_shuffle_shards(section.paper.shuffle_shards)
     teacher = load_teacher(TEACHER)
     config = method_config(section, teacher)
     inputs, minutes = [file_digest(shards / "shards.json"), teacher.digest], section.checkpoint_minutes
@@ -84,18 +83,18 @@ def main() -> None:
         distributed.world(section.compute.device) as world,
         Run("parts", world, out=OUT, params=section, inputs=inputs, checkpoint_minutes=minutes) as run,
     ):
-        method, metrics = fit_parts(section, config, reader, teacher, run)
+        method, metrics, history = fit_parts(section, config, reader, teacher, run)
         if world.is_main:
             with atomic_write(OUT) as folder:
                 save_parts(folder, method)
-                write_json(folder / "history.json", run.history)
+                write_json(folder / "history.json", history)
             write_json(RESULTS / "metrics.json", {"parts": metrics})
-            write_history(RESULTS / "live", "parts", run.history)
+            write_history(RESULTS / "live", "parts", history)
 
 
 def fit_parts(
     section: PartsConfig, config: dict[str, Any], images: TrainingImages, teacher: Teacher, run: Run
-) -> tuple[PartMethod, dict[str, float]]:
+) -> tuple[PartMethod, dict[str, float], list[dict[str, float]]]:
     """Create the part method in `parts.method`, fit it to a sample of images, and train it if necessary.
 
     Args:
@@ -106,7 +105,7 @@ def fit_parts(
         run: The run that keeps the checkpoints of the training.
 
     Returns:
-        The method, and its metrics.
+        The method, its metrics, and the history of its training, which is empty without training.
     """
     device = run.world.device
     teacher.to(device)
@@ -114,20 +113,21 @@ def fit_parts(
     torch.manual_seed(fold(section.seed, "parts"))
     method = PART_METHODS[section.method](config | run.adopted)
     metrics: dict[str, float] = {"num_parts": method.num_parts}
-    if isinstance(method, TokenPartMethod):
+    history: list[dict[str, float]] = []
+    if isinstance(method, KMeansParts | PartLearner):
         tokens = sample_tokens(section, images, teacher, run)
         metrics |= method.fit(tokens, seed=fold(section.seed, "kmeans"))
-    if isinstance(method, PartLearner | PaperPartLearner):
-        options: dict[str, Any] = {
-            "images": images, "img_size": section.img_size, "seed": section.seed, "compute": section.compute,
-            "world": run.world, "run": run,
-        }  # fmt: skip
         if isinstance(method, PartLearner):
-            train_part_learner(section.learned, method, teacher, **options)
-        else:
-            train_paper_learner(section.paper, method, teacher, **options)
-        metrics |= {name: value for name, value in run.history[-1].items() if name != "epoch"}
-    return method, metrics
+            history = train_part_learner(section.learned, method, tokens, seed=section.seed, run=run)
+    elif isinstance(method, PaperPartLearner):
+        train_paper_learner(
+            section.paper, method, teacher, images=images, img_size=section.img_size, seed=section.seed,
+            compute=section.compute, world=run.world, run=run,
+        )  # fmt: skip
+        history = run.history
+    if history:
+        metrics |= {name: value for name, value in history[-1].items() if name != "epoch"}
+    return method, metrics, history
 
 
 def method_config(section: PartsConfig, teacher: Teacher) -> dict[str, Any]:
@@ -143,10 +143,7 @@ def method_config(section: PartsConfig, teacher: Teacher) -> dict[str, Any]:
     }  # fmt: skip
     match section.method:
         case "learned":
-            recipe = section.learned
-            target_dim = 3 * teacher.patch_size**2 if recipe.target == "pixels" else teacher.embed_dim
-            own = {"background": recipe.foreground is not None, "class_token": teacher.class_token}
-            return config | asdict(recipe) | own | {"target_dim": target_dim}
+            return config | asdict(section.learned) | {"background": section.learned.foreground is not None}
         case "paper":
             config |= {"background": True, "num_heads": teacher.num_heads, "patch_size": teacher.patch_size}
             return config | asdict(section.paper)

@@ -16,14 +16,10 @@ from semmae.core.rng import fold
 from semmae.data.patch_masks import majority_labels
 from semmae.evaluation.foreground_baselines import fit_foreground_baselines
 from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler
-from semmae.evaluation.patch_clusterings import (
-    MAX_PATCHES,
-    fit_foreground_clusters,
-    fit_token_clusters,
-    subsample,
-)
+from semmae.evaluation.patch_clusterings import fit_foreground_clusters, fit_token_clusters
 from semmae.parts.attention_parts import head_labels
 from semmae.parts.grid_parts import grid_labels
+from semmae.parts.spherical_kmeans import MAX_PATCHES, subsample
 
 Fit = Callable[[int], PatchLabeler]  # fits a clustering with a seed
 

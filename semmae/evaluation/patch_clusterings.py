@@ -6,16 +6,14 @@ whitened, not averaged over their neighborhood, and no position is removed or ad
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional
 
 from semmae.core.rng import fold
-from semmae.parts.kmeans_parts import spherical_kmeans
+from semmae.parts.spherical_kmeans import MAX_PATCHES, spherical_kmeans, subsample
 
-MAX_PATCHES = 20_000  # patches that a clustering is fitted to, drawn from the sample
 ELBOW_PATCHES = 4_000  # the same for the first clustering of Amir et al., which is repeated for each number of clusters
 ELBOW = 0.975  # Amir et al. add clusters as long as each one lowers the distortion below this share
 MAX_CLUSTERS = 15  # of the first clustering of Amir et al.
@@ -122,10 +120,3 @@ def _elbow_centroids(unit: Float[Tensor, "s d"], *, seed: int) -> Float[Tensor, 
             break
         centroids, distortion = more, lower
     return centroids
-
-
-def subsample(rows: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Tensor, "r d"]:
-    """Draw at most `count` rows at random."""
-    if len(rows) <= count:
-        return rows
-    return rows[torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:count])]

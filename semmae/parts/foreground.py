@@ -2,8 +2,8 @@
 
 Photographers place their subject near the center of an image, and the background reaches the border. This is the
 boundary prior of saliency detection (Wei et al., "Geodesic Saliency Using Background Priors", ECCV 2012). The paper
-applies the prior to regions of one image. `Foreground` applies it to clusters of patch tokens of many images: the score
-of a cluster is the mean center prior of its patches.
+applies the prior to regions of one image. `ClusterForeground` applies it to clusters of patch tokens of many images:
+the score of a cluster is the mean center prior of its patches.
 
 The score of a patch is the mean over several clusterings, because one clustering is too coarse to follow an outline.
 The scores then diffuse among similar patches of the same image. The alternatives are compared in
@@ -30,14 +30,14 @@ CHUNK_SIZE = 64  # images processed at a time
 MIN_SCORE_STD = 1e-4  # a smaller standard deviation of the content score is rounding noise
 
 
-class Foreground(nn.Module):
+class ClusterForeground(nn.Module):
     """Estimate the foreground share of each patch from its token.
 
     The methods take two versions of the same patch tokens. `raw_tokens` are the output of the teacher. `tokens` are
     prepared by `TokenPartMethod.prepare_tokens` and scaled to unit length.
 
     Args:
-        config: The fields of `ForegroundConfig` in `semmae.training.parts_loop`.
+        config: The fields of `ClusterForegroundConfig` in `semmae.training.parts_loop`.
         grid: Rows and columns of patches.
         embed_dim: Size of a token.
     """
@@ -154,6 +154,17 @@ def otsu_threshold(scores: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
     low, high = sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / above
     best = (below * above * (high - low).square()).argmax(1, keepdim=True)
     return ((low + high) / 2).gather(1, best)[:, 0]
+
+
+def otsu_separation(scores: Float[Tensor, "s n"]) -> float:
+    """Return the share of the variance of scores that lies between the two classes of `otsu_threshold`."""
+    flat = scores.flatten()
+    above = flat > otsu_threshold(flat[None])
+    weight = above.float().mean()
+    if not 0 < weight < 1:
+        return 0.0
+    gap = flat[above].mean() - flat[~above].mean()
+    return float(weight * (1 - weight) * gap.square() / flat.var(correction=0))
 
 
 def patch_affinity(raw_tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from semmae.models.teacher import Tokens
 from semmae.parts.attention_parts import kept_shares
-from semmae.parts.part_decoder import blur
 from semmae.parts.part_method import PartMethod
+from semmae.parts.soft_maps import blur
 from semmae.parts.style_decoder import StyleDecoder
 
 COPY_NOISE = 0.5  # standard deviation of the weights of a copied head, which are 1 on average

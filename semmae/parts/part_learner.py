@@ -1,9 +1,11 @@
-"""The part learner (SemMAE, section 3.1): part maps from the tokens of a frozen teacher, learned without labels.
+"""The part learner: part maps from the tokens of a frozen teacher, learned without labels.
 
-The learner first separates the background (`foreground`). It then compares one query per part with one key per patch. A
-softmax over the parts turns the cosines of a patch into its shares of the parts. A decoder (`part_decoder`), which is
-used in training only, reconstructs a target from these maps. The equations follow the paper, which has no public code;
-docs/explanation/method.md lists the differences.
+The learner separates the background, and compares one query per part with the key of each patch. A softmax over the
+parts turns the cosines of a patch into its shares of the parts. Training (`semmae.training.parts_loop`) maximizes the
+information of the labels about the patches of an image (`image_information`).
+
+Two kinds of keys exist, because teachers differ (`content_keys`, `position_keys`). For `keys: auto`, the learner takes
+content if the tokens show the objects by themselves (`foreground_evidence`), and position otherwise.
 """
 
 from typing import Any
@@ -15,95 +17,101 @@ from torch import Tensor, nn
 
 from semmae.core.rng import fold
 from semmae.models.teacher import Tokens
-from semmae.parts.foreground import CHUNK_SIZE, Foreground, object_code
-from semmae.parts.kmeans_parts import spherical_kmeans
-from semmae.parts.part_decoder import PartDecoder, blur
-from semmae.parts.token_part_method import TokenPartMethod
+from semmae.parts.component_foreground import ComponentForeground
+from semmae.parts.content_keys import ContentKeys
+from semmae.parts.foreground import CHUNK_SIZE, gaussian_center_map, otsu_separation
+from semmae.parts.image_information import temperature_of_entropy
+from semmae.parts.part_method import PartMethod
+from semmae.parts.position_keys import PositionKeys
+from semmae.parts.spherical_kmeans import MAX_PATCHES, spherical_kmeans, subsample
 
-OBJECT_CODE_DIM = 4  # size of `foreground.object_code`
+MIN_EVIDENCE = 0.25  # of a foreground in the tokens, for keys by content; docs/results/part_ablations.md has the values
 
 
-class PartLearner(TokenPartMethod):
-    """Part queries, and the decoder that trains them.
+class PartLearner(PartMethod):
+    """Part queries that are compared with the keys of patches.
 
     Args:
-        config: The keys of `TokenPartMethod`, and the fields of `PartLearnerConfig` in `semmae.training.parts_loop`.
-            `class_token` is whether the teacher has a trained class token. `target_dim` is the number of target values
-            per patch.
+        config: The keys of `PartMethod`, `embed_dim` (size of a token), and the fields of `PartLearnerConfig` in
+            `semmae.training.parts_loop`. `keys` is `auto` only before `fit`, which writes its choice to the config.
     """
+
+    temperature: Tensor
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        embed_dim = config["embed_dim"]
-        if self.background is not None:
-            self.foreground = Foreground(config["foreground"], grid=self.grid, embed_dim=embed_dim)
-        self.queries = nn.Parameter(torch.randn(self.num_parts, embed_dim + OBJECT_CODE_DIM))
-        if config["class_token"]:
-            self.embed_class = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU())
-            last = nn.Linear(embed_dim, self.queries.numel())
-            nn.init.zeros_(last.weight)  # zero output: training starts from the same queries in all images
-            nn.init.zeros_(last.bias)
-            self.embed_class.append(last)
-        self.embed_patch = nn.Linear(embed_dim, embed_dim, bias=False)
-        nn.init.eye_(self.embed_patch.weight)
-        self.decoder = PartDecoder(
-            self.num_labels, config["decoder_width"], config["decoder_depth"], embed_dim, config["target_dim"]
-        )
+        self.register_buffer("temperature", torch.ones(()))
+        if config["keys"] != "auto":
+            self._set_keys(self._create_keys(config["keys"]))
+
+    def _create_keys(self, kind: str) -> ContentKeys | PositionKeys:
+        config = self.config
+        options = {"grid": self.grid, "embed_dim": config["embed_dim"]}
+        if kind == "content":
+            background = self.background is not None
+            return ContentKeys(smoothing_steps=config["smoothing_steps"], background=background, **options)
+        return PositionKeys(config["foreground"], position_weight=config["position_weight"], **options)
+
+    def _set_keys(self, keys: ContentKeys | PositionKeys) -> None:
+        self.keys = keys
+        self.queries = nn.Parameter(torch.zeros(self.num_parts, keys.size))
+        self.bias = nn.Parameter(torch.zeros(self.num_parts))
 
     def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> dict[str, float]:
-        """Fit whitening and foreground to a sample of images, and initialize the queries by k-means of the keys.
+        """Fit keys, foreground and temperature to a sample of images, and start the queries by k-means of the keys.
 
         Returns:
-            `foreground`, the share of patches that are foreground.
+            `evidence`, the `foreground_evidence` of the tokens; `content`, 1 for keys by content and 0 for keys by
+            position; `foreground`, the share of patches that are foreground.
 
         Raises:
             ValueError: There is no foreground, or it has fewer patches than there are parts.
         """
-        self.fit_whitening(patch)
-        if self.background is not None:
-            unit = F.normalize(self.prepare_tokens(patch), dim=-1)
-            self.foreground.fit(unit, patch, seed=fold(seed, "foreground"))
-        with torch.no_grad():
-            chunks = [self.compute_keys(chunk) for chunk in patch.split(CHUNK_SIZE)]
-        keys, foreground = (torch.cat(tensors) for tensors in zip(*chunks, strict=True))
-        if (count := int((foreground > 0.5).sum())) < self.num_parts:
+        component = ComponentForeground(grid=self.grid, embed_dim=self.config["embed_dim"])
+        component.fit(patch)
+        evidence = foreground_evidence(component.score(patch), self.grid)
+        if self.config["keys"] == "auto":
+            self.config["keys"] = "content" if evidence >= MIN_EVIDENCE else "position"
+            self._set_keys(self._create_keys(self.config["keys"]))
+        self.keys.fit(patch, seed=seed)
+        keys, share = self.compute_keys(patch)
+        if (count := int((share > 0.5).sum())) < self.num_parts:
             raise ValueError(
                 f"parts.num_parts is {self.num_parts}, but {count} patches of {len(patch)} images are foreground; "
                 "lower it, or raise parts.num_images"
             )
-        self.queries.data.copy_(spherical_kmeans(keys[foreground > 0.5], self.num_parts, seed=seed))
-        return {"foreground": float((foreground > 0.5).float().mean())}
+        inside = subsample(keys[share > 0.5], MAX_PATCHES, seed=fold(seed, "patches"))
+        centroids = spherical_kmeans(inside, self.num_parts, seed=seed)
+        self.queries.data.copy_(centroids)
+        self.temperature.fill_(temperature_of_entropy(inside @ centroids.T, self.config["initial_entropy"]))
+        by_content = float(self.config["keys"] == "content")
+        return {"evidence": evidence, "content": by_content, "foreground": float((share > 0.5).float().mean())}
 
-    def compute_keys(self, patch: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n"]]:
-        """Compute the key of each patch from its content and its position on the object.
+    @torch.no_grad()
+    def compute_keys(self, patch: Float[Tensor, "s n d"]) -> tuple[Float[Tensor, "s n e"], Float[Tensor, "s n"]]:
+        """Return the keys of many images, of unit length, and the foreground share of each patch."""
+        keys, shares = zip(*(self.keys(chunk) for chunk in patch.split(CHUNK_SIZE)), strict=True)
+        return torch.cat(keys), torch.cat(shares)
 
-        Args:
-            patch: The teacher's patch tokens.
-
-        Returns:
-            Keys of unit length, and the foreground share of each patch.
-        """
-        prepared = self.prepare_tokens(patch)
-        if self.background is None:
-            foreground = prepared.new_ones(prepared.shape[:2])
-        else:
-            foreground = self.foreground(F.normalize(prepared, dim=-1), patch)
-        position = self.config["position_weight"] * object_code(foreground, self.grid)
-        keys = torch.cat([F.normalize(self.embed_patch(prepared).float(), dim=-1), position], dim=-1)
-        return F.normalize(keys, dim=-1), foreground
+    def divide(self, keys: Float[Tensor, "b n e"]) -> Float[Tensor, "b n p"]:
+        """Return the share of each part in each patch, from the keys; shares sum to 1."""
+        return (keys @ F.normalize(self.queries, dim=-1).T / self.temperature + self.bias).softmax(-1)
 
     def assign(self, tokens: Tokens, counts: Integer[Tensor, "b n g"] | None = None) -> Float[Tensor, "b p n"]:
         """Divide the foreground share of each patch among the parts. The last label gets the background share."""
-        keys, foreground = self.compute_keys(tokens.patch)
-        queries = self.queries.expand(len(keys), -1, -1)
-        if self.config["class_token"]:
-            queries = queries + self.embed_class(tokens.cls).view(queries.shape)
-        cosine = F.normalize(queries, dim=-1) @ keys.transpose(1, 2)  # (b, p, n)
-        parts = (cosine / self.config["temperature"]).softmax(1) * foreground[:, None]
-        return parts if self.background is None else torch.cat([parts, 1 - foreground[:, None]], dim=1)
+        keys, share = self.keys(tokens.patch)
+        parts = self.divide(keys).transpose(1, 2) * share[:, None]
+        return parts if self.background is None else torch.cat([parts, 1 - share[:, None]], dim=1)
 
-    def forward(self, tokens: Tokens) -> tuple[Float[Tensor, "b p n"], Float[Tensor, "b n v"]]:
-        """Return the part maps, and the decoder's reconstruction from the blurred maps."""
-        maps = self.assign(tokens)
-        spatial = blur(maps.unflatten(2, self.grid), self.config["blur_sigma"])
-        return maps, self.decoder(spatial, tokens.cls).flatten(2).transpose(1, 2)
+
+def foreground_evidence(scores: Float[Tensor, "s n"], grid: tuple[int, int]) -> float:
+    """Rate a foreground score without labels; higher is better, at most 1.
+
+    The rating is the product of two numbers. The first tells how well one threshold separates two classes of patches
+    (`otsu_separation`). The second is the correlation of the score with a prior for the center of images, because most
+    photographs show their subject there. A principal component of a weak teacher separates bright from dark patches;
+    it has the first property, but not the second. docs/results/part_ablations.md compares the rating with true masks.
+    """
+    center = gaussian_center_map(grid) - 1
+    correlation = ((scores - scores.mean()) * center).mean() / (scores.std() * center.std()).clamp(min=1e-12)
+    return float(correlation) * otsu_separation(scores)

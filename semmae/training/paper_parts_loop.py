@@ -11,7 +11,7 @@ from semmae.data.transforms import FullImage
 from semmae.models.teacher import Teacher
 from semmae.models.vit import normalize
 from semmae.parts.paper_learner import PaperPartLearner
-from semmae.parts.part_decoder import diversity_loss
+from semmae.parts.soft_maps import diversity_loss
 from semmae.runs.run import Run
 
 

@@ -9,8 +9,8 @@ from semmae.evaluation.patch_clusterings import (
     attention_votes,
     fit_foreground_clusters,
     fit_token_clusters,
-    subsample,
 )
+from semmae.parts.spherical_kmeans import subsample
 
 BACKGROUNDS, PARTS = 2, 3  # clusters
 

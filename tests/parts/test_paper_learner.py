@@ -12,8 +12,8 @@ from semmae.models import vit
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts import paper_learner
 from semmae.parts.attention_parts import AttentionParts
-from semmae.parts.part_decoder import diversity_loss
 from semmae.parts.part_methods import load_parts, save_parts
+from semmae.parts.soft_maps import diversity_loss
 
 NETWORK = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -102,13 +102,9 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, float]:
 def fit_learner(network: teacher.Teacher, images: torch.Tensor, img_size: int) -> part_learner.PartLearner:
     """Return an untrained part learner whose foreground and queries are fitted to the tokens of a batch."""
     config = {
-        "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size, "class_token": True,
-        "grid": network.grid(img_size), "embed_dim": network.embed_dim, "target_dim": network.embed_dim,
-        "teacher": network.digest, "position_weight": 1.0,
-        "foreground": {
-            "clusterings": 16, "clusters": 24, "center_prior": 1.0, "diffusion_steps": 10, "threshold_classes": 3,
-        },
-        "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 64, "decoder_depth": 2,
+        "method": "learned", "num_parts": NUM_PARTS, "background": True, "img_size": img_size,
+        "grid": network.grid(img_size), "embed_dim": network.embed_dim, "teacher": network.digest, "keys": "content",
+        "smoothing_steps": 4, "initial_entropy": 0.8,
     }  # fmt: skip
     learner = part_learner.PartLearner(config)
     learner.fit(network.encode(images).patch.float().cpu(), seed=0)

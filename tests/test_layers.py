@@ -50,7 +50,7 @@ def test_training_needs_neither_dvc_nor_prefect(file: Path):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.partition(".")[0])
-    assert file.name == "prefect_flow.py" or not names & {"dvc", "dvclive", "prefect"}
+    assert file.name == "prefect_flow.py" or not names & {"dvc", "prefect"}
 
 
 def test_modules_have_unique_names_for_their_public_classes():

@@ -70,7 +70,7 @@ def test_a_parameter_changes_its_stage_and_none_before_it(toy: Project, key: str
 CHANGED = {  # a parameter of every stage, and another value
     "shards.writing.seed": 1,
     "teacher.mae.recipe.epochs": 3,
-    "parts.learned.temperature": 0.2,
+    "parts.learned.initial_entropy": 0.5,
     "part_scores.protocol.num_images": 16,
     "part_maps.attention": False,
     "pretrain.masking.mask_ratio": 0.5,

@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 
 LIBRARIES = (
-    "cv2", "dvclive", "einops", "jaxtyping", "pandas", "pyarrow.compute", "pyarrow.parquet", "pydantic",
+    "cv2", "einops", "jaxtyping", "pandas", "pyarrow.compute", "pyarrow.parquet", "pydantic",
     "rich.progress", "safetensors.torch", "scipy.optimize", "sklearn.cluster", "sklearn.linear_model", "timm",
     "torch._dynamo", "transformers.models.upernet.modeling_upernet",
 )  # fmt: skip

@@ -75,7 +75,7 @@ def _fit_and_score(section: "PartsConfig", data: "PartBenchmark", out: Path) -> 
         Run("part-benchmark", world, out=out, params=section, inputs=inputs,
             checkpoint_minutes=section.checkpoint_minutes) as run,
     ):  # fmt: skip
-        method, _ = fit_parts(section, method_config(section, teacher), data.train, teacher, run)
+        method, _, _ = fit_parts(section, method_config(section, teacher), data.train, teacher, run)
         method.to(world.device).eval()
 
         def assign(images: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Keys of params.yaml that were renamed. A file with an old name is refused, and the error gives the new name."""
+"""Keys of params.yaml that were renamed or removed. A file with an old name is refused with what to write instead."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 EVALUATIONS = ("part_scores", "knn", "linear", "attentive", "finetune", "segment")
 RECIPES = {  # section with `compute`: section that has its key shuffle_shards now
     "teacher": "mae_recipe",
-    "parts": "parts.learned",
+    "parts": "parts.paper",
     "pretrain": "mae_recipe",
     "attentive.protocol": "attentive.protocol",
     "finetune.protocol": "finetune.protocol.recipe",
@@ -22,8 +22,14 @@ RENAMED_KEYS = {
     "teacher.mae.recipe.max_skips": "mae_recipe.max_skipped_steps",
     "parts.sample": "parts.num_images",
     "parts.learned.geometry": "parts.learned.position_weight",
-    "parts.learned.usage": "parts.learned.balance",
-    "parts.learned.usage_floor": "parts.learned.balance_floor",
+    "parts.learned.epochs": "parts.learned.steps",
+    "parts.learned.base_lr": "parts.learned.lr",
+    "parts.learned.temperature": "parts.learned.initial_entropy",
+    **{
+        f"parts.learned.{key}": f"parts.paper.{key}"
+        for key in ("warmup_epochs", "weight_decay", "flip", "blur_sigma", "decoder_width", "diversity")
+    },
+    "parts.learned.shuffle_shards": "parts.paper.shuffle_shards",
     "parts.learned.foreground.place": "parts.learned.foreground.center_prior",
     "parts.learned.foreground.walk": "parts.learned.foreground.diffusion_steps",
     "parts.learned.foreground.groups": "parts.learned.foreground.threshold_classes",
@@ -52,16 +58,28 @@ RENAMED_KEYS = {
     **{f"{section}.compute.checkpoint_minutes": f"{section}.checkpoint_minutes" for section in RECIPES},
 }
 
+REMOVED_KEYS = {
+    f"parts.learned.{key}": "the method learned has no decoder and no balance loss anymore"
+    for key in ("target", "decoder_depth", "balance", "balance_floor", "usage", "usage_floor")
+}
+
 
 def find_renamed(params: dict[str, Any]) -> Iterator[str]:
-    """Yield a message with the new name for each key of `params` that was renamed."""
+    """Yield a message for each key of `params` that was renamed or removed."""
     for old, new in RENAMED_KEYS.items():
-        section: Any = params
-        for name in old.split("."):
-            if not isinstance(section, dict) or name not in section:
-                break
-            section = section[name]
-        else:
+        if _has(params, old):
             *folder, name = new.split(".")
             is_renamed = old.split(".")[:-1] == folder
             yield f"{old} is now {new}; " + ("rename it" if is_renamed else f"move it to {'.'.join(folder)} as {name}")
+    for old, reason in REMOVED_KEYS.items():
+        if _has(params, old):
+            yield f"{old} was removed: {reason}; delete it"
+
+
+def _has(params: dict[str, Any], key: str) -> bool:
+    section: Any = params
+    for name in key.split("."):
+        if not isinstance(section, dict) or name not in section:
+            return False
+        section = section[name]
+    return True

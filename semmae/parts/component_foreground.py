@@ -62,7 +62,7 @@ class ComponentForeground(nn.Module):
 
     def score(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         """Project tokens on the direction; the score is high on the foreground."""
-        return (patch.float() - self.mean) @ self.axis
+        return (patch - self.mean) @ self.axis
 
     def _margin(self, score: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """Return how far scores lie above the threshold: the mean of the dataset's and of the image's threshold."""

@@ -33,7 +33,7 @@ class ContentKeys(nn.Module):
         self.foreground = ComponentForeground(grid=grid, embed_dim=embed_dim)
         self.register_buffer("origin", torch.zeros(embed_dim))
 
-    def fit(self, patch: Float[Tensor, "s n d"], *, seed: int) -> None:
+    def fit(self, patch: Float[Tensor, "s n d"]) -> None:
         """Fit the foreground and the origin to the tokens of a sample of images.
 
         Raises:
@@ -46,7 +46,6 @@ class ContentKeys(nn.Module):
 
     def forward(self, patch: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
         """Return the keys of the patches, of unit length, and their foreground shares in [0, 1]."""
-        patch = patch.float()
         share = self.foreground(patch) if self.background else patch.new_ones(patch.shape[:2])
         return F.normalize(smooth(patch - self.origin, steps=self.smoothing_steps), dim=-1), share
 
@@ -55,8 +54,7 @@ def smooth(tokens: Float[Tensor, "b n d"], *, steps: int) -> Float[Tensor, "b n 
     """Average tokens with those of similar patches of the same image, `steps` times."""
     if steps == 0:
         return tokens
-    with torch.autocast(tokens.device.type, enabled=False):  # rounding errors would add up over the steps
-        affinity = patch_affinity(tokens)
-        for _ in range(steps):
-            tokens = OWN_WEIGHT * tokens + (1 - OWN_WEIGHT) * (affinity @ tokens)
+    affinity = patch_affinity(tokens)
+    for _ in range(steps):
+        tokens = OWN_WEIGHT * tokens + (1 - OWN_WEIGHT) * (affinity @ tokens)
     return tokens

@@ -34,7 +34,7 @@ class ClusterForeground(nn.Module):
     """Estimate the foreground share of each patch from its token.
 
     The methods take two versions of the same patch tokens. `raw_tokens` are the output of the teacher. `tokens` are
-    prepared by `TokenPartMethod.prepare_tokens` and scaled to unit length.
+    prepared by `PositionKeys.prepare_tokens` and scaled to unit length.
 
     Args:
         config: The fields of `ClusterForegroundConfig` in `semmae.training.parts_loop`.

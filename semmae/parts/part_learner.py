@@ -73,7 +73,10 @@ class PartLearner(PartMethod):
         if self.config["keys"] == "auto":
             self.config["keys"] = "content" if evidence >= MIN_EVIDENCE else "position"
             self._set_keys(self._create_keys(self.config["keys"]))
-        self.keys.fit(patch, seed=seed)
+        if isinstance(self.keys, ContentKeys):
+            self.keys.fit(patch)
+        else:
+            self.keys.fit(patch, seed=seed)
         keys, share = self.compute_keys(patch)
         if (count := int((share > 0.5).sum())) < self.num_parts:
             raise ValueError(
@@ -99,8 +102,9 @@ class PartLearner(PartMethod):
 
     def assign(self, tokens: Tokens, counts: Integer[Tensor, "b n g"] | None = None) -> Float[Tensor, "b p n"]:
         """Divide the foreground share of each patch among the parts. The last label gets the background share."""
-        keys, share = self.keys(tokens.patch)
-        parts = self.divide(keys).transpose(1, 2) * share[:, None]
+        with torch.autocast(tokens.patch.device.type, enabled=False):  # as in the fit, whatever the teacher's precision
+            keys, share = self.keys(tokens.patch)
+            parts = self.divide(keys).transpose(1, 2) * share[:, None]
         return parts if self.background is None else torch.cat([parts, 1 - share[:, None]], dim=1)
 
 
@@ -113,5 +117,6 @@ def foreground_evidence(scores: Float[Tensor, "s n"], grid: tuple[int, int]) -> 
     it has the first property, but not the second. docs/results/part_ablations.md compares the rating with true masks.
     """
     center = gaussian_center_map(grid) - 1
-    correlation = ((scores - scores.mean()) * center).mean() / (scores.std() * center.std()).clamp(min=1e-12)
+    deviations = (scores.std(correction=0) * center.std(correction=0)).clamp(min=1e-12)
+    correlation = ((scores - scores.mean()) * center).mean() / deviations
     return float(correlation) * otsu_separation(scores)

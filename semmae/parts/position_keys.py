@@ -46,7 +46,7 @@ class PositionKeys(nn.Module):
 
         Subtract the mean token of each position, whiten, and add the mean of the 3 x 3 patches around each patch.
         """
-        x = ((patch - self.position_mean) @ self.whiten).float()
+        x = (patch - self.position_mean) @ self.whiten
         padded = F.pad(x.transpose(1, 2).unflatten(2, self.grid), [1] * 4, mode="replicate")
         return x + F.avg_pool2d(padded, 3, stride=1).flatten(2).transpose(1, 2)
 

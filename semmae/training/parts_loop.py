@@ -1,8 +1,8 @@
 """The training loop of the part learner."""
 
-import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -15,7 +15,7 @@ from semmae.parts.image_information import image_information
 from semmae.parts.part_learner import PartLearner
 from semmae.runs.run import Run
 
-ROWS = 10  # rows of the history; each one is the mean over as many steps
+ROWS = 10  # rows of the history
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -36,16 +36,16 @@ class PartLearnerConfig:
     keys: Literal["auto", "content", "position"]  # how patches are compared; auto chooses by the tokens
     smoothing_steps: NonNegativeInt  # of keys by content: steps in which tokens are averaged with similar ones
     position_weight: NonNegativeFloat  # of keys by position: weight of the position on the object
-    foreground: ClusterForegroundConfig | None  # of keys by position; null: every patch belongs to a part
+    foreground: ClusterForegroundConfig | None  # of keys by position; null, for both kinds: no background
     initial_entropy: PositiveBelow1  # entropy of a patch's shares at the start, relative to equal shares
-    steps: NonNegativeInt
+    steps: NonNegativeInt  # training steps; with 0, the queries stay as k-means found them
     batch_size: PositiveInt  # images
     lr: NonNegativeFloat
 
 
 def train_part_learner(
     recipe: PartLearnerConfig, model: PartLearner, patch: Float[Tensor, "s n d"], *, seed: int, run: Run
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Train the queries of a part learner in place, on the tokens that it was fitted to.
 
     All processes of a run train on the same batches, and get the same queries.
@@ -58,26 +58,27 @@ def train_part_learner(
         run: The run, which may be stopped.
 
     Returns:
-        The history: the mean information of the labels over a tenth of the steps per row.
+        The history: the mean information of the labels over a tenth of the steps per row. It has fewer rows if there
+        are fewer steps.
     """
+    if recipe.steps == 0:
+        return []
     keys, share = model.compute_keys(patch)
     weight = (share > 0.5).float()
     optimizer = torch.optim.Adam([model.queries, model.bias], lr=recipe.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / recipe.steps))
     generator = torch_generator(seed, "parts")
-    history: list[dict[str, float]] = []
-    total, steps_per_row = 0.0, math.ceil(recipe.steps / ROWS)
-
-    for step in range(recipe.steps):
-        images = torch.randperm(len(keys), generator=generator)[: recipe.batch_size]
-        information = image_information(model.divide(keys[images]), weight[images])
-        optimizer.zero_grad(set_to_none=True)
-        (-information).backward()
-        optimizer.step()
-        schedule.step()
-        total += information.item()
-        if (step + 1) % steps_per_row == 0:
-            history.append({"epoch": len(history) + 1, "information": total / steps_per_row})
-            total = 0.0
-            run.exit_if_stopped("during training", together=True)
+    history: list[dict[str, Any]] = []
+    for steps in np.array_split(range(recipe.steps), min(ROWS, recipe.steps)):
+        total = 0.0
+        for _ in steps:
+            images = torch.randperm(len(keys), generator=generator)[: recipe.batch_size]
+            information = image_information(model.divide(keys[images]), weight[images])
+            optimizer.zero_grad(set_to_none=True)
+            (-information).backward()
+            optimizer.step()
+            schedule.step()
+            total += information.item()
+        history.append({"epoch": len(history) + 1, "information": total / len(steps)})
+        run.exit_if_stopped("during training", together=True)
     return history

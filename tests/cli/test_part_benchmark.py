@@ -73,8 +73,7 @@ def test_the_seg_release_of_part_imagenet_has_its_own_file(project):
 def test_a_part_learner_is_trained_on_the_images(project):
     trees.write_cub(project / "raw")
     set_parts(method="learned", learned={"batch_size": 2})
-    output = run("cub", "raw", "--num-parts", "4")
-    assert "epoch 2/2  loss" in output
+    run("cub", "raw", "--num-parts", "4")
     result = read_json(Path("results/part_benchmarks/cub_4.json"))["part_benchmarks"]["cub_4"]
     assert (result["method"], result["num_parts"]) == ("learned", 4)
 

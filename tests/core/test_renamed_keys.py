@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from semmae.core.config import inherit, load_config, read_yaml
-from semmae.core.renamed_keys import RENAMED_KEYS
+from semmae.core.renamed_keys import REMOVED_KEYS, RENAMED_KEYS
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,8 +20,8 @@ def lookup(params: dict[str, Any], key: str) -> Any:
     return section
 
 
-@pytest.mark.parametrize("old", RENAMED_KEYS)
-def test_an_old_name_is_refused_with_the_new_one(tmp_path: Path, old: str):
+@pytest.mark.parametrize("old", RENAMED_KEYS | REMOVED_KEYS)
+def test_an_old_name_is_refused_with_what_to_write_instead(tmp_path: Path, old: str):
     content: dict[str, Any] = {}
     section, (*path, last) = content, old.split(".")
     for name in path:
@@ -30,7 +30,8 @@ def test_an_old_name_is_refused_with_the_new_one(tmp_path: Path, old: str):
     YAML().dump(content, file := tmp_path / "params.yaml")
     with pytest.raises(ValueError, match=r"params\.yaml: ") as refused:
         load_config(dict[str, Any], "report", file=file)
-    assert f"{old} is now {RENAMED_KEYS[old]}; " in str(refused.value)
+    what = f"is now {RENAMED_KEYS[old]}; " if old in RENAMED_KEYS else f"was removed: {REMOVED_KEYS[old]}; delete it"
+    assert f"{old} {what}" in str(refused.value)
 
 
 def test_the_sentence_says_whether_to_rename_or_to_move(tmp_path: Path):
@@ -49,6 +50,9 @@ def test_every_new_name_exists_and_no_old_one():
     params = read_yaml(ROOT / "params.yaml")
     for old, new in RENAMED_KEYS.items():
         lookup(params, new)
+        with pytest.raises(KeyError):
+            lookup(params, old)
+    for old in REMOVED_KEYS:
         with pytest.raises(KeyError):
             lookup(params, old)
     assert inherit(params)["pretrain"]["recipe"]["batch_size"] == params["mae_recipe"]["batch_size"]

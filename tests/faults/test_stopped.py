@@ -61,6 +61,7 @@ def test_a_stopped_process_group_saves_and_is_not_in_the_lock_file(finished: Pro
     ("command", "work", "when"),
     [
         ("parts", "semmae.models.teacher.Teacher.encode", "before its first step"),
+        ("parts", "semmae.parts.part_learner.PartLearner.divide", "during training"),
         ("attentive toy", "semmae.training.attentive_loop.AttentiveProbe.predict_all", "after its last step"),
         # k-means has no steps and cannot be stopped; the run exits after it.
         ("parts", "semmae.parts.kmeans_parts.KMeansParts.fit", "when its work was done"),
@@ -95,7 +96,7 @@ def stage_files(project: Project, stage: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("command", "step"),
-    [("teacher", 8), ("parts", 8), ("pretrain", STEPS), ("attentive toy", 6), ("finetune toy", 8), ("segment toy", 2)],
+    [("teacher", 8), ("pretrain", STEPS), ("attentive toy", 6), ("finetune toy", 8), ("segment toy", 2)],
 )
 def test_a_training_stopped_at_its_last_step_has_not_finished_and_is_resumed(
     finished: Project, toy: Project, command: str, step: int

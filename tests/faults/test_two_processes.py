@@ -54,7 +54,7 @@ def test_the_rank_whose_loss_is_not_finite_names_its_samples_and_both_ranks_cont
 @pytest.mark.parametrize(
     ("stage", "changes"),
     [
-        ("parts", {"parts.learned.balance_floor": 0.25}),  # an even share; some labels have less
+        ("parts", {"parts.method": "paper"}),
         ("teacher", {"teacher.source": "ibot", "teacher.online_eval.every_epochs": 0}),
     ],
     ids=["parts", "ibot"],

@@ -1,126 +1,139 @@
-"""Both part methods find planted parts, and the losses equal their closed forms."""
+"""Part methods that are fitted to tokens find planted parts, and the learner chooses keys that suit the tokens."""
+
+from typing import Any
 
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from semmae.core import optim
-from semmae.models.teacher import Tokens
-from semmae.parts import kmeans_parts, part_decoder, part_learner, part_methods
+from semmae.core import distributed
+from semmae.parts.kmeans_parts import KMeansParts
+from semmae.parts.part_learner import MIN_EVIDENCE, PartLearner, foreground_evidence
+from semmae.parts.part_method import PartMethod
+from semmae.parts.part_methods import PART_METHODS, load_parts, save_parts
+from tests.parts.planted import GRID, WIDTH, bright_scenes, half_objects, object_scenes, tokens_of
 
-GRID, WIDTH = (6, 6), 12
+CLUSTERS = {"clusterings": 8, "clusters": 8, "center_prior": 0.0, "diffusion_steps": 0, "threshold_classes": 2}
 
 
-def config(method: str, **changes) -> dict:
-    shape = {"method": method, "num_parts": 4, "grid": GRID, "embed_dim": WIDTH, "background": False}
+def config(method: str, **changes: Any) -> dict[str, Any]:
+    shape = {"method": method, "num_parts": 3, "grid": GRID, "embed_dim": WIDTH, "background": method == "learned"}
     learned = {
-        "foreground": {
-            "clusterings": 4, "clusters": 6, "center_prior": 0.2, "diffusion_steps": 2, "threshold_classes": 2
-        },
-        "position_weight": 0.0, "temperature": 0.1, "blur_sigma": 0.5, "decoder_width": 16, "decoder_depth": 2,
-        "target_dim": WIDTH, "class_token": False,
+        "keys": "auto", "smoothing_steps": 2, "position_weight": 2.0, "foreground": CLUSTERS, "initial_entropy": 0.5,
     }  # fmt: skip
-    return shape | learned | changes
+    return shape | learned | {"temperature": 0.1} | changes
 
 
-def planted(images: int, seed: int) -> tuple[Tokens, torch.Tensor]:
-    """Return tokens of images in four quarters of four kinds, and the kind of each patch (b, n).
-
-    Each image has its own order of kinds, and its own point where the quarters meet.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kinds = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(7)) * 2
-    rows, columns = torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")
-    corner = torch.randint(2, 5, (images, 2, 1, 1), generator=generator)
-    quarter = ((rows >= corner[:, 0]).long() * 2 + (columns >= corner[:, 1])).flatten(1)
-    truth = torch.rand(images, 4, generator=generator).argsort(1).gather(1, quarter)
-    patch = kinds[truth] + 0.03 * torch.randn(images, 36, WIDTH, generator=generator)
-    heads = torch.full((images, 2, 36), 1 / 36)
-    return Tokens(patch, patch.mean(1), heads.mean(1), heads, patch.mean(1), patch), truth
+def rand_index(method: PartMethod, patch: torch.Tensor, part: torch.Tensor) -> float:
+    """Return the adjusted Rand index of the labels inside the objects."""
+    found = method.assign(tokens_of(patch)).argmax(1)
+    return adjusted_rand_score(part[part > 0], found[part > 0])
 
 
-def test_the_learner_finds_planted_parts():
-    torch.manual_seed(0)
-    model = part_learner.PartLearner(config("learned"))
-    model.fit(planted(64, 0)[0].patch, seed=0)
-    optimizer = optim.adamw(model, weight_decay=0.0, betas=(0.9, 0.95))
-    optim.set_rate(optimizer, 5e-3)
-    for step in range(150):
-        tokens, _ = planted(16, step)
-        maps, output = model(tokens)
-        loss = (output - model.prepare_tokens(tokens.patch)).square().mean()
-        loss = loss + 0.1 * part_decoder.diversity_loss(maps) + part_decoder.balance_loss(maps.mean((0, 2)), 0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    tokens, truth = planted(32, 1000)
-    found = model.assign(tokens).argmax(1)
-    assert adjusted_rand_score(truth.flatten(), found.flatten()) > 0.8
+def test_the_learner_finds_parts_by_content():
+    model = PartLearner(config("learned"))
+    metrics = model.fit(object_scenes(100, 0)[0], seed=0)
+    patch, part = object_scenes(50, 1)
+    assert model.config["keys"] == "content"
+    assert metrics["content"] == 1
+    assert MIN_EVIDENCE < metrics["evidence"] < 1
+    assert metrics["foreground"] == pytest.approx(0.25, abs=0.01)  # 16 of 64 patches
+    assert rand_index(model, patch, part) > 0.95
+    found = model.assign(tokens_of(patch)).argmax(1)
+    assert ((found == model.background) == (part == 0)).float().mean() > 0.99
+
+
+def test_the_learner_finds_parts_by_position_if_tokens_vary_with_brightness():
+    model = PartLearner(config("learned", num_parts=2))
+    metrics = model.fit(bright_scenes(200, 0)[0], seed=0)
+    patch, part = bright_scenes(50, 1)
+    assert model.config["keys"] == "position"
+    assert metrics["content"] == 0
+    assert metrics["evidence"] < MIN_EVIDENCE
+    found = model.assign(tokens_of(patch)).argmax(1)
+    assert (found[part == 0] == model.background).float().mean() > 0.9
+    assert rand_index(model, patch, part) > 0.6
 
 
 def test_kmeans_finds_planted_parts():
-    tokens, truth = planted(64, 0)
-    model = kmeans_parts.KMeansParts(config("kmeans"))
-    assert model.fit(tokens.patch, seed=0)["cosine"] > 0.8
-    assert adjusted_rand_score(truth.flatten(), model.assign(tokens).argmax(1).flatten()) > 0.8
+    patch, part = object_scenes(100, 0)
+    model = KMeansParts(config("kmeans", num_parts=8))
+    assert model.fit(patch, seed=0)["cosine"] > 0.8
+    assert rand_index(model, patch, part) > 0.95
 
 
-@pytest.mark.parametrize(("method", "background"), [("learned", True), ("learned", False), ("kmeans", False)])
-def test_shares_sum_to_one_and_survive_saving(method, background, tmp_path):
-    model = part_methods.PART_METHODS[method](config(method, background=background))
-    tokens, _ = planted(4, 0)
-    model.fit_whitening(tokens.patch)
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("learned", {"keys": "content"}),
+        ("learned", {"keys": "position"}),
+        ("learned", {"keys": "auto"}),
+        ("learned", {"keys": "content", "background": False, "foreground": None}),
+        ("learned", {"keys": "position", "background": False, "foreground": None}),
+        ("kmeans", {}),
+    ],
+)
+def test_shares_sum_to_one_and_survive_saving(method: str, changes: dict[str, Any], tmp_path):
+    model = PART_METHODS[method](config(method, teacher="t", **changes))
+    patch, _ = object_scenes(50, 0)
+    model.fit(patch, seed=0)
+    tokens = tokens_of(patch[:4])
     shares = model.assign(tokens)
-    assert shares.shape == (4, model.num_labels, 36)
-    torch.testing.assert_close(shares.sum(1), torch.ones(4, 36))
-    part_methods.save_parts(tmp_path, model)
-    again = part_methods.load_parts(tmp_path)
+    assert shares.shape == (4, model.num_labels, 64)
+    torch.testing.assert_close(shares.sum(1), torch.ones(4, 64))
+    save_parts(tmp_path, model)
+    again = load_parts(tmp_path, teacher="t")
     assert torch.equal(again.assign(tokens), shares)
-    assert again.background == (4 if background else None)
+    assert again.config["keys"] != "auto" or method == "kmeans"
+    assert again.background == (3 if model.config["background"] else None)
     assert again.digest
 
 
-def test_only_a_trained_class_token_changes_the_queries():
-    tokens, _ = planted(4, 0)
-    other = tokens._replace(cls=tokens.cls + 1)
-    model = part_learner.PartLearner(config("learned", class_token=True))
-    torch.nn.init.normal_(model.embed_class[-1].weight)
-    assert not torch.equal(model.assign(tokens), model.assign(other))
-    model = part_learner.PartLearner(config("learned", class_token=False))
-    assert torch.equal(model.assign(tokens), model.assign(other))
-    unused = [name for name, _ in model.named_parameters() if name.startswith("embed_class")]
-    assert not unused  # parameters without gradient are an error in DistributedDataParallel
+@pytest.mark.parametrize("keys", ["content", "position"])
+def test_labels_do_not_depend_on_the_precision_of_the_teacher(keys: str):
+    model = PartLearner(config("learned", keys=keys))
+    patch, _ = object_scenes(50, 0)
+    model.fit(patch, seed=0)
+    expected = model.assign(tokens_of(patch))
+    with distributed.autocast(torch.device("cpu"), "bf16"):
+        assert torch.equal(model.assign(tokens_of(patch)), expected)
 
 
-def test_the_maps_are_the_decoders_only_spatial_input():
-    """The same maps in every patch and the same style give the same values in every patch."""
-    model = part_learner.PartLearner(config("learned"))
-    maps = torch.full((2, 4, 6, 6), 0.25)
-    values = model.decoder(maps, torch.randn(2, WIDTH))
-    torch.testing.assert_close(values, values[:, :, :1, :1].expand_as(values))
+def test_the_queries_start_with_the_given_entropy():
+    model = PartLearner(config("learned", keys="content", initial_entropy=0.8))
+    patch, _ = object_scenes(50, 0)
+    model.fit(patch, seed=0)
+    keys, share = model.compute_keys(patch)
+    shares = model.divide(keys)[share > 0.5]
+    entropy = -(shares * shares.log()).sum(-1).mean() / torch.tensor(3.0).log()
+    assert entropy.item() == pytest.approx(0.8, abs=1e-3)
 
 
-def test_diversity_loss_is_the_overlap_of_pairs():
-    maps = torch.rand(2, 3, 5).softmax(1)
-    pairs = sum((maps[:, i] * maps[:, j]).mean() for i in range(3) for j in range(3) if i != j)
-    torch.testing.assert_close(part_decoder.diversity_loss(maps), pairs)
-    decided = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 5)), 3).transpose(1, 2).float()
-    assert part_decoder.diversity_loss(decided) == 0
+def test_more_parts_than_patches_of_the_foreground_are_refused_with_what_to_change():
+    model = PartLearner(config("learned", num_parts=4000))
+    with pytest.raises(ValueError, match=r"num_parts is 4000, but \d+ patches of 100 images are foreground; lower it"):
+        model.fit(object_scenes(100, 0)[0], seed=0)
 
 
-def test_balance_loss_is_zero_above_the_floor():
-    assert part_decoder.balance_loss(torch.tensor([1.0, 0.0]), 0.1) == 0.5  # one of two labels has no patches
-    assert part_decoder.balance_loss(torch.tensor([0.9, 0.1]), 0.1) == 0
-    assert part_decoder.balance_loss(torch.tensor([0.9, 0.1]), 0.2) == 0.25
+def test_evidence_is_high_for_two_classes_of_which_the_center_is_one():
+    center = torch.zeros(GRID)
+    center[2:6, 2:6] = 1
+    noise = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    gradient = torch.linspace(-1, 1, 8).expand(20, 8, 8).flatten(1)
+    two_classes = (noise > 0).float()
+    clear, blurred, elsewhere, anywhere = (
+        foreground_evidence(scores, GRID)
+        for scores in (center.flatten().expand(20, 64), center.flatten() + noise, gradient, two_classes)
+    )
+    assert clear > 0.7 > blurred > 0.1 > abs(elsewhere)
+    assert abs(anywhere) < 0.1
+    assert foreground_evidence(-center.flatten().expand(20, 64), GRID) == pytest.approx(-clear)
+    assert foreground_evidence(10 * center.flatten().expand(20, 64) + 3, GRID) == pytest.approx(clear, abs=1e-5)
+    assert foreground_evidence(torch.ones(3, 64), GRID) == 0
 
 
-def test_blur_keeps_the_mean_and_spreads_a_point():
-    maps = torch.zeros(1, 2, 7, 7)
-    maps[0, 0, 3, 3] = 1
-    out = part_decoder.blur(maps, 0.7)
-    torch.testing.assert_close(out.sum(), torch.tensor(1.0))
-    assert out[0, 0, 3, 3] > out[0, 0, 3, 4] > out[0, 0, 2, 2] > 0
-    torch.testing.assert_close(out[0, 0], out[0, 0].T)
-    assert torch.equal(part_decoder.blur(maps, 0.0), maps)
-    flat = torch.ones(1, 2, 7, 7)
-    torch.testing.assert_close(part_decoder.blur(flat, 1.0), flat)
+def test_half_objects_have_halves_of_the_same_content():
+    """The tokens of `half_objects` do not tell their parts apart, so that only the position can."""
+    patch, part = half_objects(200, 0)
+    upper, lower = patch[part == 1], patch[part == 2]
+    torch.testing.assert_close(upper.mean(0), lower.mean(0), atol=0.05, rtol=0)

@@ -74,7 +74,8 @@ def test_every_imported_model_part_and_image_module_is_a_label_source_or_known_t
         "semmae.data.sample_table",
         "semmae.data.epoch_order",  # order of training
         "semmae.parts.style_decoder",  # training only
-        "semmae.models.patches",  # targets of the part learner's training
+        "semmae.parts.image_information",  # training only
+        "semmae.parts.spherical_kmeans",  # fitting only
         "semmae.models.pretrained_weights",  # the teacher stage reads them
         "semmae.parts.part_store",  # where files are, not what is in them
     }

@@ -454,6 +454,20 @@ def test_the_curves_are_replaced_as_a_whole(tmp_path: Path):
         write_history(tmp_path / "live", "toy", history)
     lines = (tmp_path / "live/plots/metrics/toy/loss.tsv").read_text().split()
     assert lines == ["step", "loss", "1", "2.0", "2", "1.0"]
+    assert read_json(tmp_path / "live/metrics.json") == {"toy": {"loss": 1.0}, "step": 2}
+
+
+def test_a_value_of_some_epochs_has_no_point_in_the_others(tmp_path: Path):
+    history = [{"epoch": 1, "loss": 3.0, "knn": 0.5}, {"epoch": 2, "loss": 2.0}]
+    write_history(tmp_path / "live", "toy", history)
+    assert (tmp_path / "live/plots/metrics/toy/knn.tsv").read_text() == "step\tknn\n1\t0.5\n"
+    assert read_json(tmp_path / "live/metrics.json") == {"toy": {"loss": 2.0, "knn": 0.5}, "step": 2}
+
+
+def test_a_run_without_history_replaces_the_curves_by_none(tmp_path: Path):
+    for history in ([{"epoch": 1, "loss": 3.0}], []):
+        write_history(tmp_path / "live", "toy", history)
+    assert [path.name for path in (tmp_path / "live").iterdir()] == ["metrics.json"]
 
 
 def test_an_offer_that_was_taken_before_is_deleted(state_root: Path):

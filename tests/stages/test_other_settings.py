@@ -40,7 +40,9 @@ def mapped() -> PartMethod:
     ("key", "value", "config"),
     [
         ("parts.method", "kmeans", {"method": "kmeans", "temperature": 0.1, "background": False}),
-        ("parts.learned.target", "pixels", {"method": "learned", "target": "pixels", "target_dim": 3 * 8 * 8}),
+        ("parts.method", "paper", {"method": "paper", "patch_size": 8, "background": True}),
+        ("parts.learned.keys", "content", {"method": "learned", "keys": "content", "background": True}),
+        ("parts.learned.keys", "position", {"method": "learned", "keys": "position", "background": True}),
     ],
 )
 def test_other_part_methods_give_part_maps(inside: Project, key: str, value: Any, config: dict[str, Any]):
@@ -65,7 +67,7 @@ def test_decoding_a_fraction_of_the_masked_patches_lowers_the_loss(inside: Proje
     ("stage", "section"),
     [
         ("teacher", "teacher.mae.recipe"),
-        ("parts", "parts.learned"),
+        ("parts", "parts.paper"),
         ("pretrain", "pretrain.recipe"),
         ("attentive", "attentive.protocol"),
         ("finetune", "finetune.protocol.recipe"),
@@ -76,6 +78,7 @@ def test_stages_that_train_pass_shuffle_shards_to_the_order_of_an_epoch(
     inside: Project, monkeypatch: pytest.MonkeyPatch, stage: str, section: str
 ):
     inside.set(f"{section}.shuffle_shards", 2)
+    inside.set("parts.method", "paper")
     epoch_order, found = order.epoch_order, []
 
     def noted(*arguments: Any, **keywords: Any) -> np.ndarray:
@@ -175,12 +178,12 @@ def test_a_checkpoint_in_the_layout_of_timm_can_be_the_teacher(inside: Project):
     inside.set("teacher.checkpoint", {"path": file.name, "sha256": file_digest(file)})
     call("teacher")
     frozen_teacher = teacher.load_teacher(Path("data/teacher"))
-    assert frozen_teacher.grid(32) == (2, 2)  # too few places for a middle: no foreground
+    assert frozen_teacher.grid(32) == (2, 2)  # too few positions for a center: no foreground
     inside.set("parts.learned.foreground", None)
     for name, value in published.blocks.state_dict().items():
         assert torch.equal(frozen_teacher.network.blocks.state_dict()[name], value)
     call("parts")
-    assert mapped().config.items() >= {"class_token": True, "embed_dim": 192, "grid": [2, 2]}.items()
+    assert mapped().config.items() >= {"keys": "position", "embed_dim": 192, "grid": [2, 2]}.items()
 
 
 @pytest.mark.parametrize("stage", ["knn", "linear", "part_scores"])

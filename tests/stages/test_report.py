@@ -59,20 +59,14 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     frozen_teacher = teacher.load_teacher(Path("data/teacher"))
 
     config = {"method": method, "num_parts": 3, "background": method == "learned", "embed_dim": 32, "grid": [4, 4]}
-    config |= {"img_size": 32, "temperature": 0.1, "decoder_width": 8, "decoder_depth": 1, "target_dim": 32}
-    config |= {
-        "foreground": {
-            "clusterings": 2,
-            "clusters": 4,
-            "center_prior": 0.2,
-            "diffusion_steps": 1,
-            "threshold_classes": 2,
-        },
-        "position_weight": 1.0,
-    }
-    config |= {"class_token": False, "params": {"method": method}, "teacher": frozen_teacher.digest}
+    config |= {"img_size": 32, "temperature": 0.1, "keys": "content", "smoothing_steps": 1}
+    config |= {"params": {"method": method}, "teacher": frozen_teacher.digest}
     learner = part_methods.PART_METHODS[method](config)
-    torch.nn.init.normal_(learner.position_mean)
+    if method == "learned":
+        torch.nn.init.normal_(learner.queries)
+        torch.nn.init.normal_(learner.keys.foreground.axis)
+    else:
+        torch.nn.init.normal_(learner.centroids)
     part_methods.save_parts(Path("data/parts"), learner)
     learner = part_methods.load_parts(Path("data/parts"))
 

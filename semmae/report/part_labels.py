@@ -21,7 +21,6 @@ from semmae.evaluation.patch_clusterings import MAX_PATCHES, TokenClusters, fit_
 from semmae.models import vit
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts.part_method import PartMethod
-from semmae.parts.spherical_kmeans import spherical_kmeans
 from semmae.report.figures import choose_images
 
 UNCOLORED = 255  # a label that no palette colors

@@ -7,7 +7,7 @@ the score of a cluster is the mean center prior of its patches.
 
 The score of a patch is the mean over several clusterings, because one clustering is too coarse to follow an outline.
 The scores then diffuse among similar patches of the same image. The alternatives are compared in
-docs/results/part_ablations.md.
+docs/results/part_learning.md.
 """
 
 from typing import Any

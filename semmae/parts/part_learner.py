@@ -25,7 +25,7 @@ from semmae.parts.part_method import PartMethod
 from semmae.parts.position_keys import PositionKeys
 from semmae.parts.spherical_kmeans import MAX_PATCHES, spherical_kmeans, subsample
 
-MIN_EVIDENCE = 0.25  # of a foreground in the tokens, for keys by content; docs/results/part_ablations.md has the values
+MIN_EVIDENCE = 0.25  # of a foreground in the tokens, for keys by content; docs/results/part_learning.md has the values
 
 
 class PartLearner(PartMethod):
@@ -114,7 +114,7 @@ def foreground_evidence(scores: Float[Tensor, "s n"], grid: tuple[int, int]) -> 
     The rating is the product of two numbers. The first tells how well one threshold separates two classes of patches
     (`otsu_separation`). The second is the correlation of the score with a prior for the center of images, because most
     photographs show their subject there. A principal component of a weak teacher separates bright from dark patches;
-    it has the first property, but not the second. docs/results/part_ablations.md compares the rating with true masks.
+    it has the first property, but not the second. docs/results/part_learning.md compares it with true masks.
     """
     center = gaussian_center_map(grid) - 1
     deviations = (scores.std(correction=0) * center.std(correction=0)).clamp(min=1e-12)

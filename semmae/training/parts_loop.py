@@ -48,6 +48,7 @@ def train_part_learner(
 ) -> list[dict[str, Any]]:
     """Train the queries of a part learner in place, on the tokens that it was fitted to.
 
+    Keys by position are not trained: the position decides their parts, and training does not change their scores.
     All processes of a run train on the same batches, and get the same queries.
 
     Args:
@@ -61,7 +62,7 @@ def train_part_learner(
         The history: the mean information of the labels over a tenth of the steps per row. It has fewer rows if there
         are fewer steps.
     """
-    if recipe.steps == 0:
+    if recipe.steps == 0 or model.config["keys"] == "position":
         return []
     keys, share = model.compute_keys(patch)
     weight = (share > 0.5).float()

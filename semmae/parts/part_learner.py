@@ -25,6 +25,7 @@ from semmae.parts.part_method import PartMethod
 from semmae.parts.position_keys import PositionKeys
 from semmae.parts.spherical_kmeans import MAX_PATCHES, spherical_kmeans, subsample
 
+SHARPNESS = 3.0  # of shares in part maps; otherwise, patches between two parts would count as background
 MIN_EVIDENCE = 0.25  # of a foreground in the tokens, for keys by content; docs/results/part_learning.md has the values
 
 
@@ -96,15 +97,21 @@ class PartLearner(PartMethod):
         keys, shares = zip(*(self.keys(chunk) for chunk in patch.split(CHUNK_SIZE)), strict=True)
         return torch.cat(keys), torch.cat(shares)
 
-    def divide(self, keys: Float[Tensor, "b n e"]) -> Float[Tensor, "b n p"]:
-        """Return the share of each part in each patch, from the keys; shares sum to 1."""
-        return (keys @ F.normalize(self.queries, dim=-1).T / self.temperature + self.bias).softmax(-1)
+    def divide(self, keys: Float[Tensor, "b n e"], *, sharpness: float = 1.0) -> Float[Tensor, "b n p"]:
+        """Return the share of each part in each patch, from the keys.
+
+        Args:
+            keys: The keys of the patches.
+            sharpness: Shares are raised to this power, and divided by their sum.
+        """
+        logits = keys @ F.normalize(self.queries, dim=-1).T / self.temperature + self.bias
+        return (sharpness * logits).softmax(-1)
 
     def assign(self, tokens: Tokens, counts: Integer[Tensor, "b n g"] | None = None) -> Float[Tensor, "b p n"]:
         """Divide the foreground share of each patch among the parts. The last label gets the background share."""
         with torch.autocast(tokens.patch.device.type, enabled=False):  # as in the fit, whatever the teacher's precision
             keys, share = self.keys(tokens.patch)
-            parts = self.divide(keys).transpose(1, 2) * share[:, None]
+            parts = self.divide(keys, sharpness=SHARPNESS).transpose(1, 2) * share[:, None]
         return parts if self.background is None else torch.cat([parts, 1 - share[:, None]], dim=1)
 
 

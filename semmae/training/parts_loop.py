@@ -48,7 +48,8 @@ def train_part_learner(
 ) -> list[dict[str, Any]]:
     """Train the queries of a part learner in place, on the tokens that it was fitted to.
 
-    Keys by position are not trained: the position decides their parts, and training does not change their scores.
+    Training lowers the scores in two cases, in which the queries therefore keep their start: with keys by position, and
+    without a background, where most of the information is about the background.
     All processes of a run train on the same batches, and get the same queries.
 
     Args:
@@ -62,7 +63,7 @@ def train_part_learner(
         The history: the mean information of the labels over a tenth of the steps per row. It has fewer rows if there
         are fewer steps.
     """
-    if recipe.steps == 0 or model.config["keys"] == "position":
+    if recipe.steps == 0 or model.config["keys"] == "position" or model.background is None:
         return []
     keys, share = model.compute_keys(patch)
     weight = (share > 0.5).float()

@@ -17,12 +17,12 @@ ALONE = distributed.World(0, 1, torch.device("cpu"))
 PATCH, PART = object_scenes(40, 0)
 
 
-def trained(folder: Path, *, steps: int, seed: int = 0) -> tuple[PartLearner, list[dict[str, Any]]]:
+def trained(folder: Path, *, steps: int, seed: int = 0, **changes: Any) -> tuple[PartLearner, list[dict[str, Any]]]:
     recipe = PartLearnerConfig(
         keys="content", smoothing_steps=1, position_weight=1.0, foreground=None, initial_entropy=0.8, steps=steps,
         batch_size=8, lr=0.05,
     )  # fmt: skip
-    config = vars(recipe) | {"num_parts": 3, "grid": GRID, "embed_dim": WIDTH, "background": True}
+    config = vars(recipe) | {"num_parts": 3, "grid": GRID, "embed_dim": WIDTH, "background": True} | changes
     model = PartLearner(config)
     model.fit(PATCH, seed=0)
     with Run("parts", ALONE, out=folder, params=recipe, inputs=[], checkpoint_minutes=60) as run:
@@ -59,6 +59,15 @@ def test_the_history_has_at_most_ten_rows(tmp_path: Path, steps: int, rows: int)
 
 def test_without_steps_the_queries_stay_as_k_means_found_them(tmp_path: Path):
     model, history = trained(tmp_path, steps=0)
+    untrained = PartLearner(model.config)
+    untrained.fit(PATCH, seed=0)
+    assert history == []
+    assert torch.equal(model.queries, untrained.queries)
+
+
+@pytest.mark.parametrize("changes", [{"keys": "position", "foreground": None}, {"background": False}])
+def test_queries_that_training_would_harm_keep_their_start(tmp_path: Path, changes: dict[str, Any]):
+    model, history = trained(tmp_path, steps=5, **changes)
     untrained = PartLearner(model.config)
     untrained.fit(PATCH, seed=0)
     assert history == []

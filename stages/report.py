@@ -85,7 +85,7 @@ def gather_run(section: ReportConfig) -> dict[str, Any]:
     maps = part_maps.join(PART_MAPS / run["dataset"], reader, teacher=teacher.digest, parts=method.digest)
     colors = make_palette(section.colors, method.num_parts)
     model, decoder = mae.load(PRETRAIN)
-    options = {
+    options: dict[str, Any] = {
         "colors": section.colors, "overlays": section.overlays, "views": section.views,
         "num_images": section.num_images, "seed": section.seed,
     }  # fmt: skip

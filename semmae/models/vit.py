@@ -142,7 +142,7 @@ def last_attention(
 
 
 def class_weights(queries: Float[Tensor, "b a t e"], keys: Float[Tensor, "b a t e"]) -> Float[Tensor, "b a t"]:
-    """Return the attention from the class token, the first token, to all tokens; the results are those of `last_attention`."""
+    """Return the attention from the class token, the first token, to all tokens, from that of `last_attention`."""
     return (queries[:, :, :1] @ keys.transpose(-2, -1)).softmax(-1)[:, :, 0].float()
 
 

@@ -13,7 +13,7 @@ from semmae.core.rng import fold, numpy_generator
 from semmae.data.dataset import Reader
 from semmae.data.decoding import IGNORE
 from semmae.data.loader import batches
-from semmae.data.patch_masks import cell_counts, majority_labels
+from semmae.data.patch_masks import WholeView, majority_labels
 from semmae.data.transforms import FullImage
 from semmae.evaluation.object_position import describe_place, place_of_maps
 from semmae.evaluation.part_metrics import contingency, foreground_labels, match_labels
@@ -120,8 +120,8 @@ def label_images(reader: Reader, teacher: Teacher, method: PartMethod, *, count:
         clusters.append(fitted.assign(tokens.patch))
     counts = None
     if reader.has_mask.any():
-        size = {"grid": method.grid, "num_classes": len(reader.mask_names)}
-        counts = np.stack([cell_counts(reader.mask(index), **size) for index in range(len(reader))])
+        view = WholeView(method.config["img_size"], method.grid, num_classes=len(reader.mask_names))
+        counts = np.stack([view.counts(reader, index) for index in range(len(reader))])
     return LabeledImages(reader, method, torch.cat(probabilities).numpy(), torch.cat(clusters).numpy(), counts)
 
 

@@ -58,7 +58,7 @@ def arrange_grid(
 
 
 def _wrap_legend(
-    title: str, names: list[tuple[str, list[int]]], right: int, font: ImageFont.FreeTypeFont
+    title: str, names: list[tuple[str, list[int]]], right: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> list[list[tuple[float, str, list[int] | None]]]:
     """Divide a legend into lines that end before x = `right`.
 

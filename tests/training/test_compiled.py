@@ -20,7 +20,7 @@ print("graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"], "modes:
 
 @pytest.mark.parametrize(
     ("stage", "compile_mode", "modes"),
-    [("parts", True, "{None}"), ("pretrain", True, "{None}"), ("pretrain", "reduce-overhead", "{'reduce-overhead'}")],
+    [("teacher", True, "{None}"), ("pretrain", True, "{None}"), ("pretrain", "reduce-overhead", "{'reduce-overhead'}")],
 )
 def test_a_compiled_stage_has_the_losses_of_an_eager_one(
     finished: Project, toy: Project, stage: str, compile_mode: bool | str, modes: str

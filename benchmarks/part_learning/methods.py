@@ -16,12 +16,12 @@ from torch import Tensor
 from semmae.core.rng import fold, numpy_generator
 from semmae.data.patch_masks import majority_labels
 from semmae.evaluation import patch_probe
-from semmae.evaluation.patch_clusterings import fit_foreground_clusters, fit_token_clusters
+from semmae.evaluation.patch_clusterings import fit_foreground_clusters
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts.foreground import CHUNK_SIZE
 from semmae.parts.grid_parts import grid_labels
 from semmae.parts.part_learner import PartLearner
-from semmae.parts.spherical_kmeans import MAX_PATCHES
+from semmae.parts.spherical_kmeans import MAX_PATCHES, fit_token_clusters
 from semmae.runs.run import Run
 from semmae.training.parts_loop import train_part_learner
 from stages.parts import PartsConfig, method_config
@@ -147,11 +147,7 @@ def fit_readout(task: LabelingTask) -> FittedLabeler:
     probe = patch_probe.fit(tokens[chosen], true[chosen], num_classes=num_classes)
 
     def label(patch: Float[Tensor, "b n d"]) -> Integer[np.ndarray, "b n"]:
-        probabilities = np.zeros((*patch.shape[:2], num_classes))
-        probabilities[:, :, probe.classes_] = probe.predict_proba(patch.flatten(0, 1).numpy()).reshape(
-            *patch.shape[:2], -1
-        )
-        return majority_labels(probabilities)
+        return patch_probe.label(probe, patch.numpy(), num_classes=num_classes)
 
     return FittedLabeler(num_classes, label, background=0)
 

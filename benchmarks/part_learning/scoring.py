@@ -25,7 +25,7 @@ from semmae.evaluation.part_metrics import PartMetrics
 from semmae.evaluation.splits import open_masked_splits
 from semmae.models import vit
 from semmae.models.teacher import Teacher
-from semmae.parts.component_foreground import ComponentForeground
+from semmae.parts.content_keys import ContentKeys
 from semmae.parts.part_learner import foreground_evidence
 from semmae.runs.run import Run
 from stages.parts import PartsConfig
@@ -187,9 +187,9 @@ def add_noise(patch: Float[Tensor, "s n d"], deviation: float, seed: int, split:
 
 def rate_foreground(patch: Float[Tensor, "s n d"], grid: tuple[int, int]) -> float:
     """Compute the `foreground_evidence` of tokens, as the part learner does."""
-    component = ComponentForeground(grid=grid, embed_dim=patch.shape[2])
-    component.fit(patch)
-    return foreground_evidence(component.score(patch), grid)
+    keys = ContentKeys(grid=grid, embed_dim=patch.shape[2], smoothing_steps=0, background=True)
+    keys.fit(patch)
+    return foreground_evidence(keys.foreground_score(patch), grid)
 
 
 def score_labeler(

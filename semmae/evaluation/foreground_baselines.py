@@ -17,7 +17,7 @@ from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler
 from semmae.parts.foreground_cues import first_component, normalized_cut
 
 ATTENTION_THRESHOLDS = (0.5, 1.0, 1.5, 2.0, 3.0)  # times the mean attention of a patch
-CUT_SOURCES = ("keys", "patch")  # fields of `Tokens`; TokenCut: the keys
+TOKEN_SOURCES = ("keys", "patch")  # fields of `Tokens`; TokenCut and Amir et al.: the keys
 CUT_THRESHOLDS = (0.0, 0.1, 0.2, 0.4)  # of the cosine between two patches; TokenCut: 0.2 for the keys of DINO
 NUM_CUT_IMAGES = 24  # images on which these are chosen, because a cut takes many milliseconds
 
@@ -46,7 +46,7 @@ def fit_foreground_baselines(sample: list[PartBatch], grid: tuple[int, int]) -> 
 
 def _fit_best_head(sample: list[PartBatch]) -> PatchLabeler:
     heads = torch.cat([batch.tokens.heads for batch in sample])
-    true, num_heads, num_patches = _true_labels(sample), heads.shape[1], heads.shape[2]
+    true, num_heads, num_patches = true_labels(sample), heads.shape[1], heads.shape[2]
     options = list(product(range(num_heads), ATTENTION_THRESHOLDS))
     ious = [mean_iou(heads[:, head] * num_patches > threshold, true) for head, threshold in options]
     head, threshold = options[int(np.argmax(ious))]
@@ -56,22 +56,23 @@ def _fit_best_head(sample: list[PartBatch]) -> PatchLabeler:
 def _fit_normalized_cut(sample: list[PartBatch]) -> PatchLabeler:
     means: dict[str, Tensor] = {}
     chosen: dict[str, Tensor] = {}
-    true = _true_labels(sample)
+    true = true_labels(sample)
     few = np.linspace(0, len(true), min(NUM_CUT_IMAGES, len(true)), endpoint=False).astype(int)
-    for source in CUT_SOURCES:
+    for source in TOKEN_SOURCES:
         tokens = torch.cat([getattr(batch.tokens, source) for batch in sample])
         means[source], chosen[source] = tokens.mean((0, 1)), tokens[few]
 
     def cut(tokens: Float[Tensor, "b n d"], source: str, centered: bool, threshold: float) -> Float[Tensor, "b n"]:
         return normalized_cut(tokens - means[source] if centered else tokens, threshold=threshold)
 
-    options = list(product(CUT_SOURCES, (False, True), CUT_THRESHOLDS))
+    options = list(product(TOKEN_SOURCES, (False, True), CUT_THRESHOLDS))
     ious = [mean_iou(cut(chosen[option[0]], *option) > 0, true[few]) for option in options]
     best = options[int(np.argmax(ious))]
     return _labeler(lambda batch: cut(getattr(batch.tokens, best[0]), *best))
 
 
-def _true_labels(sample: list[PartBatch]) -> Integer[Tensor, "s n"]:
+def true_labels(sample: list[PartBatch]) -> Integer[Tensor, "s n"]:
+    """Return the true label of each patch of a sample, on the device of its tokens."""
     return torch.from_numpy(np.concatenate([batch.true_labels() for batch in sample])).to(sample[0].tokens.patch.device)
 
 

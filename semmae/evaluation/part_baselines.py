@@ -14,12 +14,12 @@ from torch import Tensor
 
 from semmae.core.rng import fold
 from semmae.data.patch_masks import majority_labels
-from semmae.evaluation.foreground_baselines import fit_foreground_baselines
+from semmae.evaluation.foreground_baselines import TOKEN_SOURCES, fit_foreground_baselines, mean_iou, true_labels
 from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler
-from semmae.evaluation.patch_clusterings import fit_foreground_clusters, fit_token_clusters
+from semmae.evaluation.patch_clusterings import fit_foreground_clusters
 from semmae.parts.attention_parts import head_labels
 from semmae.parts.grid_parts import grid_labels
-from semmae.parts.spherical_kmeans import MAX_PATCHES, subsample
+from semmae.parts.spherical_kmeans import MAX_PATCHES, fit_token_clusters, subsample
 
 Fit = Callable[[int], PatchLabeler]  # fits a clustering with a seed
 
@@ -48,7 +48,8 @@ def fit_baselines(
         - `untrained_kmeans`: spherical k-means of the patch tokens of an untrained teacher.
         - `teacher_kmeans`: spherical k-means of the teacher's patch tokens as they are.
         - `centered_kmeans`: the same after the mean token of the sample is subtracted.
-        - `foreground_kmeans`: k-means within the foreground that attention finds (`fit_foreground_clusters`).
+        - `foreground_kmeans`: k-means within the foreground that attention finds (`fit_foreground_clusters`), of the
+          teacher's keys or tokens; the choice that has the higher mean IoU with the true foreground of the sample.
         - `attention_heads`: the heads of the teacher's class token as parts ("raw attention" in SemMAE, table 4).
         - `grid`: equal rectangles, the same in each image.
         - `position`: the most frequent true label of each position, the same in each image.
@@ -63,6 +64,7 @@ def fit_baselines(
             f"labels, {num_labels}. Raise part_scores.protocol.num_images"
         )
     fits = {"color_kmeans": ("colour", _color_fit(sample, grid, num_labels)), **_token_fits(sample, num_labels)}
+    fits["foreground_kmeans"] = ("foreground", _foreground_fit(sample, num_labels, fold(seed, "foreground", 0)))
     fitted = {name: [fit(fold(seed, stream, i)) for i in range(seeds)] for name, (stream, fit) in fits.items()}
     position = np.where(train_counts.any(1), majority_labels(train_counts), 0)
     rectangles = grid_labels(grid, num_labels)
@@ -105,7 +107,6 @@ def _color_fit(sample: list[PartBatch], grid: tuple[int, int], num_labels: int) 
 def _token_fits(sample: list[PartBatch], num_labels: int) -> dict[str, tuple[str, Fit]]:
     """Return the random stream and the fit of each baseline that clusters tokens."""
     tokens = torch.cat([batch.tokens.patch.cpu() for batch in sample])
-    attention = torch.cat([batch.tokens.attention.cpu() for batch in sample])
     untrained = torch.cat([_untrained(batch) for batch in sample])
 
     def fit_untrained(seed: int) -> PatchLabeler:
@@ -116,17 +117,31 @@ def _token_fits(sample: list[PartBatch], num_labels: int) -> dict[str, tuple[str
         clusters = fit_token_clusters(tokens, num_labels, centered=centered, seed=seed)
         return PatchLabeler(num_labels, lambda batch: clusters.assign(batch.tokens.patch.cpu()).numpy())
 
-    def fit_foreground(seed: int) -> PatchLabeler:
-        clusters = fit_foreground_clusters(tokens, attention, num_labels, seed=seed)
-        count = 1 + len(clusters.second.centroids)
-        return PatchLabeler(count, lambda batch: clusters.assign(batch.tokens.patch.cpu()).numpy(), background=0)
-
     return {
         "untrained_kmeans": ("untrained", fit_untrained),
         "teacher_kmeans": ("teacher", fit_teacher),
         "centered_kmeans": ("centered", partial(fit_teacher, centered=True)),
-        "foreground_kmeans": ("foreground", fit_foreground),
     }
+
+
+def _foreground_fit(sample: list[PartBatch], num_labels: int, seed: int) -> Fit:
+    """Return the fit of `foreground_kmeans`, after the choice between keys and tokens with `seed`."""
+    attention, true = torch.cat([batch.tokens.attention.cpu() for batch in sample]), true_labels(sample).cpu()
+    tokens = {source: torch.cat([getattr(batch.tokens, source).cpu() for batch in sample]) for source in TOKEN_SOURCES}
+    ious = {}
+    for source in TOKEN_SOURCES:
+        clusters = fit_foreground_clusters(tokens[source], attention, num_labels, seed=seed)
+        ious[source] = mean_iou(clusters.assign(tokens[source]) > 0, true)
+    best = max(TOKEN_SOURCES, key=lambda source: ious[source])
+
+    def fit(seed: int) -> PatchLabeler:
+        clusters = fit_foreground_clusters(tokens[best], attention, num_labels, seed=seed)
+        count = 1 + len(clusters.second.centroids)
+        return PatchLabeler(
+            count, lambda batch: clusters.assign(getattr(batch.tokens, best).cpu()).numpy(), background=0
+        )
+
+    return fit
 
 
 def _untrained(batch: PartBatch) -> Float[Tensor, "b n d"]:

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from semmae.data.patch_masks import majority_labels
 from semmae.evaluation import patch_probe
 from semmae.evaluation.part_evaluation import PartBatch, PatchLabeler
 
@@ -34,9 +33,6 @@ def _fit_readout(sample: list[PartBatch], num_classes: int) -> PatchLabeler:
     probe = patch_probe.fit(tokens, true, num_classes=num_classes)
 
     def label(batch: PartBatch) -> np.ndarray:
-        patches = batch.tokens.patch.flatten(0, 1).cpu().numpy()
-        probabilities = np.zeros((len(patches), num_classes))
-        probabilities[:, probe.classes_] = probe.predict_proba(patches)
-        return majority_labels(probabilities).reshape(len(batch.images), -1)
+        return patch_probe.label(probe, batch.tokens.patch.cpu().numpy(), num_classes=num_classes)
 
     return PatchLabeler(num_classes, label, background=0)

@@ -1,8 +1,4 @@
-"""Clusterings of tokens as the teacher returns them: the baselines of learned parts.
-
-Tokens are scaled to unit length, for some baselines after the mean token of the sample is subtracted. They are not
-whitened, not averaged over their neighborhood, and no position is removed or added.
-"""
+"""Two clusterings of tokens as the teacher returns them, one after the other: foreground, then parts."""
 
 from typing import NamedTuple
 
@@ -12,37 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from semmae.core.rng import fold
-from semmae.parts.spherical_kmeans import MAX_PATCHES, spherical_kmeans, subsample
+from semmae.parts.spherical_kmeans import MAX_PATCHES, TokenClusters, spherical_kmeans, subsample
 
-ELBOW_PATCHES = 4_000  # the same for the first clustering of Amir et al., which is repeated for each number of clusters
+ELBOW_PATCHES = 4_000  # patches of the first clustering of Amir et al., which is repeated for each number of clusters
 ELBOW = 0.975  # Amir et al. add clusters as long as each one lowers the distortion below this share
 MAX_CLUSTERS = 15  # of the first clustering of Amir et al.
 MIN_VOTES = 0.75  # share of the images in which a foreground cluster has to attract attention (Amir et al.)
-
-
-class TokenClusters(NamedTuple):
-    """Spherical k-means of tokens.
-
-    Attributes:
-        mean: This vector is subtracted from tokens.
-        centroids: The centroids of the clusters, of unit length.
-    """
-
-    mean: Float[Tensor, " d"]
-    centroids: Float[Tensor, "k d"]
-
-    def assign(self, tokens: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n"]:
-        """Return the cluster with the highest cosine; scaling the tokens to unit length would not change it."""
-        return ((tokens - self.mean) @ self.centroids.T).argmax(-1)
-
-
-def fit_token_clusters(
-    tokens: Float[Tensor, "s n d"], num_clusters: int, *, centered: bool, seed: int
-) -> TokenClusters:
-    """Cluster the tokens of a sample of images, after subtracting their mean token if `centered` is set."""
-    mean = tokens.mean((0, 1)) if centered else torch.zeros(tokens.shape[2])
-    unit = functional.normalize(subsample(tokens.flatten(0, 1), MAX_PATCHES, seed=seed) - mean, dim=-1)
-    return TokenClusters(mean, spherical_kmeans(unit, num_clusters, seed=seed))
 
 
 class ForegroundClusters(NamedTuple):
@@ -68,13 +39,13 @@ def fit_foreground_clusters(
 ) -> ForegroundClusters:
     """Cluster all patches, keep the clusters that attract the class token's attention, and cluster their patches.
 
-    Source: Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, section 4 (part co-segmentation), with
-    the output tokens as descriptors. The paper's threshold of the attention belongs to one teacher; here a cluster
-    attracts attention in an image if its patches have more than the mean attention of the image. If too few patches
-    are found for the second clustering, clusters with fewer votes are added.
+    Source: Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, section 4 (part co-segmentation). The
+    paper's threshold of the attention belongs to one teacher; here a cluster attracts attention in an image if its
+    patches have more than the mean attention of the image. If too few patches are found for the second clustering,
+    clusters with fewer votes are added.
 
     Args:
-        tokens: Tokens of a sample of images.
+        tokens: Keys or tokens of a sample of images.
         attention: The attention of the class token; sums to 1 per image.
         num_labels: Number of labels of the part maps, background included.
         seed: Seed of both clusterings.

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Integer
 
+from semmae.data.patch_masks import majority_labels
+
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
@@ -41,3 +43,11 @@ def fit(tokens: Float[np.ndarray, "n d"], labels: Integer[np.ndarray, " n"], *, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return probe.fit(tokens[is_labeled], labels[is_labeled])
+
+
+def label(probe: "Pipeline", tokens: Float[np.ndarray, "b n d"], *, num_classes: int) -> Integer[np.ndarray, "b n"]:
+    """Label patches by the probabilities of a probe; `majority_labels` decides as for the pixels of a mask."""
+    probabilities = np.zeros((*tokens.shape[:2], num_classes))
+    predicted = probe.predict_proba(tokens.reshape(-1, tokens.shape[2]))
+    probabilities[:, :, probe.classes_] = predicted.reshape(*tokens.shape[:2], -1)
+    return majority_labels(probabilities)

@@ -40,8 +40,7 @@ def head_labels(attention: Float[Tensor, "b a n"]) -> Integer[Tensor, "b n"]:
     Returns:
         Labels 0 to `a - 1`; `a` for patches that no head keeps.
     """
-    kept = kept_attention(attention)
-    return torch.where(kept.any(1), kept.argmax(1), attention.shape[1])
+    return kept_shares(attention).argmax(1)
 
 
 def kept_attention(attention: Float[Tensor, "b a n"]) -> Float[Tensor, "b a n"]:

@@ -59,6 +59,10 @@ class ContentKeys(nn.Module):
         """Shrink the tokens towards their mean in the directions of noise."""
         return self.mean + (patch - self.mean) @ self.denoise
 
+    def foreground_score(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        """Return the score of `ComponentForeground`, which is high on the foreground."""
+        return self.foreground.score(self.denoise_tokens(patch))
+
     def forward(self, patch: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
         """Return the keys of the patches, of unit length, and their foreground shares in [0, 1]."""
         tokens = self.denoise_tokens(patch)

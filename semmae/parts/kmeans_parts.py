@@ -9,7 +9,7 @@ from torch import Tensor
 
 from semmae.models.teacher import Tokens
 from semmae.parts.part_method import PartMethod
-from semmae.parts.spherical_kmeans import MAX_PATCHES, spherical_kmeans, subsample
+from semmae.parts.spherical_kmeans import fit_token_clusters
 
 
 class KMeansParts(PartMethod):
@@ -37,12 +37,15 @@ class KMeansParts(PartMethod):
         Raises:
             ValueError: There are fewer patches than parts.
         """
-        self.mean.copy_(patch.mean((0, 1)))
-        unit = F.normalize(subsample(patch.flatten(0, 1), MAX_PATCHES, seed=seed) - self.mean, dim=-1)
-        self.centroids.copy_(spherical_kmeans(unit, self.num_labels, seed=seed))
-        return {"cosine": float((unit @ self.centroids.T).amax(1).mean())}
+        clusters = fit_token_clusters(patch, self.num_labels, centered=True, seed=seed)
+        self.mean.copy_(clusters.mean)
+        self.centroids.copy_(clusters.centroids)
+        return {"cosine": float(self._cosine(patch).amax(-1).mean())}
+
+    def _cosine(self, patch: Float[Tensor, "b n d"]) -> Float[Tensor, "b n p"]:
+        """Return the cosine between each token and each centroid."""
+        return F.normalize(patch - self.mean, dim=-1) @ self.centroids.T
 
     def assign(self, tokens: Tokens, counts: Integer[Tensor, "b n g"] | None = None) -> Float[Tensor, "b p n"]:
         """Return a softmax over the cosines to the centroids."""
-        cosine = F.normalize(tokens.patch - self.mean, dim=-1) @ self.centroids.T
-        return (cosine / self.config["temperature"]).softmax(-1).transpose(1, 2)
+        return (self._cosine(tokens.patch) / self.config["temperature"]).softmax(-1).transpose(1, 2)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from semmae.core.rng import fold
 from semmae.models.teacher import Tokens
-from semmae.parts.component_foreground import ComponentForeground
 from semmae.parts.content_keys import ContentKeys
 from semmae.parts.foreground import CHUNK_SIZE, gaussian_center_map, otsu_separation
 from semmae.parts.image_information import temperature_of_entropy
@@ -43,15 +42,24 @@ class PartLearner(PartMethod):
         super().__init__(config)
         self.register_buffer("temperature", torch.ones(()))
         if config["keys"] != "auto":
-            self._set_keys(self._create_keys(config["keys"]))
+            by_content = config["keys"] == "content"
+            self._set_keys(self._create_content_keys() if by_content else self._create_position_keys())
 
-    def _create_keys(self, kind: str) -> ContentKeys | PositionKeys:
-        config = self.config
-        options = {"grid": self.grid, "embed_dim": config["embed_dim"]}
-        if kind == "content":
-            background = self.background is not None
-            return ContentKeys(smoothing_steps=config["smoothing_steps"], background=background, **options)
-        return PositionKeys(config["foreground"], position_weight=config["position_weight"], **options)
+    def _create_content_keys(self) -> ContentKeys:
+        return ContentKeys(
+            grid=self.grid,
+            embed_dim=self.config["embed_dim"],
+            smoothing_steps=self.config["smoothing_steps"],
+            background=self.background is not None,
+        )
+
+    def _create_position_keys(self) -> PositionKeys:
+        return PositionKeys(
+            self.config["foreground"],
+            grid=self.grid,
+            embed_dim=self.config["embed_dim"],
+            position_weight=self.config["position_weight"],
+        )
 
     def _set_keys(self, keys: ContentKeys | PositionKeys) -> None:
         self.keys = keys
@@ -68,16 +76,17 @@ class PartLearner(PartMethod):
         Raises:
             ValueError: There is no foreground, or it has fewer patches than there are parts.
         """
-        component = ComponentForeground(grid=self.grid, embed_dim=self.config["embed_dim"])
-        component.fit(patch)
-        evidence = foreground_evidence(component.score(patch), self.grid)
+        content = self._create_content_keys()
+        content.fit(patch)
+        evidence = foreground_evidence(content.foreground_score(patch), self.grid)
         if self.config["keys"] == "auto":
             self.config["keys"] = "content" if evidence >= MIN_EVIDENCE else "position"
-            self._set_keys(self._create_keys(self.config["keys"]))
-        if isinstance(self.keys, ContentKeys):
-            self.keys.fit(patch)
+        if self.config["keys"] == "content":
+            self._set_keys(content)
         else:
-            self.keys.fit(patch, seed=seed)
+            position = self._create_position_keys()
+            position.fit(patch, seed=seed)
+            self._set_keys(position)
         keys, share = self.compute_keys(patch)
         if (count := int((share > 0.5).sum())) < self.num_parts:
             raise ValueError(

@@ -1,12 +1,46 @@
 """Spherical k-means: clusters of unit vectors (Dhillon & Modha, "Concept Decompositions", 2001)."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 MAX_PATCHES = 20_000  # patches that a clustering is fitted to, drawn from the sample
+
+
+class TokenClusters(NamedTuple):
+    """Spherical k-means of tokens.
+
+    Attributes:
+        mean: This vector is subtracted from tokens.
+        centroids: The centroids of the clusters, of unit length.
+    """
+
+    mean: Float[Tensor, " d"]
+    centroids: Float[Tensor, "k d"]
+
+    def assign(self, tokens: Float[Tensor, "b n d"]) -> Integer[Tensor, "b n"]:
+        """Return the cluster with the highest cosine; scaling the tokens to unit length would not change it."""
+        return ((tokens - self.mean) @ self.centroids.T).argmax(-1)
+
+
+def fit_token_clusters(
+    tokens: Float[Tensor, "s n d"], num_clusters: int, *, centered: bool, seed: int
+) -> TokenClusters:
+    """Cluster the tokens of a sample of images as the teacher returns them, scaled to unit length.
+
+    Args:
+        tokens: Tokens of the patches.
+        num_clusters: Number of clusters.
+        centered: Whether the mean token is subtracted first.
+        seed: Seed of the choice of patches and of k-means.
+    """
+    mean = tokens.mean((0, 1)) if centered else torch.zeros(tokens.shape[2])
+    unit = F.normalize(subsample(tokens.flatten(0, 1), MAX_PATCHES, seed=seed) - mean, dim=-1)
+    return TokenClusters(mean, spherical_kmeans(unit, num_clusters, seed=seed))
 
 
 def spherical_kmeans(unit: Float[Tensor, "s d"], count: int, *, seed: int) -> Float[Tensor, "p d"]:

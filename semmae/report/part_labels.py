@@ -17,10 +17,10 @@ from semmae.data.patch_masks import WholeView, majority_labels
 from semmae.data.transforms import FullImage
 from semmae.evaluation.object_position import describe_place, place_of_maps
 from semmae.evaluation.part_metrics import contingency, foreground_labels, match_labels
-from semmae.evaluation.patch_clusterings import MAX_PATCHES, TokenClusters, fit_token_clusters
 from semmae.models import vit
 from semmae.models.teacher import Teacher, Tokens
 from semmae.parts.part_method import PartMethod
+from semmae.parts.spherical_kmeans import MAX_PATCHES, TokenClusters, fit_token_clusters
 from semmae.report.figures import choose_images
 
 UNCOLORED = 255  # a label that no palette colors
@@ -66,16 +66,17 @@ class LabeledImages:
 
     def describe_place(self) -> str:
         """Tell how far the position on the object explains the labels; "" if the foreground is unknown."""
-        if self.counts is None or not self.num_background:
-            if self.method.background is None:
-                return ""
-            foreground, true_place = self.labels != self.method.background, None
+        if self.method.background is not None:  # as in part_scores
+            foreground = self.labels != self.method.background
+        elif self.counts is not None and self.num_background:
+            foreground = foreground_labels(self.true_table)[self.labels]
         else:
-            foreground, true_place = foreground_labels(self.true_table)[self.labels], None
-            if self.reader.mask_kind == "parts":
-                true = majority_labels(self.counts)
-                is_part = (true > 0) & (true != IGNORE)
-                true_place = place_of_maps(np.where(is_part, true, 0), is_part, self.method.grid)
+            return ""
+        true_place = None
+        if self.counts is not None and self.reader.mask_kind == "parts":
+            true = majority_labels(self.counts)
+            is_part = (true > 0) & (true != IGNORE)
+            true_place = place_of_maps(np.where(is_part, true, 0), is_part, self.method.grid)
         return describe_place(place_of_maps(self.labels, foreground, self.method.grid), true_place)
 
     @cached_property

@@ -8,9 +8,8 @@ from sklearn.metrics import adjusted_rand_score
 from semmae.evaluation.patch_clusterings import (
     attention_votes,
     fit_foreground_clusters,
-    fit_token_clusters,
 )
-from semmae.parts.spherical_kmeans import subsample
+from semmae.parts.spherical_kmeans import fit_token_clusters, subsample
 
 BACKGROUNDS, PARTS = 2, 3  # clusters
 

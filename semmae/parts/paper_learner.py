@@ -3,7 +3,7 @@
 The class token is embedded into part tokens. Their correlation with the patches gives one attention map per part. A
 StyleGAN-like decoder reconstructs the image from these maps and the class token, and a diversity loss keeps the maps
 apart. No prior of position or foreground decides what a part is. docs/explanation/part_learning.md lists what the paper
-open.
+leaves open.
 """
 
 from typing import Any

@@ -159,6 +159,9 @@ def _exit_quickly() -> None:
     """Exit without the destructors of torch, which take ten times as long as a fork."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    if _status == -signal.SIGINT:  # as Python ends itself after an interrupt
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(_status)
 
 
@@ -178,5 +181,5 @@ if __name__ == "__main__":
         _status = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     except KeyboardInterrupt:
-        atexit.unregister(_exit_quickly)  # so that Python ends itself with SIGINT
+        _status = -signal.SIGINT
         raise

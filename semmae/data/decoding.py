@@ -36,6 +36,7 @@ TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SWAPPED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 class StoredImage(NamedTuple):
@@ -85,7 +86,7 @@ def convert_image(data: bytes, *, short_side: int | None) -> StoredImage:
         image.draft(None, _scale_size(full_size, 2 * short_side))
     upright = _upright(image)
     orientation = _orientation(image)
-    if orientation >= 5 and image_format != "TIFF":  # Pillow has already rotated a TIFF
+    if orientation in SWAPPED and image_format != "TIFF":  # Pillow has already rotated a TIFF
         full_size = full_size[::-1]
     if not shrinks and image_format in EXTENSIONS and image.mode in ("L", "RGB") and not image.has_transparency_data:
         return StoredImage(EXTENSIONS[image_format], data, orientation, full_size, full_size)
@@ -105,6 +106,18 @@ def inspect_image(data: bytes) -> StoredImage:
     size = _upright(image).size  # must come before `_orientation`, which decodes a PNG and hides damage
     orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow has already rotated a TIFF
     return StoredImage("", b"", orientation, size, size)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Height and width of the upright image in pixels, from the header. Does not decode the pixels.
+
+    Raises:
+        ValueError: The bytes are not an image, or the image is too large.
+    """
+    image = _open(data)
+    width, height = image.size
+    is_swapped = _orientation(image) in SWAPPED and image.format != "TIFF"  # Pillow rotates a TIFF and its size
+    return (width, height) if is_swapped else (height, width)
 
 
 def decode_mask(data: bytes, *, num_names: int = IGNORE) -> UInt8[np.ndarray, "h w"]:

@@ -5,12 +5,9 @@ from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import Image
 
 from semmae.data import decoding, epoch_order
 from semmae.sharding.sources.source_item import Blob
-
-ROTATED = (5, 6, 7, 8)  # values of the EXIF orientation for which width and height are swapped
 
 
 class ImageFiles:
@@ -35,8 +32,7 @@ class ImageFiles:
         Raises:
             ValueError, OSError: The file cannot be read or decoded.
         """
-        path = self.root / self.keys[index]
-        return decoding.to_rgb(Blob(str(path), 0, path.stat().st_size).read(), at_least=at_least)
+        return decoding.to_rgb(self._read(index), at_least=at_least)
 
     def size(self, index: SupportsIndex) -> tuple[int, int]:
         """Height and width of the upright image in pixels, from the header of the file.
@@ -45,15 +41,12 @@ class ImageFiles:
             ValueError: The file is not an image.
             OSError: The file cannot be read.
         """
-        path = self.root / self.keys[index]
-        try:
-            with Image.open(path, formats=decoding.FORMATS) as image:
-                width, height = image.size
-                is_rotated = image.format == "JPEG" and image.getexif().get(decoding.ORIENTATION) in ROTATED
-        except Image.UnidentifiedImageError:
-            raise ValueError(f"{path} is not an image; expected one of {', '.join(decoding.FORMATS)}") from None
-        return (width, height) if is_rotated else (height, width)
+        return decoding.upright_size(self._read(index))
 
     def epoch_order(self, *, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
         """Return the order in which a training epoch visits the images."""
         return epoch_order.epoch_order(len(self), seed=seed, epoch=epoch)
+
+    def _read(self, index: SupportsIndex) -> bytes:
+        path = self.root / self.keys[index]
+        return Blob(str(path), 0, path.stat().st_size).read()

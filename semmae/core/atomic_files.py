@@ -26,7 +26,8 @@ MIN_FREE = 2**18  # bytes; with less free space, any failed write counts as a fu
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success, rename the file or folder written there to `path`.
 
-    If the block fails, the temporary is removed and `path` stays unchanged. The next write to the same path removes the
+    Files get the permissions that the umask allows, because some libraries write theirs for the owner only. If the
+    block fails, the temporary is removed and `path` stays unchanged. The next write to the same path removes the
     temporaries of killed processes.
 
     Raises:
@@ -40,8 +41,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _remove(old)
     try:
         yield temporary
+        mode = 0o666 & ~_umask()
         for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
             if file.is_file():
+                file.chmod(mode)
                 fsync(file)
         if temporary.is_dir():
             _remove(path)  # os.replace cannot overwrite a folder that has files
@@ -62,6 +65,12 @@ def _process_namespace() -> str:
         return json_digest([Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")])[:8]
     except FileNotFoundError:  # not Linux
         return json_digest(platform.node())[:8]
+
+
+def _umask() -> int:
+    """Return the umask. It can only be read by setting it, so another thread may see a stricter one for a moment."""
+    os.umask(umask := os.umask(0o077))
+    return umask
 
 
 def _is_abandoned(temporary: Path) -> bool:

@@ -80,6 +80,7 @@ def measure(root: Path, args: argparse.Namespace, world: distributed.World) -> d
     maps = PartMaps(reader.keys, {"part_map": np.tile(part_map, (len(reader), 1))}, {"grid": (grid, grid)}, 0)
     recipe = mae_loop.MAERecipe(
         epochs=1,
+        steps=None,
         batch_size=args.batch,
         shuffle_shards=None,
         base_lr=1.5e-4,

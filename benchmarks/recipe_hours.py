@@ -57,8 +57,9 @@ def hours(section: PretrainConfig, speed: Speed, images: int) -> float:
     """Return the hours of pretraining on one device."""
     recipe, ratio = section.recipe, section.masking.mask_ratio
     reference_flops = step_flops(section, IMAGE, mask_ratio=RATIO, decode_fraction=1.0)
+    num_epochs = recipe.num_epochs(images // recipe.batch_size)
     sizes = epoch_sizes(
-        recipe.resolution, img_size=section.img_size, epochs=recipe.epochs, patch_size=section.encoder.patch_size
+        recipe.resolution, img_size=section.img_size, epochs=num_epochs, patch_size=section.encoder.patch_size
     )
     epochs = sum(
         count * step_flops(section, side, mask_ratio=ratio, decode_fraction=recipe.decode_fraction) / reference_flops

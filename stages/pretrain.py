@@ -84,7 +84,8 @@ def main() -> None:
             online_eval=online_eval.after_epoch,
         )
         if world.is_main:
-            origin = {"mean": vit.MEAN, "std": vit.STD, "params": artifact_params(section)} | run.adopted
+            origin = {"mean": vit.MEAN, "std": vit.STD, "steps": run.num_steps, "params": artifact_params(section)}
+            origin |= run.adopted
             decoder = vars(section.recipe.decoder) | {"norm_pix_loss": section.recipe.norm_pix_loss}
             with atomic_write(OUT) as folder:
                 mae.save(folder, model, encoder=config | origin, decoder=decoder)

@@ -61,7 +61,7 @@ class Progress:
         per_step = (time.monotonic() - self.started) / max(1, self.done - self.start)
         remaining = timedelta(seconds=round((self.steps - self.done) * per_step))
         self.console.print(
-            f"epoch {row['epoch']:.0f}/{self.steps // self.per_epoch}  {values}  "
+            f"epoch {row['epoch']:.0f}/{-(-self.steps // self.per_epoch)}  {values}  "
             f"{self.images_per_second():,.0f} images/s  {per_step * 1e3:.0f} ms/step  {remaining} left",
             highlight=False,
             soft_wrap=True,

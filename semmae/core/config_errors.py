@@ -6,6 +6,8 @@ import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+MAX_VALUE = 100  # characters of a value that a message repeats
+
 
 def describe_mistake(key: str, mistake: Any, schema: Any) -> str:
     """Describe one mistake in one line.
@@ -23,6 +25,8 @@ def describe_mistake(key: str, mistake: Any, schema: Any) -> str:
             return f"missing key {key}; add it"
         case "literal_error":
             return f"{key} is {mistake['input']!r}; expected one of {mistake['ctx']['expected']}"
+        case "value_error" if len(str(mistake["input"])) > MAX_VALUE:
+            return f"{key}: {mistake['msg'].removeprefix('Value error, ')}"
         case _:
             return f"{key} is {mistake['input']!r}; {mistake['msg'].removeprefix('Value error, ')}"
 

@@ -37,6 +37,7 @@ from semmae.runs import handover
 from semmae.runs.fingerprint import run_identity
 from semmae.runs.step_log import StepLog
 from semmae.runs.steps import LoadSample, Step, StepPlan
+from semmae.runs.training_length import describe_short
 
 
 class Stateful(Protocol):
@@ -61,6 +62,7 @@ class Run:
 
     Attributes:
         history: One row per finished epoch: `epoch` (from 1), the means of the recorded values, and the logged values.
+        num_steps: Number of steps of the run; 0 before `steps` is called.
         adopted: `{"adopted": [...]}` with the digests of the older source versions that computed a part of this run,
             or `{}`. The stage writes this entry into the JSON of its artifact.
     """
@@ -81,6 +83,7 @@ class Run:
         self.folder = state_root() / "runs" / self.fingerprint
         self.step_log = StepLog(stage, world)
         self.history: list[dict[str, float]] = []
+        self.num_steps = 0
         self.adopted: dict[str, list[str]] = {}
         self._checkpoint_seconds, self._last_checkpoint = 60 * checkpoint_minutes, 0.0
         self._logged: dict[str, float] = {}  # by `log`, for the row of the current epoch
@@ -119,12 +122,14 @@ class Run:
         load: LoadSample,
         *,
         batch_size: int,
-        epochs: int,
+        epochs: int | None,
+        steps: int | None = None,
         seed: int,
         workers: int,
         state: dict[str, Stateful],
         retry: bool = False,
         max_skipped_steps: int = 0,
+        warn_if_short: bool = False,
     ) -> Iterator[Step]:
         """Yield the steps of the run, from the last checkpoint on.
 
@@ -137,6 +142,7 @@ class Run:
                 next step before the retry.
             max_skipped_steps: Number of steps that may be skipped because they are not finite. The loop must not update
                 its weights in such a step; see `all_finite` and `optim.step_if`.
+            warn_if_short: Print a warning if the run has few steps for a self-supervised training.
 
         Raises:
             ValueError: An epoch has no full batch, or the ranks cannot share a batch evenly.
@@ -144,8 +150,12 @@ class Run:
             SystemExit: A stop signal was received. The run has saved a checkpoint.
         """
         plan = StepPlan(
-            self.stage, self.world, images, load, batch_size=batch_size, epochs=epochs, seed=seed, workers=workers
-        )
+            self.stage, self.world, images, load,
+            batch_size=batch_size, epochs=epochs, steps=steps, seed=seed, workers=workers,
+        )  # fmt: skip
+        self.num_steps = plan.steps
+        if warn_if_short and self.world.is_main and (sentence := describe_short(plan.steps)):
+            print(f"{self.stage}: {sentence}; set more epochs or steps in its recipe", file=sys.stderr)
         steps_done, log = self._restore(state), self.step_log
         log.retry, log.max_skipped_steps = retry, max_skipped_steps
         self._last_checkpoint = time.monotonic()

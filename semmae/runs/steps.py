@@ -45,6 +45,18 @@ class Step:
         return self.number == self.steps - 1
 
 
+def steps_per_epoch(stage: str, images: TrainingImages, batch_size: int) -> int:
+    """Return the number of full batches in an epoch.
+
+    Raises:
+        ValueError: An epoch has no full batch.
+    """
+    size = epoch_size(len(images), images.weights)
+    if size < batch_size:
+        raise ValueError(f"{stage}: batch_size is {batch_size}, but an epoch has {size} samples")
+    return size // batch_size
+
+
 class StepPlan:
     """The order of a run's steps and batches. It depends on the dataset, the seed and the batch size only.
 
@@ -54,6 +66,8 @@ class StepPlan:
         stage: Name of the stage, for messages.
         load: A function that loads a sample. Worker processes call it.
         batch_size: Samples per step over all ranks.
+        epochs: Number of epochs; None with `steps`.
+        steps: Number of steps; the last epoch may be incomplete. None with `epochs`.
         workers: Number of processes that load samples. With 0, this process loads them between the steps.
 
     Attributes:
@@ -72,17 +86,15 @@ class StepPlan:
         load: LoadSample,
         *,
         batch_size: int,
-        epochs: int,
+        epochs: int | None,
+        steps: int | None,
         seed: int,
         workers: int,
     ) -> None:
-        size = epoch_size(len(images), images.weights)
-        if size < batch_size:
-            raise ValueError(f"{stage}: batch_size is {batch_size}, but an epoch has {size} samples")
         if batch_size % world.size:
             raise ValueError(f"{stage}: batch_size is {batch_size}; {world.size} processes cannot share it evenly")
-        self.per_epoch = size // batch_size
-        self.steps = epochs * self.per_epoch
+        self.per_epoch = steps_per_epoch(stage, images, batch_size)
+        self.steps = (epochs or 0) * self.per_epoch if steps is None else steps
         self._world, self._images, self._load = world, images, load
         self._batch_size, self._seed, self._workers = batch_size, seed, workers
 
@@ -92,10 +104,12 @@ class StepPlan:
         while number < self.steps:
             epoch, first_step = divmod(number, self.per_epoch)
             order = self._images.epoch_order(seed=self._seed, epoch=epoch)[: self.per_epoch * self._batch_size]
-            indices = order.reshape(self.per_epoch, self._world.size, size)[first_step:, self._world.rank].reshape(-1)
+            last_step = self.steps - epoch * self.per_epoch  # an incomplete epoch ends before its last batch
+            batch_indices = order.reshape(self.per_epoch, self._world.size, size)[first_step:last_step]
+            indices = batch_indices[:, self._world.rank].reshape(-1)
             load = _LoadAtEpoch(self._load, epoch)
             for batch in batches(self._images, indices, load, batch_size=size, workers=self._workers):
-                ends_epoch = (number + 1) % self.per_epoch == 0
+                ends_epoch = (number + 1) % self.per_epoch == 0 or number + 1 == self.steps
                 yield Step(number, self.steps, self.per_epoch, epoch, batch, ends_epoch)
                 number += 1
 

@@ -25,18 +25,18 @@ from semmae.data.transforms import ColorJitter, Crop, MultiCrop, apply_color_mat
 from semmae.models import ibot, masking, vit
 from semmae.runs.run import Run
 from semmae.runs.steps import Step
+from semmae.runs.training_length import TrainingLength
 from semmae.training.mae_loop import ViTConfig
 
 
 @dataclass(frozen=True, config=STRICT)
-class IBOTRecipe:
+class IBOTRecipe(TrainingLength):
     """Hyperparameters of iBOT (Zhou et al. 2022, section 4.1). The peak learning rate is base_lr * batch_size / 256.
 
     A pair of numbers holds the first and the last value of a schedule. Exception: `mask_ratio` is drawn from the range
     between its two numbers.
     """
 
-    epochs: PositiveInt
     batch_size: PositiveInt
     shuffle_shards: PositiveInt | None  # shards that are shuffled together; null: all
     base_lr: NonNegativeFloat
@@ -122,8 +122,8 @@ def distill(
     max_entropy = math.log(recipe.prototypes)
 
     for step in run.steps(
-        reader, crops, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed, workers=compute.workers,
-        state={"model": model, "optimizer": optimizer},
+        reader, crops, batch_size=recipe.batch_size, epochs=recipe.epochs, steps=recipe.steps, seed=seed,
+        workers=compute.workers, state={"model": model, "optimizer": optimizer}, warn_if_short=True,
     ):  # fmt: skip
         lr, weight_decay, momentum, teacher_temp = schedules(recipe, step)
         mask = draw_masks(recipe, grid, world, seed, step.number)

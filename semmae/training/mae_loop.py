@@ -24,7 +24,8 @@ from semmae.data.transforms import Crop, OneCrop
 from semmae.models import mae, masking, vit
 from semmae.parts.part_maps import PartMaps
 from semmae.runs.run import Run
-from semmae.runs.steps import Step
+from semmae.runs.steps import Step, steps_per_epoch
+from semmae.runs.training_length import TrainingLength
 from semmae.training.progressive_resolution import ResolutionConfig, epoch_sizes
 
 
@@ -56,10 +57,9 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class MAERecipe:
+class MAERecipe(TrainingLength):
     """Hyperparameters of MAE. The peak learning rate is base_lr * batch_size / 256."""
 
-    epochs: PositiveInt
     batch_size: PositiveInt
     shuffle_shards: PositiveInt | None  # shards that are shuffled together; null: all
     base_lr: NonNegativeFloat
@@ -192,7 +192,8 @@ def pretrain(
             ratio leaves no patch visible.
     """
     (img_size, _), (patch_size, _) = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
-    sizes = epoch_sizes(recipe.resolution, img_size=img_size, epochs=recipe.epochs, patch_size=patch_size)
+    epochs = recipe.num_epochs(steps_per_epoch(run.stage, reader, recipe.batch_size))
+    sizes = epoch_sizes(recipe.resolution, img_size=img_size, epochs=epochs, patch_size=patch_size)
     grids = [(size // patch_size, size // patch_size) for size in sizes]
     patch_counts = {
         grid: count_masked_and_decoded(math.prod(grid), masking_config.mask_ratio, recipe.decode_fraction)
@@ -210,9 +211,10 @@ def pretrain(
     peak_lr = recipe.base_lr * recipe.batch_size / 256
 
     for step in run.steps(
-        reader, OneCrop(seed, recipe.crop, sizes), batch_size=recipe.batch_size, epochs=recipe.epochs, seed=seed,
-        workers=compute.workers, state={"model": model, "optimizer": optimizer},
+        reader, OneCrop(seed, recipe.crop, sizes), batch_size=recipe.batch_size, epochs=recipe.epochs, steps=recipe.steps,
+        seed=seed, workers=compute.workers, state={"model": model, "optimizer": optimizer},
         retry=compute.precision != "fp32", max_skipped_steps=recipe.max_skipped_steps,
+        warn_if_short=True,
     ):  # fmt: skip
         warmup_steps = recipe.warmup_epochs * step.per_epoch
         lr = optim.warmup_cosine(step.number, steps=step.steps, warmup=warmup_steps, peak=peak_lr, end=recipe.min_lr)

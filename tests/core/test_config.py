@@ -230,7 +230,7 @@ def test_a_missing_section_that_supplies_values_is_named(tmp_path: Path, removed
 
 def test_an_empty_section_inherits_all_values(tmp_path: Path):
     content = read_yaml(TOY)
-    content["mae_recipe"]["epochs"] = 3
+    content["mae_recipe"] |= {"epochs": 3, "steps": None}
     content["pretrain"]["recipe"] = None
     YAML().dump(content, file := tmp_path / "params.yaml")
     assert load_config(MAERecipe, "pretrain", "recipe", file=file).epochs == 3

@@ -14,6 +14,7 @@ from semmae.cli.compare import compare
 from semmae.cli.doctor import doctor
 from semmae.cli.encode import encode
 from semmae.cli.export import export
+from semmae.cli.export_parts import export_parts
 from semmae.cli.flow import flow
 from semmae.cli.import_encoder import import_encoder
 from semmae.cli.index import index
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (show, index, export, encode, recipe, compare, flow, doctor, promote, part_benchmark):
+for command in (show, index, export, export_parts, encode, recipe, compare, flow, doctor, promote, part_benchmark):
     app.command()(command)
 app.command("import")(import_encoder)
 app.add_typer(state_app, name="state")

@@ -62,7 +62,16 @@ def to_rgb(data: bytes, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarr
         ValueError: The bytes are not an image, or the image is damaged or too large.
     """
     pixels = jpeg.decode(data, at_least=at_least, max_pixels=MAX_PIXELS, max_scans=MAX_SCANS)
-    return np.array(_upright(_open(data)).convert("RGB")) if pixels is None else pixels
+    return pillow_to_rgb(_open(data)) if pixels is None else pixels
+
+
+def pillow_to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert an image of Pillow to upright 8-bit RGB, with the rules of `to_rgb`.
+
+    Raises:
+        ValueError: The image is damaged.
+    """
+    return np.array(_upright(image).convert("RGB"))
 
 
 def convert_image(data: bytes, *, short_side: int | None) -> StoredImage:

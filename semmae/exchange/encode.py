@@ -31,6 +31,7 @@ from semmae.core import distributed
 from semmae.core.atomic_files import atomic_write
 from semmae.data.dataset import ImageSequence, Reader
 from semmae.data.loader import batches
+from semmae.data.transforms import FullImage
 from semmae.evaluation.views import CenterView
 from semmae.models import vit
 from semmae.models.frozen_encoder import FrozenEncoder
@@ -41,7 +42,7 @@ ROW_GROUP = 2048  # images; 13 MB of features at width 768
 
 
 class Skipped(NamedTuple):
-    """An image without features."""
+    """A file that cannot be used, with the reason."""
 
     key: str
     reason: str
@@ -62,33 +63,38 @@ class ImageFolder(ImageFiles):
 
     Follows links. Skips hidden files and folders.
 
+    Attributes:
+        other_files: The files without the extension of an image, by their relative paths.
+
     Raises:
         ValueError: The folder has no image files.
     """
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root, sorted(_image_files(root)))
+        files = sorted(_list_files(root))
+        super().__init__(root, [file for file in files if file.lower().endswith(EXTENSIONS)])
+        self.other_files = [file for file in files if not file.lower().endswith(EXTENSIONS)]
         if not self.keys:
             raise ValueError(f"{root} holds no images; expected files with the extensions {', '.join(EXTENSIONS)}")
 
 
 @dataclass(frozen=True)
 class SkippingView:
-    """The center crop of an image. An unreadable file of a folder gives black pixels and a `reason`."""
+    """A view of an image. An unreadable file of a folder gives black pixels and a `reason`."""
 
-    center: CenterView
+    view: CenterView | FullImage
 
     def __call__(self, images: ImageSequence, index: int) -> dict[str, Any]:
         try:
-            return {**self.center(images, index), "index": index, "reason": ""}
+            return {"image": self.view(images, index)["image"], "index": index, "reason": ""}
         except (ValueError, OSError) as error:
             if isinstance(images, Reader):  # its images were decoded when it was written, so it is damaged
                 raise
-            size, reason = self.center.img_size, getattr(error, "strerror", None) or str(error)
+            size, reason = self.view.img_size, getattr(error, "strerror", None) or str(error)
             return {"image": np.zeros((3, size, size), np.uint8), "index": index, "reason": reason}
 
 
-def open_images(name: str, shards: Path) -> ImageSequence:
+def open_images(name: str, shards: Path) -> Reader | ImageFolder:
     """Open a dataset, given by its name in `shards` or by its folder, or a folder of images.
 
     Raises:
@@ -197,8 +203,8 @@ def _dataset_columns(images: ImageSequence) -> dict[str, pa.Array]:
     return {name: table[name].combine_chunks() for name in table.column_names}
 
 
-def _image_files(root: Path) -> Iterator[str]:
-    """Yield the files below `root` that have an image extension, as paths relative to `root`."""
+def _list_files(root: Path) -> Iterator[str]:
+    """Yield the files below `root` that are not hidden, as paths relative to `root`."""
     for folder, subfolders, names in os.walk(root, followlinks=True):
         target = os.path.realpath(folder) + "/"
         subfolders[:] = [  # without links to this folder or to one above it, which form a loop
@@ -207,5 +213,5 @@ def _image_files(root: Path) -> Iterator[str]:
             if not name.startswith(".") and not target.startswith(os.path.realpath(f"{folder}/{name}") + "/")
         ]
         for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+            if not name.startswith("."):
                 yield os.path.relpath(os.path.join(folder, name), root)

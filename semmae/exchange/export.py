@@ -99,7 +99,7 @@ def to_timm(encoder: FrozenEncoder, out: Path) -> None:
             "classifier": "head",
         },
     }
-    with atomic_write(_require_empty(out)) as folder:
+    with atomic_write(require_empty(out)) as folder:
         folder.mkdir()
         _write_weights(folder, network.state_dict(), encoder.digest)
         write_json(folder / "config.json", content)
@@ -126,7 +126,7 @@ def to_transformers(
     """
     transformers = _import_transformers()
     state = encoder_state(encoder)
-    with atomic_write(_require_empty(out)) as folder:
+    with atomic_write(require_empty(out)) as folder:
         folder.mkdir()
         if decoder is None:
             model_class, options = transformers.ViTModel, {"add_pooling_layer": False}
@@ -251,7 +251,7 @@ def _import_transformers() -> ModuleType:
     return transformers
 
 
-def _require_empty(out: Path) -> Path:
+def require_empty(out: Path) -> Path:
     """Return `out`; raise a ValueError if it is a file or a folder with files."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; choose another folder with --out")

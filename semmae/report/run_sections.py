@@ -19,6 +19,8 @@ RESULTS = Path("results")
 TRAINED = {"teacher": Path("data/teacher"), "parts": Path("data/parts"), "pretrain": Path("data/pretrain")}
 COLUMN_TITLES = {
     "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "rankme": "RankMe, effective rank of the features",
     "curriculum_weight": "curriculum weight",
     "knn_top1": "kNN top-1",
     "readout_iou": "supervised read-out, foreground IoU",

@@ -138,11 +138,11 @@ def distill(
         out["loss"].backward()
         if step.epoch < recipe.freeze_prototypes_epochs:
             student.head.prototypes.grad = None
-        torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.clip_grad)
+        grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.clip_grad)  # before clipping
         optimizer.step()
         model.update(out["class_logits"], out["patch_logits"], momentum)
         run.record(
-            loss=out["loss"], class_loss=out["class_loss"], patch_loss=out["patch_loss"], lr=lr,
+            loss=out["loss"], class_loss=out["class_loss"], patch_loss=out["patch_loss"], lr=lr, grad_norm=grad_norm,
             class_loss_by_ln_k=out["class_loss"] / max_entropy, patch_loss_by_ln_k=out["patch_loss"] / max_entropy,
             class_entropy_by_ln_k=out["class_entropy"] / max_entropy,
             patch_entropy_by_ln_k=out["patch_entropy"] / max_entropy,

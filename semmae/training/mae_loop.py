@@ -232,11 +232,13 @@ def pretrain(
 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        finite = run.all_finite(loss=loss, gradient=optim.clip(model, recipe.clip_grad))
+        grad_norm = optim.clip(model, recipe.clip_grad)  # before clipping
+        finite = run.all_finite(loss=loss, gradient=grad_norm)
         optim.set_rate(optimizer, lr)
         optim.step_if(finite, optimizer)
 
-        run.record(loss=loss, lr=lr, **({"curriculum_weight": curriculum_weight} if has_curriculum else {}))
+        curriculum = {"curriculum_weight": curriculum_weight} if has_curriculum else {}
+        run.record(loss=loss, lr=lr, grad_norm=grad_norm, **curriculum)
         if step.ends_epoch:
             run.log(**online_eval(encoder, step.epoch + 1, step.ends_run))
     return model.eval()

@@ -1,6 +1,6 @@
-"""Scores of an encoder during training: kNN on labels, and a linear probe of patch tokens on masks.
+"""Scores of an encoder during training: RankMe, kNN on labels, and a linear probe of patch tokens on masks.
 
-The patch probe is a supervised linear map from patch tokens to foreground. Part methods use the same tokens without
+RankMe needs no labels. It is near 1 if the features of all images are alike, so it shows a collapse. The patch probe is a supervised linear map from patch tokens to foreground. Part methods use the same tokens without
 supervision, so its IoU is their practical upper bound.
 """
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Integer
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from semmae.core.config import STRICT
 from semmae.core.rng import numpy_generator
@@ -20,6 +21,7 @@ from semmae.data.decoding import IGNORE
 from semmae.data.loader import batches
 from semmae.data.patch_masks import WholeView, majority_labels
 from semmae.evaluation import classification_metrics, features, patch_probe, splits
+from semmae.evaluation.rankme import rankme
 from semmae.models import vit
 
 NEIGHBORS, TEMPERATURE = 20, 0.07  # DINO's kNN
@@ -39,7 +41,7 @@ class OnlineEvaluator:
     """Scores an encoder on a fixed subset of a dataset.
 
     A dataset without labels gives no kNN score, and a dataset without masks gives no probe score. In both cases, a
-    message is printed once.
+    message is printed once. RankMe needs the images of train only, and every dataset gives it.
 
     Args:
         config: dataset, interval and number of images.
@@ -63,6 +65,7 @@ class OnlineEvaluator:
         self.config, self.pool, self.img_size, self.device, self.verbose = config, pool, img_size, device, verbose
         self._labeled = self._load_splits("kNN", splits.open_labeled_splits, folder)
         self._masked = self._load_splits("patch probe", splits.open_masked_splits, folder)
+        self._train = self._labeled[0] if self._labeled else self._open_train(folder)
 
     def after_epoch(self, encoder: vit.Network, epoch: int, is_last: bool) -> dict[str, float]:
         """Score the encoder after the first, the last and every `every_epochs`-th epoch; else return an empty dict.
@@ -80,13 +83,17 @@ class OnlineEvaluator:
         """Score the encoder.
 
         Returns:
-            `knn_top1`, the accuracy of kNN, and `readout_iou`, the mean foreground IoU of the patch probe.
+            `rankme` of the features of train, `knn_top1`, the accuracy of kNN, and `readout_iou`, the mean foreground
+            IoU of the patch probe.
         """
         training = encoder.training
         encoder.eval()
         scores = {}
-        if self._labeled is not None:
-            scores["knn_top1"] = self._knn_top1(encoder, *self._labeled)
+        if self._train is not None:
+            train_features = self._features(encoder, self._train)
+            scores["rankme"] = rankme(train_features)
+            if self._labeled is not None:
+                scores["knn_top1"] = self._knn_top1(encoder, train_features, *self._labeled)
         if self._masked is not None and (iou := self._probe_iou(encoder, *self._masked)) is not None:
             scores["readout_iou"] = iou
         encoder.train(training)
@@ -103,18 +110,27 @@ class OnlineEvaluator:
             return None
         return _subset(train, self.config.num_images), _subset(val, self.config.num_images)
 
+    def _open_train(self, folder: Path) -> Reader | None:
+        """Return a subset of train, or None if the dataset has no such split."""
+        try:
+            return _subset(Reader(folder, "train"), self.config.num_images)
+        except ValueError as error:
+            self._print_skip("RankMe", str(error))
+            return None
+
     def _print_skip(self, score_name: str, reason: str) -> None:
         if self.verbose:
             print(f"online_eval: no {score_name} during training: {reason}")
 
-    def _knn_top1(self, encoder: vit.Network, train: Reader, val: Reader) -> float:
+    def _features(self, encoder: vit.Network, reader: Reader) -> Float[Tensor, "n d"]:
         encode = features.build_feature_encoder(encoder, pool=self.pool, device=self.device)
-        train_features, val_features = (
-            features.extract(encode, reader, img_size=self.img_size, batch_size=BATCH_SIZE, workers=0)
-            for reader in (train, val)
-        )
+        return features.extract(encode, reader, img_size=self.img_size, batch_size=BATCH_SIZE, workers=0)
+
+    def _knn_top1(
+        self, encoder: vit.Network, train_features: Float[Tensor, "n d"], train: Reader, val: Reader
+    ) -> float:
         votes = classification_metrics.knn_votes(
-            train_features, torch.from_numpy(train.labels), val_features,
+            train_features, torch.from_numpy(train.labels), self._features(encoder, val),
             num_classes=train.num_classes, k=NEIGHBORS, temperature=TEMPERATURE, device=self.device,
         )  # fmt: skip
         return classification_metrics.topk_accuracy(votes, torch.from_numpy(val.labels), k=1)

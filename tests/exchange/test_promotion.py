@@ -97,7 +97,9 @@ def test_a_promoted_ibot_teacher_has_the_same_features_and_scores(inside: Projec
     inside.set("teacher.checkpoint", dict(re.findall(r"-S teacher\.checkpoint\.(\w+)=(\S+)", output)))
     call("teacher")
     torch.testing.assert_close(teacher.load_teacher(Path("data/teacher")).encode(images), before)
-    assert teacher_scores() == {key: scores[key] for key in ("knn_top1", "readout_iou")}  # both use the class token
+    assert teacher_scores() == {
+        key: scores[key] for key in ("rankme", "knn_top1", "readout_iou")
+    }  # both use the class token
 
 
 def teacher_scores() -> dict[str, float]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from semmae.core import config, distributed
+from semmae.core import config, distributed, optim
 from semmae.core.compute import ComputeConfig
 from semmae.data.dataset import Reader
 from semmae.models import masking, vit
@@ -64,6 +64,22 @@ def test_a_strategy_receives_all_of_its_inputs(
     assert [row["curriculum_weight"] for row in history] == pytest.approx(
         [np.mean(expected[:5]), np.mean(expected[5:])]
     )
+
+
+def test_the_history_holds_the_mean_norm_of_the_gradient(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms, update = [], optim.step_if
+
+    def step_if(allowed: Tensor, optimizer: torch.optim.AdamW) -> None:
+        gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.cat(gradients).norm()))
+        update(allowed, optimizer)
+
+    monkeypatch.setattr(optim, "step_if", step_if)
+    labels = np.zeros((len(Reader(toy_dataset, "train")), 16), np.uint8)
+    history = pretrain(toy_dataset, tmp_path / "out", {"part_map": labels})
+    assert [row["grad_norm"] for row in history] == pytest.approx([np.mean(norms[:5]), np.mean(norms[5:])], rel=1e-5)
 
 
 def test_part_maps_without_a_channel_of_the_strategy_are_refused(toy_dataset: Path, tmp_path: Path) -> None:

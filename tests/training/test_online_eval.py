@@ -1,5 +1,6 @@
 """Check scores during training: their values, their epochs, and datasets without labels or masks."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -65,13 +66,33 @@ def test_knn_equals_scikit_learn(toy_dataset, encoder):
 
 
 def test_the_patch_probe_segments_a_white_square(tmp_path, encoder):
-    assert online_evaluator(dots(tmp_path, side=8)).measure(encoder) == {"readout_iou": 1.0}
+    assert online_evaluator(dots(tmp_path, side=8)).measure(encoder)["readout_iou"] == 1.0
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_rankme_needs_no_labels_and_shows_a_collapse(tmp_path, toy_dataset, encoder, labeled):
+    evaluator = online_evaluator(toy_dataset if labeled else dots(tmp_path, side=8))
+    healthy = evaluator.measure(encoder)["rankme"]
+    for parameter in encoder.patch_embed.proj.parameters():  # every image gets the same tokens
+        torch.nn.init.zeros_(parameter)
+    assert evaluator.measure(encoder)["rankme"] == pytest.approx(1.0, abs=1e-4)
+    assert healthy > 1.1
+
+
+def test_a_dataset_without_train_has_no_scores(tmp_path, encoder, capsys):
+    shutil.rmtree((folder := dots(tmp_path, side=8)).parent / "pictures/train")
+    masks = FolderMasks(folder="masks", kind="foreground", names=["background", "dot"])
+    tree = Tree(kind="folder", path=str(tmp_path / "pictures"), splits=["val"], val_fraction=None, labels=False,
+                masks=masks)  # fmt: skip
+    shard_writer.write(folder, {"dots": tree}, seed=0, short_side=None, samples_per_shard=8, max_rejects=0.0, workers=0)
+    assert online_evaluator(folder).measure(encoder) == {}
+    assert "online_eval: no RankMe during training: " in capsys.readouterr().out
 
 
 def test_the_patch_probe_is_skipped_with_one_message_if_objects_are_smaller_than_a_patch(tmp_path, encoder, capsys):
     evaluator = online_evaluator(dots(tmp_path, side=3))
     assert "online_eval: no kNN during training" in capsys.readouterr().out
-    assert evaluator.measure(encoder) == evaluator.measure(encoder) == {}
+    assert evaluator.measure(encoder).keys() == evaluator.measure(encoder).keys() == {"rankme"}
     reason = "dots lacks object patches or background patches"
     assert capsys.readouterr().out == f"online_eval: no patch probe during training: {reason}\n"
 

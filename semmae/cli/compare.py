@@ -34,21 +34,21 @@ def compare(
 ) -> None:
     """Print mean and standard deviation of each score over the runs of a setting, e.g. over seeds."""
     from semmae.core.config import read_yaml
-    from semmae.report import comparison
+    from semmae.comparison import tables
 
-    table = comparison.read(runs)
+    runs_table = tables.read(runs)
     if parts:
-        result, subject = comparison.parts(table, parts, level=level), f"{parts}, per {level}"
+        result, subject = tables.parts(runs_table, parts, level=level), f"{parts}, per {level}"
     elif ablation:
-        result = comparison.ablation(table, ablation, level=level, parameters=read_yaml())
+        result = tables.ablation(runs_table, ablation, level=level, parameters=read_yaml())
         subject = f"{ablation}, per {level}"
     elif baselines:
-        result, subject = comparison.baselines(table), "baselines"
+        result, subject = tables.baselines(runs_table), "baselines"
     else:
-        patterns = comparison.DEFAULT_SCORES if scores is None else scores.split(",")
-        result, subject = comparison.summary(table, by.split(","), scores=patterns), f"by {by}"
+        patterns = tables.DEFAULT_SCORES if scores is None else scores.split(",")
+        result, subject = tables.summary(runs_table, by.split(","), scores=patterns), f"by {by}"
     if md:
-        return print(comparison.markdown(result))
+        return print(tables.markdown(result))
     printed = new_table(f"{runs}, {subject}: mean ± standard deviation (runs)", *result.columns)
     for row in result.to_numpy().tolist():
         printed.add_row(*row)

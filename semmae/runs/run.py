@@ -37,6 +37,7 @@ from semmae.runs import handover
 from semmae.runs.fingerprint import run_identity
 from semmae.runs.step_log import StepLog
 from semmae.runs.steps import LoadSample, Step, StepPlan
+from semmae.runs.tracking import RunTracking
 from semmae.runs.training_length import describe_short
 
 
@@ -65,6 +66,7 @@ class Run:
         num_steps: Number of steps of the run; 0 before `steps` is called.
         adopted: `{"adopted": [...]}` with the digests of the older source versions that computed a part of this run,
             or `{}`. The stage writes this entry into the JSON of its artifact.
+        tracking: Copies the history to the trackers in params.yaml. A loop without `steps` calls its `log`.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Run:
         self.fingerprint = json_digest(self.identity)
         self.folder = state_root() / "runs" / self.fingerprint
         self.step_log = StepLog(stage, world)
+        self.tracking = RunTracking(stage, out, self.identity["params"], enabled=world.is_main)
         self.history: list[dict[str, float]] = []
         self.num_steps = 0
         self.adopted: dict[str, list[str]] = {}
@@ -108,6 +111,7 @@ class Run:
         self._signal_handlers.close()
         finished = kind is None and not self._signal
         with self._locks:
+            self.tracking.close(finished=finished)
             if finished and self.world.is_main:
                 checkpoint.delete_all(self.folder)
         if kind is None and not finished:  # a stop signal was received after the last step
@@ -171,7 +175,7 @@ class Run:
                 yield from self._steps_to_retry(leave=0 if step.ends_epoch else log.delay)
                 progress.advance(log.latest_loss)
                 if step.ends_epoch:
-                    self._close_epoch(step.epoch, progress)
+                    self._close_epoch(step, progress)
                 if log.stop or log.checkpoint_due or (step.ends_epoch and not step.ends_run):
                     yield from self._steps_to_retry(leave=0)
                     self._save(step.number + 1, state)
@@ -192,11 +196,12 @@ class Run:
         age = time.monotonic() - self._last_checkpoint
         self.step_log.enqueue(step, stop=self._signal != 0, checkpoint_due=age > self._checkpoint_seconds)
 
-    def _close_epoch(self, epoch: int, progress: Progress) -> None:
-        """Add the row of a finished epoch to the history and print it."""
-        self.history.append({"epoch": epoch + 1} | self.step_log.close_epoch() | self._logged)
+    def _close_epoch(self, step: Step, progress: Progress) -> None:
+        """Add the row of a finished epoch to the history, print it and send it to the trackers."""
+        self.history.append({"epoch": step.epoch + 1} | self.step_log.close_epoch() | self._logged)
         self._logged = {}
         progress.print_epoch(self.history[-1])
+        self.tracking.log(step.number + 1, self.history[-1])
 
     def all_finite(self, **checked: Tensor) -> Bool[Tensor, ""]:
         """Check that scalars of the current step, for example loss and gradient norm, are finite on every rank.
@@ -243,13 +248,17 @@ class Run:
         for name, stateful in state.items():
             stateful.load_state_dict(saved["state"][name])
         self.history = saved["history"]
+        self.tracking.id = saved.get("tracking_id", self.tracking.id)  # checkpoints of older source may lack it
         self.step_log.load_state_dict(saved["step_log"])
         return saved["step"]
 
     def _save(self, steps_done: int, state: dict[str, Stateful]) -> None:
         """Save a checkpoint. All values of the launched steps must have been read."""
         self._check_weights(steps_done, state)
-        content = {"step": steps_done, "history": self.history, "step_log": self.step_log.state_dict()}
+        content = {
+            "step": steps_done, "history": self.history, "step_log": self.step_log.state_dict(),
+            "tracking_id": self.tracking.id,
+        }  # fmt: skip
         if self.world.is_main:
             content["state"] = {name: stateful.state_dict() for name, stateful in state.items()}
             checkpoint.save(self.folder, steps_done, content)

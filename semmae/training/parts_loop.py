@@ -82,5 +82,6 @@ def train_part_learner(
             schedule.step()
             total += information.item()
         history.append({"epoch": len(history) + 1, "information": total / len(steps)})
+        run.tracking.log(int(steps[-1]) + 1, history[-1])
         run.exit_if_stopped("during training", together=True)
     return history

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from semmae.report import comparison
-from semmae.report.comparison import ScoreColumn
+from semmae.comparison import tables
+from semmae.comparison.tables import ScoreColumn
 from tests.imports import ROOT
-from tests.report import doc_tables
+from tests.comparison import doc_tables
 
 CSV = """\
 Experiment,rev,typ,State,linear.a.top1,linear.a.baselines.untrained.top1,knn.a.top1,pretrain.seed,pretrain.masking.strategy
@@ -28,7 +28,7 @@ def csv(tmp_path: Path) -> Path:
 
 
 def test_means_spreads_and_differences(csv: Path):
-    table = comparison.summary(comparison.read(csv), ["pretrain.masking.strategy"])
+    table = tables.summary(tables.read(csv), ["pretrain.masking.strategy"])
     assert list(table.columns) == ["score", "random", "semantic", "difference"]
     linear, knn = table.set_index("score").loc[["linear.a.top1", "knn.a.top1"]].to_numpy().tolist()
     spread = [math.sqrt(2) * half for half in (0.02, 0.01)]  # standard deviation of two values 2 * half apart
@@ -38,11 +38,11 @@ def test_means_spreads_and_differences(csv: Path):
 
 
 def test_only_finished_experiments_count(csv: Path):
-    assert list(comparison.read(csv)["Experiment"]) == ["r0", "r1", "s0", "s1"]
+    assert list(tables.read(csv)["Experiment"]) == ["r0", "r1", "s0", "s1"]
 
 
 def test_a_table_in_markdown(csv: Path):
-    lines = comparison.markdown(comparison.summary(comparison.read(csv), ["pretrain.masking.strategy"])).splitlines()
+    lines = tables.markdown(tables.summary(tables.read(csv), ["pretrain.masking.strategy"])).splitlines()
     assert lines[:2] == ["| score | random | semantic | difference |", "| --- | --- | --- | --- |"]
     assert len(lines) == 4
 
@@ -56,13 +56,13 @@ def test_a_table_in_markdown(csv: Path):
 )
 def test_unknown_parameters_and_scores_are_refused(csv: Path, by: list[str], scores: list[str], message: str):
     with pytest.raises(ValueError, match=message.replace("*.t", r"\*.t")):
-        comparison.summary(comparison.read(csv), by, scores=scores)
+        tables.summary(tables.read(csv), by, scores=scores)
 
 
 def test_null_is_a_setting(tmp_path: Path):
     rows = "x,,0.5\ny,,0.7\nz,1.0,0.9\n"
     (tmp_path / "runs.csv").write_text(f"Experiment,pretrain.recipe.clip_grad,linear.a.top1\n{rows}")
-    found = comparison.summary(comparison.read(tmp_path / "runs.csv"), ["pretrain.recipe.clip_grad"])
+    found = tables.summary(tables.read(tmp_path / "runs.csv"), ["pretrain.recipe.clip_grad"])
     assert found.to_dict("records")[0]["null"] == "0.600 ± 0.141 (2)"
     assert found.to_dict("records")[0]["1"] == "0.900 (1)"
 
@@ -70,12 +70,12 @@ def test_null_is_a_setting(tmp_path: Path):
 def test_a_table_without_finished_runs_is_refused(tmp_path: Path):
     (tmp_path / "runs.csv").write_text("Experiment,State,typ,linear.a.top1\nx,Queued,branch_commit,\n")
     with pytest.raises(ValueError, match="no finished experiment"):
-        comparison.read(tmp_path / "runs.csv")
+        tables.read(tmp_path / "runs.csv")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"cannot read .* as a table of runs"):
-        comparison.read(tmp_path / "gone.csv")
+        tables.read(tmp_path / "gone.csv")
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_a_missing_file_is_refused(tmp_path: Path):
     ],
 )
 def test_a_column_names_its_score(name: str, column: ScoreColumn | None):
-    assert comparison.parse_column(name) == column
+    assert tables.parse_column(name) == column
 
 
 def test_a_star_matches_one_name(csv: Path):
-    table = comparison.summary(comparison.read(csv), ["pretrain.seed"], scores=["*.a.top1"])
+    table = tables.summary(tables.read(csv), ["pretrain.seed"], scores=["*.a.top1"])
     assert table["score"].tolist() == ["linear.a.top1", "knn.a.top1"]
 
 
@@ -108,14 +108,14 @@ def test_part_scores_have_a_row_per_method(tmp_path: Path):
     names = [f"part_scores.{name}.{column}" for name, column in zip("aaabaaa", columns, strict=True)]
     rows = [f",0.5,{iou},1,0.1,0.2,9,0.01" for iou in (0.6, 0.8)]
     (tmp_path / "runs.csv").write_text("\n".join([f"Experiment,{','.join(names)}", *rows, ""]))
-    runs = comparison.read(tmp_path / "runs.csv")
-    table = comparison.parts(runs, "a", level="patch")
+    runs = tables.read(tmp_path / "runs.csv")
+    table = tables.parts(runs, "a", level="patch")
     assert list(table.columns) == ["method", "fg_iou", "used", "labels"]
     assert table.to_numpy().tolist() == [
         ["parts", "0.700 ± 0.141 (2)", "1.000", "9"], ["grid", "0.500", "-", "-"],
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no part scores of 'c' per patch; expected one of: a, b"):
-        comparison.parts(runs, "c", level="patch")
+        tables.parts(runs, "c", level="patch")
 
 
 def test_an_ablation_names_the_parameters_that_differ_from_most_runs(tmp_path: Path):
@@ -132,7 +132,7 @@ def test_an_ablation_names_the_parameters_that_differ_from_most_runs(tmp_path: P
         "0,0.0,0.2,10,0.25,0.1,1,True\n0,1.0,0.2,10,0.5,0.1,1,False\n1,1.0,0.2,10,0.75,0.1,1,True\n"
         "2,1.0,0.2,10,1.0,0.1,1,True\n0,1.0,,,0.125,0.1,1,True\n0,1.0,0.2,,0.375,0.1,1,True\n"
     )
-    table = comparison.ablation(comparison.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
+    table = tables.ablation(tables.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
     assert list(table.columns) == ["setting", "fg_iou", "used"]
     assert table.to_numpy().tolist() == [
         ["unchanged", "0.750 ± 0.250 (3)", "1.000"],
@@ -147,7 +147,7 @@ def test_a_section_that_is_null_in_params_distinguishes_settings(tmp_path: Path)
         "parts.seed,parts.foreground.diffusion_steps,part_scores.a.patch.fg_iou\n0,10,0.75\n1,10,0.5\n0,,0.25\n"
     )
     parameters = {"parts": {"seed": 0, "foreground": None}}
-    table = comparison.ablation(comparison.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
+    table = tables.ablation(tables.read(tmp_path / "runs.csv"), "a", level="patch", parameters=parameters)
     assert table.to_numpy().tolist() == [["unchanged", "0.625 ± 0.177 (2)"], ["parts.foreground=null", "0.250"]]
 
 
@@ -160,14 +160,14 @@ def test_baselines_have_a_column_each(tmp_path: Path):
         "segment.a.linear.baselines.teacher.miou",
     ]
     (tmp_path / "runs.csv").write_text(f"Experiment,{','.join(columns)}\nx,0.5,0.25,0.75,1,\ny,0.5,0.25,0.5,1,0.125\n")
-    table = comparison.baselines(comparison.read(tmp_path / "runs.csv"))
+    table = tables.baselines(tables.read(tmp_path / "runs.csv"))
     assert list(table.columns) == ["score", "teacher", "untrained"]
     assert table.to_numpy().tolist() == [
         ["linear.a.top1", "0.625 ± 0.177 (2)", "0.250"], ["segment.a.linear.miou", "0.125", "-"],
     ]  # fmt: skip
     (tmp_path / "runs.csv").write_text("Experiment,linear.a.top1\nx,0.5\n")
     with pytest.raises(ValueError, match="the runs have no baselines; set <stage>"):
-        comparison.baselines(comparison.read(tmp_path / "runs.csv"))
+        tables.baselines(tables.read(tmp_path / "runs.csv"))
 
 
 @pytest.mark.parametrize("page", doc_tables.pages(), ids=lambda page: page.stem)
@@ -182,7 +182,7 @@ def test_tables_of_runs_are_in_the_documentation():
 
 
 def test_the_photographs_were_run_with_both_strategies_and_two_seeds():
-    runs = comparison.read(ROOT / "docs/runs/photos.csv")
+    runs = tables.read(ROOT / "docs/runs/photos.csv")
     assert runs["pretrain.masking.strategy"].value_counts().to_dict() == {"random": 2, "semantic": 2}
     assert runs.groupby("pretrain.masking.strategy")["pretrain.seed"].nunique().to_dict() == {
         "random": 2,

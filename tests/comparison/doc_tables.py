@@ -1,4 +1,4 @@
-"""Tables of runs in the documentation: `python -m tests.report.doc_tables` rewrites them from docs/runs/*.csv.
+"""Tables of runs in the documentation: `python -m tests.comparison.doc_tables` rewrites them from docs/runs/*.csv.
 
 A page shows the command `semmae compare ... --md` in a shell block and its output below.
 """

@@ -66,7 +66,8 @@ def test_modules_have_unique_names_for_their_public_classes():
 def test_the_listed_libraries_are_those_that_modules_import():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = {canonical(line) for line in project["dependencies"]} - {"fastapi"}  # only a bound for prefect
-    extra = {canonical(line) for line in project["optional-dependencies"]["hf"]}
+    extras = project["optional-dependencies"]
+    extra = {canonical(line) for name in ("hf", "tensorboard", "mlflow", "wandb") for line in extras[name]}
     imported_names: set[str] = set()
     for file in [*FILES, *(ROOT / "tests/sharding").rglob("*.py")]:  # tests read with webdataset what `shards` writes
         for node in ast.walk(ast.parse(file.read_text())):

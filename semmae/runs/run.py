@@ -153,19 +153,16 @@ class Run:
             FloatingPointError: A step is not finite and may not be skipped, or a weight of the model is not finite.
             SystemExit: A stop signal was received. The run has saved a checkpoint.
         """
-        plan = StepPlan(
-            self.stage, self.world, images, load,
-            batch_size=batch_size, epochs=epochs, steps=steps, seed=seed, workers=workers,
-        )  # fmt: skip
+        plan = StepPlan(self.stage, self.world, images, load, batch_size=batch_size, epochs=epochs, steps=steps,
+                        seed=seed, workers=workers)  # fmt: skip
         self.num_steps = plan.steps
-        if warn_if_short and self.world.is_main and (sentence := describe_short(plan.steps)):
-            print(f"{self.stage}: {sentence}; set more epochs or steps in its recipe", file=sys.stderr)
+        if warn_if_short:
+            self._warn_if_short()
         steps_done, log = self._restore(state), self.step_log
         log.retry, log.max_skipped_steps = retry, max_skipped_steps
         self._last_checkpoint = time.monotonic()
-        with Progress(
-            self.stage, plan.steps, plan.per_epoch, batch_size, start=steps_done, shown=self.world.is_main
-        ) as progress:
+        shown = self.world.is_main
+        with Progress(self.stage, plan.steps, plan.per_epoch, batch_size, start=steps_done, shown=shown) as progress:
             for step in plan.steps_from(steps_done):
                 if step.ends_epoch:  # the loop may evaluate the model after this step, so retry earlier steps first
                     yield from self._steps_to_retry(leave=0)
@@ -182,8 +179,15 @@ class Run:
                 elif step.ends_run:
                     self._check_weights(step.number + 1, state)
                 if log.stop:
-                    saved = f"saved under {self.folder}; run the same command again to resume from there"
-                    self._stop(f"after step {step.number + 1} of {plan.steps}, {saved}")
+                    self._stop_after(step)
+
+    def _warn_if_short(self) -> None:
+        if self.world.is_main and (sentence := describe_short(self.num_steps)):
+            print(f"{self.stage}: {sentence}; set more epochs or steps in its recipe", file=sys.stderr)
+
+    def _stop_after(self, step: Step) -> None:
+        saved = f"saved under {self.folder}; run the same command again to resume from there"
+        self._stop(f"after step {step.number + 1} of {self.num_steps}, {saved}")
 
     def _steps_to_retry(self, *, leave: int) -> Iterator[Step]:
         """Read the values of all launched steps except the last `leave`, and yield each step that must be retried."""

@@ -33,8 +33,8 @@ def compare(
     md: Annotated[bool, typer.Option("--md", help="Print the table in Markdown.")] = False,
 ) -> None:
     """Print mean and standard deviation of each score over the runs of a setting, e.g. over seeds."""
-    from semmae.core.config import read_yaml
     from semmae.comparison import tables
+    from semmae.core.config import read_yaml
 
     runs_table = tables.read(runs)
     if parts:

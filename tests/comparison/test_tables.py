@@ -7,8 +7,8 @@ import pytest
 
 from semmae.comparison import tables
 from semmae.comparison.tables import ScoreColumn
-from tests.imports import ROOT
 from tests.comparison import doc_tables
+from tests.imports import ROOT
 
 CSV = """\
 Experiment,rev,typ,State,linear.a.top1,linear.a.baselines.untrained.top1,knn.a.top1,pretrain.seed,pretrain.masking.strategy

@@ -25,5 +25,5 @@ def tracked(results: Iterable[R], total: int, name: str) -> Iterator[R]:
         if (now := time.monotonic()) - last > INTERVAL:
             rate = done / (now - start)
             left = timedelta(seconds=round((total - done) / rate))
-            console.print(f"{name}: {done} of {total}, {rate:.0f}/s, {left} left", highlight=False)
+            console.print(f"{name}: {done} of {total}, {rate:.1f}/s, {left} left", highlight=False)
             last = now

@@ -60,6 +60,11 @@ def open_dataset(folder: Folder, split: str | None = None) -> Reader:
     Raises:
         ValueError: The folder is not a dataset, or the dataset has no such split.
     """
+    if not (Path(folder) / "index.parquet").is_file():
+        raise ValueError(
+            f"{folder} is not a dataset; expected an output of the stage shards, such as data/shards/main. A folder of "
+            "images needs no dataset: pass the paths of its files to map_parts or encode"
+        )
     return Reader(Path(folder), split)
 
 

@@ -41,7 +41,7 @@ class CocoWriter:
         """
         height, width = size
         self.images.append({"id": len(self.images) + 1, "file_name": key, "height": height, "width": width})
-        image = crop_part_map(labels, FULL_IMAGE, size)
+        image = crop_part_map(labels.T, FULL_IMAGE, (width, height)).T  # in memory column by column, as the runs
         with self.path.open("a") as file:
             for part in range(len(self.names)):
                 if (labels == part).any() and (region := image == part).any():

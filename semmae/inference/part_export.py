@@ -9,13 +9,15 @@ The output folder appears when it is complete. It holds:
     skipped.csv: the files that have no part map, with reasons
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os.path import splitext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from semmae.core.atomic_files import atomic_write
@@ -27,7 +29,6 @@ from semmae.inference import part_formats
 from semmae.inference.part_legend import draw_legend, label_colors, legend_table
 from semmae.inference.part_mapper import PartMapper, label_shares
 from semmae.report.overlays import color_labels
-from semmae.report.palettes import make_palette
 from semmae.sharding.sources.source_item import EXTENSIONS, printable
 
 OVERLAY_SIDE = 768  # long side of an overlay in pixels; smaller images are not enlarged
@@ -61,44 +62,48 @@ def export_parts(images: Reader | ImageFolder, mapper: PartMapper, out: Path, op
         ValueError: No image can be read, a dataset is damaged, `out` is not empty or is inside the folder of images, or
             the palette is unknown.
     """
-    method, num_images = mapper.method, len(images)
+    method = mapper.method
     palette = label_colors(options.colors, method.num_parts, background=method.background)
-    names = file_names(images.keys)
-    overlaid, sampled = _spread(num_images, options.num_overlays), _spread(num_images, LEGEND_IMAGES)
-    skipped = _other_files(images)
-    rows, indices, probabilities = [], [], []
+    names, skipped = file_names(images.keys), _other_files(images)
+    overlaid, sampled = _spread(len(images), options.num_overlays), _spread(len(images), LEGEND_IMAGES)
+    rows: list[list[Any]] = []
+    sample: dict[int, Float[np.ndarray, "p n"]] = {}
     with atomic_write(require_empty(_require_outside(images, out))) as folder:
         folder.mkdir()
         writer = part_formats.open_writer(options.file_format, folder, mapper, names=names, palette=palette)
-        for batch, batch_probabilities in mapper.assign_all(images, SkippingView(mapper.view), options.compute):
-            for number, (index, reason) in enumerate(zip(batch["index"].tolist(), batch["reason"], strict=True)):
-                key = images.keys[index]
-                if reason:
-                    skipped.append(Skipped(key, reason))
-                    continue
-                size, probability = images.size(index), batch_probabilities[number]
-                labels = probability.argmax(0).astype(np.uint8).reshape(method.grid)
-                writer.add(key, size, labels)
-                rows.append([printable(key), *size, *label_shares(labels, method.num_labels)])
-                if index in overlaid:
-                    overlay = draw_overlay(images, index, labels, colors=options.colors, num_parts=method.num_parts)
-                    _save(overlay, folder / "overlays" / f"{names[key]}.jpg")
-                if index in sampled:
-                    indices.append(index)
-                    probabilities.append(probability)
+        for index, probability in _assign_readable(images, mapper, options.compute, skipped):
+            key, size = images.keys[index], images.size(index)
+            labels = probability.argmax(0).astype(np.uint8).reshape(method.grid)
+            writer.add(key, size, labels)
+            rows.append([printable(key), *size, *label_shares(labels, method.num_labels)])
+            if index in overlaid:
+                path = folder / "overlays" / f"{names[key]}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draw_overlay(images, index, labels, colors=palette[: method.num_parts]).save(path, quality=90)
+            if index in sampled:
+                sample[index] = probability.copy()
         if not rows:
-            raise ValueError(f"none of {num_images} images can be read; {skipped[-1].key}: {skipped[-1].reason}")
+            raise ValueError(f"none of {len(images)} images can be read; {skipped[-1].key}: {skipped[-1].reason}")
         writer.finish()
-        columns = ["image", "height", "width", *(name.replace(" ", "_") for name in mapper.names)]
-        sizes = pd.DataFrame(rows, columns=columns)
-        sizes.to_csv(folder / "sizes.csv", index=False, float_format="%.4f")
-        table = legend_table(mapper.names, palette, sizes[columns[3:]].to_numpy())
-        table.to_csv(folder / "legend.csv", index=False, float_format="%.4f")
-        legend = draw_legend(table, images, np.array(indices), np.stack(probabilities), grid=method.grid)
-        legend.save(folder / "legend.png")
-        skipped_rows = [(printable(entry.key), entry.reason) for entry in skipped]
-        pd.DataFrame(skipped_rows, columns=["file", "reason"]).to_csv(folder / "skipped.csv", index=False)
+        sizes = pd.DataFrame(rows, columns=["image", "height", "width", *mapper.names])
+        legend = legend_table(mapper.names, palette, sizes[mapper.names].to_numpy())
+        draw_legend(legend, images, sample, grid=method.grid).save(folder / "legend.png")
+        reasons = pd.DataFrame([(printable(entry.key), entry.reason) for entry in skipped], columns=["file", "reason"])
+        for name, table in (("sizes", sizes), ("legend", legend), ("skipped", reasons)):
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.4f")
     return skipped
+
+
+def _assign_readable(
+    images: Reader | ImageFolder, mapper: PartMapper, compute: EncodeOptions, skipped: list[Skipped]
+) -> Iterator[tuple[int, Float[np.ndarray, "p n"]]]:
+    """Yield the index of each readable image with the probabilities of its labels; append the others to `skipped`."""
+    for batch, probabilities in mapper.assign_all(images, SkippingView(mapper.view), compute):
+        for index, reason, probability in zip(batch["index"].tolist(), batch["reason"], probabilities, strict=True):
+            if reason:
+                skipped.append(Skipped(images.keys[index], reason))
+            else:
+                yield index, probability
 
 
 def file_names(keys: list[str]) -> dict[str, str]:
@@ -111,20 +116,14 @@ def file_names(keys: list[str]) -> dict[str, str]:
 
 
 def draw_overlay(
-    images: Reader | ImageFolder, index: int, labels: UInt8[np.ndarray, "h w"], *, colors: str, num_parts: int
+    images: Reader | ImageFolder, index: int, labels: UInt8[np.ndarray, "h w"], *, colors: UInt8[np.ndarray, "p 3"]
 ) -> Image.Image:
     """Return an image in the colors of its parts, at most OVERLAY_SIDE pixels wide and high."""
     height, width = images.size(index)
     scale = min(1.0, OVERLAY_SIDE / max(height, width))
     size = (max(1, round(scale * height)), max(1, round(scale * width)))
     picture = resize_box(images.image(index, at_least=size), FULL_IMAGE, size).transpose(1, 2, 0)
-    colored = color_labels(picture, crop_part_map(labels, FULL_IMAGE, size), colors=make_palette(colors, num_parts))
-    return Image.fromarray(colored)
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, quality=90)
+    return Image.fromarray(color_labels(picture, crop_part_map(labels, FULL_IMAGE, size), colors=colors))
 
 
 def _spread(num_images: int, count: int | None) -> set[int]:

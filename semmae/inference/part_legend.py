@@ -1,8 +1,10 @@
 """The legend of exported parts: a table and a picture of the color, the size and typical regions of each label."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from semmae.data.dataset import ImageSequence
@@ -43,8 +45,7 @@ def legend_table(names: list[str], palette: UInt8[np.ndarray, "p 3"], shares: Fl
 def draw_legend(
     table: pd.DataFrame,
     images: ImageSequence,
-    indices: Integer[np.ndarray, " k"],
-    probabilities: Float[np.ndarray, "k p n"],
+    sample: Mapping[int, Float[np.ndarray, "p n"]],
     *,
     grid: tuple[int, int],
 ) -> Image.Image:
@@ -53,10 +54,10 @@ def draw_legend(
     Args:
         table: The result of `legend_table`.
         images: All images.
-        indices: The images to take regions from.
-        probabilities: The probability of each label in each patch of these images.
+        sample: The probability of each label in each patch, for the indices of the images to take regions from.
         grid: Rows and columns of patches.
     """
+    indices, probabilities = list(sample), np.stack(list(sample.values()))
     maps, rows, captions = probabilities.argmax(1), [], []
     typical = overlays.most_typical(probabilities, count=NUM_REGIONS)
     for row in table.itertuples():

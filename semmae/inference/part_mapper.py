@@ -26,7 +26,7 @@ from semmae.parts.part_methods import load_parts
 from semmae.parts.truth_parts import TruthParts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PartMapper:
     """A part method and the teacher that it was learned from, on one device.
 
@@ -39,6 +39,10 @@ class PartMapper:
     teacher: Teacher
     method: PartMethod
     device: torch.device
+
+    def __repr__(self) -> str:
+        size, (rows, columns) = self.method.config["img_size"], self.method.grid
+        return f"PartMapper({', '.join(self.names)}; {rows} x {columns} patches of images of {size} pixels)"
 
     @property
     def names(self) -> list[str]:
@@ -75,7 +79,7 @@ class PartMapper:
             yield batch, self.assign(batch["image"], options.precision)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PartLabels:
     """The parts of some images.
 
@@ -90,6 +94,9 @@ class PartLabels:
     names: list[str]
     background: int | None
     sizes: list[tuple[int, int]]
+
+    def __repr__(self) -> str:
+        return f"PartLabels({len(self)} images, {self.grid[0]} x {self.grid[1]} patches, {len(self.names)} labels)"
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -79,6 +79,12 @@ def test_a_batch_is_several_images(mapper: PartMapper, pictures):
     assert np.array_equal(semmae.map_parts(torch.from_numpy(batch).permute(0, 3, 1, 2), mapper).labels, expected)
 
 
+def test_results_are_described_in_one_line(mapper: PartMapper, pictures):
+    names = "part 0, part 1, part 2, background"
+    assert repr(mapper) == f"PartMapper({names}; 8 x 8 patches of images of 32 pixels)"
+    assert repr(semmae.map_parts(pictures, mapper)) == "PartLabels(3 images, 8 x 8 patches, 4 labels)"
+
+
 def test_a_label_image_has_the_label_of_the_patch_under_each_pixel():
     labels = np.array([[[0, 1, 2], [3, 4, 5]]], np.uint8)
     maps = PartLabels(labels, [f"part {part}" for part in range(6)], None, [(4, 9)])
@@ -109,7 +115,7 @@ def test_other_objects_are_refused(project: Path, mapper: PartMapper, pictures):
         semmae.encode(pictures, mapper)
     with pytest.raises(TypeError, match=r"maps has the type list; expected the result of semmae.map_parts"):
         semmae.draw_parts(pictures, pictures)
-    with pytest.raises(ValueError, match="is not a dataset"):
+    with pytest.raises(ValueError, match=r"photos is not a dataset; expected .* pass the paths of its files"):
         semmae.open_dataset(project / "photos")
 
 

@@ -70,7 +70,7 @@ def test_every_file_is_in_the_table_of_sizes_or_has_a_reason(photos, mapper, exp
     sizes, reasons = table(out / "sizes.csv"), table(out / "skipped.csv")
     assert [row["image"] for row in sizes] == ["0.jpg", "1.jpg", "sub/2.jpg"]
     assert [(int(row["height"]), int(row["width"])) for row in sizes] == expected.sizes
-    shares = [[float(row[name.replace(" ", "_")]) for name in mapper.names] for row in sizes]
+    shares = [[float(row[name]) for name in mapper.names] for row in sizes]
     np.testing.assert_allclose(shares, expected.shares, atol=1e-4)
     assert [row["file"] for row in reasons] == [entry.key for entry in skipped]
     assert {row["file"]: row["reason"].partition(":")[0] for row in reasons} == {

@@ -94,7 +94,11 @@ def main() -> None:
                 network, config = from_semmae(section)
         online_eval.pool = "class" if config["class_token"] else "patch_mean"
         if world.is_main:
-            origin = {"source": section.source, "steps": run.num_steps, "params": artifact_params(section)}
+            origin: dict[str, Any] = {
+                "source": section.source,
+                "steps": run.num_steps,
+                "params": artifact_params(section),
+            }
             origin |= run.adopted
             with atomic_write(OUT) as folder:
                 teacher.save_teacher(folder, network, config | origin)

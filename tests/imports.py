@@ -1,54 +1,21 @@
-"""Finds the imports between files of the project, without running the files.
+"""`python -m tests.imports` rewrites the code dependencies of every stage in dvc.yaml, after an import has changed."""
 
-`python -m tests.imports` rewrites the code dependencies of every stage in dvc.yaml. Run it after an import has changed.
-"""
-
-import ast
 import io
 import re
 import textwrap
-from functools import cache
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-ROOT = Path(__file__).resolve().parents[1]
-WITHOUT_EFFECT = (ROOT / "semmae/console", ROOT / "semmae/__init__.py")  # progress bars and the version
+from semmae.project.stage_code import ROOT, stage_files
+
 WHOLE = {  # by stage: the folders that dvc.yaml lists as a whole if the stage imports one of their files
     "shards": set(),
     "report": {path.name for path in (ROOT / "semmae").iterdir() if path.is_dir()},
 }
 WHOLE_BY_DEFAULT = {"core", "data", "runs"}
-
-
-@cache
-def imported(path: Path) -> frozenset[Path]:
-    """Return the project's files that `path` imports directly, with the `__init__.py` of their packages."""
-    files: set[Path] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            packages = [ROOT.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts) + 1)]
-            files |= {file for file in (*packages, ROOT.joinpath(*parts).with_suffix(".py")) if file.exists()}
-    return frozenset(files)
-
-
-def closure(path: Path) -> set[Path]:
-    """Return `path` and all files that it imports, directly or indirectly, except those in WITHOUT_EFFECT."""
-    visited, to_visit = set(), {path}
-    while to_visit:
-        file = to_visit.pop()
-        visited.add(file)
-        to_visit |= {path for path in imported(file) - visited if not any(map(path.is_relative_to, WITHOUT_EFFECT))}
-    return visited
 
 
 def code_dependencies(stage: str) -> list[str]:
@@ -58,7 +25,7 @@ def code_dependencies(stage: str) -> list[str]:
     needless runs. The stages that take hours import nearly all files of core, data and runs, and the report takes
     seconds only. For `shards` every file is listed.
     """
-    files = closure(ROOT / f"stages/{stage}.py") | set((ROOT / "stages").glob(f"{stage}.*"))
+    files = stage_files(stage)
     listed_whole = WHOLE.get(stage, WHOLE_BY_DEFAULT)
     listed = {
         folder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import ROOT, imported
+from semmae.project.stage_code import ROOT, imported
 
 PAGE = (ROOT / "docs/architecture.md").read_text()
 ROWS = re.findall(r"^\| (`[\w/`, ]+`) +\|", PAGE.partition("## Layers")[2].partition("\n## ")[0], re.MULTILINE)

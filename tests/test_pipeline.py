@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from semmae.core.config import INHERITED, load_config, read_yaml
-from tests.imports import ROOT, code_dependencies
+from semmae.project.stage_code import ROOT
+from tests.imports import code_dependencies
 from tests.project import AUTHOR, Project, call
 from tests.report.html_page import HtmlPage
 

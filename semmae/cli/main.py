@@ -18,9 +18,11 @@ from semmae.cli.export_parts import export_parts
 from semmae.cli.flow import flow
 from semmae.cli.import_encoder import import_encoder
 from semmae.cli.index import index
+from semmae.cli.init import init
 from semmae.cli.part_benchmark import part_benchmark
 from semmae.cli.promote import promote
 from semmae.cli.recipe import recipe
+from semmae.cli.run import run
 from semmae.cli.show import show
 from semmae.cli.state import state_app
 from semmae.core.process import restrict_permissions
@@ -31,7 +33,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (show, index, export, export_parts, encode, recipe, compare, flow, doctor, promote, part_benchmark):
+for command in (
+    init, run, show, index, export, export_parts, encode, recipe, compare, flow, doctor, promote, part_benchmark
+):  # fmt: skip
     app.command()(command)
 app.command("import")(import_encoder)
 app.add_typer(state_app, name="state")

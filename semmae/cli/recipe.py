@@ -17,13 +17,12 @@ from semmae.cli.output import console
 from semmae.core.atomic_files import atomic_write
 
 RECIPES, PARAMS = Path("recipes"), Path("params.yaml")
+PACKAGED = Path(__file__).parents[1] / "project/recipes"  # for projects outside of the repository
 FIELDS = ("command", "cost", "score")
 
 
 def recipe(
-    name: Annotated[
-        str | None, typer.Argument(help="A file in recipes/ without .yaml; default: list all recipes.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="The name of a recipe; default: list all recipes.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite params.yaml even if it has uncommitted changes.")
     ] = False,
@@ -31,7 +30,7 @@ def recipe(
     """Install a recipe as params.yaml and print the changes, or list the recipes with their costs."""
     from rich.syntax import Syntax
 
-    recipes = find_recipes(RECIPES)
+    recipes = find_recipes(RECIPES if RECIPES.is_dir() else PACKAGED)
     if name is None:
         for known, path in recipes.items():
             header = read_header(path)
@@ -54,11 +53,11 @@ def find_recipes(folder: Path) -> dict[str, Path]:
     """Return the recipes in `folder` by name.
 
     Raises:
-        ValueError: `folder` has no recipes, e.g. because the working directory is not the root of the project.
+        ValueError: `folder` has no recipes.
     """
     recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not recipes:
-        raise ValueError(f"no recipes in {folder.absolute()}; run the command from the project's root")
+        raise ValueError(f"no recipes in {folder.absolute()}; remove the folder to use those of semmae")
     return recipes
 
 

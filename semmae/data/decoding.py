@@ -49,6 +49,14 @@ class StoredImage(NamedTuple):
     full_size: tuple[int, int]  # (width, height) of the upright image before it was reduced; its mask has this size
 
 
+class ImageHeader(NamedTuple):
+    """What the header of an image says."""
+
+    format: str  # as Pillow names it, such as JPEG
+    mode: str  # of Pillow, such as RGB or L
+    size: tuple[int, int]  # height and width of the upright image
+
+
 def to_rgb(data: bytes, *, at_least: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image to upright 8-bit RGB.
 
@@ -117,8 +125,8 @@ def inspect_image(data: bytes) -> StoredImage:
     return StoredImage("", b"", orientation, size, size)
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
-    """Height and width of the upright image in pixels, from the header. Does not decode the pixels.
+def read_header(data: bytes) -> ImageHeader:
+    """Describe an image from its header, without decoding the pixels.
 
     Raises:
         ValueError: The bytes are not an image, or the image is too large.
@@ -126,7 +134,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
     image = _open(data)
     width, height = image.size
     is_swapped = _orientation(image) in SWAPPED and image.format != "TIFF"  # Pillow rotates a TIFF and its size
-    return (width, height) if is_swapped else (height, width)
+    return ImageHeader(str(image.format), image.mode, (width, height) if is_swapped else (height, width))
 
 
 def decode_mask(data: bytes, *, num_names: int = IGNORE) -> UInt8[np.ndarray, "h w"]:

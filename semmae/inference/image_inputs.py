@@ -76,7 +76,7 @@ class ImageList:
         """Height and width of the upright image in pixels; of a file, from its header."""
         image = self.images[index]
         if isinstance(image, str | os.PathLike):
-            return decoding.upright_size(Blob.of(os.fspath(image)).read())
+            return decoding.read_header(Blob.of(os.fspath(image)).read()).size
         height, width = self.image(index).shape[:2]
         return height, width
 

@@ -41,7 +41,7 @@ class ImageFiles:
             ValueError: The file is not an image.
             OSError: The file cannot be read.
         """
-        return decoding.upright_size(self._read(index))
+        return decoding.read_header(self._read(index)).size
 
     def epoch_order(self, *, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
         """Return the order in which a training epoch visits the images."""

@@ -211,8 +211,8 @@ def pretrain(
     peak_lr = recipe.base_lr * recipe.batch_size / 256
 
     for step in run.steps(
-        reader, OneCrop(seed, recipe.crop, sizes), batch_size=recipe.batch_size, epochs=recipe.epochs, steps=recipe.steps,
-        seed=seed, workers=compute.workers, state={"model": model, "optimizer": optimizer},
+        reader, OneCrop(seed, recipe.crop, sizes), batch_size=recipe.batch_size, epochs=recipe.epochs,
+        steps=recipe.steps, seed=seed, workers=compute.workers, state={"model": model, "optimizer": optimizer},
         retry=compute.precision != "fp32", max_skipped_steps=recipe.max_skipped_steps,
         warn_if_short=True,
     ):  # fmt: skip

@@ -354,9 +354,12 @@ def test_mistakes_are_reported_in_a_sentence(project: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["semmae", "recipe", "shirt"])
     with pytest.raises(SystemExit, match=r"^error: unknown recipe: 'shirt'; did you mean short\?$"):
         main()
-    monkeypatch.chdir(project / "recipes")
-    with pytest.raises(ValueError, match="run the command from the project's root"):
+    (project / "other/recipes").mkdir(parents=True)
+    monkeypatch.chdir(project / "other")
+    with pytest.raises(ValueError, match="no recipes in"):
         semmae("recipe")
+    monkeypatch.chdir(project / "recipes")
+    assert set(recipe_command.find_recipes(recipe_command.PACKAGED)) == {file.stem for file in FILES}
     (project / "recipes/bare.yaml").write_text("# Bare.\n# cost: nothing\nseed: 0\n")
     with pytest.raises(ValueError, match=r"bare\.yaml lacks command and score"):
         recipe_command.read_header(project / "recipes/bare.yaml")

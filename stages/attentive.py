@@ -22,7 +22,16 @@ from semmae.core.config import STRICT, load_config, with_overrides
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
-from semmae.evaluation import baselines, classification_metrics, curve_files, features, predictions, scores, splits
+from semmae.evaluation import (
+    baselines,
+    classification_metrics,
+    curve_files,
+    features,
+    predictions,
+    score_comparison,
+    scores,
+    splits,
+)
 from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
 from semmae.runs.run import Run
@@ -107,7 +116,7 @@ def write_results(name: str, probes: dict[str, AttentiveProbe], val: Reader, run
     scores.write(OUT / f"{name}.json", result)
     curve_files.write(OUT / "curves" / name, {n: probe.curves.history() for n, probe in probes.items()})
     predictions.write(OUT / f"predictions/{name}.tsv", val.keys, encoder_logits, labels, val.class_names)
-    print(f"{name}: attentive probe {scores.format_top1(result)}")
+    print(f"{name}: attentive probe {score_comparison.format_top1(result)}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,16 @@ from semmae.core.config import STRICT, load_config, with_overrides
 from semmae.core.digests import file_digest
 from semmae.core.model_files import model_digest
 from semmae.data.dataset import Reader
-from semmae.evaluation import baselines, classification_metrics, curve_files, predictions, scores, splits, subsets
+from semmae.evaluation import (
+    baselines,
+    classification_metrics,
+    curve_files,
+    predictions,
+    score_comparison,
+    scores,
+    splits,
+    subsets,
+)
 from semmae.evaluation.scores import Scores
 from semmae.models import classifier, vit
 from semmae.runs.fingerprint import artifact_params
@@ -211,7 +220,7 @@ def write_results(
     curve_files.write(RESULTS / "curves" / name, curves)
     path = RESULTS / f"predictions/{name}.tsv"
     predictions.write(path, val.keys, finetuned.probabilities, finetuned.labels, val.class_names, logits=False)
-    print(f"{name}: fine-tuned {scores.format_top1(result)}")
+    print(f"{name}: fine-tuned {score_comparison.format_top1(result)}")
 
 
 if __name__ == "__main__":

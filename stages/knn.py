@@ -20,7 +20,16 @@ from semmae.core import distributed, stage
 from semmae.core.compute import ComputeConfig
 from semmae.core.config import STRICT, load_config
 from semmae.data.dataset import Reader
-from semmae.evaluation import baselines, classification_metrics, features, predictions, scores, splits, whitening
+from semmae.evaluation import (
+    baselines,
+    classification_metrics,
+    features,
+    predictions,
+    score_comparison,
+    scores,
+    splits,
+    whitening,
+)
 from semmae.evaluation.scores import Scores
 from semmae.models import teacher, vit
 
@@ -75,7 +84,7 @@ def main() -> None:
     result = Scores(classification_metrics.compute(votes, labels), baseline_metrics)
     scores.write(OUT / f"{name}.json", result)
     predictions.write(OUT / f"predictions/{name}.tsv", val.keys, votes, labels, val.class_names, logits=False)
-    print(f"{name}: kNN {scores.format_top1(result)}")
+    print(f"{name}: kNN {score_comparison.format_top1(result)}")
 
 
 def compute_votes(

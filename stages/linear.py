@@ -27,6 +27,7 @@ from semmae.evaluation import (
     eval_cache,
     features,
     predictions,
+    score_comparison,
     scores,
     splits,
     subsets,
@@ -105,7 +106,7 @@ def main() -> None:
         scores.write(OUT / f"{name}.json", result)
         curve_files.write(OUT / "curves" / name, curves | encoder.low_shot_curves)
         predictions.write(OUT / f"predictions/{name}.tsv", val.keys, encoder.logits, labels, val.class_names)
-    print(f"{name}: linear probe {scores.format_top1(result)}")
+    print(f"{name}: linear probe {score_comparison.format_top1(result)}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ class ReportConfig:
 def main() -> None:
     """Write the page."""
     section = load_config(ReportConfig, "report")
-    content = gather_run(section) | {
+    content = gather_run(section)
+    content |= {
+        "verdict": evaluation_sections.verdict_section(content["num_steps"]),
         "scores": list(evaluation_sections.classification_section()),
         "segmentations": list(evaluation_sections.segmentation_section(section.colors)),
         "part_scores": list(evaluation_sections.part_scores_section()),
@@ -92,6 +94,7 @@ def gather_run(section: ReportConfig) -> dict[str, Any]:
 
     return {
         "run": run,
+        "num_steps": encoder["steps"],
         "teacher": teacher.config,
         "parts": method.config,
         "shards": shards,
@@ -111,6 +114,7 @@ def gather_run(section: ReportConfig) -> dict[str, Any]:
             norm_pix_loss=decoder["norm_pix_loss"],
             seed=section.seed,
         ),
+        "reconstructions_note": figures.reconstructions_note(norm_pix_loss=decoder["norm_pix_loss"]),
         "params": run_sections.params_section(
             teacher=teacher.config["params"], parts=method.config["params"], pretrain=run
         ),

@@ -22,8 +22,10 @@ def index(
     import pyarrow.parquet as pq
 
     from semmae.core.atomic_files import read_json
+    from semmae.data.dataset import require_dataset
 
     folder = SHARDS / dataset
+    require_dataset(folder)
     meta = read_json(folder / "shards.json")
     columns = ["split", "shard", "class_name", "mask_offset"]
     samples = pq.read_table(folder / "index.parquet", columns=columns).to_pandas()

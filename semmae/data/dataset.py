@@ -67,8 +67,7 @@ class Reader:
 
     def __init__(self, dataset: Path, split: str | None = None, verify: bool = False) -> None:
         self.dataset = Path(dataset)
-        if not (self.dataset / "index.parquet").is_file():
-            raise ValueError(f"{self.dataset} is not a dataset. Run: dvc repro shards@{self.dataset.name}")
+        require_dataset(self.dataset)
         if verify:
             verify_shards(self.dataset)
         self.meta: dict[str, Any] = read_json(self.dataset / "shards.json")
@@ -214,6 +213,16 @@ def shard_paths(dataset: Path, meta: dict[str, Any]) -> dict[str, Path]:
     A tar that is indexed in place has a `location`. All other shards are in the folder of the dataset.
     """
     return {shard["file"]: Path(shard.get("location", dataset / shard["file"])) for shard in meta["shards"]}
+
+
+def require_dataset(folder: Path) -> None:
+    """Raise a ValueError that lists the datasets beside `folder`, unless `folder` is a dataset."""
+    if not (folder / "index.parquet").is_file():
+        known = ", ".join(sorted(index.parent.name for index in folder.parent.glob("*/index.parquet"))) or "none"
+        raise ValueError(
+            f"{folder} is not a dataset; expected one of: {known}. To write another one, run: "
+            f"dvc repro shards@{folder.name}"
+        )
 
 
 def verify_shards(dataset: Path) -> None:

@@ -72,12 +72,6 @@ def read_groups(path: Path) -> dict[str, Scores]:
     return {name: _from_json(path, group) for name, group in _content(path).items()}
 
 
-def format_top1(scores: Scores) -> str:
-    """Format the top-1 accuracies of the encoder and of the baselines as one line of text."""
-    baselines = "".join(f", {name} {metrics['top1']:.3f}" for name, metrics in scores.baselines.items())
-    return f"top-1 {scores.encoder['top1']:.3f} ± {scores.encoder['top1_se']:.3f}{baselines}"
-
-
 def _content(path: Path) -> dict[str, Any]:
     return read_json(path)[path.parent.name][path.stem]
 

@@ -15,8 +15,8 @@ from markupsafe import Markup
 from semmae.core.config import load_config
 from semmae.data import decoding
 from semmae.data.dataset import Reader
-from semmae.evaluation import curve_files, scores
-from semmae.report import charts, confusions, overlays, score_tables
+from semmae.evaluation import curve_files, score_comparison, scores
+from semmae.report import charts, confusions, overlays, score_tables, verdict
 from semmae.report.palettes import GRAY, make_palette
 
 RESULTS, SHARDS = Path("results"), Path("data/shards")
@@ -47,9 +47,20 @@ def classification_section() -> Iterator[dict[str, Any]]:
                 "classifier": classifier,
                 "dataset": dataset,
                 "bars": score_tables.accuracy_bars(result),
+                "comparison": score_comparison.describe(result),
                 "low_shot": score_tables.low_shot_scores(result),
                 "other": score_tables.other_accuracies(result),
             }
+
+
+def verdict_section(num_steps: int) -> list[str]:
+    """Return the sentences of `verdict.verdict_sentences` about all classification scores."""
+    results = [
+        verdict.ClassifierScores(f"{classifier} on {dataset}", scores.read(path))
+        for evaluation, classifier in CLASSIFIERS.items()
+        for dataset, path in evaluated_datasets(evaluation)
+    ]
+    return verdict.verdict_sentences(num_steps, results)
 
 
 def segmentation_section(colors: str) -> Iterator[dict[str, Any]]:

@@ -121,6 +121,40 @@ def frame_captions(masking: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(f"{frame:.0%}", f"{curriculum_weight(frame, **masking['curriculum']):.2f}") for frame in FRAME_PROGRESS]
 
 
+def masks_note(masking: Mapping[str, Any], *, tinted: bool = True) -> str:
+    """Explain the pictures of `mask_rows`.
+
+    Args:
+        masking: The section `pretrain.masking`.
+        tinted: Whether the masked patches have the colors of the parts.
+    """
+    if not has_curriculum(masking):
+        return (
+            "Five random masks per image. This strategy has no curriculum: the distribution of masks is the same at "
+            "every step. Masked patches are gray."
+        )
+    tints = "have the color of their part; those of the background are gray" if tinted else "are gray"
+    return (
+        "Masks at five steps of training, drawn from the same noise; the percentages are shares of the training. At "
+        "curriculum weight 0, masks cover a fraction of each part; at 1, they cover whole parts. Masked patches "
+        f"{tints}."
+    )
+
+
+def reconstructions_note(*, norm_pix_loss: bool) -> str:
+    """Explain the pictures of `reconstruction_rows`: what the decoder predicts, and what is copied from the image."""
+    source = (
+        "The decoder predicts normalized patches (norm-pix loss). The mean and the standard deviation of each of them "
+        "are also copied from the image, so the colors are not a prediction."
+        if norm_pix_loss
+        else "The decoder predicts pixel values."
+    )
+    return (
+        "The masks are drawn as at the end of training. In the reconstruction, visible patches are copied from the "
+        f"image, and masked ones are predicted. {source}"
+    )
+
+
 def reconstruct_images(
     model: mae.MAE, images: UInt8[Tensor, "b 3 s s"], mask: Bool[Tensor, "b n"], *, norm_pix_loss: bool
 ) -> UInt8[np.ndarray, "b s s 3"]:
@@ -147,7 +181,8 @@ def masks_grid(
     samples = load_samples(reader, maps, indices, img_size=img_size, patch_size=patch_size)
     part_colors = None if maps is None else make_palette(colors, maps.metadata["num_parts"])
     titles = ["image", *(title for title, _ in frame_captions(masking))]
-    return arrange_grid(mask_rows(samples, masking=masking, seed=seed, colors=part_colors), titles)
+    rows = mask_rows(samples, masking=masking, seed=seed, colors=part_colors)
+    return arrange_grid(rows, titles, notes=[masks_note(masking, tinted=part_colors is not None)])
 
 
 def mask_rows(
@@ -182,7 +217,8 @@ def reconstructions_grid(
     rows = reconstruction_rows(
         reader, maps, indices, model=model, masking=masking, norm_pix_loss=norm_pix_loss, seed=seed
     )
-    return arrange_grid(rows, ["image", "masked", "reconstruction"])
+    notes = [reconstructions_note(norm_pix_loss=norm_pix_loss)]
+    return arrange_grid(rows, ["image", "masked", "reconstruction"], notes=notes)
 
 
 def reconstruction_rows(

@@ -16,6 +16,8 @@ from semmae.report.palettes import GRAY, make_palette
 from semmae.report.part_labels import label_probabilities
 from semmae.report.picture_grid import arrange_grid
 
+NOTE = "The stronger the color, the more probable the label at this place; in dark gray places, its probability is 0."
+
 
 def heat_map(
     picture: UInt8[np.ndarray, "H W 3"], probability: Float[np.ndarray, "h w"], *, color: UInt8[np.ndarray, "3"]
@@ -42,4 +44,4 @@ def heat_grid(
         image, patch_maps = reader.image(i), probabilities.reshape(len(names), *method.grid)
         drawn = [heat_map(image, map_, color=color) for map_, color in zip(patch_maps, label_colors, strict=False)]
         rows.append([overlays.crop_square(picture, figures.TILE) for picture in (image, *drawn)])
-    return arrange_grid(rows, ["image", *names])
+    return arrange_grid(rows, ["image", *names], notes=[NOTE])

@@ -16,6 +16,13 @@ from semmae.report.part_labels import UNCOLORED, LabeledImages
 from semmae.report.picture_grid import arrange_grid
 
 REGION_SIZE, NUM_REGIONS = 168, 12  # side of a region in pixels; regions per part
+PARTS_NOTE = (
+    "Each patch has the color of its part; the background is pale. Clusters of plain k-means and true labels are matched "
+    "with parts one to one, by overlap, and have the colors of these parts."
+)
+REGIONS_NOTE = (
+    "Each region is outlined, and its surroundings are gray. No two regions of a part are from the same image."
+)
 NUM_TRUE_LABELS = 2  # true labels that are named for each part
 
 
@@ -143,10 +150,13 @@ def parts_grid(labeled: LabeledImages, *, count: int, colors: str) -> Image.Imag
     rows, titles = comparison_rows(labeled, count=count, colors=colors), comparison_columns(labeled)
     names = [str(part) for part in range(labeled.method.num_parts)]
     legend = list(zip(names, make_palette(colors, labeled.method.num_parts).tolist(), strict=True))
-    return arrange_grid(rows, titles, legends={"parts": legend, "truth": true_legend(labeled, colors)})
+    return arrange_grid(
+        rows, titles, legends={"parts": legend, "truth": true_legend(labeled, colors)}, notes=[PARTS_NOTE]
+    )
 
 
 def regions_grid(labeled: LabeledImages, *, colors: str) -> Image.Image:
     """Arrange the typical regions of each part, a row per part below its caption."""
     meanings = part_meanings(labeled, colors=colors)
-    return arrange_grid([part.regions for part in meanings], captions=[part.caption for part in meanings])
+    captions = [part.caption for part in meanings]
+    return arrange_grid([part.regions for part in meanings], captions=captions, notes=[REGIONS_NOTE])

@@ -56,6 +56,7 @@ def parts_section(
         columns, rows: Titles and pictures; see `part_pictures.comparison_rows`.
         true_legend: See `part_pictures.true_legend`.
         meanings: See `part_pictures.part_meanings`.
+        regions_note, view_note: What the pictures show.
         view_titles, view_rows: Titles and pictures; see `part_views.view_rows`.
     """
     split = shown_split(dataset)
@@ -70,6 +71,8 @@ def parts_section(
         "rows": part_pictures.comparison_rows(labeled, count=overlays, colors=colors),
         "true_legend": part_pictures.true_legend(labeled, colors),
         "meanings": part_pictures.part_meanings(labeled, colors=colors),
+        "regions_note": part_pictures.REGIONS_NOTE,
         "view_titles": part_views.TITLES,
+        "view_note": part_views.NOTE,
         "view_rows": part_views.view_rows(labeled, teacher, count=views, colors=colors),
     }

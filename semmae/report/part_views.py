@@ -22,6 +22,11 @@ from semmae.report.picture_grid import arrange_grid
 
 TITLES = ("image", "shifted", "flipped", "zoomed")
 SHIFT, ZOOM = 1.5, 1.25  # patches to the right; factor
+NOTE = (
+    f"Each picture has its own part map. It is shifted by {SHIFT} patches, flipped, or zoomed by {ZOOM}. The percentages "
+    "are the shares of patches that keep their part, among the patches that are inside both pictures and not background "
+    "in the first one."
+)
 
 
 @dataclass(frozen=True)
@@ -119,4 +124,4 @@ def views_grid(labeled: LabeledImages, teacher: Teacher, *, count: int, colors: 
         kept = zip(TITLES[1:], row.kept, strict=True)
         shares = ", ".join(f"{title} {'–' if share is None else f'{share:.0%}'}" for title, share in kept)
         captions.append(f"patches that keep their part: {shares}")
-    return arrange_grid([row.pictures for row in rows], TITLES, captions=captions)
+    return arrange_grid([row.pictures for row in rows], TITLES, captions=captions, notes=[NOTE])

@@ -8,6 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 12  # space between pictures, in pixels
 SWATCH = 22  # side of a color in a legend, in pixels
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Line = list[tuple[float, str, list[int] | None]]  # entries (x, text, RGB color)
+
 
 def arrange_grid(
     rows: list[list[np.ndarray]],
@@ -15,6 +18,7 @@ def arrange_grid(
     *,
     captions: Sequence[str] = (),
     legends: Mapping[str, list[tuple[str, list[int]]]] | None = None,
+    notes: Sequence[str] = (),
 ) -> Image.Image:
     """Arrange rows of square pictures on a white background.
 
@@ -23,6 +27,7 @@ def arrange_grid(
         titles: The title of each column.
         captions: The caption of each row, drawn above it.
         legends: Names and RGB colors by title, drawn below the pictures. An empty legend is left out.
+        notes: Sentences that explain the pictures, drawn below the legends; an empty one is left out.
     """
     gap, text_height, font = GAP, 32, ImageFont.load_default(18)
     tile = next(len(picture) for row in rows for picture in row)
@@ -30,6 +35,7 @@ def arrange_grid(
     row_height = tile + gap + text_height * bool(captions)
     top = text_height if titles else 0
     lines = [line for title, names in (legends or {}).items() for line in _wrap_legend(title, names, width - gap, font)]
+    lines += _wrap_text(" ".join(filter(None, notes)), width - gap, font)
     grid = Image.new("RGB", (width, gap + top + len(rows) * row_height + len(lines) * text_height), "white")
     draw = ImageDraw.Draw(grid)
 
@@ -57,16 +63,26 @@ def arrange_grid(
     return grid
 
 
-def _wrap_legend(
-    title: str, names: list[tuple[str, list[int]]], right: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> list[list[tuple[float, str, list[int] | None]]]:
+def _wrap_text(text: str, right: int, font: Font) -> list[Line]:
+    """Divide a text into lines that end before x = `right`, in the form of `_wrap_legend`."""
+    lines: list[Line] = []
+    for word in text.split():
+        longer = f"{lines[-1][0][1]} {word}" if lines else word
+        if lines and GAP + font.getlength(longer) <= right:
+            lines[-1] = [(GAP, longer, None)]
+        else:
+            lines.append([(GAP, word, None)])
+    return lines
+
+
+def _wrap_legend(title: str, names: list[tuple[str, list[int]]], right: int, font: Font) -> list[Line]:
     """Divide a legend into lines that end before x = `right`.
 
     Returns:
         Lines of entries (x, text, RGB color). The first entry is the title, which has no color.
     """
     start = GAP + font.getlength(title) + 20
-    lines: list[list[tuple[float, str, list[int] | None]]] = [[(GAP, title, None)]] if names else []
+    lines: list[Line] = [[(GAP, title, None)]] if names else []
     x = start
     for name, color in names:
         end = x + SWATCH + 8 + font.getlength(name)

@@ -70,6 +70,7 @@ def masks_section(
     Returns:
         rows: A row per image: its picture, then its masks.
         captions: The captions of the masks; see `figures.frame_captions`.
+        note: What the pictures show.
         has_curriculum: Whether masks depend on the progress of training.
     """
     size = {"img_size": model.encoder.patch_embed.img_size[0], "patch_size": model.patch_size}
@@ -77,6 +78,7 @@ def masks_section(
     return {
         "rows": figures.mask_rows(samples, masking=masking, seed=seed, colors=colors),
         "captions": figures.frame_captions(masking),
+        "note": figures.masks_note(masking),
         "has_curriculum": figures.has_curriculum(masking),
     }
 

@@ -7,7 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from semmae.core.config import STRICT
 
-FEW_STEPS = 500  # docs/results: encoders of 296 steps score like untrained ones, encoders of 712 steps clearly higher
+# docs/results/creatures.md: in the linear probe, 296 steps gain 0.06 over an untrained encoder, and 992 steps 0.19.
+FEW_STEPS = 500
 
 
 @dataclass(frozen=True, config=STRICT)

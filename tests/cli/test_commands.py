@@ -102,8 +102,8 @@ def test_state_lists_runs_and_part_maps_and_deletes_unused_ones(inside: Project)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("index", "nothing"), "error: data/shards/nothing"),
-        (("show", "parts", "--dataset", "nothing", "--out", "x.png"), "error: data/shards/nothing is not a dataset"),
+        (("index", "nothing"), "error: data/shards/nothing is not a dataset; expected one of: toy"),
+        (("show", "parts", "--dataset", "nothing", "--out", "x.png"), "is not a dataset; expected one of: toy"),
         (("show", "parts", "--dataset", "toy", "--split", "test", "--out", "x.png"), "has no split 'test'"),
         (("show", "parts", "--dataset", "toy", "--colors", "gray", "--out", "x.png"), "'gray'"),
     ],

@@ -411,7 +411,7 @@ def test_a_dataset_can_override_epochs_rate_and_shots():
     ("arguments", "changed", "sentence"),
     [
         (["tyo"], {}, "finetune has no dataset 'tyo'; params.yaml has toy, gone"),
-        (["gone"], {}, "data/shards/gone is not a dataset. Run: dvc repro shards@gone"),
+        (["gone"], {}, "data/shards/gone is not a dataset; expected one of: toy. To write another one, run: "),
         (["toy"], {"img_size": 36}, "img_size is 36; the encoder needs a multiple of its patch size 8"),
         (["toy"], {"pool": "both"}, "finetune.protocol.pool is 'both'; expected one of 'class' or 'patch_mean'"),
     ],

@@ -11,6 +11,7 @@ from semmae.data.crops import FULL_IMAGE, crop_part_map
 from semmae.inference.coco import CocoWriter
 from semmae.inference.part_mapper import PartMapper
 from semmae.parts import part_maps
+from semmae.sharding.sources.source_item import printable
 
 PartFormat = Literal["png", "npz", "parquet", "coco"]
 
@@ -55,7 +56,7 @@ class ArrayWriter:
 
     def add(self, key: str, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
         """Keep the part map of an image."""
-        self.keys.append(key)
+        self.keys.append(printable(key))  # Arrow stores only UTF-8
         self.labels.append(labels)
         self.sizes.append(size)
 

@@ -100,6 +100,15 @@ def test_arrays_hold_the_labels(file_format, photos, mapper, expected, tmp_path)
         assert np.array_equal(maps.channels["part_map"].reshape(3, 8, 8), expected.labels)
 
 
+def test_names_that_are_not_utf8_are_escaped(mapper, tmp_path):
+    for file_format in ("npz", "parquet"):
+        writer = part_formats.ArrayWriter(tmp_path / f"part_maps.{file_format}", mapper)
+        writer.add("\udcff.jpg", (9, 9), np.zeros((8, 8), np.uint8))
+        writer.finish()
+    assert part_maps.read(tmp_path / "part_maps.parquet").keys == ["\\xff.jpg"]
+    assert np.load(tmp_path / "part_maps.npz")["keys"].tolist() == ["\\xff.jpg"]
+
+
 def test_a_dataset_is_exported_to_coco(project, mapper, tmp_path):
     reader = open_images("main", project / "data/shards")
     assert export_parts(reader, mapper, tmp_path / "out", options("coco", num_overlays=5)) == []

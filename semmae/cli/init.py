@@ -28,12 +28,13 @@ def init(
     demo: Annotated[bool, typer.Option("--demo", help="Make the demo, which draws its own images.")] = False,
 ) -> None:
     """Make a project for your images: look at them and at the machine, choose settings, and predict the cost."""
-    from semmae.project import project_files
-
-    project_files.check_folder(folder)
     seconds = parse_time(budget)
     if demo == (images is not None):
         raise ValueError("give either --images PATH, your images, or --demo")
+    startup = import_as_a_stage()
+    from semmae.project import project_files
+
+    project_files.check_folder(folder)
     if images is None:
         write(folder, project_files.default_params(), {}, {}, source=" --demo")
         return
@@ -47,7 +48,6 @@ def init(
     found = None
     if mask_folder is not None:
         found = mask_survey.survey_masks(root, survey.kind, mask_folder, mask_kind=kind, names=names)
-    startup = import_as_a_stage()
     from semmae.project import plan, published, summary
     from semmae.project.machine import inspect_machine
     from semmae.project.params_file import project_params

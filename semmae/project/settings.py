@@ -10,7 +10,7 @@ from semmae.project.mask_survey import MaskSurvey
 from semmae.training.mae_loop import DecoderConfig, ViTConfig
 
 MIN_GRID = 8  # patches per side
-MIN_STEPS = 2000  # of a training; shorter trainings teach little
+MIN_STEPS = 2000  # of a training: larger networks are chosen only if they train for so long
 PARTS_SIDE = 2  # parts are learned on images of this many times the side of the teacher's images
 VAL_FRACTION = 0.1
 MIN_VAL = 20  # images; fewer give scores that say nothing

@@ -8,7 +8,8 @@ from semmae.project.image_survey import ImageSurvey
 from semmae.project.machine import Machine
 from semmae.project.mask_survey import MaskSurvey
 from semmae.project.plan import Plan, Request, steps_per_epoch
-from semmae.project.settings import MIN_STEPS, Settings
+from semmae.project.settings import Settings
+from semmae.runs.training_length import describe_short
 
 
 class Row(NamedTuple):
@@ -61,7 +62,7 @@ def describe_choices(plan: Plan, request: Request) -> list[Row]:
         Row("encoder", f"ViT of width {shape.embed_dim} with {shape.depth} blocks", "the best that trains in the time"),
         _describe_teacher(settings, per_epoch),
         Row("parts", f"{settings.num_parts}, on {settings.parts_img_size} pixels", _reason_of_parts(settings, request)),
-        Row("pretraining", f"{settings.epochs} epochs", describe_steps(settings.epochs * per_epoch)),
+        Row("pretraining", f"{settings.epochs} epochs", _describe_steps(settings.epochs * per_epoch)),
         Row("batch", f"{settings.batch_size} images", f"{per_epoch} steps per epoch"),
         Row("evaluations", ", ".join(settings.evaluations) or "none", _reason_of_evaluations(request)),
     ]  # fmt: skip
@@ -80,11 +81,6 @@ def describe_cost(plan: Plan, machine: Machine, request: Request) -> list[Row]:
         Row("disk", f"{2 * plan.disk / 1e6:,.0f} MB", "shards and part maps, and their copies in DVC's cache"),
         Row("machine", machine.describe(), ""),
     ]
-
-
-def describe_steps(steps: int) -> str:
-    """Tell the number of steps, and that few steps teach little."""
-    return f"{steps:,} steps" + ("" if steps >= MIN_STEPS else f"; below {MIN_STEPS:,} expect little")
 
 
 def format_time(seconds: float) -> str:
@@ -111,12 +107,16 @@ def _describe_teacher(settings: Settings, per_epoch: int) -> Row:
     if settings.published is not None:
         weights = "your file" if settings.published.checkpoint else "downloaded by timm"
         return Row("teacher", settings.published.model, f"published weights, {weights}: parts follow the content")
-    steps = describe_steps(settings.teacher_epochs * per_epoch)
+    steps = _describe_steps(settings.teacher_epochs * per_epoch)
     return Row(
         "teacher", f"MAE on your images, {settings.teacher_epochs} epochs",
         f"{steps}; its parts follow the position on the object more than its content. With published weights "
         "(--teacher, --weights) they follow the content",
     )  # fmt: skip
+
+
+def _describe_steps(steps: int) -> str:
+    return describe_short(steps) or f"{steps:,} steps"
 
 
 def _reason_of_parts(settings: Settings, request: Request) -> str:

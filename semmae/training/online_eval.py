@@ -1,7 +1,8 @@
 """Scores of an encoder during training: RankMe, kNN on labels, and a linear probe of patch tokens on masks.
 
-RankMe needs no labels. It is near 1 if the features of all images are alike, so it shows a collapse. The patch probe is a supervised linear map from patch tokens to foreground. Part methods use the same tokens without
-supervision, so its IoU is their practical upper bound.
+RankMe needs no labels. It is near 1 if the features of all images are alike, so it shows a collapse. The patch probe
+is a supervised linear map from patch tokens to foreground. Part methods use the same tokens without supervision, so its
+IoU is their practical upper bound.
 """
 
 from collections.abc import Callable

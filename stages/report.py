@@ -9,14 +9,10 @@ Calls  run_sections, part_sections, evaluation_sections, figures; stages/report.
 Writes results/report/index.html
 """
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from PIL import Image
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
@@ -29,6 +25,7 @@ from semmae.models import mae
 from semmae.models.teacher import load_teacher
 from semmae.parts import part_maps, part_methods
 from semmae.report import evaluation_sections, figures, part_sections, run_sections
+from semmae.report.data_uri import data_uri
 from semmae.report.palettes import make_palette
 
 OUT, SHARDS, PART_MAPS = Path("results/report"), Path("data/shards"), Path("data/part_maps")
@@ -134,13 +131,6 @@ def render(content: dict[str, Any]) -> str:
     )
     environment.filters["uri"] = data_uri
     return environment.from_string(template).render(content)
-
-
-def data_uri(picture: np.ndarray) -> str:
-    """Encode a picture as a data URI."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "WEBP", quality=90, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 if __name__ == "__main__":

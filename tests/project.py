@@ -21,6 +21,7 @@ from tests import warm
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = (
     "semmae/**/*.py",
+    "semmae/**/*.html",
     "stages/*.py",
     "stages/*.html",
     "results/*/.gitkeep",

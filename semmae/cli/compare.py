@@ -1,23 +1,42 @@
-"""`semmae compare`: print tables that compare the scores of runs."""
+"""`semmae compare`: compare the scores of runs in tables, and experiments on a page too."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from semmae.cli.output import console, new_table
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from semmae.comparison.differences import Difference
+
 
 def compare(
-    runs: Annotated[Path, typer.Argument(help="A file with the output of `dvc exp show --csv`.")],
+    runs: Annotated[
+        Path | None,
+        typer.Argument(help="A file with the output of `dvc exp show --csv`; without it, DVC's experiments are read."),
+    ] = None,
     by: Annotated[
-        str,
-        typer.Option(help="Parameters to group runs by, separated by commas; runs with equal values form a setting."),
-    ] = "pretrain.masking.strategy",
+        str | None,
+        typer.Option(
+            help="Parameters to group runs by, separated by commas; runs with equal values form a setting. "
+            "Default: all parameters other than seeds that differ between the runs."
+        ),
+    ] = None,
     scores: Annotated[
         str | None,
         typer.Option(help="Columns to compare, separated by commas; * matches any text without a dot: knn.*.top1"),
     ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The setting from which differences are computed; default: the first one.")
+    ] = None,
+    commits: Annotated[
+        int, typer.Option(help="Read the experiments of this number of last commits; -1: of all commits.")
+    ] = 1,
+    out: Annotated[Path, typer.Option(help="The folder of the page of experiments.")] = Path("results/compare"),
+    images: Annotated[int, typer.Option(min=0, help="Number of images on the page.")] = 4,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Print the scores of the encoder's baselines, averaged over all runs.")
     ] = False,
@@ -30,26 +49,109 @@ def compare(
     level: Annotated[
         Literal["patch", "pixel"], typer.Option(help="The resolution at which --parts and --ablation compare masks.")
     ] = "patch",
-    md: Annotated[bool, typer.Option("--md", help="Print the table in Markdown.")] = False,
+    md: Annotated[bool, typer.Option("--md", help="Print only the table of means, in Markdown.")] = False,
 ) -> None:
-    """Print mean and standard deviation of each score over the runs of a setting, e.g. over seeds."""
-    from semmae.comparison import tables
-    from semmae.core.config import read_yaml
+    """Print the scores of each setting, and their differences with 95 % intervals, over the runs, e.g. over seeds.
 
-    runs_table = tables.read(runs)
-    if parts:
-        result, subject = tables.parts(runs_table, parts, level=level), f"{parts}, per {level}"
-    elif ablation:
-        result = tables.ablation(runs_table, ablation, level=level, parameters=read_yaml())
-        subject = f"{ablation}, per {level}"
-    elif baselines:
-        result, subject = tables.baselines(runs_table), "baselines"
+    Without RUNS, the experiments of DVC are compared, and a page with their curves and pictures is written.
+    """
+    from semmae.comparison import differences, experiments, score_columns, tables
+    from semmae.core.config import PARAMS, read_yaml
+
+    parameters, messages = read_yaml() if PARAMS.exists() else {}, []
+    if runs is None:
+        table, messages = experiments.read_experiments(commits=commits)
     else:
-        patterns = tables.DEFAULT_SCORES if scores is None else scores.split(",")
-        result, subject = tables.summary(runs_table, by.split(","), scores=patterns), f"by {by}"
+        table = tables.read(runs)
+    if parts or ablation or baselines:
+        if parts:
+            result, subject = tables.parts(table, parts, level=level), f"{parts}, per {level}"
+        elif ablation:
+            result = tables.ablation(table, ablation, level=level, parameters=parameters)
+            subject = f"{ablation}, per {level}"
+        else:
+            result, subject = tables.baselines(table), "baselines"
+        return _print_means(result, f"{runs or 'experiments'}, {subject}", md=md)
+    names = by.split(",") if by else experiments.distinguishing_parameters(table, parameters)
+    patterns = score_columns.DEFAULT_SCORES if scores is None else scores.split(",")
+    _print_means(
+        tables.summary(table, names, scores=patterns), f"{runs or 'experiments'}, by {', '.join(names)}", md=md
+    )
+    if md:
+        return None
+    for message in messages:
+        console.print(f"note: {message}")
+    groups, columns = tables.group_settings(table, names), score_columns.select_columns(table, patterns)
+    reference = _check_reference(reference, list(groups))
+    found = [difference for score in columns for difference in differences.compute(groups, score, reference)]
+    _print_differences(found, reference)
+    if runs is None:
+        page = _write_page(table, groups, columns, reference, names, parameters, messages, out=out, images=images)
+        console.print(f"page: {page}")
+    return None
+
+
+def _check_reference(reference: str | None, settings: list[str]) -> str:
+    if reference is not None and reference not in settings:
+        raise ValueError(f"unknown setting: {reference!r}; expected for --reference: {', '.join(settings)}")
+    return reference or settings[0]
+
+
+def _print_means(result: "pd.DataFrame", title: str, *, md: bool) -> None:
+    from semmae.comparison import tables
+
     if md:
         return print(tables.markdown(result))
-    printed = new_table(f"{runs}, {subject}: mean ± standard deviation (runs)", *result.columns)
+    printed = new_table(f"{title}: mean ± standard deviation (runs)", *result.columns)
     for row in result.to_numpy().tolist():
         printed.add_row(*row)
+    return console.print(printed)
+
+
+def _print_differences(found: "list[Difference]", reference: str) -> None:
+    if not found:
+        return console.print(f"There is one setting, {reference}: nothing to compare it with.")
+    columns = ("score", "setting", "difference", "95 % interval", "verdict", "computed from")
+    printed = new_table(f"differences from {reference}", *columns)
+    for d in found:
+        printed.add_row(d.score, d.setting, f"{d.value:+.3f}", d.interval, d.verdict, d.method)
     console.print(printed)
+    noise = sum(d.verdict == "noise" for d in found)
+    text = f"{noise} of {len(found)} differences {'is' if noise == 1 else 'are'} noise: their intervals contain 0."
+    if any(d.verdict == "unknown" for d in found):
+        text += " For others no error is known: run more seeds."
+    return console.print(text)
+
+
+def _write_page(
+    table: "pd.DataFrame", groups: "dict[str, pd.DataFrame]", columns: list[str], reference: str, by: list[str],
+    parameters: dict, messages: list[str], *, out: Path, images: int,
+) -> Path:  # fmt: skip
+    """Gather curves and pictures, and write the page."""
+    from semmae.comparison import experiments, page, pictures
+    from semmae.console.tracking import tracked
+
+    styles = {setting: number % page.NUM_STYLES for number, setting in enumerate(groups)}
+    runs = [(setting, rev) for setting, group in groups.items() for rev in group["rev"]]
+    curves = [
+        (setting, styles[setting], experiments.read_curves(rev)) for setting, rev in tracked(runs, len(runs), "curves")
+    ]
+    report = parameters.get("report", {})
+    drawn, missing = pictures.draw_runs(
+        {setting: group["rev"].iloc[0] for setting, group in groups.items()} if images else {},
+        count=images, colors=report.get("colors", "okabe_ito"), seed=report.get("seed", 0),
+    )  # fmt: skip
+    content = {
+        "by": by,
+        "reference": reference,
+        "num_runs": len(table),
+        "messages": messages,
+        "settings": [{"label": name, "style": styles[name], "runs": len(group)} for name, group in groups.items()],
+        "charts": page.score_charts(table, groups, columns, reference),
+        "curves": page.curve_sections(curves),
+        "pictured": list(drawn),
+        "pictures": page.picture_rows(drawn),
+        "missing": missing,
+        "params": page.parameter_rows(groups, experiments.changed_parameters(table, parameters)),
+    }
+    return page.write(out, content)

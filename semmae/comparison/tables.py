@@ -1,66 +1,22 @@
-"""Compare the scores of runs in tables, computed from the output of `dvc exp show --csv`."""
+"""Tables that compare the scores of runs, computed from the output of `dvc exp show --csv`."""
 
+import difflib
 import math
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-DEFAULT_SCORES = (
-    "knn.*.top1",
-    "linear.*.top1",
-    "attentive.*.top1",
-    "finetune.*.top1",
-    "segment.*.*.miou",
-    "part_scores.*.patch.fg_iou",
-)
-SECTIONS = ("encoder", "baselines", "references", "low_shot")
+from semmae.comparison.differences import sampling_error
+from semmae.comparison.score_columns import DEFAULT_SCORES, SECTIONS, is_score, parse_column, select_columns
+
 UNFINISHED = ("Queued", "Running", "Failed")
+NO_VALUE = ["!", "-"]  # DVC prints "!" for an unreadable value, "-" for none
 UNCHANGED = "unchanged"  # label of the setting with the most frequent value of every parameter
 
 
-class ScoreColumn(NamedTuple):
-    """The parts of a column name such as `knn.photos.baselines.teacher.top1`; see `semmae.evaluation.scores`.
-
-    Attributes:
-        stage: The evaluation stage, e.g. "knn".
-        dataset: The dataset that was evaluated.
-        group: The head of `segment` or the level of `part_scores`; "" for other stages.
-        section: One of SECTIONS.
-        name: The baseline, reference or number of labels; "" in the section "encoder".
-        metric: The metric, e.g. "top1".
-    """
-
-    stage: str
-    dataset: str
-    group: str
-    section: str
-    name: str
-    metric: str
-
-    @property
-    def encoder_column(self) -> str:
-        """The name of the column with the encoder's score in the same metric."""
-        return ".".join(filter(None, (self.stage, self.dataset, self.group, self.metric)))
-
-
-def parse_column(column: str) -> ScoreColumn | None:
-    """Split the name of a column; return None if it is not the name of a score."""
-    stage, *path = column.split(".")
-    if len(path) < 2:
-        return None
-    dataset, *path, metric = path
-    section, name = "encoder", ""
-    if len(path) >= 2 and path[-2] in SECTIONS:
-        *path, section, name = path
-    if len(path) > 1:
-        return None
-    return ScoreColumn(stage, dataset, path[0] if path else "", section, name, metric)
-
-
-def read(path: Path) -> pd.DataFrame:
+def read(file: Path) -> pd.DataFrame:
     """Read the finished runs from a file that `dvc exp show --csv` printed.
 
     Returns:
@@ -70,20 +26,51 @@ def read(path: Path) -> pd.DataFrame:
         ValueError: The file is not a CSV table, or it has no finished run.
     """
     try:
-        runs = pd.read_csv(path, na_values=["!", "-"])  # DVC prints "!" for an unreadable value, "-" for none
+        runs = pd.read_csv(file, na_values=NO_VALUE)
     except (FileNotFoundError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(
-            f"cannot read {path} as a table of runs: {error}; write it with: dvc exp show --csv > {path}"
+            f"cannot read {file} as a table of runs: {error}; write it with: dvc exp show --csv > {file}"
         ) from None
+    return finished(runs, source=f"{file} has")
+
+
+def finished(runs: pd.DataFrame, *, source: str) -> pd.DataFrame:
+    """Select the finished runs of a table; raise ValueError if there are none. `source` begins the message."""
     if "State" in runs:
         runs = runs[~runs["State"].isin(UNFINISHED)]
     if "typ" in runs:
         runs = runs[runs["typ"].str.startswith("branch")]
     if runs.empty:
         raise ValueError(
-            f"{path} has no finished experiment; list experiments with dvc exp show, queued ones with dvc queue status"
+            f"{source} no finished experiment; list experiments with dvc exp show, queued ones with dvc queue status"
         )
     return runs
+
+
+def group_settings(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Return the runs of each setting by its label: the value of its parameter, or names and values of several.
+
+    Args:
+        runs: The table of `read`.
+        by: Names of the parameters that distinguish the settings.
+
+    Raises:
+        ValueError: A parameter is unknown.
+    """
+    if unknown := [name for name in by if name not in runs]:
+        known = [name for name in runs if "." in name and not is_score(name)]
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected for --by: {', '.join(known) or 'none'}"
+        raise ValueError(f"unknown parameter: {unknown[0]!r}; {hint}")
+    values = runs[list(by)].map(format_param)
+    last = [name.rpartition(".")[2] for name in by]
+    names = last if len(set(last)) == len(by) else list(by)
+    return {
+        setting[0]
+        if len(by) == 1
+        else ", ".join(f"{name}={value}" for name, value in zip(names, setting, strict=True)): group
+        for setting, group in runs.groupby([values[name] for name in by])
+    }
 
 
 def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: Sequence[str] = DEFAULT_SCORES) -> pd.DataFrame:
@@ -95,25 +82,18 @@ def summary(runs: pd.DataFrame, by: Sequence[str], *, scores: Sequence[str] = DE
         scores: Names of columns. `*` matches any text without a dot.
 
     Returns:
-        A row per score and a column per setting: mean ± standard deviation (number of runs). With two or more settings,
+        A row per score and a column per setting: mean ± standard deviation (number of runs). A setting with one run has
+        the standard error of its score on the validation images, if it is known. With two or more settings,
         the column `difference` is the mean of the last setting minus the mean of the first. Its error is Welch's
         standard error sqrt(var_1 / n_1 + var_2 / n_2). It is unreliable for fewer than three runs per setting.
 
     Raises:
         ValueError: A parameter is unknown, or no column matches `scores`.
     """
-    columns = [name for name in runs if _matches(name, scores)]
-    if unknown := [name for name in by if name not in runs]:
-        known = ", ".join(name for name in runs if "." in name and name not in columns)
-        raise ValueError(f"unknown parameter: {unknown[0]!r}; expected for --by: {known or 'none'}")
-    columns = [name for name in columns if runs[name].notna().any()]
-    if not columns:
-        raise ValueError(f"no column matches {','.join(scores)!r}; choose columns with --scores")
-    settings = runs[list(by)].map(_format_param)
-    groups = {" ".join(setting): group for setting, group in runs.groupby([settings[name] for name in by])}
+    groups, columns = group_settings(runs, by), select_columns(runs, scores)
     table = pd.DataFrame({"score": columns})
     for setting, group in groups.items():
-        table[setting] = [_format_mean(group[name].dropna()) for name in columns]
+        table[setting] = [_format_mean(group[name].dropna(), sampling_error(group, name)) for name in columns]
     if len(groups) > 1:
         first, *_, last = groups.values()
         table["difference"] = [_format_difference(first[name].dropna(), last[name].dropna()) for name in columns]
@@ -198,7 +178,7 @@ def ablation(runs: pd.DataFrame, dataset: str, *, level: str, parameters: dict[s
         and not name.endswith("seed")
         and not name.startswith("part_scores.")
     ]
-    values = runs[names].map(_format_param)
+    values = runs[names].map(format_param)
     most_frequent = values.mode().iloc[0]
 
     def setting_label(row: pd.Series) -> str:
@@ -224,15 +204,7 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
-def _matches(column: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern matches the column; `*` does not match a dot."""
-    path = column.split(".")
-    return any(
-        len(path) == pattern.count(".") + 1 and all(map(fnmatchcase, path, pattern.split("."))) for pattern in patterns
-    )
-
-
-def _format_param(value: object) -> str:
+def format_param(value: object) -> str:
     """Format a parameter as in params.yaml. Pandas reads null as NaN, and integers next to nulls as floats."""
     if pd.isna(value):
         return "null"
@@ -247,11 +219,13 @@ def _format_cell(runs: pd.DataFrame, name: str | None) -> str:
     return f"{values.iloc[0]:.3f}" if values.nunique() == 1 else _format_mean(values)
 
 
-def _format_mean(values: pd.Series) -> str:
+def _format_mean(values: pd.Series, error: float | None = None) -> str:
+    """Format mean ± standard deviation (number of runs), or a single value ± its standard error (1, sampling)."""
     if values.empty:
         return "-"
-    spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread} ({len(values)})"
+    if len(values) == 1:
+        return f"{values.iloc[0]:.3f} (1)" if error is None else f"{values.iloc[0]:.3f} ± {error:.3f} (1, sampling)"
+    return f"{values.mean():.3f} ± {values.std():.3f} ({len(values)})"
 
 
 def _format_difference(first: pd.Series, last: pd.Series) -> str:

@@ -28,11 +28,11 @@ def draw_chart(points: Points, *, title: str, percent: bool) -> Markup:
         title: The name of the value; it is escaped.
         percent: Print the values, which are fractions, in percent.
     """
-    (low, high), (last_epoch, last_value) = _padded_range([value for _, value in points]), points[-1]
+    (low, high), (last_epoch, last_value) = padded_range([value for _, value in points]), points[-1]
     value_ticks = round_ticks(low, high)
     epoch_ticks = [tick for tick in round_ticks(0, max(epoch for epoch, _ in points)) if tick == int(tick)]
     low, high, end = min(low, value_ticks[0]), max(high, value_ticks[-1]), max(epoch_ticks[-1], last_epoch)
-    digits = _decimal_places(value_ticks)
+    digits = decimal_places(value_ticks)
 
     def x(epoch: float) -> float:
         return LEFT + (RIGHT - LEFT) * epoch / end
@@ -41,10 +41,10 @@ def draw_chart(points: Points, *, title: str, percent: bool) -> Markup:
         return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
 
     def label(value: float) -> str:
-        return _format(value, percent, digits)
+        return format_value(value, percent, digits)
 
     line = " ".join(f"{x(epoch):.1f},{y(value):.1f}" for epoch, value in points)
-    final = _format(last_value, percent, None)
+    final = format_value(last_value, percent, None)
     marks = [
         *(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>' for v in value_ticks),
         *(f'<text class="tick row" x="{LEFT - 7}" y="{y(v) + 4:.1f}">{label(v)}</text>' for v in value_ticks),
@@ -67,19 +67,19 @@ def round_ticks(low: float, high: float, *, max_intervals: int = 5) -> list[floa
     return [i * step for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
-def _padded_range(values: list[float]) -> tuple[float, float]:
+def padded_range(values: list[float]) -> tuple[float, float]:
     """Return minimum and maximum; if they are equal, widen the range by 10 % of the value on each side."""
     low, high = min(values), max(values)
     padding = max(abs(high), 1e-6) * 0.1 if high - low < 1e-9 * max(1.0, abs(high)) else 0.0
     return low - padding, high + padding
 
 
-def _decimal_places(ticks: list[float]) -> int:
+def decimal_places(ticks: list[float]) -> int:
     """Return the number of decimal places at which neighboring ticks differ."""
     return max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
 
 
-def _format(value: float, percent: bool, digits: int | None) -> str:
+def format_value(value: float, percent: bool, digits: int | None) -> str:
     """Format a value.
 
     Args:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from semmae.comparison import tables
-from semmae.comparison.tables import ScoreColumn
+from semmae.comparison import score_columns, tables
+from semmae.comparison.score_columns import ScoreColumn
 from tests.comparison import doc_tables
 from tests.imports import ROOT
 
@@ -37,6 +37,17 @@ def test_means_spreads_and_differences(csv: Path):
     assert knn == ["0.200 (1)", "0.400 (1)", "+0.200"]
 
 
+def test_several_parameters_are_named_in_the_label_of_a_setting(csv: Path):
+    groups = tables.group_settings(tables.read(csv), ["pretrain.masking.strategy", "pretrain.seed"])
+    assert list(groups)[:2] == ["strategy=random, seed=0", "strategy=random, seed=1"]
+
+
+def test_a_setting_with_one_run_has_its_sampling_error(tmp_path: Path):
+    (tmp_path / "runs.csv").write_text("p.x,knn.a.top1,knn.a.top1_se\n1,0.5,0.02\n2,0.6,0.03\n2,0.7,0.03\n")
+    table = tables.summary(tables.read(tmp_path / "runs.csv"), ["p.x"])
+    assert table.to_numpy().tolist() == [["knn.a.top1", "0.500 ± 0.020 (1, sampling)", "0.650 ± 0.071 (2)", "+0.150"]]
+
+
 def test_only_finished_experiments_count(csv: Path):
     assert list(tables.read(csv)["Experiment"]) == ["r0", "r1", "s0", "s1"]
 
@@ -50,7 +61,8 @@ def test_a_table_in_markdown(csv: Path):
 @pytest.mark.parametrize(
     ("by", "scores", "message"),
     [
-        (["pretrain.sead"], ["knn.*.top1"], "unknown parameter: 'pretrain.sead'; expected .*pretrain.seed"),
+        (["pretrain.sead"], ["knn.*.top1"], "unknown parameter: 'pretrain.sead'; did you mean pretrain.seed"),
+        (["Colors"], ["*.a.top1"], "unknown parameter: 'Colors'; expected for --by: pretrain.seed, pretrain.masking"),
         (["pretrain.seed"], ["knn.*.top5", "*.top1"], "no column matches 'knn.*.top5,*.top1'"),
     ],
 )
@@ -94,7 +106,7 @@ def test_a_missing_file_is_refused(tmp_path: Path):
     ],
 )
 def test_a_column_names_its_score(name: str, column: ScoreColumn | None):
-    assert tables.parse_column(name) == column
+    assert score_columns.parse_column(name) == column
 
 
 def test_a_star_matches_one_name(csv: Path):

@@ -53,6 +53,7 @@ class ImageSurvey:
         unclassed: Number of images in no class folder.
         duplicates: Number of files that equal an earlier file, byte for byte.
         compared_all: Whether all files of equal size were compared for this.
+        others: Number of files without the extension of an image, which are rejected.
         refused: Paths and reasons of files that are listed but cannot be read.
         has_masks: Whether the tree has a folder `masks`.
         sample: Decoded images.
@@ -67,6 +68,7 @@ class ImageSurvey:
     unclassed: int
     duplicates: int
     compared_all: bool
+    others: int
     refused: list[tuple[str, str]]
     has_masks: bool
     sample: ImageSample
@@ -117,7 +119,7 @@ def survey_images(path: Path, *, mask_folder: str | None = None) -> ImageSurvey:
         num_bytes=sum(item.image.size for item in readable if item.image),
         classes=Counter(file.label for file in labeled if file.label is not None),
         unclassed=sum(file.label is None for file in labeled),
-        duplicates=duplicates, compared_all=compared_all, refused=refused,
+        duplicates=duplicates, compared_all=compared_all, others=len(items) - len(images), refused=refused,
         has_masks=_has_folder(path, kind, names), sample=sample,
     )  # fmt: skip
 

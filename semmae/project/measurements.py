@@ -22,7 +22,7 @@ from semmae.parts.part_learner import PartLearner
 from semmae.project.image_survey import ImageSample
 from semmae.project.settings import NetworkShape
 
-MAX_SECONDS = 1.5  # per measurement
+MAX_SECONDS = 1.0  # per measurement
 ENCODED = 16  # images per batch
 CROP = Crop(scale=(0.2, 1.0), ratio=(0.75, 1.3333), flip=0.5)
 

@@ -150,7 +150,8 @@ def choose_batch_size(tier: Tier, num_train: int) -> int:
 def choose_max_rejects(survey: ImageSurvey, masks: MaskSurvey | None) -> float:
     """Return the share of unreadable inputs to allow: the share of the sample, and a margin for its chance."""
     decoded = len(survey.sample.sizes) + len(survey.sample.broken)
-    broken = len(survey.sample.broken) / decoded + len(survey.refused) / (survey.num_images + len(survey.refused))
+    inputs = survey.num_images + survey.others
+    broken = len(survey.sample.broken) / decoded + (survey.others + len(survey.refused)) / inputs
     if masks is not None:
         broken += len(masks.broken) / (masks.decoded + len(masks.broken))
     margin = 3 * math.sqrt(broken * (1 - min(broken, 1)) / decoded)

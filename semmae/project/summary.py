@@ -35,6 +35,8 @@ def describe_images(survey: ImageSurvey, masks: MaskSurvey | None, *, labels: bo
         Row("channels", _join(sample.modes), "as in the files; training uses RGB"),
         Row("broken", f"{len(sample.broken):,} of {decoded:,} decoded", _example(sample.broken)),
     ]  # fmt: skip
+    if survey.others:
+        rows.append(Row("other files", f"{survey.others:,}", "without the extension of an image; they are rejected"))
     if survey.refused:
         rows.append(Row("refused", f"{len(survey.refused):,} files", _example(survey.refused)))
     at_least = "" if survey.compared_all else "at least "

@@ -44,7 +44,19 @@ def survey_stub(count: int, *, side: int = 160, val: int = 0, classes: int = 0) 
     sample = image_survey.ImageSample([(side, 2 * side)] * 10, Counter(RGB=10), [], [], 0.01)
     names = Counter({f"class {number}": count // classes for number in range(classes)}) if classes else Counter()
     return image_survey.ImageSurvey(
-        Path("/data/photos"), "folder", splits, Counter(jpg=count), count * 10_000, names, 0, 0, True, [], False, sample
+        Path("/data/photos"),
+        "folder",
+        splits,
+        Counter(jpg=count),
+        count * 10_000,
+        names,
+        0,
+        0,
+        True,
+        0,
+        [],
+        False,
+        sample,
     )
 
 
@@ -63,12 +75,13 @@ def test_a_survey_counts_what_is_in_a_folder(tmp_path: Path):
     write_images(tmp_path / "train/mouse", 10, size=(30, 20))
     write_images(tmp_path / "val/cat", 5)
     (tmp_path / "train/cat/broken.jpg").write_bytes(b"no image")
+    (tmp_path / "train/notes.txt").write_text("text")
     (tmp_path / "train/cat/twice.png").write_bytes((tmp_path / "train/cat/3.png").read_bytes())
     survey = image_survey.survey_images(tmp_path)
     assert survey.splits == {"train": 42, "val": 5}
     assert survey.formats == {"png": 46, "jpg": 1}
     assert survey.classes == {"cat": 37, "mouse": 10}
-    assert (survey.duplicates, survey.compared_all, survey.has_masks) == (1, True, False)
+    assert (survey.duplicates, survey.compared_all, survey.others, survey.has_masks) == (1, True, 1, False)
     assert [path for path, _ in survey.sample.broken] == ["train/cat/broken.jpg"]
     assert Counter(survey.sample.sizes) == {(40, 56): 36, (30, 20): 10}
     assert survey.sample.modes == {"RGB": 46}
@@ -177,6 +190,7 @@ def test_a_small_image_is_not_enlarged():
 def test_broken_files_raise_the_share_that_may_be_rejected():
     survey = survey_stub(1000)
     assert settings.choose_max_rejects(survey, None) == 0.01
+    assert settings.choose_max_rejects(replace(survey, others=1000), None) == pytest.approx(0.99)
     broken = replace(survey, sample=replace(survey.sample, broken=[("a.jpg", "not an image")] * 10))
     assert 0.5 < settings.choose_max_rejects(broken, None) < 1
 

@@ -50,7 +50,9 @@ def main() -> None:
     section = load_config(ReportConfig, "report")
     content = gather_run(section)
     content |= {
-        "verdict": evaluation_sections.verdict_section(content["num_steps"]),
+        "verdict": evaluation_sections.verdict_section(
+            {"the teacher": content["teacher"]["steps"], "pretraining": content["num_steps"]}
+        ),
         "scores": list(evaluation_sections.classification_section()),
         "segmentations": list(evaluation_sections.segmentation_section(section.colors)),
         "part_scores": list(evaluation_sections.part_scores_section()),

@@ -4,7 +4,7 @@ A section shows each dataset that is listed in params.yaml and has results. If t
 section has no pictures of it.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def classification_section() -> Iterator[dict[str, Any]]:
             }
 
 
-def verdict_section(num_steps: int) -> list[str]:
+def verdict_section(num_steps: Mapping[str, int]) -> list[str]:
     """Return the sentences of `verdict.verdict_sentences` about all classification scores."""
     results = [
         verdict.ClassifierScores(f"{classifier} on {dataset}", scores.read(path))

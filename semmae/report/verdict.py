@@ -1,6 +1,6 @@
 """The sentences at the head of the report: what the scores of the encoder show, and no more."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from semmae.evaluation.score_comparison import (
@@ -24,16 +24,15 @@ class ClassifierScores(NamedTuple):
     scores: Scores
 
 
-def verdict_sentences(num_steps: int, results: Sequence[ClassifierScores]) -> list[str]:
-    """Return sentences about the length of pretraining and the baselines.
+def verdict_sentences(num_steps: Mapping[str, int], results: Sequence[ClassifierScores]) -> list[str]:
+    """Return sentences about the lengths of the trainings and the baselines.
 
     Args:
-        num_steps: Number of steps of pretraining.
+        num_steps: Number of steps of each training by its name; 0 for a network that was not trained here.
         results: All classification scores of the run.
     """
-    sentences = []
-    if short := describe_short(num_steps):
-        sentences.append(f"Pretraining had {short}.")
+    short = {name: describe_short(steps) for name, steps in num_steps.items() if steps}
+    sentences = [f"{name.capitalize()} had {sentence}." for name, sentence in short.items() if sentence]
     verdicts = {result.name: compare_with_baselines(result.scores) for result in results}
     for baseline, words in BASELINES.items():
         if compared := {name: verdict[baseline] for name, verdict in verdicts.items() if baseline in verdict}:

@@ -56,7 +56,7 @@ def leave_run(strategy: str, *, dataset: str = "toy", method: str = "learned", h
     history = HISTORY if history is None else history
     torch.manual_seed(0)
     known = {"mean": vit.MEAN, "std": vit.STD}
-    source = {"source": "mae", "class_token": False, "params": {"dataset": dataset, "seed": 0}}
+    source = {"source": "mae", "class_token": False, "steps": 0, "params": {"dataset": dataset, "seed": 0}}
     teacher.save_teacher(Path("data/teacher"), vit.build(SIZE), SIZE | known | source)
     frozen_teacher = teacher.load_teacher(Path("data/teacher"))
 

@@ -1,8 +1,8 @@
 """Compare an encoder with its baselines, in words.
 
-A difference below two standard errors counts as noise. The error is that of the difference of two accuracies on
-independent images. Both are measured on the same images, so the true error is smaller, and noise is called noise. The
-effect of the seed of pretraining is not part of it.
+A difference below three standard errors counts as noise, because a run has several scores. The error is that of the
+difference of two accuracies on independent images. Both are measured on the same images, so the true error is usually
+smaller. The seed of pretraining also changes scores, which this error does not include.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from semmae.evaluation.scores import Metrics, Scores
 
-NOISE = 2.0  # standard errors of a difference below which it counts as noise
+NOISE = 3.0  # standard errors of a difference below which it counts as noise
 BASELINES = {"untrained": "an untrained encoder", "thumbnail": "thumbnails"}  # each must be exceeded to show learning
 
 Verdict = Literal["above", "within noise of", "below"]

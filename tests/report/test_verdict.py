@@ -26,7 +26,7 @@ def test_baselines_are_named_with_the_scores_in_which_they_are_exceeded():
     assert thumbnails == (
         "Compared with thumbnails, the encoder is higher in linear probe on pets; lower in kNN on pets."
     )
-    assert noise.startswith("Noise means less than 2 standard errors")
+    assert noise.startswith("Noise means less than 3 standard errors")
 
 
 def test_a_short_run_without_a_gain_says_both():

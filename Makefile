@@ -7,7 +7,6 @@
 # also the extra `dev`. To choose a Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
-SCORES := Experiment|pretrain\.(masking\.strategy|seed)$$|(knn|linear)\.[^.]+\.top1$$|part_scores\.[^.]+\.patch\.fg_iou$$
 INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
@@ -20,7 +19,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 demo: $(INSTALLED)
 	dvc repro
-	@dvc exp show --md --drop '.*' --keep '$(SCORES)'
+	@semmae scores
 	@echo "report: $(CURDIR)/results/report/index.html"
 
 test test-heavy: export OMP_NUM_THREADS := 1

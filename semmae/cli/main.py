@@ -23,6 +23,7 @@ from semmae.cli.part_benchmark import part_benchmark
 from semmae.cli.promote import promote
 from semmae.cli.recipe import recipe
 from semmae.cli.run import run
+from semmae.cli.scores import scores
 from semmae.cli.show import show
 from semmae.cli.state import state_app
 from semmae.core.process import restrict_permissions
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    init, run, show, index, export, export_parts, encode, recipe, compare, flow, doctor, promote, part_benchmark
+    init, run, show, index, scores, export, export_parts, encode, recipe, compare, flow, doctor, promote, part_benchmark
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(import_encoder)

@@ -29,6 +29,7 @@ def test_help_lists_every_command():
     commands = (
         "show",
         "index",
+        "scores",
         "export",
         "import",
         "encode",

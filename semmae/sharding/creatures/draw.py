@@ -5,21 +5,34 @@ side of the image, so a key gives the same animal at every image size.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 from semmae.core.rng import numpy_generator
 from semmae.sharding.creatures.animals import ANIMALS
-from semmae.sharding.creatures.paint import BACKDROP, draw_paints, paint
+from semmae.sharding.creatures.paint import BACKDROP, draw_paints, draw_textures, paint
+from semmae.sharding.creatures.patterns import draw_patterns, pattern_paints, with_pattern
 from semmae.sharding.creatures.scenery import MAX_TILT, draw_surroundings
 from semmae.sharding.creatures.shapes import PARTS, Piece, rotate, transform
 
 SPECIES: tuple[str, ...] = tuple(ANIMALS)
 SUPERSAMPLE = 2
-AREA = (0.15, 0.4)  # range of the area of the animal, as a fraction of the image area
 MAX_CUT = 0.04  # largest distance by which the animal sticks out of the frame, as a fraction of the side
+
+
+Difficulty = Literal["hard", "easy"]
+
+
+class Framing(NamedTuple):
+    """The ranges of the size and of the angle of an animal."""
+
+    area: tuple[float, float]  # as a fraction of the image area
+    max_tilt: float  # radians, in the image plane
+
+
+FRAMINGS: dict[Difficulty, Framing] = {"hard": Framing((0.15, 0.4), MAX_TILT), "easy": Framing((0.2, 0.42), 0.25)}
 
 
 class Creature(NamedTuple):
@@ -30,21 +43,29 @@ class Creature(NamedTuple):
     label: int  # index into SPECIES
 
 
-def draw(seed: int, key: str, size: int, *, shuffle_parts: bool = False) -> Creature:
+def draw(seed: int, key: str, size: int, *, difficulty: Difficulty = "hard", shuffle_parts: bool = False) -> Creature:
     """Draw a creature, as a pure function of `seed` and `key`.
 
     Args:
         key: The random numbers depend on it. Its trailing number determines the species.
         size: Side of the image, in pixels.
+        difficulty: hard draws random coats, scenery and things. easy draws a plain backdrop, larger animals with less
+            tilt, and a pattern of its own on each body part, the same for all species.
         shuffle_parts: Draw a chimera instead, whose parts do not depend on the label. Probes use it as a control.
     """
     label = label_of(key)
     rng = partial(numpy_generator, seed, "creatures", key)
     pose = _chimera if shuffle_parts else ANIMALS[SPECIES[label]]
-    animal = _put_in_frame(pose(rng("pose")), rng("place"))
-    background, foreground = draw_surroundings(rng("scenery"))
-    canvas, rows = _rasterize([*background, *animal, *foreground], SUPERSAMPLE * size)
-    image = paint(canvas, rows, draw_paints(rng("paint")), rng("light"))
+    animal = _put_in_frame(pose(rng("pose")), FRAMINGS[difficulty], rng("place"))
+    paints, light, n = draw_paints(rng("paint")), rng("light"), SUPERSAMPLE * size
+    if difficulty == "easy":
+        pieces = [with_pattern(piece) for piece in animal]
+        paints, textures = pattern_paints(paints), draw_patterns(light, n)
+    else:
+        background, foreground = draw_surroundings(rng("scenery"))
+        pieces, textures = [*background, *animal, *foreground], draw_textures(light, n)
+    canvas, rows = _rasterize(pieces, n)
+    image = paint(canvas, rows, paints, textures, light)
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
     mask = np.ascontiguousarray(canvas[1::SUPERSAMPLE, 1::SUPERSAMPLE, 1])
     return Creature(image, mask, label)
@@ -75,18 +96,18 @@ def _chimera(rng: np.random.Generator) -> list[Piece]:
     return pieces
 
 
-def _put_in_frame(animal: list[Piece], rng: np.random.Generator) -> list[Piece]:
+def _put_in_frame(animal: list[Piece], framing: Framing, rng: np.random.Generator) -> list[Piece]:
     """Stretch, mirror, tilt, scale and shift an animal at random.
 
     The result sticks out of the unit square by at most MAX_CUT.
     """
     points = np.concatenate([piece.outline for piece in animal])
     points = points * rng.uniform(0.88, 1.12, 2) * (rng.choice([-1, 1]), 1)
-    points = rotate(points, rng.uniform(-MAX_TILT, MAX_TILT))
+    points = rotate(points, rng.uniform(-framing.max_tilt, framing.max_tilt))
     low, extent = points.min(axis=0), np.ptp(points, axis=0)
     split_points = np.cumsum([len(piece.outline) for piece in animal])[:-1]
     area = _union_area(np.split((points - low) / extent.max(), split_points))
-    longer_side = min(np.sqrt(rng.uniform(*AREA) / area), 1 + MAX_CUT)
+    longer_side = min(np.sqrt(rng.uniform(*framing.area) / area), 1 + MAX_CUT)
     free_space = 1 - longer_side * extent / extent.max()
     corner = rng.uniform(-MAX_CUT, np.maximum(free_space, -MAX_CUT) + MAX_CUT)
     points = (points - low) * longer_side / extent.max() + corner

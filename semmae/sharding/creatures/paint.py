@@ -1,8 +1,8 @@
 """Paint a picture: colors, textures, relief, contours, shadows and light.
 
 A picture has a paint table with these rows: the coats of the animal, the backdrop, three paints of scenery, and one
-paint per thing. `draw_paints` draws a random table, and `paint` renders a canvas of pieces with it. Scenery is blurred,
-like the background of a photograph.
+paint per thing. `draw_paints` draws a random table, and `paint` renders a canvas of pieces with it and with textures.
+`draw_textures` draws random ones. Scenery is blurred, like the background of a photograph.
 """
 
 import colorsys
@@ -94,6 +94,11 @@ def _noise(rng: np.random.Generator, cells: int, n: int) -> np.ndarray:
     return cv2.resize(values, (n, n), interpolation=cv2.INTER_CUBIC)
 
 
+def draw_textures(rng: np.random.Generator, n: int) -> list[np.ndarray]:
+    """Draw the textures that a paint table refers to, each (n, n) in [0, 1]."""
+    return [_texture(rng, n) for _ in range(3)]
+
+
 def _texture(rng: np.random.Generator, n: int) -> np.ndarray:
     """Draw a texture, (n, n) in [0, 1]: stripes, spots, patches, speckles or clouds, of random scale and angle."""
     kind, angle, waves = rng.integers(5), rng.uniform(0, np.pi), rng.uniform(5, 14)
@@ -119,12 +124,15 @@ def _blur_scenery(image: np.ndarray, *, is_scenery: np.ndarray, sigma: float) ->
     return np.where(is_scenery[..., None], blurred, image)
 
 
-def paint(canvas: np.ndarray, rows: np.ndarray, paints: list[Paint], rng: np.random.Generator) -> np.ndarray:
+def paint(
+    canvas: np.ndarray, rows: np.ndarray, paints: list[Paint], textures: list[np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
     """Render a canvas with relief, contours, shadows and light.
 
     Args:
         canvas: (n, n, 2) uint8, number and part of the visible piece.
         rows: Row of the paint table for each piece number.
+        textures: The textures that `Paint.texture` counts, each (n, n) in [0, 1].
 
     Returns:
         (n, n, 3) uint8, RGB.
@@ -135,7 +143,6 @@ def paint(canvas: np.ndarray, rows: np.ndarray, paints: list[Paint], rng: np.ran
         np.take(np.array(column, np.float32)[rows], piece, axis=0)
         for column in zip(*((p.base, p.mark - p.base, *p[2:]) for p in paints), strict=True)
     )
-    textures = [_texture(rng, n) for _ in range(3)]
     image = base + to_mark * np.choose(texture.astype(np.uint8), textures)[..., None]
 
     image = _blur_scenery(image, is_scenery=texture == 0, sigma=rng.uniform(*BLUR) * n)

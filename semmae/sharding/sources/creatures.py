@@ -24,6 +24,7 @@ class Creatures:
     val: NonNegativeInt
     size: Annotated[int, Field(ge=16)]  # side of the square images, in pixels
     seed: int
+    difficulty: draw.Difficulty = "hard"  # easy: plain backdrop, and a pattern of its own on each body part
     weight: Weight = None
 
     location = "creatures"
@@ -38,7 +39,7 @@ class Creatures:
         return items
 
     def fetch(self, item: SourceItem) -> tuple[bytes, bytes]:
-        image, mask, _ = draw.draw(self.seed, item.path, self.size)
+        image, mask, _ = draw.draw(self.seed, item.path, self.size, difficulty=self.difficulty)
         return decoding.encode_png(image), decoding.encode_png(mask)
 
     def class_names(self, items: Iterable[SourceItem]) -> list[str]:
@@ -48,7 +49,7 @@ class Creatures:
         return "parts", list(draw.PARTS)
 
     def digest(self, contents: Contents) -> str:
-        return json_digest([self.train, self.val, self.size, self.seed])
+        return json_digest([self.train, self.val, self.size, self.seed, self.difficulty])
 
     def resolve_paths(self, root: Path) -> Self:
         return self

@@ -19,6 +19,11 @@ def creatures() -> list[Creature]:
 
 
 @pytest.fixture(scope="module")
+def easy() -> list[Creature]:
+    return [draw(SEED, f"train-{i:06d}", SIZE, difficulty="easy") for i in range(80)]
+
+
+@pytest.fixture(scope="module")
 def labels(creatures) -> np.ndarray:
     return np.array([c.label for c in creatures])
 
@@ -117,3 +122,34 @@ def test_shuffled_parts_do_not_predict_the_label():
     knn = KNeighborsClassifier(10, metric="cosine").fit(shapes[:160], labels[:160])
     assert knn.score(shapes[160:], labels[160:]) < CHANCE + 0.15
     assert 0.15 < np.mean([(p.mask > 0).mean() for p in pictures]) < 0.35
+
+
+def test_easy_animals_are_larger(creatures, easy):
+    def mean_area(pictures) -> float:
+        return float(np.mean([(c.mask > 0).mean() for c in pictures]))
+
+    assert mean_area(easy) > 1.05 * mean_area(creatures[: len(easy)])
+    assert [c.label for c in easy] == [c.label for c in creatures[: len(easy)]]
+
+
+def test_easy_backdrops_are_plain(creatures, easy):
+    """The color of an easy backdrop varies with the light and the grain alone."""
+
+    def spread(pictures) -> float:
+        return float(np.median([c.image[c.mask == 0].std(axis=0).mean() for c in pictures]))
+
+    assert spread(easy) < 0.7 * spread(creatures[: len(easy)])
+
+
+@pytest.mark.parametrize(("part", "direction"), [("legs", 1), ("ears", -1)])
+def test_easy_parts_have_patterns_of_their_own(easy, part, direction):
+    """Rows differ more from top to bottom, and columns from left to right, inside a part and in most pictures."""
+    energies = []
+    for creature in easy:
+        gray = cv2.cvtColor(creature.image, cv2.COLOR_RGB2GRAY).astype(float)
+        inside = cv2.erode(np.uint8(creature.mask == PARTS.index(part)), np.ones((3, 3), np.uint8)) > 0
+        if inside.sum() >= 30:
+            down, across = (np.abs(np.gradient(gray, axis=axis))[inside].mean() for axis in (0, 1))
+            energies.append(direction * (down - across) > 0)
+    assert len(energies) > 10
+    assert np.mean(energies) > 0.75

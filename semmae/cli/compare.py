@@ -10,8 +10,6 @@ from semmae.cli.output import console, new_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from semmae.comparison.differences import Difference
-
 
 def compare(
     runs: Annotated[
@@ -55,46 +53,36 @@ def compare(
 
     Without RUNS, the experiments of DVC are compared, and a page with their curves and pictures is written.
     """
-    from semmae.comparison import differences, experiments, score_columns, tables
+    from semmae.comparison import experiments, score_columns, tables
     from semmae.core.config import PARAMS, read_yaml
 
-    parameters, messages = read_yaml() if PARAMS.exists() else {}, []
-    if runs is None:
-        table, messages = experiments.read_experiments(commits=commits)
-    else:
-        table = tables.read(runs)
-    if parts or ablation or baselines:
-        if parts:
-            result, subject = tables.parts(table, parts, level=level), f"{parts}, per {level}"
-        elif ablation:
-            result = tables.ablation(table, ablation, level=level, parameters=parameters)
-            subject = f"{ablation}, per {level}"
-        else:
-            result, subject = tables.baselines(table), "baselines"
-        return _print_means(result, f"{runs or 'experiments'}, {subject}", md=md)
+    parameters, title = read_yaml() if PARAMS.exists() else {}, str(runs or "experiments")
+    table, messages = (tables.read(runs), []) if runs else experiments.read_experiments(commits=commits)
+    if detail := _detail(table, parameters, level, parts=parts, ablation=ablation, baselines=baselines):
+        return _print_means(detail[0], f"{title}, {detail[1]}", md=md)
     names = by.split(",") if by else experiments.distinguishing_parameters(table, parameters)
     patterns = score_columns.DEFAULT_SCORES if scores is None else scores.split(",")
-    _print_means(
-        tables.summary(table, names, scores=patterns), f"{runs or 'experiments'}, by {', '.join(names)}", md=md
-    )
-    if md:
-        return None
-    for message in messages:
-        console.print(f"note: {message}")
-    groups, columns = tables.group_settings(table, names), score_columns.select_columns(table, patterns)
-    reference = _check_reference(reference, list(groups))
-    found = [difference for score in columns for difference in differences.compute(groups, score, reference)]
-    _print_differences(found, reference)
-    if runs is None:
-        page = _write_page(table, groups, columns, reference, names, parameters, messages, out=out, images=images)
-        console.print(f"page: {page}")
-    return None
+    _print_means(tables.summary(table, names, scores=patterns), f"{title}, by {', '.join(names)}", md=md)
+    if not md:
+        columns = score_columns.select_columns(table, patterns)
+        reference = _print_differences(tables.group_settings(table, names), columns, reference)
+        for message in messages:
+            console.print(f"note: {message}")
+        if runs is None:
+            _write_page(table, columns, reference, names, parameters, messages, out=out, images=images)
 
 
-def _check_reference(reference: str | None, settings: list[str]) -> str:
-    if reference is not None and reference not in settings:
-        raise ValueError(f"unknown setting: {reference!r}; expected for --reference: {', '.join(settings)}")
-    return reference or settings[0]
+def _detail(
+    table: "pd.DataFrame", parameters: dict, level: str, *, parts: str | None, ablation: str | None, baselines: bool
+) -> "tuple[pd.DataFrame, str] | None":
+    """Return the table of parts, of an ablation or of baselines with its subject; None if none is wanted."""
+    from semmae.comparison import tables
+
+    if parts:
+        return tables.parts(table, parts, level=level), f"{parts}, per {level}"
+    if ablation:
+        return tables.ablation(table, ablation, level=level, parameters=parameters), f"{ablation}, per {level}"
+    return (tables.baselines(table), "baselines") if baselines else None
 
 
 def _print_means(result: "pd.DataFrame", title: str, *, md: bool) -> None:
@@ -108,11 +96,19 @@ def _print_means(result: "pd.DataFrame", title: str, *, md: bool) -> None:
     return console.print(printed)
 
 
-def _print_differences(found: "list[Difference]", reference: str) -> None:
+def _print_differences(groups: "dict[str, pd.DataFrame]", columns: list[str], reference: str | None) -> str:
+    """Print the differences from the reference, which is the first setting if it is None; return the reference."""
+    from semmae.comparison import differences
+
+    if reference is not None and reference not in groups:
+        raise ValueError(f"unknown setting: {reference!r}; expected for --reference: {', '.join(groups)}")
+    reference = reference or next(iter(groups))
+    found = [difference for score in columns for difference in differences.compute(groups, score, reference)]
     if not found:
-        return console.print(f"There is one setting, {reference}: nothing to compare it with.")
-    columns = ("score", "setting", "difference", "95 % interval", "verdict", "computed from")
-    printed = new_table(f"differences from {reference}", *columns)
+        console.print(f"There is one setting, {reference}: nothing to compare it with.")
+        return reference
+    heads = ("score", "setting", "difference", "95 % interval", "verdict", "computed from")
+    printed = new_table(f"differences from {reference}", *heads)
     for d in found:
         printed.add_row(d.score, d.setting, f"{d.value:+.3f}", d.interval, d.verdict, d.method)
     console.print(printed)
@@ -120,17 +116,19 @@ def _print_differences(found: "list[Difference]", reference: str) -> None:
     text = f"{noise} of {len(found)} differences {'is' if noise == 1 else 'are'} noise: their intervals contain 0."
     if any(d.verdict == "unknown" for d in found):
         text += " For others no error is known: run more seeds."
-    return console.print(text)
+    console.print(text)
+    return reference
 
 
 def _write_page(
-    table: "pd.DataFrame", groups: "dict[str, pd.DataFrame]", columns: list[str], reference: str, by: list[str],
-    parameters: dict, messages: list[str], *, out: Path, images: int,
-) -> Path:  # fmt: skip
-    """Gather curves and pictures, and write the page."""
-    from semmae.comparison import experiments, page, pictures
+    table: "pd.DataFrame", columns: list[str], reference: str, by: list[str], parameters: dict, messages: list[str],
+    *, out: Path, images: int,
+) -> None:  # fmt: skip
+    """Gather curves and pictures, write the page and print its path."""
+    from semmae.comparison import experiments, page, pictures, tables
     from semmae.console.tracking import tracked
 
+    groups = tables.group_settings(table, by)
     styles = {setting: number % page.NUM_STYLES for number, setting in enumerate(groups)}
     runs = [(setting, rev) for setting, group in groups.items() for rev in group["rev"]]
     curves = [
@@ -154,4 +152,4 @@ def _write_page(
         "missing": missing,
         "params": page.parameter_rows(groups, experiments.changed_parameters(table, parameters)),
     }
-    return page.write(out, content)
+    console.print(f"page: {page.write(out, content)}")

@@ -127,7 +127,8 @@ def _unpaired_margin(
             return margin, f"unpaired, {n} and {m} runs, common variance"
     if sampling is None:
         return None, "one run each, no sampling error"
-    return sampling, f"{n} and {m} runs, sampling error of the validation images"
+    count = "one run each" if n + m == 2 else f"{n} and {m} runs"
+    return sampling, f"{count}, error of the validation images without that of seeds"
 
 
 def _paired(score: str, runs: pd.DataFrame, first: pd.DataFrame) -> pd.Series:

@@ -10,7 +10,9 @@ from semmae.project.summary import Row
 
 RAW = Path("data/raw")
 ESTIMATE = Path("data/estimate.json")  # predicted seconds by stage
-GITIGNORE = "/data/*\n/results/report/\n/results/compare/\n/results/*/predictions/\n/results/*/examples/\n__pycache__/\n"
+GITIGNORE = (
+    "/data/*\n/results/report/\n/results/compare/\n/results/*/predictions/\n/results/*/examples/\n__pycache__/\n"
+)
 DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage = false\n"
 NO_SCM = "    no_scm = true\n"
 README = """\

@@ -24,10 +24,10 @@ from semmae.core.model_files import CONFIG_DIGEST, load_model, save_model
 from semmae.core.paths import state_root
 from semmae.data.dataset import Reader
 from semmae.data.epoch_order import epoch_order
+from semmae.project.stage_code import WITHOUT_EFFECT
 from semmae.runs import fingerprint, handover
 from semmae.runs.history_files import write_history
 from semmae.runs.run import Run
-from tests.imports import WITHOUT_EFFECT
 from tests.project import ROOT
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

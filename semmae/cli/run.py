@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from semmae.cli.output import console
+from semmae.cli.scores import print_scores
 from semmae.core.config import read_yaml
 from semmae.project import stage_code
 
@@ -48,6 +49,7 @@ def run(
             raise typer.Exit(status)
     if stale:
         console.print(f"\nfinished in {(time.monotonic() - start) / 60:.1f} minutes")
+    print_scores(Path("results"))
     if REPORT.exists():
         console.print(f"report: {REPORT.absolute()}", soft_wrap=True)
 

@@ -17,8 +17,8 @@ from semmae.report.picture_grid import arrange_grid
 
 REGION_SIZE, NUM_REGIONS = 168, 12  # side of a region in pixels; regions per part
 PARTS_NOTE = (
-    "Each patch has the color of its part; the background is pale. Clusters of plain k-means and true labels are matched "
-    "with parts one to one, by overlap, and have the colors of these parts."
+    "Each patch has the color of its part; the background is pale. Clusters of plain k-means and true labels are "
+    "matched with parts one to one, by overlap, and have the colors of these parts."
 )
 REGIONS_NOTE = (
     "Each region is outlined, and its surroundings are gray. No two regions of a part are from the same image."

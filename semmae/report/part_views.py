@@ -23,9 +23,9 @@ from semmae.report.picture_grid import arrange_grid
 TITLES = ("image", "shifted", "flipped", "zoomed")
 SHIFT, ZOOM = 1.5, 1.25  # patches to the right; factor
 NOTE = (
-    f"Each picture has its own part map. It is shifted by {SHIFT} patches, flipped, or zoomed by {ZOOM}. The percentages "
-    "are the shares of patches that keep their part, among the patches that are inside both pictures and not background "
-    "in the first one."
+    f"Each picture has its own part map. It is shifted by {SHIFT} patches, flipped, or zoomed by {ZOOM}. The "
+    "percentages are the shares of patches that keep their part, among the patches that are inside both pictures and "
+    "not background in the first one."
 )
 
 

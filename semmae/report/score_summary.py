@@ -37,8 +37,9 @@ class Verdict(NamedTuple):
 def summarize(results: Path) -> list[Verdict]:
     """Compare all scores in a folder of results with their baselines, as the stages have written them.
 
-    An encoder must beat thumbnails and the untrained encoder. Parts must beat k-means and one mask for all images. The teacher is listed, but has no influence on the grade. The attentive probe scores no thumbnails,
-    so it is compared with those of the linear probe on the same dataset.
+    An encoder must beat thumbnails and the untrained encoder. Parts must beat k-means and one mask for all images. The
+    teacher is listed, but has no influence on the grade. The attentive probe scores no thumbnails, so it is compared
+    with those of the linear probe on the same dataset.
     """
     return [*_classifiers(results), *_segmentations(results), *_part_maps(results)]
 

@@ -5,7 +5,7 @@ parts turns the cosines of a patch into its shares of the parts. Training (`semm
 information of the labels about the patches of an image (`image_information`).
 
 Two kinds of keys exist, because teachers differ (`content_keys`, `position_keys`). For `keys: auto`, the learner takes
-content if the tokens show the objects by themselves (`foreground_evidence`), and position otherwise.
+content if the tokens show the objects by themselves (`foreground_evidence` and `otsu_separation`), and position otherwise.
 """
 
 from typing import Any
@@ -25,7 +25,8 @@ from semmae.parts.position_keys import PositionKeys
 from semmae.parts.spherical_kmeans import MAX_PATCHES, spherical_kmeans, subsample
 
 SHARPNESS = 3.0  # of shares in part maps; otherwise, patches between two parts would count as background
-MIN_EVIDENCE = 0.25  # of a foreground in the tokens, for keys by content; docs/results/part_learning.md has the values
+# for keys by content, of the foreground that the tokens show; docs/results/part_learning.md has measured values
+MIN_EVIDENCE, MIN_SEPARATION = 0.25, 0.78  # `foreground_evidence` and `otsu_separation`
 
 
 class PartLearner(PartMethod):
@@ -70,17 +71,19 @@ class PartLearner(PartMethod):
         """Fit keys, foreground and temperature to a sample of images, and start the queries by k-means of the keys.
 
         Returns:
-            `evidence`, the `foreground_evidence` of the tokens; `content`, 1 for keys by content and 0 for keys by
-            position; `foreground`, the share of patches that are foreground.
+            `evidence` and `separation`, the `foreground_evidence` and `otsu_separation` of the tokens; `content`, 1 for
+            keys by content and 0 for keys by position; `foreground`, the share of patches that are foreground.
 
         Raises:
             ValueError: There is no foreground, or it has fewer patches than there are parts.
         """
         content = self._create_content_keys()
         content.fit(patch)
-        evidence = foreground_evidence(content.foreground_score(patch), self.grid)
+        scores = content.foreground_score(patch)
+        evidence, separation = foreground_evidence(scores, self.grid), otsu_separation(scores)
         if self.config["keys"] == "auto":
-            self.config["keys"] = "content" if evidence >= MIN_EVIDENCE else "position"
+            shows_objects = evidence >= MIN_EVIDENCE and separation >= MIN_SEPARATION
+            self.config["keys"] = "content" if shows_objects else "position"
         if self.config["keys"] == "content":
             self._set_keys(content)
         else:
@@ -98,7 +101,8 @@ class PartLearner(PartMethod):
         self.queries.data.copy_(centroids)
         self.temperature.fill_(temperature_of_entropy(inside @ centroids.T, self.config["initial_entropy"]))
         by_content = float(self.config["keys"] == "content")
-        return {"evidence": evidence, "content": by_content, "foreground": float((share > 0.5).float().mean())}
+        foreground = float((share > 0.5).float().mean())
+        return {"evidence": evidence, "separation": separation, "content": by_content, "foreground": foreground}
 
     @torch.no_grad()
     def compute_keys(self, patch: Float[Tensor, "s n d"]) -> tuple[Float[Tensor, "s n e"], Float[Tensor, "s n"]]:

@@ -84,6 +84,7 @@ def changes(settings: Settings, num_train: int, *, labels: bool) -> dict[str, An
         "parts.num_parts": settings.num_parts,
         "parts.img_size": settings.parts_img_size,
         "parts.num_images": settings.num_images,
+        "parts.learned.keys": "content" if settings.published else "position",
         "parts.learned.foreground.center_prior": 1.0,
         "parts.learned.foreground.threshold_classes": 2,
         "part_scores.protocol.num_images": min(600, num_train),

@@ -5,7 +5,8 @@ parts turns the cosines of a patch into its shares of the parts. Training (`semm
 information of the labels about the patches of an image (`image_information`).
 
 Two kinds of keys exist, because teachers differ (`content_keys`, `position_keys`). For `keys: auto`, the learner takes
-content if the tokens show the objects by themselves (`foreground_evidence` and `otsu_separation`), and position otherwise.
+content if the tokens show the objects by themselves (`foreground_evidence` and `otsu_separation`), and position
+otherwise.
 """
 
 from typing import Any

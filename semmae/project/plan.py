@@ -123,7 +123,7 @@ def measure(request: Request, settings: Settings, *, step: float, startup: float
 def part_config(settings: Settings, teacher: Teacher) -> dict[str, Any]:
     """Return the config of a part learner for measuring; few parts, because its sample of images is small."""
     foreground = {
-        "clusterings": 16, "clusters": 24, "center_prior": 1.0, "diffusion_steps": 10, "threshold_classes": 2
+        "clusterings": 8, "clusters": 24, "center_prior": 1.0, "diffusion_steps": 10, "threshold_classes": 2
     }  # fmt: skip
     return {
         "num_parts": 4, "background": True, "img_size": settings.parts_img_size, "embed_dim": teacher.embed_dim,
@@ -168,7 +168,7 @@ def predict_costs(request: Request, settings: Settings, speeds: measured.Speeds)
         "pretrain": settings.epochs * per_epoch * speeds.step + 3 * online,
         "knn": encode_all + 1,
         "linear": encode_all + 20 + 60 * num_train * 2e-4,
-        "attentive": 10 + ATTENTIVE_STEPS * settings.batch_size * 1.3 * speeds.encode,
+        "attentive": 10 + 3 * ATTENTIVE_STEPS * settings.batch_size * 1.3 * speeds.encode,
         "part_scores": (num_train + num_val) * speeds.map_image + 60,
         "segment": 2 * encode_all + 30,
         "report": 40,

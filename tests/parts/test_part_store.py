@@ -10,7 +10,7 @@ from PIL import Image
 
 from semmae.core.paths import state_root
 from semmae.parts import part_maps, part_store
-from tests.imports import closure
+from semmae.project.stage_code import closure
 from tests.parts.example_maps import MADE_BY, dataset, fill, write
 
 

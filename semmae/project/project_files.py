@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 from semmae.core.atomic_files import atomic_write, write_json
+from semmae.core.renamed_keys import EVALUATIONS
 from semmae.project.params_file import REPOSITORY_FILE
 from semmae.project.pipeline_file import project_pipeline
 from semmae.project.summary import Row
@@ -49,6 +50,9 @@ def write_project(
     check_folder(folder)
     (folder / RAW).mkdir(parents=True, exist_ok=True)
     (folder / ".dvc").mkdir(exist_ok=True)
+    for stage in EVALUATIONS:  # the report depends on the folder of each evaluation, also of one without a dataset
+        (folder / "results" / stage).mkdir(parents=True, exist_ok=True)
+        (folder / "results" / stage / ".gitkeep").touch()
     title = folder.absolute().name
     body = "".join(f"\n## {name}\n\n{markdown_table(rows)}" for name, rows in tables.items())
     files = {
@@ -138,7 +142,7 @@ def start_git(folder: Path) -> bool:
 def commit(folder: Path) -> bool:
     """Commit the files of a new project; return False if Git lacks a name or an email address for commits."""
     names = ["params.yaml", "dvc.yaml", ".gitignore", "README.md", ".dvc/config", ".dvc/.gitignore", ".dvcignore"]
-    add = subprocess.run(["git", "-C", str(folder), "add", *names], capture_output=True)
+    add = subprocess.run(["git", "-C", str(folder), "add", *names, "results"], capture_output=True)
     message = "Start a semmae project"
     result = subprocess.run(["git", "-C", str(folder), "commit", "--quiet", "-m", message], capture_output=True)
     return add.returncode == 0 and result.returncode == 0

@@ -67,8 +67,9 @@ def _part_maps(results: Path) -> Iterator[Verdict]:
     for path in sorted((results / "part_scores").glob("*.json")):
         measured: Scores = scores.read_groups(path)["patch"]
         for metric, name in (("fg_iou", "foreground IoU"), ("nmi_fg", "NMI in the foreground")):
-            title = f"parts, {path.stem}: {name}"
-            yield _verdict(title, measured.encoder, measured.baselines, PART_BASELINES, metric=metric)
+            if metric in measured.encoder:  # masks of the foreground alone give no NMI
+                title = f"parts, {path.stem}: {name}"
+                yield _verdict(title, measured.encoder, measured.baselines, PART_BASELINES, metric=metric)
 
 
 def _verdict(

@@ -237,6 +237,9 @@ def test_a_project_is_complete_and_is_not_overwritten(tmp_path: Path):
     assert result.exit_code == 0, result.output
     names = {"params.yaml", "dvc.yaml", ".gitignore", "README.md", ".dvcignore"}
     assert names <= {path.name for path in (tmp_path / "new").iterdir()}
+    report = YAML().load(tmp_path / "new/dvc.yaml")["stages"]["report"]
+    folders = {path for path in report["deps"] if path.startswith("results/") and not Path(path).suffix}
+    assert {path for path in folders if (tmp_path / "new" / path).is_dir()} == folders != set()
     again = CliRunner().invoke(app, ["init", str(tmp_path / "new"), "--demo"])
     assert "has params.yaml and dvc.yaml already" in str(again.exception)
     neither = CliRunner().invoke(app, ["init", str(tmp_path / "other")])

@@ -71,3 +71,10 @@ def test_parts_and_segmentation_are_compared_without_errors(tmp_path):
     segmentation, foreground, inside = summarize(tmp_path)
     assert segmentation.words == "not above the untrained encoder (0.400); above the most frequent class (0.100)"
     assert (segmentation.grade, foreground.grade, inside.grade) == ("mixed", "good", "poor")
+
+
+def test_masks_of_the_foreground_alone_have_no_verdict_on_parts_inside(tmp_path):
+    scores.write(
+        tmp_path / "part_scores/main.json", {"patch": Scores({"fg_iou": 0.8}, {"center_mask": {"fg_iou": 0.4}})}
+    )
+    assert only(tmp_path).score == "parts, main: foreground IoU"

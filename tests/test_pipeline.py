@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.repo import Repo
 
 from semmae.core.config import INHERITED, load_config, read_yaml
 from semmae.project.stage_code import ROOT
@@ -37,6 +38,11 @@ def report_page(folder: Path) -> HtmlPage:
 
 
 # The pipeline runs
+
+
+def test_dvc_finds_one_pipeline():
+    with Repo(str(ROOT)) as repo:
+        assert {stage.path_in_repo for stage in repo.index.stages} == {"dvc.yaml"}
 
 
 def test_everything_runs_without_a_git_identity_and_a_second_time_nothing(finished: Project):

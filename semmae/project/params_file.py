@@ -12,7 +12,7 @@ from semmae.project.image_survey import ImageSurvey
 from semmae.project.mask_survey import MaskSurvey
 from semmae.project.settings import Settings, count_train
 
-REPOSITORY_FILE = Path(__file__).with_name("params.yaml")
+REPOSITORY_FILE = Path(__file__).with_name("parameters.yaml")  # a link
 HEADER = """\
 # All parameters, chosen by `semmae init` for {path} (README.md tells why).
 """

@@ -13,7 +13,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from semmae.project.stage_code import OUT
 
-REPOSITORY_FILE = Path(__file__).with_name("dvc.yaml")
+REPOSITORY_FILE = Path(__file__).with_name("pipeline.yaml")  # a link; DVC would run a file with the name dvc.yaml
 HEADER = """\
 # The stages with their inputs and outputs. Their parameters are in params.yaml. `semmae run` runs them, as does
 # `dvc repro`. Written by `semmae init`.

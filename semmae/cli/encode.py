@@ -1,9 +1,11 @@
 """`semmae encode`: write the features of many images to a Parquet file."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from semmae.cli.compute_options import BatchSize, DeviceName, PrecisionName, Workers
 
 SHARDS = Path("data/shards")
 
@@ -12,12 +14,10 @@ def encode(
     images: Annotated[str, typer.Argument(help="A dataset under data/shards, or a folder of images.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     encoder: Annotated[Path, typer.Option(help="A folder with an encoder or a teacher.")] = Path("data/pretrain"),
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="The device; auto selects a GPU if there is one.")
-    ] = "auto",
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The precision of the forward pass.")] = "fp32",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images; 0: no extra process.")] = 2,
+    batch_size: BatchSize = 64,
+    device: DeviceName = "auto",
+    precision: PrecisionName = "fp32",
+    workers: Workers = 2,
 ) -> None:
     """Write the class token and the mean patch token of every image to a Parquet file."""
     from semmae.core import distributed

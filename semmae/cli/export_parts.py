@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from semmae.cli.compute_options import BatchSize, DeviceName, PrecisionName, Workers
+
 SHARDS = Path("data/shards")
 
 
@@ -21,12 +23,10 @@ def export_parts(
         int | None, typer.Option(min=0, help="The number of overlays to draw; default: one for each image.")
     ] = None,
     colors: Annotated[str, typer.Option(help="The palette of the parts: okabe_ito or tol_bright.")] = "okabe_ito",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="The device; auto selects a GPU if there is one.")
-    ] = "auto",
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The precision of the forward pass.")] = "fp32",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images; 0: no extra process.")] = 2,
+    batch_size: BatchSize = 64,
+    device: DeviceName = "auto",
+    precision: PrecisionName = "fp32",
+    workers: Workers = 2,
 ) -> None:
     """Write the part maps of any images as label images, arrays or annotations, with overlays, a legend and sizes."""
     from semmae.exchange.encode import EncodeOptions, open_images

@@ -57,12 +57,12 @@ def score_charts(
 
 
 def _score_chart(runs: pd.DataFrame, groups: Mapping[str, pd.DataFrame], score: str) -> dict[str, Any]:
-    summaries = []  # label, style, values, error
-    for style, (label, group) in enumerate(groups.items()):
+    summaries: list[tuple[str, int | None, list[float], float | None]] = []  # label, style, values, error
+    for index, (label, group) in enumerate(groups.items()):
         values = group[score].dropna()
         if len(values):
             error = float(values.std()) if len(values) > 1 else differences.sampling_error(group, score)
-            summaries.append((label, style % NUM_STYLES, values.tolist(), error))
+            summaries.append((label, index % NUM_STYLES, values.tolist(), error))
     for column in runs:
         parsed = score_columns.parse_column(column)
         if parsed and parsed.section == "baselines" and parsed.encoder_column == score and runs[column].notna().any():

@@ -17,10 +17,10 @@ BASELINES = {"untrained": "an untrained encoder", "thumbnail": "thumbnails"}  # 
 Verdict = Literal["above", "within noise of", "below"]
 
 
-def compare(encoder: Metrics, baseline: Metrics) -> Verdict:
-    """Compare the top-1 accuracies of an encoder and a baseline."""
-    difference = encoder["top1"] - baseline["top1"]
-    if abs(difference) <= NOISE * math.hypot(encoder["top1_se"], baseline["top1_se"]):
+def compare(encoder: Metrics, baseline: Metrics, metric: str = "top1") -> Verdict:
+    """Compare a metric, which has a standard error, of an encoder and a baseline."""
+    difference = encoder[metric] - baseline[metric]
+    if abs(difference) <= NOISE * math.hypot(encoder[f"{metric}_se"], baseline[f"{metric}_se"]):
         return "within noise of"
     return "above" if difference > 0 else "below"
 

@@ -1,11 +1,11 @@
 """Say in words how the scores of a run compare with those of its baselines: what is good, and what is not."""
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from semmae.evaluation import scores
+from semmae.evaluation.score_comparison import compare, join_names
 from semmae.evaluation.scores import Metrics, Scores
 
 CLASSIFIERS = {"knn": "kNN", "linear": "linear probe", "attentive": "attentive probe", "finetune": "fine-tuning"}
@@ -15,7 +15,11 @@ PART_BASELINES = {
     "color_kmeans": "k-means of colors",
     "center_mask": "one mask for all images",
 }
-CLEAR = 3.0  # a difference is clear from this number of its standard errors
+RELATIONS = {
+    "above": "above {} by more than three standard errors",
+    "within noise of": "no clear difference to {}",
+    "below": "below {} by more than three standard errors",
+}
 
 
 class Verdict(NamedTuple):
@@ -81,27 +85,20 @@ def _verdict(
     beaten = []
     for key, name in names.items():
         if metric in (other := baselines.get(key, {})):
-            relation = _relation(value - other[metric], error, other.get(f"{metric}_se"))
+            relation = _relation(encoder, other, metric)
             groups.setdefault(relation, []).append(f"{name} ({other[metric]:.3f})")
             beaten += [relation.startswith("above")] if key != "teacher" else []
     grade = "not compared" if not beaten else "good" if all(beaten) else "mixed" if any(beaten) else "poor"
     text = f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
-    sentences = [relation.format(_enumerate(compared)) for relation, compared in groups.items()]
+    sentences = [relation.format(join_names(compared)) for relation, compared in groups.items()]
     return Verdict(title, text, grade, "; ".join(sentences) or "no baseline was scored")
 
 
-def _relation(difference: float, error: float | None, other_error: float | None) -> str:
+def _relation(encoder: Metrics, baseline: Metrics, metric: str) -> str:
     """Return a phrase with a gap for the names of the baselines.
 
     Without both standard errors, only the sign of the difference is known.
     """
-    if error is None or other_error is None:
-        return "above {}" if difference > 0 else "not above {}"
-    if abs(difference) <= CLEAR * math.hypot(error, other_error):
-        return "no clear difference to {}"
-    return ("above" if difference > 0 else "below") + " {} by more than three standard errors"
-
-
-def _enumerate(names: list[str]) -> str:
-    """Join names as "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    if f"{metric}_se" in encoder and f"{metric}_se" in baseline:
+        return RELATIONS[compare(encoder, baseline, metric)]
+    return "above {}" if encoder[metric] > baseline[metric] else "not above {}"

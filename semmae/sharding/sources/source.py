@@ -8,6 +8,7 @@ A source that reads files can inherit from `FileSource`. It then implements only
 necessary, `read`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,7 @@ class Source(Protocol):
         ...
 
 
-class FileSource:
+class FileSource(ABC):
     """Base class of a `Source` that reads files. It implements splits, refusals, digests and paths."""
 
     # the next three are fields of the subclass
@@ -104,9 +105,9 @@ class FileSource:
     indexed_in_place = False
     thread_safe = True
 
+    @abstractmethod
     def scan(self) -> Iterable[SourceItem]:
         """List the inputs in any order, with the splits that the source itself has."""
-        raise NotImplementedError
 
     @property
     def location(self) -> str:

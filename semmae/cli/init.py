@@ -88,9 +88,12 @@ def write(folder: Path, params: str, tables: dict, costs: dict[str, float], *, s
     from semmae.project import project_files
 
     folder.mkdir(parents=True, exist_ok=True)
-    has_git = project_files.start_git(folder)
+    is_in_repository = project_files.is_in_git(folder)
+    is_new_repository = not is_in_repository and project_files.start_git(folder)
     project_files.write_project(folder, params, tables, costs, source=source)
-    if not has_git:
+    if is_in_repository:
+        console.print("the folder is in a Git repository: commit the project before experiments (dvc exp)")
+    elif not is_new_repository:
         console.print("Git is not installed: the pipeline works, but experiments (dvc exp) need Git")
     elif not project_files.commit(folder):
         console.print("nothing is committed yet: set user.name and user.email in Git, then commit, for experiments")

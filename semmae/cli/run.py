@@ -26,6 +26,8 @@ def run(
     """Run the stages that are out of date, in the project of the working directory."""
     if not Path("dvc.yaml").exists():
         raise ValueError(f"{Path.cwd()} has no dvc.yaml; run the command in a project, which `semmae init` makes")
+    if use_flow and targets:
+        raise ValueError("--flow runs all stages; remove the names of stages, or --flow")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if stage_code.OUT.name in read_yaml(Path("dvc.yaml"))["stages"]:
         stage_code.write_digests(stage_code.OUT)  # so that DVC sees at once what a new version has changed
@@ -39,8 +41,6 @@ def run(
     if use_flow:
         from semmae.cli.flow import flow
 
-        if targets:
-            raise ValueError("--flow runs all stages; remove the names of stages, or --flow")
         flow(jobs=2, timeout=None)
     elif stale:
         status = call_dvc("repro", *(targets or []))

@@ -92,7 +92,8 @@ def survey_images(path: Path, *, mask_folder: str | None = None) -> ImageSurvey:
         mask_folder: The folder of masks in the tree; None if there is none, or it is `masks`.
 
     Raises:
-        ValueError: There is no such folder or tar, it has too few images, or none of the sample can be decoded.
+        ValueError: There is no such folder or tar, it has too few images or none in train, or none of the
+            sample can be decoded.
     """
     kind = _kind(path)
     tree = Tree(kind=kind, path=str(path), splits=None, val_fraction=None, labels=False, masks=None)
@@ -104,6 +105,12 @@ def survey_images(path: Path, *, mask_folder: str | None = None) -> ImageSurvey:
             f"{path} has {len(images)} images; expected at least {MIN_IMAGES}. Images have the extensions jpg, jpeg, "
             "png, webp, gif, bmp, tif or tiff. Choose another folder with --images"
         )
+    splits = dict(Counter(item.split for item in images))
+    if "train" not in splits:
+        raise ValueError(
+            f"{path} has images in {' and '.join(splits)}, but none in the split train; expected a folder train, or no "
+            "folders of splits"
+        )
     refused = [(item.path, item.refused) for item in items if item.refused]
     readable = [item for item in images if not item.refused]
     sample = decode_sample(readable)
@@ -114,7 +121,7 @@ def survey_images(path: Path, *, mask_folder: str | None = None) -> ImageSurvey:
     duplicates, compared_all = count_duplicates(readable)
     return ImageSurvey(
         path=path, kind=kind,
-        splits={split: count for split, count in Counter(item.split for item in images).items()},
+        splits=splits,
         formats=Counter(PurePosixPath(item.path).suffix.lower().removeprefix(".") for item in images),
         num_bytes=sum(item.image.size for item in readable if item.image),
         classes=Counter(file.label for file in labeled if file.label is not None),

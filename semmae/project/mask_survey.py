@@ -52,11 +52,15 @@ def survey_masks(
         names: The names of the values; None: numbered.
 
     Raises:
-        ValueError: No image has a mask, none of the masks can be decoded, or `names` are too few.
+        ValueError: No image, or none of a split, has a mask, none of the masks can be decoded, or `names` are too few.
     """
     masks = FolderMasks(kind="parts", names=["background", "part"], folder=folder)
     tree = Tree(kind=kind, path=str(path), splits=None, val_fraction=None, labels=False, masks=masks)  # type: ignore[arg-type]
-    items = [item for item in tree.list_items(seed=0) if item.mask is not None]
+    images = tree.list_items(seed=0)
+    items = [item for item in images if item.mask is not None]
+    for split in ("train", "val"):  # scores need masks in both
+        if split in {item.split for item in images} - {item.split for item in items}:
+            raise ValueError(f"no image in the split {split} has a mask in {folder}; add masks, or remove --masks")
     values: Counter[int] = Counter()
     border: Counter[int] = Counter()
     broken: list[tuple[str, str]] = []

@@ -93,7 +93,7 @@ def initial_settings(request: Request, machine: Machine, tier: Tier) -> Settings
         parts_img_size=choices.parts_side(published, img_size, patch_size, survey),
         num_parts=len(masks.names) - 1 if masks and masks.kind == "parts" else NUM_PARTS,
         num_images=min(FITTED_IMAGES, num_train), val_fraction=val_fraction,
-        max_rejects=choices.choose_max_rejects(survey, masks),
+        max_rejects=choices.choose_max_rejects(survey, masks, labels=request.labels),
         evaluations=choices.choose_evaluations(survey, masks, labels=request.labels),
         workers=choices.choose_workers(machine),
     )  # fmt: skip

@@ -130,9 +130,7 @@ def is_in_git(folder: Path) -> bool:
 
 
 def start_git(folder: Path) -> bool:
-    """Make a folder a Git repository if Git is installed; return whether it is in a repository then."""
-    if is_in_git(folder):
-        return True
+    """Make a folder a Git repository; return False if Git is not installed."""
     try:
         return subprocess.run(["git", "init", "--quiet", str(folder)], capture_output=True).returncode == 0
     except OSError:

@@ -55,9 +55,9 @@ CPU_TIERS = (  # from the best to the fastest
     Tier(96, 128, 4, 4, SMALL_DECODER, 64, 8e-3),
     Tier(64, 128, 4, 4, SMALL_DECODER, 64, 8e-3),
 )
-GPU_TIERS = (
-    Tier(224, 768, 12, 12, LARGE_DECODER, 256, 1.5e-4 * 4),
-    Tier(224, 384, 12, 6, LARGE_DECODER, 256, 1.5e-4 * 4),
+GPU_TIERS = (  # the learning rate of large networks is that of MAE
+    Tier(224, 768, 12, 12, LARGE_DECODER, 256, 1.5e-4),
+    Tier(224, 384, 12, 6, LARGE_DECODER, 256, 1.5e-4),
     Tier(96, 192, 6, 6, SMALL_DECODER, 256, 2e-3),
 )
 
@@ -147,11 +147,13 @@ def choose_batch_size(tier: Tier, num_train: int) -> int:
     return min(tier.batch_size, 2 ** int(math.log2(max(num_train / 4, 1))))
 
 
-def choose_max_rejects(survey: ImageSurvey, masks: MaskSurvey | None) -> float:
-    """Return the share of unreadable inputs to allow: the share of the sample, and a margin for its chance."""
+def choose_max_rejects(survey: ImageSurvey, masks: MaskSurvey | None, *, labels: bool) -> float:
+    """Return the share of inputs that may be rejected: the share of the sample, and a margin for its chance."""
     decoded = len(survey.sample.sizes) + len(survey.sample.broken)
     inputs = survey.num_images + survey.others
     broken = len(survey.sample.broken) / decoded + (survey.others + len(survey.refused)) / inputs
+    if labels:
+        broken += survey.unclassed / inputs
     if masks is not None:
         broken += len(masks.broken) / (masks.decoded + len(masks.broken))
     margin = 3 * math.sqrt(broken * (1 - min(broken, 1)) / decoded)

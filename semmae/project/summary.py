@@ -1,7 +1,6 @@
 """What `semmae init` tells: what it found, what it chose and why, and what the run will cost."""
 
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 from semmae.project.image_survey import ImageSurvey
@@ -54,7 +53,7 @@ def describe_images(survey: ImageSurvey, masks: MaskSurvey | None, *, labels: bo
 def describe_choices(plan: Plan, request: Request) -> list[Row]:
     """Describe the settings and their reasons."""
     settings, survey = plan.settings, request.survey
-    shape, published = settings.shape.vit, settings.published
+    shape = settings.shape.vit
     per_epoch = steps_per_epoch(request, settings)
     rows = [
         Row(
@@ -70,14 +69,12 @@ def describe_choices(plan: Plan, request: Request) -> list[Row]:
     ]  # fmt: skip
     if settings.val_fraction is not None:
         rows.append(Row("val", f"{settings.val_fraction:.0%} of train", "the images have no split val"))
-    if published is None:
-        return rows
-    return [row for row in rows if row.subject != "batch" or per_epoch]
+    return rows
 
 
 def describe_cost(plan: Plan, machine: Machine, request: Request) -> list[Row]:
     """Describe time, memory and disk."""
-    reason = f"measured here in a few steps; asked for at most {format_time(request.budget)}"
+    reason = f"measured here in a few steps; the budget is {format_time(request.budget)}"
     return [
         Row("time", format_time(plan.seconds), reason),
         Row("disk", f"{2 * plan.disk / 1e6:,.0f} MB", "shards and part maps, and their copies in DVC's cache"),
@@ -141,4 +138,4 @@ def _join(counts: Counter[str]) -> str:
 
 
 def _example(problems: list[tuple[str, str]]) -> str:
-    return f"e.g. {Path(problems[0][0])}: {problems[0][1]}" if problems else ""
+    return f"e.g. {': '.join(problems[0])}" if problems else ""

@@ -1,6 +1,7 @@
 """`semmae init` describes images truly, writes parameters that all stages accept, and refuses what it cannot use."""
 
 import importlib
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -95,8 +96,9 @@ def test_a_survey_counts_what_is_in_a_folder(tmp_path: Path):
         (lambda path: path.mkdir(), "has 0 images; expected at least 30"),
         (lambda path: write_images(path, 29), "has 29 images; expected at least 30"),
         (lambda path: write_broken(path), "none of 40 images"),
+        (lambda path: write_images(path / "val", 40), "none in the split train"),
     ],
-    ids=["missing", "a file", "empty", "few", "broken"],
+    ids=["missing", "a file", "empty", "few", "broken", "no train"],
 )
 def test_what_is_not_enough_is_refused_in_a_sentence(tmp_path: Path, prepare, message: str):
     prepare(tmp_path / "images")
@@ -130,6 +132,15 @@ def test_the_kind_of_masks_follows_from_their_values(tmp_path: Path, values: int
     assert len(found.names) == values + 1
     with pytest.raises(ValueError, match=f"expected {values + 1} names or more"):
         mask_survey.survey_masks(tmp_path, "folder", "masks", names=["one"])
+
+
+def test_masks_of_one_split_alone_are_refused(tmp_path: Path):
+    write_images(tmp_path / "train", 3)
+    write_images(tmp_path / "val", 3)
+    (tmp_path / "masks/train").mkdir(parents=True)
+    (tmp_path / "masks/train/0.png").write_bytes(encode_png(np.eye(40, 56, dtype=np.uint8)))
+    with pytest.raises(ValueError, match="no image in the split val has a mask"):
+        mask_survey.survey_masks(tmp_path, "folder", "masks")
 
 
 def test_masks_elsewhere_are_linked_into_the_project(tmp_path: Path):
@@ -189,10 +200,13 @@ def test_a_small_image_is_not_enlarged():
 
 def test_broken_files_raise_the_share_that_may_be_rejected():
     survey = survey_stub(1000)
-    assert settings.choose_max_rejects(survey, None) == 0.01
-    assert settings.choose_max_rejects(replace(survey, others=1000), None) == pytest.approx(0.99)
+    assert settings.choose_max_rejects(survey, None, labels=True) == 0.01
+    assert settings.choose_max_rejects(replace(survey, others=1000), None, labels=False) == pytest.approx(0.99)
+    unsorted = replace(survey, unclassed=100)
+    assert settings.choose_max_rejects(unsorted, None, labels=False) < 0.1
+    assert settings.choose_max_rejects(unsorted, None, labels=True) > 0.1
     broken = replace(survey, sample=replace(survey.sample, broken=[("a.jpg", "not an image")] * 10))
-    assert 0.5 < settings.choose_max_rejects(broken, None) < 1
+    assert 0.5 < settings.choose_max_rejects(broken, None, labels=False) < 1
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("1.5h", 5400), ("2d", 172_800)])
@@ -244,6 +258,17 @@ def test_a_project_is_complete_and_is_not_overwritten(tmp_path: Path):
     assert "has params.yaml and dvc.yaml already" in str(again.exception)
     neither = CliRunner().invoke(app, ["init", str(tmp_path / "other")])
     assert "--images PATH" in str(neither.exception)
+
+
+def test_nothing_is_committed_in_a_repository_of_the_user(tmp_path: Path):
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "new"), "--demo"])
+    assert "commit the project before experiments" in result.output
+    status = subprocess.run(
+        ["git", "-C", tmp_path, "status", "--porcelain"], capture_output=True, text=True, check=True
+    )
+    assert status.stdout == "?? new/\n"
+    assert not (tmp_path / "new/.git").exists()
 
 
 def test_the_stages_of_a_project_depend_on_the_digest_of_their_code_alone():
